@@ -1,0 +1,1 @@
+"""MiniCPM 1.0 on Apple silicon, with MLX."""
