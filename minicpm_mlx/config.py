@@ -1,0 +1,360 @@
+"""A model's shape and constants, read from config.json.
+
+Absent keys take the defaults of the reference implementation (OpenBMB's configuration_minicpm.py,
+transformers' LlamaConfig): the published 2B config states neither `model_type`, `rope_theta` nor
+`tie_word_embeddings`, and a port that guesses differs from the first token on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+ROPE_KINDS = ("linear", "dynamic", "longrope")
+ACTIVATIONS = ("silu", "fatrelu")
+FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies stretch beyond the trained context."""
+
+    kind: str
+    """"linear", "dynamic" (NTK) or "longrope"."""
+    factor: float = 1.0
+    """linear: positions are divided by it; dynamic: how far the base grows."""
+    short_factor: tuple[float, ...] = ()
+    """longrope: one divisor a frequency while the text is short (head_dim / 2 of them)."""
+    long_factor: tuple[float, ...] = ()
+    """longrope: the same once the text is long."""
+    original_max_position_embeddings: int = 0
+    """longrope: the length up to which the text counts as short."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(
+                f"config.json: unknown rope_scaling type {self.kind!r}; "
+                f"this library knows {', '.join(ROPE_KINDS)}"
+            )
+        if self.factor <= 0:
+            raise ConfigError(
+                f"config.json: rope_scaling.factor must be above 0, got {self.factor}"
+            )
+        if self.kind == "longrope" and self.original_max_position_embeddings < 2:
+            raise ConfigError(
+                "config.json: longrope needs original_max_position_embeddings of 2 or more, "
+                f"got {self.original_max_position_embeddings}"
+            )
+        if any(f <= 0 for f in self.short_factor + self.long_factor):
+            raise ConfigError("config.json: longrope factors must all be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the matrices of an MLX checkpoint are packed."""
+
+    group_size: int
+    """Weights that share one scale."""
+    bits: int
+    """Bits a weight."""
+    mode: str = "affine"
+    """"affine" (scale and bias) or one of MLX's float formats."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if self.mode not in MODES:
+            raise ConfigError(
+                f"config.json: unknown quantization mode {self.mode!r}; "
+                f"this library knows {', '.join(MODES)}"
+            )
+        if self.bits not in (2, 3, 4, 5, 6, 8) or self.group_size not in (16, 32, 64, 128):
+            raise ConfigError(
+                "config.json: quantization must have 2-6 or 8 bits in groups of 16, 32, 64 or 128, "
+                f"got {self.bits} bits in groups of {self.group_size}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape and constants of one model; a plain Llama is the case in which all scales are 1."""
+
+    hidden_size: int
+    """Width of the residual stream."""
+    num_hidden_layers: int
+    """Number of blocks."""
+    intermediate_size: int
+    """Width of the feed-forward layer (of one expert, in a mixture)."""
+    num_attention_heads: int
+    """Query heads."""
+    num_key_value_heads: int
+    """Key and value heads; fewer than query heads means grouped-query attention."""
+    head_dim: int
+    """Width of one head; even, since rotation works on pairs."""
+    vocab_size: int
+    """Rows of the embedding."""
+    max_position_embeddings: int = 2048
+    """Context in tokens."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in each norm."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """None: plain rotation."""
+    tie_word_embeddings: bool = True
+    """Whether the head is the embedding, transposed."""
+    attention_bias: bool = False
+    """Whether q, k, v and o have a bias."""
+    hidden_act: str = "silu"
+    """"silu", or "fatrelu" (S-1B): values at or below a threshold become 0."""
+    hidden_act_param: float = 0.0
+    """fatrelu's threshold."""
+    num_experts: int = 0
+    """Experts a layer; 0: one ordinary feed-forward layer."""
+    num_experts_per_tok: int = 2
+    """Experts that see a token."""
+    scale_emb: float = 1.0
+    """muP: the embedding is multiplied by it."""
+    scale_depth: float | None = None
+    """muP: see residual_scale; None: branches are not scaled."""
+    dim_model_base: int | None = None
+    """muP: see logit_divisor; None: logits are not scaled."""
+    bos_token_id: int | None = 1
+    """Begins every text."""
+    eos_token_ids: tuple[int, ...] = (2,)
+    """Each ends a reply."""
+    quantization: Quantization | None = None
+    """How packed matrices are packed where layer_quantization does not say."""
+    layer_quantization: tuple[tuple[str, Quantization], ...] = ()
+    """Layers packed otherwise: (module path, how)."""
+
+    @property
+    def residual_scale(self) -> float:
+        """Multiplier of each residual branch."""
+        if self.scale_depth is None:
+            return 1.0
+        return self.scale_depth / math.sqrt(self.num_hidden_layers)
+
+    @property
+    def logit_divisor(self) -> float:
+        """The last hidden state is divided by it before the head."""
+        return 1.0 if self.dim_model_base is None else self.hidden_size / self.dim_model_base
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "rope_theta",
+            "scale_emb",
+            "scale_depth",
+            "dim_model_base",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"config.json: {name} must be above 0, got {value}")
+        if self.head_dim % 2:
+            raise ConfigError(f"config.json: head_dim must be even, got {self.head_dim}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"config.json: num_attention_heads ({self.num_attention_heads}) must be a multiple "
+                f"of num_key_value_heads ({self.num_key_value_heads})"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ConfigError(
+                f"config.json: unknown hidden_act {self.hidden_act!r}; "
+                f"this library knows {', '.join(ACTIVATIONS)}"
+            )
+        if self.num_experts < 0 or not 1 <= self.num_experts_per_tok <= max(self.num_experts, 2):
+            raise ConfigError(
+                f"config.json: num_experts_per_tok must be between 1 and num_experts "
+                f"({self.num_experts}), got {self.num_experts_per_tok}"
+            )
+        scaling = self.rope_scaling
+        if scaling and scaling.kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                found = len(getattr(scaling, name))
+                if found != self.head_dim // 2:
+                    raise ConfigError(
+                        f"config.json: rope_scaling.{name} must hold head_dim / 2 = "
+                        f"{self.head_dim // 2} numbers, got {found}"
+                    )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Config:
+        """Read `folder`/config.json."""
+        path = Path(folder) / "config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: not found; a model folder needs a config.json") from None
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: not valid JSON ({error})") from None
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        """Build from the parsed config.json of either family; keys of no consequence are ignored."""
+        if not isinstance(raw, Mapping):
+            raise ConfigError(f"config.json: expected an object, got {_kind(raw)}")
+        present = {key: value for key, value in raw.items() if value is not None}
+        family = _family(present)
+        values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
+        _require(values)
+        values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        values.setdefault("head_dim", _head_dim(values))
+        values.update(_rope(present))
+        values.update(_special_tokens(present))
+        values.update(_quantization(present))
+        if family == "llama":
+            values.setdefault("tie_word_embeddings", False)
+            for key in ("scale_emb", "scale_depth", "dim_model_base"):
+                values.pop(key, None)
+        else:
+            values.setdefault("scale_depth", 1.0)
+            values.setdefault("dim_model_base", 1)
+        if present.get("mlp_bias"):
+            raise ConfigError("config.json: mlp_bias is not supported")
+        return cls(**values)
+
+
+def _family(raw: Mapping[str, Any]) -> str:
+    """"minicpm" or "llama"; `architectures` decides, `model_type` where it is absent."""
+    architectures = raw.get("architectures")
+    if isinstance(architectures, list) and architectures:
+        for name in architectures:
+            if isinstance(name, str) and name in FAMILIES:
+                return FAMILIES[name]
+        found = f"architectures {architectures}"
+    elif raw.get("model_type") in FAMILIES.values():
+        return str(raw["model_type"])
+    else:
+        found = f"model_type {raw.get('model_type')!r} and no architectures"
+    raise ConfigError(f"config.json: expected one of {', '.join(FAMILIES)}, got {found}")
+
+
+def _require(values: Mapping[str, Any]) -> None:
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_attention_heads",
+        "vocab_size",
+    ):
+        if key not in values:
+            raise ConfigError(f"config.json: {key} is missing")
+
+
+def _head_dim(values: Mapping[str, Any]) -> int:
+    hidden, heads = values["hidden_size"], values["num_attention_heads"]
+    for key in ("hidden_size", "num_attention_heads"):
+        if not isinstance(values[key], int) or values[key] <= 0:
+            raise ConfigError(
+                f"config.json: {key} must be a whole number above 0, got {values[key]!r}"
+            )
+    if hidden % heads:
+        raise ConfigError(
+            f"config.json: hidden_size ({hidden}) must be a multiple of "
+            f"num_attention_heads ({heads}) where head_dim is not given"
+        )
+    return int(hidden // heads)
+
+
+def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotation, as written before transformers 5 (`rope_scaling`) and since (`rope_parameters`)."""
+    found = raw.get("rope_parameters", raw.get("rope_scaling"))
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"config.json: rope_scaling must be an object, got {_kind(found)}")
+    theta = {"rope_theta": found["rope_theta"]} if found.get("rope_theta") is not None else {}
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return {**theta, "rope_scaling": None}
+    names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
+    values = {name: found[name] for name in names if found.get(name) is not None}
+    for name in ("short_factor", "long_factor"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    return {**theta, "rope_scaling": RopeScaling(kind=kind, **values)}
+
+
+def _special_tokens(raw: Mapping[str, Any]) -> dict[str, Any]:
+    eos = raw.get("eos_token_id", 2)
+    return {"eos_token_ids": tuple(eos) if isinstance(eos, list) else (eos,)}
+
+
+def _quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """MLX's `quantization`: defaults, and under a module's path what differs there."""
+    found = raw.get("quantization")
+    if found is None:
+        if "quantization_config" in raw:
+            raise ConfigError(
+                "config.json: quantization_config belongs to another runtime; expected an MLX "
+                "checkpoint (`quantization`) or plain weights"
+            )
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"config.json: quantization must be an object, got {_kind(found)}")
+    default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
+    layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
+    try:
+        return {
+            "quantization": Quantization(**default),
+            "layer_quantization": tuple(
+                (path, Quantization(**{**default, **how})) for path, how in layers.items()
+            ),
+        }
+    except TypeError as error:
+        raise ConfigError(f"config.json: quantization is malformed ({error})") from None
+
+
+_PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+def _check_types(instance: Any) -> None:
+    """Hold every field against its annotation: JSON gives what the file says, not what we expect."""
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        declared = str(field.type)
+        optional = declared.endswith(" | None")
+        name = declared.removesuffix(" | None")
+        if value is None and optional:
+            continue
+        if name.startswith("tuple[") and name.endswith(", ...]"):
+            item = name.removeprefix("tuple[").removesuffix(", ...]")
+            good = isinstance(value, tuple) and (
+                item not in _PLAIN_TYPES or all(_is(item, v) for v in value)
+            )
+        else:
+            good = name not in _PLAIN_TYPES or _is(name, value)
+        if not good:
+            raise ConfigError(f"config.json: {field.name} must be {name}, got {value!r}"[:300])
+
+
+def _is(name: str, value: object) -> bool:
+    if isinstance(value, bool) and name != "bool":
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, _PLAIN_TYPES[name])
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

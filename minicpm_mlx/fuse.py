@@ -1,0 +1,243 @@
+"""The inference form of a model: muP folded into the weights, projections concatenated.
+
+- The residual stream is carried in units of `scale_emb`: RMSNorm does not see the scale of its
+  input once eps is divided by scale_emb², so the embedding stays as stored and can stay shared
+  with the head, and nothing multiplies it.
+- o_proj and down_proj absorb residual_scale / scale_emb (in scales and biases when quantized), and
+  the last norm absorbs the logit divisor. float16 no longer overflows.
+- q, k and v become one matrix, gate and up another, and the experts of a mixture are stacked.
+What is left is a Llama with fewer, larger kernels; the test holds it against `model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import Config
+from .model import MLP, Attention, Block, Mask, Model, attend, prepare
+from .moe import MoE, route
+from .quantize import dequantize
+
+
+class FusedModel(nn.Module):
+    """Token ids to logits; same calling convention and, but for rounding, same results as Model."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.config = model.config
+        self.embed_tokens = model.model.embed_tokens
+        self.layers: list[FusedBlock] = []
+        self.norm = _fold_norm(model)
+        if not model.config.tie_word_embeddings:
+            self.lm_head = model.lm_head
+
+    def __call__(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        """Logits (B, T, V) for ids (B, T); see `Model.__call__`."""
+        return self.logits(self.hidden(ids, cache, length))
+
+    def hidden(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        """Last hidden states (B, T, hidden), divided by the logit divisor."""
+        x = self.embed_tokens(ids)
+        mask, caches, total = prepare(ids, cache, len(self.layers), length)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache, total)
+        return self.norm(x)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The head: hidden states (..., hidden) to logits (..., V)."""
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+
+def fuse(model: Model, dense: mx.Dtype | None = None) -> FusedModel:
+    """Turn `model` into its inference form, using up its layers one by one.
+
+    `dense` unpacks quantized layers to that dtype on the way. Peak memory is the result plus one
+    layer; `model` is left empty.
+    """
+    fused = FusedModel(model)
+    if dense is not None:
+        dequantize(fused, dense)
+    mx.eval(fused.parameters())
+    while model.layers:
+        layer = FusedBlock(model.layers.pop(0), model.config)
+        if dense is not None:
+            dequantize(layer, dense)
+        mx.eval(layer.parameters())
+        fused.layers.append(layer)
+    return fused
+
+
+class FusedBlock(nn.Module):
+    def __init__(self, block: Block, config: Config):
+        super().__init__()
+        scale = config.residual_scale / config.scale_emb
+        self.self_attn = FusedAttention(block.self_attn, scale)
+        self.mlp = _fuse_mlp(block.mlp, scale)
+        self.input_layernorm = block.input_layernorm
+        self.post_attention_layernorm = block.post_attention_layernorm
+        for norm in (self.input_layernorm, self.post_attention_layernorm):
+            norm.eps = config.rms_norm_eps / config.scale_emb**2
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, length)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class FusedAttention(nn.Module):
+    def __init__(self, attention: Attention, scale: float):
+        super().__init__()
+        self.heads, self.kv_heads = attention.heads, attention.kv_heads
+        self.scale, self.rope = attention.scale, attention.rope
+        self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o_proj = scaled(attention.o_proj, scale)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+        B, T, _ = x.shape
+        H, K = self.heads, self.kv_heads
+        qkv = self.qkv_proj(x).reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)
+        q, k, v = mx.split(qkv, [H, H + K], axis=1)  # (B, H or K, T, D)
+        return self.o_proj(attend(q, k, v, self.scale, mask, cache, self.rope, length))
+
+
+class FusedMLP(nn.Module):
+    def __init__(self, mlp: MLP, scale: float):
+        super().__init__()
+        self.activation = mlp.activation
+        self.gate_up_proj = join([mlp.gate_proj, mlp.up_proj])
+        self.down_proj = scaled(mlp.down_proj, scale)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(self.activation(gate, up))
+
+
+class FusedMoE(nn.Module):
+    """A mixture whose experts are stacked, so that a token meets only those it was routed to."""
+
+    def __init__(self, moe: MoE, scale: float):
+        super().__init__()
+        self.k, self.gate, self.activation = moe.k, moe.gate, moe.activation
+        self.gate_up = Stacked([join([expert.w1, expert.w3]) for expert in moe.experts])
+        self.down = Stacked([scaled(expert.w2, scale) for expert in moe.experts])
+
+    def __call__(self, x: mx.array) -> mx.array:
+        chosen, weights = route(self.gate(x), self.k)  # (B, T, k)
+        inner = self.gate_up(x[..., None, None, :], chosen)  # (B, T, k, 1, 2F)
+        gate, up = mx.split(inner, 2, axis=-1)
+        out = self.down(self.activation(gate, up), chosen).squeeze(-2)  # (B, T, k, hidden)
+        return (out * weights[..., None].astype(x.dtype)).sum(axis=-2)
+
+
+def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:
+    if isinstance(mlp, MLP):
+        return FusedMLP(mlp, scale)
+    if all(_alike([getattr(e, w) for e in mlp.experts]) for w in ("w1", "w2", "w3")):
+        return FusedMoE(mlp, scale)
+    mlp.residual_scale = scale
+    return mlp
+
+
+def _fold_norm(model: Model) -> nn.RMSNorm:
+    norm, config = model.model.norm, model.config
+    norm.weight = _times(norm.weight, 1 / config.logit_divisor)
+    norm.eps = config.rms_norm_eps / config.scale_emb**2
+    return norm
+
+
+class Parts(nn.Module):
+    """Projections of one input that cannot be one matrix (other bits, an adapter), side by side."""
+
+    def __init__(self, parts: list[nn.Module]):
+        super().__init__()
+        self.parts = parts
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.concatenate([part(x) for part in self.parts], axis=-1)
+
+
+class Scaled(nn.Module):
+    """A projection whose output is multiplied, where its weights cannot be."""
+
+    def __init__(self, layer: nn.Module, scale: float):
+        super().__init__()
+        self.layer, self.scale = layer, scale
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.layer(x) * self.scale
+
+
+class Stacked(nn.Module):
+    """Alike projections in one array; each row of the input names those it goes through."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layer = _merge(layers, mx.stack)
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """x (B, T, 1 or k, 1, in) through layers `chosen` (B, T, k): (B, T, k, 1, out)."""
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return mx.gather_mm(x, layer.weight.swapaxes(-1, -2), rhs_indices=chosen)
+        return mx.gather_qmm(
+            x,
+            layer.weight,
+            layer.scales,
+            layer.get("biases"),
+            rhs_indices=chosen,
+            transpose=True,
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+        )
+
+
+def join(layers: list[nn.Module]) -> nn.Module:
+    """One projection whose output is the outputs of `layers`, which are used up, end to end."""
+    return _merge(layers, mx.concatenate) if _alike(layers) else Parts(layers)
+
+
+def scaled(layer: nn.Module, scale: float) -> nn.Module:
+    """`layer`, used up, with its output multiplied by `scale`."""
+    if type(layer) is nn.Linear:
+        names = ["weight", "bias"]
+    elif type(layer) is nn.QuantizedLinear and layer.mode == "affine":
+        names = ["scales", "biases", "bias"]
+    else:
+        return Scaled(layer, scale)
+    for name in names:
+        if name in layer:
+            layer[name] = _times(layer[name], scale)
+    return layer
+
+
+def _alike(layers: list[nn.Module]) -> bool:
+    """Whether the arrays of `layers` can be merged: plain or packed in the same way."""
+
+    def form(layer: nn.Module) -> tuple[Any, ...]:
+        packing = tuple(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
+        return (type(layer), packing, frozenset(layer.keys()))
+
+    kinds = {form(layer) for layer in layers}
+    return len(kinds) == 1 and type(layers[0]) in (nn.Linear, nn.QuantizedLinear)
+
+
+def _merge(layers: list[nn.Module], combine: Callable[[list[mx.array]], mx.array]) -> nn.Module:
+    merged = layers[0]
+    for name in list(merged.keys()):
+        merged[name] = combine([layer[name] for layer in layers])
+    return merged
+
+
+def _times(array: mx.array, scale: float) -> mx.array:
+    """Multiply in float32: a scale rounded to 16 bits would be off by the same share everywhere."""
+    return (array.astype(mx.float32) * scale).astype(array.dtype)

@@ -1,0 +1,167 @@
+"""The MiniCPM transformer, written to be read; `fuse.py` makes the fast form of it.
+
+What is unusual about this architecture (muP, maximal update parametrization):
+- the embedding is multiplied by `scale_emb`
+- each residual branch is multiplied by `scale_depth` / sqrt(layers)
+- the last hidden state is divided by hidden_size / `dim_model_base` before the head
+- the head is usually the embedding itself
+With all three scales at 1 this is a Llama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .activation import Activation
+from .config import Config
+from .moe import MoE
+from .rope import Rope
+
+
+Mask = mx.array | str | None
+"""Which positions see which: MLX's "causal", a boolean array (B, 1, T, T), or None for all."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, rope: Rope):
+        super().__init__()
+        D, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads, self.scale = H, K, D**-0.5
+        self.residual_scale = config.residual_scale
+        self.rope = rope
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, H * D, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
+        self.o_proj = nn.Linear(H * D, config.hidden_size, bias=bias)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+        B, T, _ = x.shape
+        q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
+        k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
+        v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)
+        out = attend(q, k, v, self.scale, mask, cache, self.rope, length)
+        return self.o_proj(out) * self.residual_scale
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.activation = Activation(config)
+        self.residual_scale = config.residual_scale
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # Scaled before down_proj rather than after: its raw output overflows float16.
+        inner = self.activation(self.gate_proj(x), self.up_proj(x)) * self.residual_scale
+        return self.down_proj(inner)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, rope: Rope):
+        super().__init__()
+        self.self_attn = Attention(config, rope)
+        self.mlp = MoE(config) if config.num_experts else MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, length)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to last hidden states; `Model` adds the head."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        rope = Rope(config)
+        self.scale_emb = config.scale_emb
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config, rope) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def __call__(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        x = self.embed_tokens(ids) * self.scale_emb  # (B, T, hidden)
+        mask, caches, total = prepare(ids, cache, len(self.layers), length)
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            x = layer(x, mask, layer_cache, total)
+        return self.norm(x)
+
+
+class Model(nn.Module):
+    """Token ids to logits, in the calling convention of mlx-lm's models."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def layers(self) -> list[Block]:
+        return self.model.layers
+
+    def __call__(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        """Logits (B, T, V) for ids (B, T).
+
+        `cache` is one key-value cache a layer, ours or mlx-lm's. `length` is the length of the text
+        these ids are part of where it is known beforehand, so that a prompt read in chunks is
+        rotated as if read at once; by default it ends with these ids.
+        """
+        return self.logits(self.hidden(ids, cache, length))
+
+    def hidden(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        """Last hidden states (B, T, hidden), for callers that need few logits or none."""
+        return self.model(ids, cache, length)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The head: hidden states (..., hidden) to logits (..., V)."""
+        hidden = hidden / self.config.logit_divisor
+        if self.config.tie_word_embeddings:
+            return self.model.embed_tokens.as_linear(hidden)
+        return self.lm_head(hidden)
+
+
+def prepare(
+    ids: mx.array, cache: Sequence[Any] | None, layers: int, length: int | None
+) -> tuple[Mask, Sequence[Any], int | mx.array]:
+    """Mask, one cache (or None) a layer, and the length of the text, for a forward pass of ids."""
+    T = ids.shape[1]
+    if not cache:
+        return "causal" if T > 1 else None, [None] * layers, length or T
+    mask = cache[0].make_mask(T, return_array=False, window_size=None)
+    return mask, cache, length or cache[0].offset + T
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: Mask,
+    cache: Any,
+    rope: Rope,
+    length: int | mx.array,
+) -> mx.array:
+    """Rotate, cache and attend: q (B, H, T, D), k and v (B, K, T, D) to (B, T, H * D)."""
+    offset = cache.offset if cache is not None else 0
+    q, k = rope(q, offset, length), rope(k, offset, length)
+    if cache is not None:
+        k, v = cache.update_and_fetch(k, v)
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    B, _, T, _ = out.shape
+    return out.transpose(0, 2, 1, 3).reshape(B, T, -1)

@@ -1,0 +1,53 @@
+"""Mixture of experts: each token goes through the few experts its router scores highest."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .activation import Activation
+from .config import Config
+
+
+def route(scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Choose `k` experts from router scores (..., E): their indices and weights, both (..., k).
+
+    Softmax over all experts in float32, then the chosen weights are made to sum to 1.
+    """
+    weights = mx.softmax(scores.astype(mx.float32), axis=-1)
+    chosen = mx.argpartition(-weights, kth=k - 1, axis=-1)[..., :k]
+    weights = mx.take_along_axis(weights, chosen, axis=-1)
+    return chosen, weights / weights.sum(axis=-1, keepdims=True)
+
+
+class Expert(nn.Module):
+    """One gated feed-forward layer, under the checkpoint's names."""
+
+    def __init__(self, hidden: int, intermediate: int):
+        super().__init__()
+        self.w1 = nn.Linear(hidden, intermediate, bias=False)
+        self.w2 = nn.Linear(intermediate, hidden, bias=False)
+        self.w3 = nn.Linear(hidden, intermediate, bias=False)
+
+
+class MoE(nn.Module):
+    """The obvious mixture: every expert sees every token, and most results are weighted by 0."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.k = config.num_experts_per_tok
+        self.residual_scale = config.residual_scale
+        self.activation = Activation(config)
+        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.experts = [
+            Expert(config.hidden_size, config.intermediate_size) for _ in range(config.num_experts)
+        ]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        chosen, weights = route(self.gate(x), self.k)  # (B, T, k)
+        total = mx.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            share = mx.where(chosen == index, weights, 0).sum(axis=-1, keepdims=True)  # (B, T, 1)
+            inner = self.activation(expert.w1(x), expert.w3(x)) * self.residual_scale
+            total = total + expert.w2(inner) * share.astype(x.dtype)
+        return total
