@@ -1,1 +1,73 @@
-"""MiniCPM 1.0 on Apple silicon, with MLX."""
+"""MiniCPM 1.0 on Apple silicon, with MLX.
+
+    import minicpm_mlx as mm
+
+    lm = mm.load("demo")
+    for piece in lm.stream("Once upon a time", max_tokens=64):
+        print(piece.text, end="")
+    reply, history = lm.chat("What is the capital of France?")
+
+Names are imported when first used, so that `import minicpm_mlx` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .device import preload_blas
+
+if TYPE_CHECKING:
+    from .auto import AutoModelForCausalLM, AutoTokenizer
+    from .chat import Chat
+    from .config import Config
+    from .engine import Sampling, Session
+    from .errors import MiniCPMError
+    from .lm import LM, Completion, Piece, Stats, load
+    from .registry import Card, cards
+    from .tokenizer import Tokenizer, load_tokenizer
+    from .weights import load_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LM",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "Card",
+    "Chat",
+    "Completion",
+    "Config",
+    "MiniCPMError",
+    "Piece",
+    "Sampling",
+    "Session",
+    "Stats",
+    "Tokenizer",
+    "cards",
+    "load",
+    "load_model",
+    "load_tokenizer",
+]
+
+_HOMES = {
+    "auto": ("AutoModelForCausalLM", "AutoTokenizer"),
+    "chat": ("Chat",),
+    "config": ("Config",),
+    "engine": ("Sampling", "Session"),
+    "errors": ("MiniCPMError",),
+    "lm": ("LM", "Completion", "Piece", "Stats", "load"),
+    "registry": ("Card", "cards"),
+    "tokenizer": ("Tokenizer", "load_tokenizer"),
+    "weights": ("load_model",),
+}
+
+# Here, since it must come before the first import of MLX, and every import of ours comes by here.
+preload_blas()
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

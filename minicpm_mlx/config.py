@@ -147,6 +147,26 @@ class Config:
         """The last hidden state is divided by it before the head."""
         return 1.0 if self.dim_model_base is None else self.hidden_size / self.dim_model_base
 
+    @property
+    def rotation_threshold(self) -> int | None:
+        """Texts longer than this are rotated otherwise, the more so the longer; None: no such."""
+        scaling = self.rope_scaling
+        if scaling and scaling.kind == "dynamic":
+            return self.max_position_embeddings
+        if scaling and scaling.kind == "longrope":
+            # The reference sizes its table for the whole context at the start, and so never
+            # meets a "short" text where the context is longer than the trained one.
+            trained = scaling.original_max_position_embeddings
+            return trained if self.max_position_embeddings <= trained else 0
+        return None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model can attend to; dynamic NTK stretches what it was trained on."""
+        scaling = self.rope_scaling
+        stretch = scaling.factor if scaling and scaling.kind == "dynamic" else 1.0
+        return int(self.max_position_embeddings * stretch)
+
     def __post_init__(self) -> None:
         _check_types(self)
         for name in (
@@ -210,7 +230,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        """Build from the parsed config.json of either family; keys of no consequence are ignored."""
+        """Build from a parsed config.json of either family; keys of no consequence are ignored."""
         if not isinstance(raw, Mapping):
             raise ConfigError(f"config.json: expected an object, got {_kind(raw)}")
         present = {key: value for key, value in raw.items() if value is not None}
@@ -235,7 +255,7 @@ class Config:
 
 
 def _family(raw: Mapping[str, Any]) -> str:
-    """"minicpm" or "llama"; `architectures` decides, `model_type` where it is absent."""
+    """ "minicpm" or "llama"; `architectures` decides, `model_type` where it is absent."""
     architectures = raw.get("architectures")
     if isinstance(architectures, list) and architectures:
         for name in architectures:
@@ -277,7 +297,7 @@ def _head_dim(values: Mapping[str, Any]) -> int:
 
 
 def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotation, as written before transformers 5 (`rope_scaling`) and since (`rope_parameters`)."""
+    """The rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
     found = raw.get("rope_parameters", raw.get("rope_scaling"))
     if found is None:
         return {}
@@ -329,7 +349,7 @@ _PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (s
 
 
 def _check_types(instance: Any) -> None:
-    """Hold every field against its annotation: JSON gives what the file says, not what we expect."""
+    """Hold every field against its annotation; JSON gives whatever the file says."""
     for field in fields(instance):
         value = getattr(instance, field.name)
         declared = str(field.type)

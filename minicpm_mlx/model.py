@@ -21,7 +21,6 @@ from .config import Config
 from .moe import MoE
 from .rope import Rope
 
-
 Mask = mx.array | str | None
 """Which positions see which: MLX's "causal", a boolean array (B, 1, T, T), or None for all."""
 

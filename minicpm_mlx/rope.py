@@ -26,22 +26,18 @@ class Rope:
         self.amplitude = 1.0
         if scaling and kind == "linear":
             self.position_scale = 1.0 / scaling.factor
+        self.trained = config.rotation_threshold or 0
         if scaling and kind == "dynamic":
-            self.factor, self.trained = scaling.factor, config.max_position_embeddings
+            self.factor = scaling.factor
         if scaling and kind == "longrope":
-            trained = scaling.original_max_position_embeddings
-            stretch = max(config.max_position_embeddings / trained, 1.0)
-            self.amplitude = math.sqrt(1 + math.log(stretch) / math.log(trained))
-            # The reference sizes its table for the whole context at the start, and so never
-            # meets a "short" text where the context is longer than the trained one.
-            self.trained = trained if stretch == 1.0 else 0
+            original = scaling.original_max_position_embeddings
+            stretch = max(config.max_position_embeddings / original, 1.0)
+            self.amplitude = math.sqrt(1 + math.log(stretch) / math.log(original))
             powers = self._powers(mx.array(self.theta))
             self.short = powers * mx.array(scaling.short_factor)
             self.long = powers * mx.array(scaling.long_factor)
 
-    def __call__(
-        self, x: mx.array, offset: int | mx.array, length: int | mx.array
-    ) -> mx.array:
+    def __call__(self, x: mx.array, offset: int | mx.array, length: int | mx.array) -> mx.array:
         """Rotate `x` (B, H, T, D), whose first position is `offset`, in a text of `length` tokens.
 
         Both are one number, or one a row (B,).
@@ -85,7 +81,7 @@ class Rope:
 
 
 def _rotate_rows(x: mx.array, offset: int | mx.array, freqs: mx.array) -> mx.array:
-    """Rotate each row of `x` (B, H, T, D) by its own `freqs` (B, D/2), which mx.fast.rope cannot."""
+    """Rotate each row of `x` (B, H, T, D) by its own `freqs` (B, D/2); mx.fast.rope cannot."""
     steps = mx.arange(x.shape[2], dtype=mx.float32)
     positions = mx.reshape(mx.array(offset), (-1, 1)) + steps  # (B, T)
     angles = positions[:, None, :, None] / freqs[:, None, None, :]  # (B, 1, T, D/2)

@@ -1,0 +1,154 @@
+"""What this machine computes on: device, BLAS, number format and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("gpu", "cpu")
+
+blas: str | None = None
+"""The BLAS found and loaded ahead of MLX's own; None where there is none or none is needed."""
+
+
+def preload_blas() -> None:
+    """On Linux, load a fast BLAS for MLX's CPU backend to use in place of the one it bundles.
+
+    The bundled reference BLAS is 35 to 70 times slower. The dynamic linker takes the first
+    definition of a symbol, so this must run before `mlx.core` is imported anywhere; importing
+    this package does it.
+    """
+    global blas
+    if platform.system() != "Linux" or blas is not None:
+        return
+    if "mlx.core" in sys.modules:
+        return  # too late to change what MLX is bound to
+    candidates = [
+        "libopenblas.so.0",
+        "libopenblas.so",
+        "libmkl_rt.so.2",
+        str(Path(sys.prefix) / "lib" / "libmkl_rt.so.2"),  # where pip puts mkl
+    ]
+    for name in candidates:
+        with suppress(OSError):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            blas = Path(name).name
+            return
+
+
+def select(device: str | None = None) -> None:
+    """Make `device` ("gpu", "cpu"; by default what MLX prefers) the one MLX computes on.
+
+    On a CPU compiled functions are turned off: MLX builds them with the system's C++ compiler,
+    which costs seconds where there is one and fails where there is none.
+    """
+    import mlx.core as mx
+
+    if device is not None:
+        if device not in DEVICES:
+            raise InvalidArgumentError(
+                f"device must be one of {', '.join(DEVICES)}, got {device!r}"
+            )
+        if device == "gpu" and not _has_gpu():
+            raise InvalidArgumentError("device gpu: this machine has none that MLX can use")
+        mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
+    if on_cpu():
+        mx.disable_compile()
+    elif mx.metal.is_available():
+        # Keeps the weights resident; more than the recommended size can freeze the machine.
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+
+
+def on_cpu() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
+def _has_gpu() -> bool:
+    import mlx.core as mx
+
+    return mx.metal.is_available() or (hasattr(mx, "cuda") and mx.cuda.is_available())
+
+
+def chip() -> str:
+    """The chip's name, for people."""
+    import mlx.core as mx
+
+    if not on_cpu():
+        return str(mx.device_info().get("device_name", "GPU"))
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this is an M1 or M2, whose GPUs have no bfloat16 arithmetic."""
+    import mlx.core as mx
+
+    if on_cpu() or not mx.metal.is_available():
+        return False
+    architecture = str(mx.device_info().get("architecture", ""))
+    return architecture.startswith(("applegpu_g13", "applegpu_g14"))
+
+
+def choose_dtype(stored: mx.Dtype, override: str | None = None, *, fused: bool = True) -> mx.Dtype:
+    """The dtype to compute in, for weights `stored` in a dtype.
+
+    A CPU has no 16-bit arithmetic, so float32 there. A GPU keeps a 16-bit format, but for
+    bfloat16 on chips that emulate it, which float16 replaces once the model is fused (in muP form
+    training could overflow it); float32 weights become bfloat16, or float16 on those chips.
+    """
+    import mlx.core as mx
+
+    if override is not None:
+        if override not in DTYPES:
+            raise InvalidArgumentError(
+                f"dtype must be one of {', '.join(DTYPES)}, got {override!r}"
+            )
+        return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[override]
+    if on_cpu() or not fused:
+        return mx.float32 if on_cpu() else stored
+    if stored == mx.float16:
+        return mx.float16
+    return mx.float16 if emulates_bfloat16() else mx.bfloat16
+
+
+def unpack_to(dtype: mx.Dtype, parameters: int) -> mx.Dtype | None:
+    """The dtype in which to hold quantized weights densely, or None to leave them packed.
+
+    Only on a CPU, whose quantized kernels are slower than a float32 matmul, and only where
+    `parameters` of them leave a third of the free memory free.
+    """
+    import mlx.core as mx
+
+    if not on_cpu() or dtype != mx.float32:
+        return None
+    return mx.float32 if parameters * 4 < available_memory() * 2 / 3 else None
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return total_memory() * 3 // 4
+
+
+def total_memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

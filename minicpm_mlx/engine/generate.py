@@ -1,0 +1,141 @@
+"""One stream: prompt ids in, one id at a time out, with the device kept a step ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from ..config import Config
+from ..errors import ContextLengthError, InvalidArgumentError, NumericsError
+from .cache import KVCache
+from .sampling import NOT_A_NUMBER, Sampler, Sampling
+
+CHUNK = 512
+"""Prompt tokens a forward pass: more gains no speed and takes more memory."""
+
+
+class LanguageModel(Protocol):
+    """What the engine asks of a model: the twin and the fused form both have it."""
+
+    config: Config
+
+    def hidden(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array: ...
+
+    def logits(self, hidden: mx.array) -> mx.array: ...
+
+
+class Session:
+    """A key-value cache and the ids in it, so that a text that begins alike need not be read again.
+
+    What is reused was computed from the same ids in the same places: it never changes an answer.
+    """
+
+    def __init__(self, config: Config):
+        self.ids: list[int] = []
+        self.cache = [KVCache() for _ in range(config.num_hidden_layers)]
+        self.threshold = config.rotation_threshold
+
+    def common(self, ids: Sequence[int]) -> int:
+        """How many of `ids` are in the cache and need not be read."""
+        if self.threshold is not None and len(ids) > self.threshold:
+            return 0  # the keys of a shorter text were rotated otherwise
+        pairs = enumerate(zip(self.ids, ids, strict=False))
+        alike = next((i for i, (known, wanted) in pairs if known != wanted), len(self.ids))
+        return min(alike, len(ids) - 1)  # the last id is read anew, for its logits
+
+    def rewind(self, ids: Sequence[int]) -> int:
+        """Forget all but what `ids` begins with; how many of them need not be read."""
+        common = self.common(ids)
+        # By offset rather than by ids: an interrupted step may have written more than it noted.
+        for layer in self.cache:
+            layer.trim(layer.offset - common)
+        del self.ids[common:]
+        return common
+
+    def read(self, model: LanguageModel, ids: Sequence[int], length: int) -> mx.array:
+        """Feed `ids`, the next of a text of `length`; the last hidden state (1, 1, hidden)."""
+        hidden = model.hidden(mx.array([ids]), self.cache, length)[:, -1:]
+        mx.eval(hidden, [layer.state for layer in self.cache])
+        self.ids.extend(ids)
+        return hidden
+
+
+def generate(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    *,
+    max_tokens: int,
+    sampling: Sampling | None = None,
+    eos: Collection[int] = (),
+    session: Session | None = None,
+    chunk: int = CHUNK,
+) -> Generator[int, None, None]:
+    """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
+
+    An id of `eos` is yielded and ends the stream, as does the end of the model's context.
+    `session` carries the cache from one call to the next.
+
+    Raises InvalidArgumentError for an empty prompt or max_tokens below 1, ContextLengthError for a
+    prompt that fills the context, NumericsError when the model produces NaN.
+    """
+    session = session or Session(model.config)
+    room = _room(model.config, prompt, max_tokens)
+    sampler = Sampler(sampling or Sampling(), prompt, model.config.vocab_size)
+    return _stream(model, prompt, min(max_tokens, room), sampler, eos, session, chunk)
+
+
+def _room(config: Config, prompt: Sequence[int], max_tokens: int) -> int:
+    """How many tokens fit after the prompt."""
+    if max_tokens < 1:
+        raise InvalidArgumentError(f"max_tokens must be 1 or more, got {max_tokens}")
+    if not prompt:
+        raise InvalidArgumentError("the prompt is empty; expected at least one token")
+    if not all(0 <= token < config.vocab_size for token in prompt):
+        raise InvalidArgumentError(
+            f"the prompt holds ids outside 0..{config.vocab_size - 1}; "
+            "is the tokenizer that of another model?"
+        )
+    context = config.context_length
+    if len(prompt) >= context:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens and the model's context is {context}; "
+            "shorten it to leave room for a reply"
+        )
+    return context - len(prompt)
+
+
+def _stream(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampler: Sampler,
+    eos: Collection[int],
+    session: Session,
+    chunk: int,
+) -> Generator[int, None, None]:
+    start = session.rewind(prompt)
+    for begin in range(start, len(prompt), chunk):
+        hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
+    token = sampler(model.logits(hidden)[:, -1])
+    mx.async_eval(token)
+    for left in range(max_tokens - 1, -1, -1):
+        if left:
+            # Launched before this token is known here, so that the device never waits for Python.
+            following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
+            mx.async_eval(following)
+        value = int(token.item())
+        if value == NOT_A_NUMBER:
+            raise NumericsError(
+                "the model produced NaN; expected numbers. Are the weights damaged, or is float16 "
+                "too narrow for them (try --dtype bfloat16 or float32)?"
+            )
+        if left:
+            session.ids.append(value)
+            token = following
+        yield value
+        if value in eos:
+            return

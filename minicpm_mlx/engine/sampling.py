@@ -1,0 +1,86 @@
+"""Logits to the next token, on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from ..errors import InvalidArgumentError
+
+NOT_A_NUMBER = -1
+"""Sampled instead of a token when the logits hold NaN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn; the order of the filters is that of transformers."""
+
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the likeliest token (greedy), and no other field but the
+    repetition penalty matters."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of every token of the text so far."""
+    seed: int | None = None
+    """Same seed, same text; None draws one."""
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 or more"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2^64 - 1"),
+        ):
+            if not good:
+                raise InvalidArgumentError(f"{name} must be {expected}, got {getattr(self, name)}")
+
+
+class Sampler:
+    """Draws tokens for one stream; remembers which tokens it has seen, and its random state."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int):
+        self.sampling = sampling
+        seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
+        self.key = mx.random.key(seed)
+        self.seen: mx.array | None = None
+        if sampling.repetition_penalty != 1.0:
+            self.seen = mx.zeros((vocab_size,), mx.bool_)
+            self.seen[mx.array(list(prompt))] = True
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """The next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
+        broken = mx.isnan(logits).any()
+        logits = logits[0].astype(mx.float32)
+        if self.seen is not None:
+            penalty = self.sampling.repetition_penalty
+            punished = mx.where(logits > 0, logits / penalty, logits * penalty)
+            logits = mx.where(self.seen, punished, logits)
+        token = mx.argmax(logits) if self.sampling.temperature == 0 else self._draw(logits)
+        if self.seen is not None:
+            self.seen[token] = True
+        return mx.where(broken, NOT_A_NUMBER, token.astype(mx.int32)).reshape(1)
+
+    def _draw(self, logits: mx.array) -> mx.array:
+        how = self.sampling
+        self.key, key = mx.random.split(self.key)
+        logits = logits / how.temperature
+        if how.top_k == 0 and how.top_p == 1 and how.min_p == 0:
+            return mx.random.categorical(logits, key=key)
+        order = mx.argsort(-logits)
+        if how.top_k:
+            order = order[: how.top_k]
+        ranked = logits[order]
+        probabilities = mx.softmax(ranked)
+        before = mx.cumsum(probabilities) - probabilities
+        keep = (before < how.top_p) & (probabilities >= how.min_p * probabilities[0])
+        return order[mx.random.categorical(mx.where(keep, ranked, -mx.inf), key=key)]

@@ -1,0 +1,319 @@
+"""Downloads from a hub: one repository, only the files this library reads.
+
+Files lie in huggingface_hub's own cache, so other tools share them. HF_ENDPOINT (a mirror),
+HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they mean there. This is the only
+module that imports huggingface_hub, and looking at what is kept imports none of its network code.
+"""
+
+import errno
+import glob
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import ModuleType
+
+from .errors import DownloadError, MiniCPMError, ModelNotFoundError
+
+__all__ = ["cached", "cached_size", "fetch", "remote_size", "remove"]
+
+_TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer*",
+    "chat_template*",
+)
+
+
+def fetch(
+    repo: str,
+    revision: str = "main",
+    *,
+    weights: str | None = None,
+    offline_ok: bool = True,
+    progress: bool = True,
+) -> Path:
+    """The folder of `repo` at `revision`, downloaded if it is not kept already.
+
+    With `offline_ok` a kept copy is returned without touching the network; without it the hub is
+    asked for a newer one. `weights` names a weight file that has no standard name. Progress goes to
+    stderr. Raises DownloadError or ModelNotFoundError; a call that failed may be repeated, and
+    files that were finished are not downloaded again.
+    """
+    if offline_ok and (kept := cached(repo, revision, weights=weights)):
+        return kept
+    files = _remote_files(repo, revision, weights)
+    _check_disk(repo, files)
+    with _explained(repo, revision, "download"), _bars(progress):
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=[glob.escape(name) for name in files],
+            cache_dir=_cache(),
+            endpoint=_endpoint(),
+        )
+    if not _complete(Path(folder), weights):
+        raise DownloadError(
+            f"{repo}: expected every weight file its index names, found some missing; "
+            "run it again, or download another revision"
+        )
+    return Path(folder)
+
+
+def cached(repo: str, revision: str = "main", *, weights: str | None = None) -> Path | None:
+    """The kept folder of `repo` at `revision` if it is complete; never touches the network."""
+    if ".." in revision.split("/"):
+        return None
+    ref = _folder(repo) / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    folder = _folder(repo) / "snapshots" / commit
+    return folder if _complete(folder, weights) else None
+
+
+def cached_size(repo: str) -> int:
+    """Bytes kept of `repo`, all revisions and unfinished files together."""
+    return sum(file.stat().st_size for file in _folder(repo).glob("blobs/*") if file.is_file())
+
+
+def remove(repo: str) -> int:
+    """Delete every kept revision of `repo`; the bytes freed, 0 if none was kept."""
+    size = cached_size(repo)
+    if not _folder(repo).is_dir():
+        return 0
+    try:
+        from huggingface_hub import scan_cache_dir
+
+        kept = scan_cache_dir(_cache())
+        ours = [r for r in kept.repos if (r.repo_type, r.repo_id) == ("model", repo)]
+        commits = [revision.commit_hash for r in ours for revision in r.revisions]
+        kept.delete_revisions(*commits).execute()
+        # An interrupted first download has no revision for the line above to delete.
+        shutil.rmtree(_folder(repo), ignore_errors=True)
+    except OSError as error:
+        raise DownloadError(f"{repo} could not be removed from {_cache()}: {error}") from error
+    return size - cached_size(repo)
+
+
+def remote_size(repo: str, revision: str = "main", *, weights: str | None = None) -> int:
+    """Bytes that `fetch` would download into an empty cache."""
+    return sum(size for size, _ in _remote_files(repo, revision, weights).values())
+
+
+# What to download
+
+
+def _remote_files(repo: str, revision: str, weights: str | None) -> dict[str, tuple[int, str]]:
+    """The needed files on the hub: name -> (bytes, name of the blob in the cache)."""
+    with _explained(repo, revision, "list"):
+        offline = _constants().HF_HUB_OFFLINE
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        if offline:
+            raise OfflineModeIsEnabled
+        info = HfApi(endpoint=_endpoint()).model_info(
+            repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
+        )
+        siblings = {s.rfilename: s for s in info.siblings or []}
+    names = [name for name in sorted(siblings) if "/" not in name and not name.endswith(".py")]
+    texts = [n for n in names if any(fnmatchcase(n, pattern) for pattern in _TEXT_FILES)]
+    tensors = [n for n in names if n == weights] if weights else _weight_files(names)
+    _check_listing(repo, names, texts, tensors)
+    return {
+        name: (s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
+        for name in texts + tensors
+        for s in [siblings[name]]
+    }
+
+
+def _weight_files(names: Collection[str]) -> list[str]:
+    """One set of weights with its index: safetensors before .bin, whole before sharded."""
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
+        shards = sorted(n for n in names if fnmatchcase(n, f"{stem}-*-of-*.{suffix}"))
+        indices = [index] if index in names else []
+        if whole in names:
+            return [whole] if shards else [whole, *indices]  # with shards, the index is theirs
+        if shards:
+            return shards + indices
+        others = [n for n in names if n.endswith(".safetensors") and not n.startswith("adapter")]
+        if others and suffix == "safetensors":
+            return sorted(others) + indices
+    return []
+
+
+def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[str]) -> None:
+    missing = [name for name in ["config.json"] if name not in texts]
+    if not {"tokenizer.json", "tokenizer.model"} & set(texts):
+        missing.append("a tokenizer")
+    if not tensors:
+        missing.append("weights (*.safetensors or pytorch_model*.bin)")
+    if missing:
+        gguf = next(
+            (
+                f"; it has {n}: download that and give its path"
+                for n in names
+                if n.endswith(".gguf")
+            ),
+            "",
+        )
+        raise DownloadError(f"{repo}: expected a model, found no {' and no '.join(missing)}{gguf}")
+
+
+def _complete(folder: Path, weights: str | None) -> bool:
+    """Whether every file that loading needs is there; a link to a missing blob is not."""
+    try:
+        names = {file.name for file in folder.iterdir() if file.exists()}
+        if "config.json" not in names or not {"tokenizer.json", "tokenizer.model"} & names:
+            return False
+        if weights:
+            return weights in names
+        found = _weight_files(names)
+        if index := next((name for name in found if name.endswith(".json")), None):
+            text = (folder / index).read_text(encoding="utf-8")
+            return set(json.loads(text)["weight_map"].values()) <= names
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return False
+    counts = [int(m[1]) for name in found if (m := re.search(r"-of-(\d+)\.", name))]
+    return bool(found) and all(count == len(found) for count in counts)
+
+
+def _check_disk(repo: str, files: dict[str, tuple[int, str]]) -> None:
+    blobs = _folder(repo) / "blobs"
+    need = sum(size for size, blob in files.values() if not (blob and (blobs / blob).is_file()))
+    disk = next(path for path in [_cache(), *_cache().parents] if path.exists())
+    free = shutil.disk_usage(disk).free
+    if free < need:
+        raise DownloadError(
+            f"{repo}: expected {_gb(need)} of free disk, found {_gb(free)} at {disk}; "
+            "free some, or set HF_HOME to a larger disk"
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+# The hub's cache and settings
+
+
+def _constants() -> ModuleType:
+    # Read when it is imported. Without it, 2.x asks its endpoint for a list of agents to name in
+    # the User-Agent: nothing phones home.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
+
+    return constants
+
+
+def _cache() -> Path:
+    return Path(_constants().HF_HUB_CACHE)
+
+
+def _folder(repo: str) -> Path:
+    # Documented layout: huggingface.co/docs/huggingface_hub/guides/manage-cache
+    return _cache() / f"models--{repo.replace('/', '--')}"
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+@contextmanager
+def _bars(progress: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if progress or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+# Errors
+
+
+@contextmanager
+def _explained(repo: str, revision: str, doing: str) -> Iterator[None]:
+    """Every failure inside becomes one line; Ctrl-C passes."""
+    try:
+        yield
+    except MiniCPMError:
+        raise
+    except Exception as error:
+        raise _explain(error, repo, revision, doing) from error
+
+
+def _explain(error: Exception, repo: str, revision: str, doing: str) -> MiniCPMError:
+    from huggingface_hub import errors
+
+    host = _endpoint() or "https://huggingface.co"
+    for cause in _causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return DownloadError(
+                f"{repo} is not kept on this machine and HF_HUB_OFFLINE forbids downloading it; "
+                "unset it, or give a folder"
+            )
+        if isinstance(cause, errors.GatedRepoError):
+            return DownloadError(
+                f"{repo} is gated; accept its licence at {host}/{repo} and run `hf auth login`"
+            )
+        if isinstance(cause, errors.RevisionNotFoundError):
+            return ModelNotFoundError(
+                f"{repo} has no revision {revision!r}; see {host}/{repo}/commits/main"
+            )
+        if isinstance(cause, (errors.RepositoryNotFoundError, errors.HFValidationError)) or (
+            status == 404 and doing == "list"
+        ):
+            return ModelNotFoundError(
+                f"no repository {repo} at {host}; check the spelling, `minicpm-mlx list` shows "
+                "known models, and a private one needs `hf auth login`"
+            )
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DownloadError(
+                f"{repo}: the disk of {_cache()} filled up during the download; "
+                "free some space, or set HF_HOME to a larger disk, and run it again"
+            )
+        if status in (401, 403):
+            return DownloadError(
+                f"{host} refused {repo} (HTTP {status}); run `hf auth login` with a token for it"
+            )
+        if status is not None:
+            return DownloadError(f"{host} answered HTTP {status} for {repo}; try again later")
+    if doing == "list" and isinstance(error, (ValueError, TypeError, LookupError)):
+        return DownloadError(
+            f"{host} does not answer as a hub does; check HF_ENDPOINT, a proxy or a login page"
+        )
+    return DownloadError(_network_message(error, repo, host, doing))
+
+
+def _network_message(error: Exception, repo: str, host: str, doing: str) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    mirror = "" if _endpoint() else "; where it is blocked, HF_ENDPOINT can name a mirror"
+    if doing == "list":
+        return f"{host} could not be reached for {repo} ({reason}); check the network{mirror}"
+    kept = "run it again, finished files are kept"
+    return f"the download of {repo} broke off ({reason}); {kept}{mirror}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,373 @@
+"""A loaded model with its tokenizer: text in, text out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from . import device as devices
+from .config import Config
+from .engine import Sampling, Session, generate
+from .errors import ContextLengthError, InvalidArgumentError, TokenizerError
+from .fuse import FusedModel
+from .local import folder_of
+from .model import Model
+from .registry import Card, resolve
+from .template import BUILTIN, Template
+from .tokenizer import Tokenizer, load_tokenizer
+from .weights import load_model
+
+Message = Mapping[str, str]
+"""{"role": "user", "content": "..."}"""
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""Text to continue, token ids to continue, or a conversation to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """What one reply cost."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    cached_tokens: int
+    """How many of them were in the cache already."""
+    completion_tokens: int
+    """Tokens of the reply."""
+    ttft: float
+    """Seconds to the first token."""
+    seconds: float
+    """Seconds in all."""
+    peak_memory: int
+    """Most bytes MLX held at once since the process began."""
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens read a second, cached ones not counted."""
+        return (self.prompt_tokens - self.cached_tokens) / self.ttft if self.ttft else 0.0
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens a second after the first; 0 for a reply of one token."""
+        later = self.seconds - self.ttft
+        return (self.completion_tokens - 1) / later if later > 0 and self.completion_tokens else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The next bit of a reply; the last one has a finish_reason and stats."""
+
+    text: str
+    """Text that is certain: whole characters, and no part of a stop string."""
+    token_ids: tuple[int, ...] = ()
+    """Tokens read since the last piece, end of text not counted."""
+    finish_reason: str | None = None
+    """"stop" (the model ended, or a stop string came) or "length"."""
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A whole reply."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Its tokens, end of text not counted; a stop string cuts the text but not these."""
+    finish_reason: str
+    """"stop" (the model ended, or a stop string came) or "length"."""
+    stats: Stats
+
+
+@dataclass
+class LM:
+    """A model and its tokenizer; made by `load`."""
+
+    model: Model | FusedModel
+    tokenizer: Tokenizer
+    card: Card
+    sampling: Sampling
+    """Used where a call gives none: the card's, or the folder's generation_config.json."""
+    _session: Session | None = field(default=None, repr=False)
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its reply may have together."""
+        return min(self.card.context or self.config.context_length, self.config.context_length)
+
+    def session(self) -> Session:
+        """A new key-value cache, to be given to every call of one conversation."""
+        return Session(self.config)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: messages go through the template, text and ids do not."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if any(isinstance(item, Mapping) for item in prompt):
+            return self.tokenizer.chat_ids(prompt)  # type: ignore[arg-type]
+        if not all(isinstance(item, int) for item in prompt):
+            raise InvalidArgumentError(
+                "a prompt must be text, a list of token ids or a list of messages"
+            )
+        return list(prompt)  # type: ignore[arg-type]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        session: Session | None = None,
+    ) -> Generator[Piece, None, None]:
+        """Continue text or ids, or answer messages, a piece at a time.
+
+        `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
+        before it. `session` keeps the cache from one call to the next.
+
+            for piece in lm.stream("Once upon a time"):
+                print(piece.text, end="")
+        """
+        ids = self.encode(prompt)
+        room = self.context_length - len(ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens and the context is {self.context_length}; "
+                "shorten it to leave room for a reply"
+            )
+        session = session or self.session()
+        tokens = generate(
+            self.model,
+            ids,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            sampling=sampling or self.sampling,
+            eos=self.tokenizer.eos_ids,
+            session=session,
+        )
+        is_chat = not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt)
+        template = self.tokenizer.template if is_chat else None
+        stops = (*stop, *(template.stop_strings if template else ()))
+        return self._pieces(tokens, ids, stops, session.common(ids))
+
+    def _pieces(
+        self,
+        tokens: Generator[int, None, None],
+        prompt: list[int],
+        stops: Sequence[str],
+        cached: int,
+    ) -> Generator[Piece, None, None]:
+        start = time.perf_counter()
+        first: float | None = None
+        decoder, text = self.tokenizer.stream(), StopStrings(stops)
+        count, reason = 0, "length"
+        with closing(tokens):
+            for token in tokens:
+                first = first or time.perf_counter()
+                if token in self.tokenizer.eos_ids:
+                    reason = "stop"
+                    break
+                count += 1
+                yield Piece(text=text.add(decoder.add(token)), token_ids=(token,))
+                if text.found:
+                    reason = "stop"
+                    break
+        now = time.perf_counter()
+        stats = Stats(
+            prompt_tokens=len(prompt),
+            cached_tokens=cached,
+            completion_tokens=count,
+            ttft=(first or now) - start,
+            seconds=now - start,
+            peak_memory=mx.get_peak_memory(),
+        )
+        rest = "" if text.found else text.add(decoder.finish()) + text.finish()
+        yield Piece(text=rest, finish_reason=reason, stats=stats)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        session: Session | None = None,
+    ) -> Completion:
+        """The whole of what `stream` gives.
+
+        lm.generate("The capital of France is", max_tokens=8).text
+        """
+        return collect(
+            self.stream(
+                prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, session=session
+            )
+        )
+
+    def chat(
+        self,
+        *query: Any,
+        history: Sequence[Message] | None = None,
+        role: str = "user",
+        max_tokens: int | None = None,
+        max_length: int | None = None,
+        do_sample: bool = True,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> tuple[str, list[dict[str, str]]]:
+        """Answer `query`; the reply, and the history to give with the next one.
+
+        Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
+        `max_length` counts the prompt, `max_tokens` does not. Called as MiniCPM's own code is,
+        `chat(tokenizer, query, ...)`, the tokenizer is left aside for the model's own.
+
+            reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
+        """
+        arguments = [item for item in query if not isinstance(item, Tokenizer)]
+        if len(arguments) == 2 and history is None:
+            history = arguments.pop()
+        if len(arguments) != 1 or not isinstance(arguments[0], str):
+            raise InvalidArgumentError(
+                "chat takes one text to answer, chat(query) or chat(tokenizer, query); "
+                f"got {[type(item).__name__ for item in query]}"
+            )
+        messages = [dict(m) for m in history or ()] + [{"role": role, "content": arguments[0]}]
+        prompt = self.encode(messages)
+        if max_length is not None:
+            left = max_length - len(prompt)
+            max_tokens = left if max_tokens is None else min(left, max_tokens)
+        self._session = self._session or self.session()
+        completion = self.generate(
+            messages,
+            max_tokens=max_tokens,
+            sampling=sampled(self.sampling, do_sample=do_sample, **sampling),
+            stop=stop,
+            session=self._session,
+        )
+        messages.append({"role": "assistant", "content": completion.text})
+        return completion.text, messages
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    fuse: bool = True,
+    progress: bool = True,
+) -> LM:
+    """Load a model by card name, folder or hub repository (`org/name`), downloading it if need be.
+
+    `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
+    keeps the form that is trained. Raises ModelNotFoundError, DownloadError, ConfigError,
+    WeightsError or TokenizerError.
+
+        lm = load("demo")
+    """
+    card = resolve(str(name))
+    devices.select(device)
+    folder = folder_of(card, progress=progress)
+    # The config first: a model that cannot be should not wait for its tokenizer.
+    config = Config.load(folder)
+    tokenizer = tokenizer_of(card, folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{config.vocab_size}; are its files those of another model?"
+        )
+    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
+    return LM(model, tokenizer, card, _default_sampling(card, folder))
+
+
+def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
+    tokenizer = load_tokenizer(folder, eos=card.eos or None)
+    if card.template is not None:
+        tokenizer.template = Template(BUILTIN[card.template])
+    return tokenizer
+
+
+def sampled(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
+    """`base` with the fields that are given (None: not given) replaced."""
+    known = Sampling.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            raise InvalidArgumentError(
+                f"unknown option {name!r}; sampling has {', '.join(sorted(known))}"
+            )
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(base, **given, **({} if do_sample else {"temperature": 0.0}))
+
+
+def collect(pieces: Iterable[Piece]) -> Completion:
+    """Join the pieces of a stream."""
+    texts: list[str] = []
+    ids: list[int] = []
+    for piece in pieces:
+        texts.append(piece.text)
+        ids.extend(piece.token_ids)
+    assert piece.finish_reason is not None
+    assert piece.stats is not None
+    return Completion(
+        text="".join(texts),
+        token_ids=tuple(ids),
+        finish_reason=piece.finish_reason,
+        stats=piece.stats,
+    )
+
+
+class StopStrings:
+    """Lets text through until a stop string comes; holds back what may be the start of one."""
+
+    def __init__(self, stops: Sequence[str]):
+        self.stops = [stop for stop in stops if stop]
+        self.held = ""
+        self.found = False
+
+    def add(self, text: str) -> str:
+        """The part of the text so far that is certain and not given out yet."""
+        self.held += text
+        hits = [at for at in (self.held.find(stop) for stop in self.stops) if at >= 0]
+        if hits:
+            self.found = True
+            certain, self.held = self.held[: min(hits)], ""
+            return certain
+        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        at = len(self.held) - keep
+        certain, self.held = self.held[:at], self.held[at:]
+        return certain
+
+    def finish(self) -> str:
+        """What was held back, once no more text can come."""
+        held, self.held = self.held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-size:]):
+            return size
+    return 0
+
+
+def _default_sampling(card: Card, folder: Path) -> Sampling:
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    values: dict[str, Any] = {
+        name: getattr(card, name) for name in names if getattr(card, name) is not None
+    }
+    if not values:
+        with suppress(OSError, ValueError, AttributeError):
+            path = folder / "generation_config.json"
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw.get("do_sample"):
+                values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
+    return Sampling(**values)

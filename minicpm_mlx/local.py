@@ -1,0 +1,110 @@
+"""A card to a folder on this disk: downloaded, converted or quantized once, and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from . import hub
+from .config import Config, Quantization
+from .errors import DownloadError, InvalidArgumentError
+from .registry import Card, cache_dir
+
+
+def folder_of(card: Card, *, progress: bool = True) -> Path:
+    """The folder that holds the card's model, after whatever is needed to have it.
+
+    A repository is downloaded to the hub's cache; the demo is converted, and a card with `bits`
+    quantized, to this library's. Raises ModelNotFoundError or DownloadError.
+    """
+    if card.path is not None:
+        if card.path.is_file():
+            raise InvalidArgumentError(
+                f"{card.path}: GGUF files cannot be loaded yet; expected a folder with config.json "
+                "and weights"
+            )
+        return card.path
+    if card.package is not None:
+        from . import demo
+
+        return _kept(demo.stamp(card), lambda folder: demo.convert(demo.source(card), folder))
+    return _from_hub(card, progress)
+
+
+def kept_folder(card: Card) -> Path | None:
+    """The same folder if it is already there; touches no network and makes nothing."""
+    if card.path is not None:
+        return card.path
+    if card.package is not None:
+        found = sorted(cache_dir().glob(f"{card.name}-v*"))
+        return found[-1] if found else None
+    if card.bits is not None:
+        folder = cache_dir() / _quantized_name(card)
+        return folder if folder.exists() else None
+    return hub.cached(str(card.repo), card.revision, weights=card.file)
+
+
+def _from_hub(card: Card, progress: bool) -> Path:
+    kept = cache_dir() / _quantized_name(card)
+    if card.bits is not None and kept.exists():
+        return kept
+    try:
+        source = hub.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; to try the program without it: --model demo") from None
+    if card.bits is None:
+        return source
+    return _kept(_quantized_name(card), lambda folder: _quantize(source, card, folder))
+
+
+def _quantized_name(card: Card) -> str:
+    return f"{card.name}-{card.bits}bit-g{card.group_size}"
+
+
+def _quantize(source: Path, card: Card, folder: Path) -> None:
+    """Write the checkpoint in `source`, rounded to the card's bits, to `folder`, as MLX does."""
+    import mlx.core as mx
+
+    from .quantize import quantize
+    from .weights.load import assemble, parameters, read_checked
+
+    config = Config.load(source)
+    model = assemble(config, read_checked(source, config), None)
+    packing = Quantization(bits=card.bits or 4, group_size=card.group_size or 64)
+    quantize(model, packing)
+    for layer in model.layers:  # layer by layer, so that the source is never in memory whole
+        mx.eval(layer.parameters())
+    mx.save_safetensors(str(folder / "model.safetensors"), parameters(model), {"format": "mlx"})
+    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    raw["quantization"] = asdict(packing)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
+    for pattern in ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja"):
+        for path in source.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _kept(name: str, make: Callable[[Path], None]) -> Path:
+    """The cache's folder `name`; where it is missing, `make` fills it, wholly or not at all."""
+    folder = cache_dir() / name
+    if folder.exists():
+        return folder
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        make(partial)
+        if not folder.exists():  # another process may have been faster
+            partial.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DownloadError(
+            f"{folder}: cannot be written ({reason}); free some space or set MINICPM_MLX_HOME"
+        ) from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -1,0 +1,218 @@
+"""What `--model` may be: a card of models/*.toml, a folder, a .gguf file or a hub repository."""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .errors import ConfigError, ModelNotFoundError
+
+__all__ = ["Card", "cache_dir", "cards", "resolve"]
+
+_TEMPLATES = ("minicpm", "chatml")
+_REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One checkpoint: where it lies and how it wants to be talked to.
+
+    Exactly one of `repo`, `package` and `path` is set. A value that is None or empty is read from
+    the checkpoint's own files.
+    """
+
+    name: str
+    """The card's name, which is its file's; for a folder, file or repository, that."""
+    repo: str | None = None
+    """Hub repository, `org/name`."""
+    revision: str = "main"
+    """Branch, tag or commit of `repo`."""
+    package: str | None = None
+    """Installed pip package that carries the weights."""
+    file: str | None = None
+    """The weights inside `package`, or in `repo` where they have no standard name."""
+    bits: int | None = None
+    """Quantize to this many bits once after the download and keep that; None: use as it is."""
+    group_size: int | None = None
+    """Weights that share a scale; goes with `bits`."""
+    template: str | None = None
+    """`minicpm` or `chatml`; None: the checkpoint's own."""
+    eos: tuple[int, ...] = ()
+    """Token ids that end a reply; empty: the checkpoint's own."""
+    context: int | None = None
+    """Longest prompt and reply together, in tokens."""
+    temperature: float | None = None
+    """Default sampling temperature."""
+    top_p: float | None = None
+    """Default nucleus, in (0, 1]."""
+    top_k: int | None = None
+    """Default number of candidates."""
+    repetition_penalty: float | None = None
+    """Default penalty on tokens already seen; 1 is none."""
+    licence: str = ""
+    """Licence of the weights, as published."""
+    size_gb: float | None = None
+    """Download, in 10⁹ bytes, computed from parameters and their width."""
+    note: str = ""
+    """What it is, in one line."""
+    note_zh: str = ""
+    """The same in Chinese."""
+    path: Path | None = None
+    """Local folder or .gguf file, where this is no card."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), _RULES[field.name])
+        if sum(source is not None for source in (self.repo, self.package, self.path)) != 1:
+            raise ConfigError("expected one of repo, package and path")
+        if self.package and not self.file:
+            raise ConfigError("package needs file, the weights inside it")
+        if (self.bits is None) != (self.group_size is None):
+            raise ConfigError("bits and group_size go together")
+
+
+_Rule = tuple[type | tuple[type, ...], str, Any]
+_TEXT: _Rule = (str, "text", lambda v: True)
+_COUNT: _Rule = (int, "a positive whole number", lambda v: v > 0)
+_RULES: dict[str, _Rule] = {
+    "name": (str, "a name", bool),
+    "repo": (str, "org/name", lambda v: _REPO.fullmatch(v) and "@" not in v),
+    "revision": (str, "a branch, tag or commit", bool),
+    "package": (str, "a pip package", bool),
+    "file": (str, "a relative path", lambda v: v and not {"", ".."} & set(v.split("/"))),
+    "bits": (int, "2, 3, 4, 5, 6 or 8", lambda v: v in (2, 3, 4, 5, 6, 8)),
+    "group_size": (int, "32, 64 or 128", lambda v: v in (32, 64, 128)),
+    "template": (str, " or ".join(_TEMPLATES), lambda v: v in _TEMPLATES),
+    "eos": (tuple, "a list of token ids", lambda v: all(type(i) is int and i >= 0 for i in v)),
+    "context": _COUNT,
+    "temperature": ((int, float), "0 or more", lambda v: v >= 0),
+    "top_p": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
+    "top_k": _COUNT,
+    "repetition_penalty": ((int, float), "more than 0", lambda v: v > 0),
+    "licence": _TEXT,
+    "size_gb": ((int, float), "more than 0", lambda v: v > 0),
+    "note": _TEXT,
+    "note_zh": _TEXT,
+    "path": (Path, "a path", lambda v: True),
+}
+_REQUIRED = {field.name for field in fields(Card) if field.default is not None}
+
+
+def _check(key: str, value: object, rule: _Rule) -> None:
+    kind, expected, valid = rule
+    if value is None and key not in _REQUIRED:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool) or not valid(value):
+        raise ConfigError(f"expected {expected} for {key}, found {value!r}")
+
+
+@cache
+def cards() -> Mapping[str, Card]:
+    """Every card, by name and in the order of names; ConfigError names a faulty file and key."""
+    found = [
+        _parse(file.name.removesuffix(".toml"), file.read_text(encoding="utf-8"))
+        for file in resources.files("minicpm_mlx.models").iterdir()
+        if file.name.endswith(".toml")
+    ]
+    return MappingProxyType({card.name: card for card in sorted(found, key=lambda c: c.name)})
+
+
+def _parse(name: str, text: str) -> Card:
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        values = toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise ConfigError(f"models/{name}.toml: expected TOML, found: {error}") from error
+    # A card's name is its file's, and a path belongs to no card.
+    if unknown := sorted(values.keys() - _RULES.keys() | values.keys() & {"name", "path"}):
+        known = ", ".join(sorted(_RULES.keys() - {"name", "path"}))
+        raise ConfigError(f"models/{name}.toml: unknown key {unknown[0]}; expected some of {known}")
+    if isinstance(values.get("eos"), list):
+        values["eos"] = tuple(values["eos"])
+    try:
+        return Card(name=name, **values)
+    except ConfigError as error:
+        raise ConfigError(f"models/{name}.toml: {error}") from error
+
+
+def resolve(name_or_path: str) -> Card:
+    """The card of what a user typed: a card's name, else a path, else `org/name[@revision]`.
+
+    A card wins over a folder of its name (write `./name` for the folder), and an existing path
+    wins over a repository. A repository that has a card keeps its template and sampling, without
+    the quantization. Nothing is downloaded. Raises ModelNotFoundError.
+
+        >>> resolve("MiniCPM_2B_dpo").bits
+        4
+    """
+    wanted = name_or_path.strip()
+    name = wanted.lower().replace("_", "-")
+    if name in cards():
+        return cards()[name]
+    if local := _local(wanted):
+        return local
+    if match := _REPO.fullmatch(wanted):
+        return _repository(match["repo"], match["revision"])
+    near = difflib.get_close_matches(name, cards(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ModelNotFoundError(
+        f"no model named {wanted!r}; {hint}`minicpm-mlx list` shows the names, "
+        "and a folder, a .gguf file or a hub repository (org/name) will do"
+    )
+
+
+def _local(wanted: str) -> Card | None:
+    """The card of an existing path; None if this is no path at all."""
+    try:
+        path = Path(wanted).expanduser()
+        if wanted and path.is_dir():
+            path = path.resolve()
+            return Card(name=path.name or str(path), path=path)
+        if path.is_file():
+            if path.suffix.lower() != ".gguf":
+                raise ModelNotFoundError(
+                    f"expected a model folder or a .gguf file, found the file {path}; "
+                    "give the folder that holds it"
+                )
+            # Not resolve(): the hub's cache links x.gguf to a blob whose name has no suffix.
+            return Card(name=path.stem, path=path.absolute())
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such ~user, a null byte
+        pass
+    deep = wanted.partition("@")[0].count("/") > 1  # a revision may hold slashes
+    if deep or wanted.startswith((".", "/", "~")) or wanted.endswith(".gguf"):
+        raise ModelNotFoundError(
+            f"no folder or file {wanted}; check the path, or see `minicpm-mlx list` for names"
+        )
+    return None
+
+
+def _repository(repo: str, revision: str | None) -> Card:
+    known = [c for c in cards().values() if c.repo and c.repo.lower() == repo.lower()]
+    if not known:
+        return Card(name=repo, repo=repo, revision=revision or "main")
+    card = min(known, key=lambda c: c.bits is not None)  # the unquantized card, if there is one
+    revision = revision or card.revision
+    return replace(card, name=str(card.repo), revision=revision, bits=None, group_size=None)
+
+
+def cache_dir() -> Path:
+    """Where this library keeps what it makes: $MINICPM_MLX_HOME, else the system's cache folder.
+
+    Downloads lie in the hub's own cache (`hub.py`), quantized copies and sessions here. The folder
+    may not exist yet.
+    """
+    if home := os.environ.get("MINICPM_MLX_HOME"):
+        return Path(home).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minicpm-mlx"
+    if xdg := os.environ.get("XDG_CACHE_HOME"):
+        return Path(xdg).expanduser() / "minicpm-mlx"
+    return Path.home() / ".cache" / "minicpm-mlx"

@@ -1,0 +1,181 @@
+"""Chat messages to prompt text.
+
+A template is a Jinja program that came with the checkpoint, so it is run in Jinja's sandbox, with
+the names and settings transformers gives it: the text must be byte-equal to the reference's. The
+sandbox keeps a template from Python and the disk; it does not bound how long it computes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+from .errors import TemplateError
+
+__all__ = ["BUILTIN", "CHATML", "MINICPM", "Template"]
+
+MINICPM = (
+    "{% for message in messages %}"
+    "{% set text = message.content | trim %}"
+    "{{ '<用户>' ~ text ~ '<AI>' if message.role == 'user' else text }}"
+    "{% endfor %}"
+)
+"""MiniCPM 1.0, 2B and 1B: no markers but around a user's turn, no generation prompt."""
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+"""MiniCPM 2B-128k, 3 and 4."""
+
+BUILTIN = {"minicpm": MINICPM, "chatml": CHATML}
+"""The family's own templates by name, for folders that come without one."""
+
+# Turn markers which are ordinary text to the tokenizer, so that no end token stops the model there.
+_PLAIN_MARKERS = ("<用户>", "<AI>")
+
+_MAX_CHARACTERS = 2**24  # of one prompt: far above any context, far below what hurts
+
+
+class Template:
+    """A chat template; `source` is Jinja, for the family's own see `BUILTIN`.
+
+    It is compiled when first rendered, so a broken one is harmless until a chat needs it.
+
+        >>> Template(MINICPM).render([{"role": "user", "content": "Hello"}])
+        '<用户>Hello<AI>'
+    """
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+        self.source = source
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Where to cut a reply: the template's markers that are not special tokens."""
+        return tuple(marker for marker in _PLAIN_MARKERS if marker in self.source)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt text of a conversation.
+
+        Each message needs a `role` and a `content`, both text; other keys go to the template as
+        they are. Raises TemplateError for anything else, and for whatever the template raises.
+        """
+        _check(messages)
+        try:
+            pieces = self._compiled.generate(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                bos_token=self.bos_token,
+                eos_token=self.eos_token,
+            )
+            return _join(pieces)
+        except TemplateError:
+            raise
+        except Exception as error:  # a template is a program: it can raise anything
+            raise TemplateError(
+                f"the chat template could not render these messages ({_one_line(error)}); "
+                "check the messages, or replace the model's chat_template"
+            ) from error
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return _environment().from_string(self.source)
+
+
+def _environment() -> Any:
+    """The Jinja environment of transformers' chat templates, with arithmetic kept small."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        # `'a' * 10**12` would take all memory, and `9**9**9` all day.
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "**" or _size(left) * _size(right) > _MAX_CHARACTERS:
+                raise SecurityError(f"{operator} could make something too large")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _size(factor: Any) -> float:
+    return abs(factor) if isinstance(factor, int | float) else len(factor)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own `tojson` escapes HTML, which no model was trained on."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise TemplateError(f"the chat template refuses these messages: {_one_line(message)}")
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _join(pieces: Any) -> str:
+    """The rendered text, stopped while it grows should it grow without bound."""
+    kept: list[str] = []
+    length = 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > _MAX_CHARACTERS:
+            raise TemplateError(
+                f"the chat template's output passes {_MAX_CHARACTERS} characters; "
+                "send shorter messages, or replace the model's chat_template"
+            )
+    return "".join(kept)
+
+
+def _check(messages: object) -> None:
+    if not isinstance(messages, list | tuple):
+        raise TemplateError(f"messages must be a list of dicts, found {_kind(messages)}")
+    if not messages:
+        raise TemplateError("messages is empty; give at least one message with a role and content")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TemplateError(
+                f"messages[{index}] must be a dict with a role and content, found {_kind(message)}"
+            )
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                found = _kind(message[key]) if key in message else f"no {key}"
+                raise TemplateError(f"messages[{index}] must have a text {key}, found {found}")
+
+
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _one_line(error: object) -> str:
+    text = " ".join(str(error).encode(errors="replace").decode().split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"

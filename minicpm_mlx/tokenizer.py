@@ -1,0 +1,488 @@
+"""Text to token ids and back.
+
+A folder's tokenizer.json is used as it is. A lone tokenizer.model is turned into the same object,
+since SentencePiece itself splits this family's text otherwise (no leading `▁`, user-defined pieces
+before any merge) than tokenizer.json, which the models are run with. One decoder, made of bytes,
+serves `decode` and `stream`; where bytes are not UTF-8 the number of U+FFFD is Python's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import TemplateError, TokenizerError
+from .template import BUILTIN, Template
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
+
+T = TypeVar("T")
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Tokenizer:
+    """What a model reads and writes; made by `load_tokenizer`.
+
+    `backend` is the `tokenizers.Tokenizer` that encodes. `bos_id` is None where there is no such
+    token, and `adds_bos` says whether the model expects it in front; generation ends at any of
+    `eos_ids`. `template` is None where the folder has no chat template.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        bos_id: int | None = None,
+        adds_bos: bool = False,
+        eos_ids: Iterable[int] = (),
+        template: Template | None = None,
+    ) -> None:
+        self.backend = backend
+        self.bos_id = bos_id
+        self.adds_bos = adds_bos
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))
+        self.template = template
+        self._piece_bytes, self._drops_space = _decoder(backend)
+        self._added = backend.get_added_tokens_decoder()
+        self._bytes: dict[int, bytes] = {}
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The highest id + 1, added tokens included; a model's own may be padded further."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """The token ids of `text`; special tokens written in it are read as such.
+
+        Where the model expects bos, exactly one leads: none is added to text that begins with it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"text must be valid Unicode, found half a surrogate pair at {error.start}; "
+                "decode the bytes it came from as UTF-8"
+            ) from None
+        with _refusing("the tokenizer", "cannot encode this text"):
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if add_bos and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        stream = self.stream(skip_special)
+        text = "".join([stream.add(token_id) for token_id in ids])
+        return text + stream.finish()
+
+    def stream(self, skip_special: bool = True) -> StreamDecoder:
+        """A decoder that takes one id at a time; its pieces joined are `decode` of the ids."""
+        return StreamDecoder(partial(self._token_bytes, skip_special), self._drops_space)
+
+    def chat_text(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+        """The conversation as the model's template writes it."""
+        if self.template is None:
+            raise TemplateError(
+                "the model's folder has no chat template; add a chat_template.jinja to it, "
+                "or use generate instead of chat"
+            )
+        return self.template.render(messages, add_generation_prompt)
+
+    def chat_ids(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+        """The conversation as token ids: the template's text, encoded with one bos."""
+        return self.encode(self.chat_text(messages, add_generation_prompt))
+
+    def _token_bytes(self, skip_special: bool, token_id: int) -> bytes:
+        added = self._added.get(token_id)
+        if added is not None:
+            return b"" if skip_special and added.special else added.content.encode()
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._piece_bytes(self._piece(token_id))
+        return self._bytes[token_id]
+
+    def _piece(self, token_id: int) -> str:
+        try:
+            piece = self.backend.id_to_token(token_id)
+        except (OverflowError, TypeError):  # it wants a 32-bit unsigned number
+            piece = None
+        if piece is None:
+            raise TokenizerError(
+                f"token ids must be in the vocabulary, 0 to {self.vocab_size - 1}, "
+                f"found {token_id!r}; is this tokenizer the model's own?"
+            )
+        return piece
+
+
+class StreamDecoder:
+    """Text from ids as they come; half a character is held back until the rest of it is there."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
+        self._token_bytes = token_bytes
+        self._drops_space = drops_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_id: int) -> str:
+        """The text that is certain now, '' while a character is incomplete."""
+        return self._text(self._utf8.decode(self._token_bytes(token_id)))
+
+    def finish(self) -> str:
+        """The end of the text: U+FFFD for bytes that never became a character."""
+        return self._text(self._utf8.decode(b"", final=True))
+
+    def _text(self, text: str) -> str:
+        """`text`, less the space that stands before the first word of all."""
+        if text and self._drops_space:
+            self._drops_space = False
+            text = text.removeprefix(" ")
+        return text
+
+
+def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> Tokenizer:
+    """The tokenizer of a model folder: tokenizer.json, else tokenizer.model, and what goes with it.
+
+    `eos` replaces the end tokens that the folder's files name. Raises TokenizerError for files
+    that are missing, corrupt or contradict each other.
+
+        >>> load_tokenizer("MiniCPM-2B-dpo-bf16").encode("<用户>")
+        [1, 1786, 4194, 95388]
+    """
+    files = _Files(Path(folder))
+    backend = _load_backend(files)
+    bos_token, eos_token = files.token("bos_token"), files.token("eos_token")
+    leading = _leading_special(backend)
+    bos_ids = _ids_of(backend, bos_token) + leading + files.ids("bos_token_id")
+    eos_ids = files.ids("eos_token_id") + _ids_of(backend, eos_token)
+    if not eos_ids:  # a bare tokenizer file; without an end token generation would never stop
+        eos_ids = [i for i in map(backend.token_to_id, _USUAL_EOS) if i is not None]
+
+    bos_id = bos_ids[0] if bos_ids else None
+    adds_bos = leading == [bos_id] if files.adds_bos is None else files.adds_bos
+    if adds_bos and bos_id is None:
+        raise files.wrong("bos_token", "named, as add_bos_token is true", None)
+    source = files.chat_template or _builtin_template(files, backend)
+    bos_text = bos_token or _text_of(backend, bos_ids)
+    eos_text = eos_token or _text_of(backend, eos_ids)
+    return Tokenizer(
+        backend,
+        bos_id=bos_id,
+        adds_bos=adds_bos,
+        eos_ids=eos_ids if eos is None else eos,
+        template=Template(source, bos_text, eos_text) if source else None,
+    )
+
+
+_USUAL_EOS = ("</s>", "<|im_end|>")
+
+
+# What the JSON files say
+
+
+class _Files:
+    """The files beside a tokenizer, all optional; each value is checked as it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise TokenizerError(f"{folder} must be a model folder, found no folder there")
+        self.folder = folder
+        self._tokenizer = self._json("tokenizer_config.json")
+        self._special = self._json("special_tokens_map.json")
+        self._generation = self._json("generation_config.json")
+        self._model = self._json("config.json")
+
+    def token(self, key: str) -> str | None:
+        """`bos_token` or `eos_token`, stated as text or as an object with content."""
+        for config in (self._tokenizer, self._special):
+            value = config.get(key)
+            token = self._checked(
+                key, value.get("content") if isinstance(value, dict) else value, str
+            )
+            if token:
+                return token
+        return None
+
+    def ids(self, key: str) -> list[int]:
+        """`bos_token_id` or `eos_token_id`, one id or several, of both model configs."""
+        ids: list[int] = []
+        for config in (self._generation, self._model):
+            value = config.get(key)
+            several = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(type(i) is int and 0 <= i < 2**32 for i in several):
+                raise self.wrong(key, "a token id or a list of them", value)
+            ids += several
+        return ids
+
+    @property
+    def adds_bos(self) -> bool | None:
+        """Whether bos leads every text; None where only the tokenizer itself can tell."""
+        return self._checked("add_bos_token", self._tokenizer.get("add_bos_token"), bool)
+
+    @property
+    def added_tokens(self) -> dict[int, dict[str, Any]]:
+        """Tokens that the tokenizer file may lack, lowest id first."""
+        key = "added_tokens_decoder"
+        tokens = self._checked(key, self._tokenizer.get(key), dict) or {}
+        for i, token in tokens.items():
+            if not (i.isdecimal() and isinstance(token, dict)):
+                raise self.wrong(key, "an object of tokens by id", {i: token})
+        return {int(i): tokens[i] for i in sorted(tokens, key=int)}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's source; of several in a list, the one named default."""
+        path = self.folder / "chat_template.jinja"
+        if path.exists():
+            with _refusing(path, "is not text"):
+                return path.read_text(encoding="utf-8")
+        key, value = "chat_template", self._tokenizer.get("chat_template")
+        if isinstance(value, list):
+            if not all(isinstance(entry, dict) for entry in value):
+                raise self.wrong(key, "a str, or a list of objects with name and template", value)
+            default = [entry.get("template") for entry in value if entry.get("name") == "default"]
+            value = default[0] if default else None
+        return self._checked(key, value, str)
+
+    @property
+    def is_minicpm(self) -> bool | None:
+        """Whether config.json names the family; None without a config.json."""
+        names = f"{self._model.get('model_type')} {self._model.get('architectures')}"
+        return "minicpm" in names.lower() if self._model else None
+
+    def wrong(self, key: str, expected: str, value: object) -> TokenizerError:
+        return TokenizerError(
+            f"{self.folder}: {key} must be {expected}, found {_short(value)}; "
+            "correct the folder's JSON files or download them again"
+        )
+
+    def _checked(self, key: str, value: object, kind: type[T]) -> T | None:
+        if value is None or isinstance(value, kind):
+            return value
+        raise self.wrong(key, f"of type {kind.__name__}", value)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.exists():
+            return {}
+        with _refusing(path, "is not a JSON object"):
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(value, dict):
+                raise ValueError(f"found {_short(value)}")
+        return value
+
+
+# The encoder
+
+
+def _load_backend(files: _Files) -> Backend:
+    fast, slow = files.folder / "tokenizer.json", files.folder / "tokenizer.model"
+    if fast.exists():
+        with _refusing(fast, "is not a tokenizer"):
+            backend = _from_json(fast.read_bytes())
+    elif slow.exists():
+        with _refusing(slow, "is not a SentencePiece model of this family"):
+            backend = _from_sentencepiece(slow.read_bytes())
+    else:
+        names = ", ".join(sorted(path.name for path in files.folder.iterdir()))
+        raise TokenizerError(
+            f"{files.folder} must hold tokenizer.json or tokenizer.model, "
+            f"found {_short(names) if names else 'nothing'}; download the model again"
+        )
+    with _refusing(files.folder, "has an added_tokens_decoder that does not fit its tokenizer"):
+        _add_tokens(backend, files.added_tokens)
+    return backend
+
+
+def _from_json(data: bytes) -> Backend:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_buffer(data)
+    # Left over from training; they would cut or pad every prompt in silence.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _from_sentencepiece(data: bytes) -> Backend:
+    """What transformers writes as the tokenizer.json of a byte-pair tokenizer.model."""
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    source = SentencePieceProcessor(model_proto=data)
+    ids = list(range(len(source)))
+    pieces, scores = source.id_to_piece(ids), source.get_score(ids)
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    if not all(score.is_integer() for score in scores):
+        raise ValueError("its type is not BPE")  # whose scores are ranks
+    if source.normalize(_PROBE).removeprefix("▁") != _PROBE.replace(" ", "▁"):
+        raise ValueError("it normalises text")
+
+    unknown, bos_id = pieces[source.unk_id()], source.bos_id()
+    merges = _merges(vocab, scores)
+    backend = Tokenizer(
+        models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    if bos_id >= 0:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[pieces[bos_id], "$A"], special_tokens=[(pieces[bos_id], bos_id)]
+        )
+    control = [i for i in ids if source.is_control(i)]
+    backend.add_special_tokens([unknown, *(pieces[i] for i in control)])
+    return backend
+
+
+# Full width, a ligature, two spaces: what NFKC and SentencePiece's own rules change.
+_PROBE = "Ａ ﬁ  ①"
+
+
+def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others: by the whole's score, then its id, then theirs."""
+    ranked = sorted(
+        (-scores[whole], whole, vocab[piece[:cut]], vocab[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, whole in vocab.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    )
+    return [(left, right) for *_, left, right in ranked]
+
+
+def _add_tokens(backend: Backend, tokens: dict[int, dict[str, Any]]) -> None:
+    """Adds the tokens that `backend` lacks: a tokenizer.model never holds ChatML's, say."""
+    from tokenizers import AddedToken
+
+    known = backend.get_added_tokens_decoder()
+    for token_id, fields in tokens.items():
+        if token_id in known:
+            continue
+        stated = {key: fields[key] for key in _TOKEN_FIELDS if key in fields}
+        backend.add_tokens([AddedToken(**stated)])
+        if (found := backend.token_to_id(fields["content"])) != token_id:
+            raise ValueError(f"{fields['content']!r} is {token_id} there and {found} here")
+
+
+_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _leading_special(backend: Backend) -> list[int]:
+    """The token, if any, that the tokenizer's own post-processor puts in front."""
+    with _refusing("the tokenizer", "cannot encode"):
+        encoding = backend.encode("a")
+    return encoding.ids[:1] if encoding.special_tokens_mask[:1] == [1] else []
+
+
+def _ids_of(backend: Backend, token: str | None) -> list[int]:
+    """The id of a token that a config names, as a list of none or one."""
+    if token is None:
+        return []
+    with _refusing("the tokenizer", "cannot look up bos_token and eos_token"):
+        token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise TokenizerError(
+            f"bos_token and eos_token must be in the tokenizer's vocabulary, found {token!r}; "
+            "download the model's tokenizer files again"
+        )
+    return [token_id]
+
+
+def _text_of(backend: Backend, ids: Sequence[int]) -> str:
+    """The first id's token, '' where there is none."""
+    return (backend.id_to_token(ids[0]) if ids else None) or ""
+
+
+def _builtin_template(files: _Files, backend: Backend) -> str | None:
+    """The family's own template for a folder without one; its vocabulary tells which."""
+    in_family = files.is_minicpm
+    if in_family is None:
+        user = backend.encode("<用户>", add_special_tokens=False).tokens
+        in_family = user == ["▁<", "用户", ">"]
+    if not in_family:
+        return None
+    return BUILTIN["minicpm" if backend.token_to_id("<|im_start|>") is None else "chatml"]
+
+
+# The decoder
+
+
+def _decoder(backend: Backend) -> tuple[Callable[[str], bytes], bool]:
+    """How a piece becomes bytes, and whether the first space of a text is dropped."""
+    steps: list[dict[str, Any]] = [{"type": "none"}]
+    if backend.decoder is not None:
+        spec = json.loads(backend.decoder.__getstate__())
+        steps = spec.get("decoders", [spec])
+    if steps[:3] == _SENTENCEPIECE and steps[3:] in ([], [_STRIP]):
+        return _sentencepiece_bytes, steps[3:] == [_STRIP]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return partial(_byte_level_bytes, _byte_alphabet()), False
+    raise TokenizerError(
+        f"the tokenizer's decoder must be ByteLevel or SentencePiece's, found {', '.join(kinds)}; "
+        "use a model with one of these tokenizers"
+    )
+
+
+_SENTENCEPIECE = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def _sentencepiece_bytes(piece: str) -> bytes:
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
+        return bytes.fromhex(piece[3:5])
+    return piece.replace("▁", " ").encode()
+
+
+def _byte_level_bytes(alphabet: dict[str, int], piece: str) -> bytes:
+    if all(character in alphabet for character in piece):
+        return bytes(alphabet[character] for character in piece)
+    return piece.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's: a printable character for each byte, itself or one from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + i): byte for i, byte in enumerate(others)
+    }
+
+
+# Errors
+
+
+@contextmanager
+def _refusing(what: object, problem: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a TokenizerError of one line."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise TokenizerError(
+            f"{what} {problem} ({_short(error)}); download the model again"
+        ) from error
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).encode(errors="replace").decode().split()) or type(value).__name__
+    return text if len(text) <= 120 else f"{text[:119]}…"

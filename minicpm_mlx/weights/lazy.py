@@ -1,0 +1,43 @@
+"""What the weight readers share: a tensor not read yet, and the first look at a file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import WeightsError
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor of a weight file: checked against the file, not read yet."""
+
+    shape: tuple[int, ...]
+    """Sizes, as the file states them."""
+    dtype: mx.Dtype
+    """Element type in the file."""
+    load: Callable[[], mx.array]
+    """The data. Nothing here keeps it, so memory is freed with the caller's last reference."""
+
+
+def first_bytes(path: Path, count: int = 32) -> bytes:
+    """The head of a file; WeightsError where it cannot be read or only points to the weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(count)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: expected a readable weight file, found: {error.strerror}; "
+            "check the path and its permissions"
+        ) from error
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path}: expected weights, found a Git LFS pointer to them; run git lfs pull"
+        )
+    return head
+
+
+def printable(text: object) -> str:
+    """Words of a file's choosing, made fit for a message: one line, no escapes, not too long."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])

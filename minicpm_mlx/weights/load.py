@@ -1,0 +1,165 @@
+"""A folder's files to a model whose every parameter was found, and found in the right shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .. import device
+from .. import fuse as fusing
+from ..config import Config, Quantization
+from ..errors import WeightsError
+from ..fuse import FusedModel
+from ..model import Model
+from ..quantize import dequantize, packed_as
+from . import files
+from .lazy import LazyTensor
+
+
+def load_model(
+    folder: str | Path, dtype: str | None = None, fuse: bool = False, *, weights: str | None = None
+) -> Model | FusedModel:
+    """Load the model in `folder`: `model(ids (B, T)) -> logits (B, T, V)`.
+
+    `dtype` is "float32", "bfloat16" or "float16"; by default what this machine computes fastest.
+    `fuse` gives the inference form (see fuse.py) instead of the one that reads like the paper and
+    is trained. `weights` names a torch file that has no usual name. Memory stays near the size of
+    the result: tensors are read as their layer is made.
+
+    Raises ConfigError or WeightsError for a folder that does not hold a whole, fitting model.
+    """
+    folder = Path(folder)
+    device.select()
+    config = Config.load(folder)
+    tensors = read_checked(folder, config, weights)
+    chosen = device.choose_dtype(_stored_dtype(tensors), dtype, fused=fuse)
+    packed = any(name.endswith(".scales") for name in tensors)
+    dense = (
+        device.unpack_to(chosen, sum(a.size for a in parameters(Model(config)).values()))
+        if packed
+        else None
+    )
+    model = assemble(config, tensors, chosen)
+    if fuse:
+        return fusing.fuse(model, dense)
+    for part in (*model.layers, model):
+        if dense is not None:
+            dequantize(part, dense)
+        mx.eval(part.parameters())
+    return model
+
+
+def read_checked(folder: Path, config: Config, weights: str | None = None) -> dict[str, LazyTensor]:
+    """The tensors in `folder` that make the model of `config`: all of them, in the right shapes."""
+    tensors = {
+        name: tensor
+        for name, tensor in files.read(folder, weights).items()
+        if not _is_surplus(name, config)
+    }
+    model = _empty(config, tensors)
+    shapes = {name: array.shape for name, array in parameters(model).items()}
+    _check(shapes, tensors, folder)
+    return tensors
+
+
+def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | None) -> Model:
+    """The model of `tensors`, which are used up, with floats cast to `dtype` (None: as stored).
+
+    Nothing of a safetensors file is read before it is evaluated.
+    """
+    model = _empty(config, tensors)
+    model.load_weights([(name, _cast(tensors.pop(name).load(), dtype)) for name in list(tensors)])
+    return model
+
+
+def _empty(config: Config, tensors: dict[str, LazyTensor]) -> Model:
+    """A model whose modules are packed as the tensors are; MLX computes none of its values."""
+    model = Model(config)
+    packed_as(model, _packings(tensors, config))
+    return model
+
+
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its name in the checkpoint."""
+    found: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return dict(found)
+
+
+def _is_surplus(name: str, config: Config) -> bool:
+    """Tensors old exporters wrote that hold nothing new."""
+    return name.endswith("rotary_emb.inv_freq") or (
+        config.tie_word_embeddings and name.startswith("lm_head.")
+    )
+
+
+def _packings(tensors: dict[str, LazyTensor], config: Config) -> dict[str, Quantization]:
+    """How each module that has scales is packed."""
+    special = dict(config.layer_quantization)
+    modules = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
+    if modules and config.quantization is None:
+        raise WeightsError(
+            f"{modules[0]}.scales: the weights are quantized but config.json has no `quantization`"
+        )
+    return {
+        module: packing
+        for module in modules
+        if (packing := special.get(module, config.quantization)) is not None
+    }
+
+
+def _check(
+    shapes: dict[str, tuple[int, ...]], tensors: dict[str, LazyTensor], folder: Path
+) -> None:
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise WeightsError(f"{folder}: {name} is missing; config.json calls for {shape}")
+        if tensors[name].shape != shape:
+            raise WeightsError(
+                f"{folder}: {name} has shape {tensors[name].shape}; config.json calls for {shape}"
+            )
+        packed = name.removesuffix(".weight") + ".scales" in tensors and name.endswith(".weight")
+        if packed and tensors[name].dtype != mx.uint32:
+            raise WeightsError(
+                f"{folder}: {name} is {_plain(tensors[name].dtype)}; expected uint32 for packed "
+                "weights"
+            )
+        if not packed and not name.endswith(".scales") and not _is_float(tensors[name].dtype):
+            raise WeightsError(
+                f"{folder}: {name} is {_plain(tensors[name].dtype)}; expected a float type"
+            )
+    surplus = sorted(set(tensors) - set(shapes))
+    if surplus:
+        raise WeightsError(
+            f"{folder}: {surplus[0]} is not part of this architecture"
+            + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")
+            + "; is config.json that of another model?"
+        )
+
+
+def _stored_dtype(tensors: dict[str, LazyTensor]) -> mx.Dtype:
+    """The float format of the checkpoint: its widest tensor's, norms aside."""
+    kinds = {tensor.dtype for name, tensor in tensors.items() if "norm" not in name}
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        if dtype in kinds:
+            return dtype
+    return mx.float32
+
+
+def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
+    """`array` in `dtype` if it holds floats; done at once, so that the source can be dropped."""
+    if dtype is None or array.dtype == dtype or not _is_float(array.dtype):
+        return array
+    array = array.astype(dtype)
+    mx.eval(array)
+    return array
+
+
+def _is_float(dtype: mx.Dtype) -> bool:
+    return bool(mx.issubdtype(dtype, mx.floating))
+
+
+def _plain(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -1,0 +1,1 @@
+"""Model cards: one TOML file a checkpoint; data, never weights."""
