@@ -34,17 +34,34 @@ def preload_blas() -> None:
         return
     if "mlx.core" in sys.modules:
         return  # too late to change what MLX is bound to
-    candidates = [
-        "libopenblas.so.0",
-        "libopenblas.so",
-        "libmkl_rt.so.2",
-        str(Path(sys.prefix) / "lib" / "libmkl_rt.so.2"),  # where pip puts mkl
-    ]
-    for name in candidates:
+    # MKL first: it multiplies by a single row, as decoding does, twice as fast as OpenBLAS 0.3.21.
+    mkl = sorted(map(str, (Path(sys.prefix) / "lib").glob("libmkl_rt.so*")))  # as pip installs it
+    kernels = _openblas_kernels()
+    if kernels:
+        os.environ["OPENBLAS_CORETYPE"] = kernels
+    for name in (*mkl, "libopenblas.so.0", "libopenblas.so"):
         with suppress(OSError):
             ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
             blas = Path(name).name
-            return
+            break
+    if kernels:
+        del os.environ["OPENBLAS_CORETYPE"]
+
+
+def _openblas_kernels() -> str | None:
+    """The kernels OpenBLAS should use; None where its own choice, or the user's, stands.
+
+    It chooses by the processor's model number, and takes one newer than itself for a Pentium 4:
+    a third of the speed. The instruction sets the processor lists are a surer sign.
+    """
+    if "OPENBLAS_CORETYPE" in os.environ or platform.machine() != "x86_64":
+        return None
+    flags: set[str] = set()
+    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        flags = next((set(line.split()) for line in file if line.startswith("flags")), flags)
+    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
+        return "SkylakeX"
+    return "Haswell" if {"avx2", "fma"} <= flags else None
 
 
 def select(device: str | None = None) -> None:

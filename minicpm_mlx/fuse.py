@@ -21,6 +21,7 @@ from .config import Config
 from .model import MLP, Attention, Block, Mask, Model, attend, prepare
 from .moe import MoE, route
 from .quantize import dequantize
+from .rope import Rotation
 
 
 class FusedModel(nn.Module):
@@ -29,6 +30,7 @@ class FusedModel(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.config = model.config
+        self.rope = model.model.rope
         self.embed_tokens = model.model.embed_tokens
         self.layers: list[FusedBlock] = []
         self.norm = _fold_norm(model)
@@ -46,9 +48,9 @@ class FusedModel(nn.Module):
     ) -> mx.array:
         """Last hidden states (B, T, hidden), divided by the logit divisor."""
         x = self.embed_tokens(ids)
-        mask, caches, total = prepare(ids, cache, len(self.layers), length)
+        rotate, mask, caches = prepare(self.rope, ids, cache, len(self.layers), length)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache, total)
+            x = layer(x, rotate, mask, layer_cache)
         return self.norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -88,8 +90,8 @@ class FusedBlock(nn.Module):
         for norm in (self.input_layernorm, self.post_attention_layernorm):
             norm.eps = config.rms_norm_eps / config.scale_emb**2
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache, length)
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -97,16 +99,18 @@ class FusedAttention(nn.Module):
     def __init__(self, attention: Attention, scale: float):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
-        self.scale, self.rope = attention.scale, attention.rope
+        self.scale = attention.scale
         self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = scaled(attention.o_proj, scale)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
         B, T, _ = x.shape
         H, K = self.heads, self.kv_heads
         qkv = self.qkv_proj(x).reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)
-        q, k, v = mx.split(qkv, [H, H + K], axis=1)  # (B, H or K, T, D)
-        return self.o_proj(attend(q, k, v, self.scale, mask, cache, self.rope, length))
+        # q and k rotate alike, so as one (B, H + K, T, D).
+        qk = rotate(qkv[:, : H + K])
+        q, k, v = qk[:, :H], qk[:, H:], qkv[:, H + K :]
+        return self.o_proj(attend(q, k, v, self.scale, mask, cache))
 
 
 class FusedMLP(nn.Module):

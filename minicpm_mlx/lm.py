@@ -303,8 +303,10 @@ def sampled(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampli
             raise InvalidArgumentError(
                 f"unknown option {name!r}; sampling has {', '.join(sorted(known))}"
             )
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(base, **given, **({} if do_sample else {"temperature": 0.0}))
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if not do_sample:
+        given["temperature"] = 0.0
+    return replace(base, **given)
 
 
 def collect(pieces: Iterable[Piece]) -> Completion:

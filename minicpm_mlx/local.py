@@ -48,6 +48,12 @@ def kept_folder(card: Card) -> Path | None:
     return hub.cached(str(card.repo), card.revision, weights=card.file)
 
 
+def made_folders(card: Card) -> list[Path]:
+    """What this library made of the card's model and keeps: conversions, quantized copies."""
+    patterns = (f"{card.name}-v*", f"{card.name}-*bit-g*")
+    return [path for pattern in patterns for path in cache_dir().glob(pattern)]
+
+
 def _from_hub(card: Card, progress: bool) -> Path:
     kept = cache_dir() / _quantized_name(card)
     if card.bits is not None and kept.exists():

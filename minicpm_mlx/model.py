@@ -19,31 +19,30 @@ import mlx.nn as nn
 from .activation import Activation
 from .config import Config
 from .moe import MoE
-from .rope import Rope
+from .rope import Rope, Rotation
 
 Mask = mx.array | str | None
 """Which positions see which: MLX's "causal", a boolean array (B, 1, T, T), or None for all."""
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config, rope: Rope):
+    def __init__(self, config: Config):
         super().__init__()
         D, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
         self.heads, self.kv_heads, self.scale = H, K, D**-0.5
         self.residual_scale = config.residual_scale
-        self.rope = rope
         bias = config.attention_bias
         self.q_proj = nn.Linear(config.hidden_size, H * D, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
         self.o_proj = nn.Linear(H * D, config.hidden_size, bias=bias)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
         B, T, _ = x.shape
         q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
         k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
         v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        out = attend(q, k, v, self.scale, mask, cache, self.rope, length)
+        out = attend(rotate(q), rotate(k), v, self.scale, mask, cache)
         return self.o_proj(out) * self.residual_scale
 
 
@@ -63,15 +62,15 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config, rope: Rope):
+    def __init__(self, config: Config):
         super().__init__()
-        self.self_attn = Attention(config, rope)
+        self.self_attn = Attention(config)
         self.mlp = MoE(config) if config.num_experts else MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, mask: Mask, cache: Any, length: int | mx.array) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache, length)
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -80,19 +79,19 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        rope = Rope(config)
+        self.rope = Rope(config)
         self.scale_emb = config.scale_emb
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Block(config, rope) for _ in range(config.num_hidden_layers)]
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
         self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
     ) -> mx.array:
         x = self.embed_tokens(ids) * self.scale_emb  # (B, T, hidden)
-        mask, caches, total = prepare(ids, cache, len(self.layers), length)
+        rotate, mask, caches = prepare(self.rope, ids, cache, len(self.layers), length)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache, total)
+            x = layer(x, rotate, mask, layer_cache)
         return self.norm(x)
 
 
@@ -136,29 +135,19 @@ class Model(nn.Module):
 
 
 def prepare(
-    ids: mx.array, cache: Sequence[Any] | None, layers: int, length: int | None
-) -> tuple[Mask, Sequence[Any], int | mx.array]:
-    """Mask, one cache (or None) a layer, and the length of the text, for a forward pass of ids."""
+    rope: Rope, ids: mx.array, cache: Sequence[Any] | None, layers: int, length: int | None
+) -> tuple[Rotation, Mask, Sequence[Any]]:
+    """What all layers share in a forward pass of `ids`: rotation and mask; and a cache for each."""
     T = ids.shape[1]
     if not cache:
-        return "causal" if T > 1 else None, [None] * layers, length or T
+        return rope.at(0, T, length or T), "causal" if T > 1 else None, [None] * layers
+    offset = cache[0].offset
     mask = cache[0].make_mask(T, return_array=False, window_size=None)
-    return mask, cache, length or cache[0].offset + T
+    return rope.at(offset, T, length or offset + T), mask, cache
 
 
-def attend(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    scale: float,
-    mask: Mask,
-    cache: Any,
-    rope: Rope,
-    length: int | mx.array,
-) -> mx.array:
-    """Rotate, cache and attend: q (B, H, T, D), k and v (B, K, T, D) to (B, T, H * D)."""
-    offset = cache.offset if cache is not None else 0
-    q, k = rope(q, offset, length), rope(k, offset, length)
+def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask, cache: Any) -> mx.array:
+    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
     if cache is not None:
         k, v = cache.update_and_fetch(k, v)
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import Quantization
+from .device import on_cpu
 from .errors import InvalidArgumentError
 
 
@@ -36,8 +38,9 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
     packed: dict[str, Quantization] = {}
 
     def choose(path: str, module: nn.Module) -> bool:
-        weight = getattr(module, "weight", None)
-        fits = hasattr(module, "to_quantized") and weight.shape[-1] % packing.group_size == 0
+        if not hasattr(module, "to_quantized"):
+            return False
+        fits = module.weight.shape[-1] % packing.group_size == 0
         if fits and not path.endswith("mlp.gate"):
             packed[path] = packing
         return path in packed
@@ -74,10 +77,17 @@ def dequantize(module: nn.Module, dtype: mx.Dtype) -> None:
 
 def unpack(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
     """The dense weight of a quantized layer."""
-    arrays = [layer.weight, layer.scales] + ([layer.biases] if "biases" in layer else [])
-    if mx.default_device() == mx.Device(mx.cpu) and layer.mode == "affine" and layer.bits in (4, 8):
-        return _unpack_on_cpu(*arrays, bits=layer.bits).astype(dtype)
-    dense = mx.dequantize(*arrays, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+    if on_cpu() and layer.mode == "affine" and layer.bits in (4, 8):
+        dense = _unpack_on_cpu(layer.weight, layer.scales, layer.biases, bits=layer.bits)
+    else:
+        dense = mx.dequantize(
+            layer.weight,
+            layer.scales,
+            layer.get("biases"),
+            group_size=layer.group_size,
+            bits=layer.bits,
+            mode=layer.mode,
+        )
     return dense.astype(dtype)
 
 
@@ -102,11 +112,16 @@ def _unpack_on_cpu(weight: mx.array, scales: mx.array, biases: mx.array, *, bits
         np.add(floats, bias[rows], out=out[rows])
 
     block = max(1, (1 << 17) // group_size)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(fill, range(0, groups, block)))
+    list(_threads().map(fill, range(0, groups, block)))
     return dense.reshape(*weight.shape[:-1], -1)
 
 
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="unpack")
+
+
+@cache
 def _byte_table(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
     """For each byte the codes in it as float32, lowest bits first, seen as one wide integer."""
     byte = np.arange(256)[:, None]

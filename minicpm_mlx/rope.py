@@ -7,14 +7,19 @@ anew for each forward pass and leaves keys already cached as they were rotated. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 
+from . import device
 from .config import Config
+
+Rotation = Callable[[mx.array], mx.array]
+"""Rotates queries or keys (B, H, T, D)."""
 
 
 class Rope:
-    """Rotates queries or keys (B, H, T, D); halves of D are paired, as in the checkpoints."""
+    """Makes rotations of queries and keys; halves of D are paired, as in the checkpoints."""
 
     def __init__(self, config: Config):
         scaling = config.rope_scaling
@@ -37,25 +42,48 @@ class Rope:
             self.short = powers * mx.array(scaling.short_factor)
             self.long = powers * mx.array(scaling.long_factor)
 
-    def __call__(self, x: mx.array, offset: int | mx.array, length: int | mx.array) -> mx.array:
-        """Rotate `x` (B, H, T, D), whose first position is `offset`, in a text of `length` tokens.
+    def at(self, offset: int | mx.array, steps: int, length: int | mx.array) -> Rotation:
+        """The rotation of `steps` positions from `offset` on, in a text of `length` tokens.
 
-        Both are one number, or one a row (B,).
+        Offset and length are one number, or one a row (B,). What comes back rotates queries or keys
+        (B, H, steps, D), in every layer alike.
         """
-        if self.amplitude != 1.0:
-            x = x * self.amplitude
         freqs = self._frequencies(length)
-        if freqs is not None and freqs.ndim == 2:
-            return _rotate_rows(x, offset, freqs)
-        return mx.fast.rope(
-            x,
-            self.head_dim,
-            traditional=False,
-            base=self.theta if freqs is None else None,
-            scale=self.position_scale,
-            offset=offset,
-            freqs=freqs,
-        )
+        if (freqs is not None and freqs.ndim == 2) or device.on_cpu():
+            return self._by_table(offset, steps, freqs)
+
+        def rotate(x: mx.array) -> mx.array:
+            return mx.fast.rope(
+                x if self.amplitude == 1.0 else x * self.amplitude,
+                self.head_dim,
+                traditional=False,
+                base=self.theta if freqs is None else None,
+                scale=self.position_scale,
+                offset=offset,
+                freqs=freqs,
+            )
+
+        return rotate
+
+    def _by_table(self, offset: int | mx.array, steps: int, freqs: mx.array | None) -> Rotation:
+        """Sines and cosines computed once for all layers.
+
+        mx.fast.rope takes no frequencies by row; on a CPU it is no kernel but a dozen operations.
+        """
+        if freqs is None:
+            freqs = self._powers(mx.array(self.theta))
+        positions = mx.array(offset).reshape(-1, 1) + mx.arange(steps)  # (B or 1, T)
+        scaled = positions.astype(mx.float32) * self.position_scale
+        angles = scaled[:, None, :, None] / freqs.reshape(-1, 1, 1, self.head_dim // 2)
+        cos, sin = mx.cos(angles) * self.amplitude, mx.sin(angles) * self.amplitude
+        cos = mx.concatenate([cos, cos], axis=-1)  # (B or 1, 1, T, D)
+        sin = mx.concatenate([-sin, sin], axis=-1)
+
+        def rotate(x: mx.array) -> mx.array:
+            left, right = mx.split(x, 2, axis=-1)
+            return (x * cos + mx.concatenate([right, left], axis=-1) * sin).astype(x.dtype)
+
+        return rotate
 
     def _frequencies(self, length: int | mx.array) -> mx.array | None:
         """Radians a position, inverted: (D/2), or (B, D/2) for one length a row; None: plain."""
@@ -78,14 +106,3 @@ class Rope:
     def _powers(self, base: mx.array) -> mx.array:
         exponents = mx.arange(0, self.head_dim, 2, dtype=mx.float32) / self.head_dim
         return mx.power(base[..., None], exponents)
-
-
-def _rotate_rows(x: mx.array, offset: int | mx.array, freqs: mx.array) -> mx.array:
-    """Rotate each row of `x` (B, H, T, D) by its own `freqs` (B, D/2); mx.fast.rope cannot."""
-    steps = mx.arange(x.shape[2], dtype=mx.float32)
-    positions = mx.reshape(mx.array(offset), (-1, 1)) + steps  # (B, T)
-    angles = positions[:, None, :, None] / freqs[:, None, None, :]  # (B, 1, T, D/2)
-    cos, sin = mx.cos(angles), mx.sin(angles)
-    left, right = mx.split(x.astype(mx.float32), 2, axis=-1)
-    rotated = mx.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return rotated.astype(x.dtype)

@@ -127,7 +127,7 @@ def _stream(
             # Launched before this token is known here, so that the device never waits for Python.
             following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
             mx.async_eval(following)
-        value = int(token.item())
+        value = int(token.item())  # type: ignore[arg-type]
         if value == NOT_A_NUMBER:
             raise NumericsError(
                 "the model produced NaN; expected numbers. Are the weights damaged, or is float16 "

@@ -1,0 +1,145 @@
+"""`minicpm-mlx chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .theme import console
+
+if TYPE_CHECKING:
+    from minicpm_mlx import LM, Chat, Stats
+
+HELP = "/clear starts over · /exit or Ctrl-D leaves · Ctrl-C stops a reply · Alt-Enter: new line"
+
+
+def chat(
+    model: options.Model = options.DEFAULT_MODEL,
+    system: options.System = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Longest reply; default: all the context.")
+    ] = None,
+    temp: options.Temp = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Talk with a model; it remembers the conversation until you leave."""
+    import minicpm_mlx as mm
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
+    lm = options.load(model, dtype, device)
+    conversation = mm.Chat(
+        lm,
+        system=system,
+        sampling=options.sampling(
+            lm,
+            temperature=temp,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+        max_tokens=max_tokens,
+        stop=options.unescaped(stop),
+    )
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        _greet(lm)
+    _converse(conversation, _reader() if interactive else _read_line, interactive)
+
+
+def _converse(chat: Chat, read: Callable[[], str | None], interactive: bool) -> None:
+    from minicpm_mlx.errors import MiniCPMError
+
+    while (text := read()) is not None:
+        command = text.strip()
+        if not command:
+            continue
+        if command in ("/exit", "/quit"):
+            return
+        if command == "/clear":
+            chat.clear()
+            console(stderr=True).print("conversation cleared", style="quiet")
+        elif command.startswith("/") and " " not in command and command.count("/") == 1:
+            console(stderr=True).print(HELP, style="quiet")
+        else:
+            try:
+                _answer(chat, text, interactive)
+            except MiniCPMError as error:
+                if not interactive:
+                    raise
+                console(stderr=True).print(str(error), style="error", markup=False)
+
+
+def _answer(chat: Chat, text: str, interactive: bool) -> None:
+    """Stream a reply; Ctrl-C breaks it off and leaves what came in the conversation."""
+    stats: Stats | None = None
+    pieces = chat.reply(text)
+    try:
+        with closing(pieces):
+            for piece in pieces:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+                stats = piece.stats or stats
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+    print()
+    if interactive:
+        note = "stopped" if stats is None else _summary(chat, stats)
+        console().print(f"{note}\n", style="quiet")
+
+
+def _summary(chat: Chat, stats: Stats) -> str:
+    used = stats.prompt_tokens + stats.completion_tokens
+    return (
+        f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after "
+        f"{stats.ttft:.2f} s · context {used}/{chat.lm.context_length}"
+    )
+
+
+def _greet(lm: LM) -> None:
+    out = console()
+    out.print(lm.card.name, style="title")
+    for note in (lm.card.note, lm.card.note_zh):
+        if note:
+            out.print(note, style="quiet", markup=False)
+    out.print(f"{HELP}\n", style="quiet")
+
+
+def _reader() -> Callable[[], str | None]:
+    """Asks at the terminal: wide characters, history with the arrow keys, Alt-Enter for a line."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import FormattedText
+
+    session: PromptSession[str] = PromptSession()
+
+    def read() -> str | None:
+        try:
+            return session.prompt(FormattedText([("bold ansicyan", "> ")]))
+        except KeyboardInterrupt:
+            return ""
+        except EOFError:
+            return None
+
+    return read
+
+
+def _read_line() -> str | None:
+    """The next line of a pipe; None at its end."""
+    line = sys.stdin.readline()
+    return line.rstrip("\n") if line else None

@@ -1,0 +1,69 @@
+"""The `minicpm-mlx` command: one line for an error, exit 1; usage 2; Ctrl-C 130."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from minicpm_mlx import __version__
+from minicpm_mlx.errors import MiniCPMError
+
+from . import chat, doctor, generate, manage
+
+app = typer.Typer(
+    name="minicpm-mlx",
+    help="MiniCPM on Apple silicon, with MLX. 在苹果芯片上运行 MiniCPM。",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("pull")(manage.pull)
+app.command("list")(manage.list_models)
+app.command("show")(manage.show)
+app.command("rm")(manage.remove)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except MiniCPMError as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output (`| head`) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; try a smaller model or --dtype float16", 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except Exception as error:
+        # click's own usage errors; anything else is a bug of ours, and its traceback is wanted.
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print("minicpm-mlx: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,125 @@
+"""`minicpm-mlx pull`, `list`, `show` and `rm`: which models there are, and which are here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .theme import console
+
+if TYPE_CHECKING:
+    pass
+
+Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
+
+
+def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
+    """Download a model (and quantize it, where its card says so), to use it offline later."""
+    from minicpm_mlx.local import folder_of
+    from minicpm_mlx.registry import resolve
+
+    print(folder_of(resolve(model)))
+
+
+def list_models(as_json: options.Json = False) -> None:
+    """List the cards, and which models are on this disk."""
+    from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.registry import cards
+
+    rows = [
+        {
+            "name": card.name,
+            "download_gb": card.size_gb,
+            "kept_gb": _gigabytes(kept_folder(card)),
+            "note": card.note,
+            "note_zh": card.note_zh,
+        }
+        for card in cards().values()
+    ]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="title")
+    table.add_column("name", no_wrap=True)
+    table.add_column("download", justify="right", no_wrap=True)
+    table.add_column("here", justify="right", no_wrap=True)
+    table.add_column("what it is", style="quiet")
+    for row in rows:
+        here = f"{row['kept_gb']:.1f} GB" if row["kept_gb"] is not None else ""
+        size = f"{row['download_gb']} GB" if row["download_gb"] else ""
+        table.add_row(str(row["name"]), size, here, str(row["note"]))
+    console().print(table)
+
+
+def show(model: Name, as_json: options.Json = False) -> None:
+    """Show what a card says and, where the model is here, its configuration."""
+    from minicpm_mlx.config import Config
+    from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.registry import resolve
+
+    card = resolve(model)
+    folder = kept_folder(card)
+    facts: dict[str, Any] = {key: value for key, value in asdict(card).items() if value}
+    facts["folder"] = folder
+    if folder is not None and folder.is_dir():
+        config = Config.load(folder)
+        facts["kept_gb"] = _gigabytes(folder)
+        facts |= {
+            key: value for key, value in asdict(config).items() if value not in (None, (), 0, "")
+        }
+        facts["context_length"] = config.context_length
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, default=str))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="title", no_wrap=True)
+    table.add_column()
+    for key, value in facts.items():
+        if not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
+            table.add_row(key, "not downloaded" if value is None else str(value))
+    console().print(table)
+
+
+def remove(
+    model: Annotated[str, typer.Argument(help="Card or hub repository.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model's files from this disk: the download, and what was made of it."""
+    from minicpm_mlx import hub
+    from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
+    from minicpm_mlx.local import made_folders
+    from minicpm_mlx.registry import resolve
+
+    card = resolve(model)
+    if card.path is not None:
+        raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
+    made = made_folders(card)
+    size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
+    if not size:
+        raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")
+    if not yes:
+        typer.confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?", abort=True, err=True)
+    for path in made:
+        shutil.rmtree(path)
+    if card.repo:
+        hub.remove(card.repo)
+    print(f"{card.name}: {size / 1e9:.1f} GB freed")
+
+
+def _gigabytes(path: Path | None) -> float | None:
+    return None if path is None else round(_bytes(path) / 1e9, 2)
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

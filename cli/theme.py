@@ -1,0 +1,27 @@
+"""Every colour of the command line, by what it means."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {
+    "title": "bold",
+    "prompt": "bold cyan",
+    "quiet": "dim",
+    "good": "green",
+    "warning": "yellow",
+    "error": "bold red",
+}
+
+
+@cache
+def console(*, stderr: bool = False) -> Console:
+    """A console for results (stdout), or for progress and errors (stderr)."""
+    from rich.console import Console
+    from rich.theme import Theme
+
+    return Console(theme=Theme(STYLES), stderr=stderr, highlight=False)
