@@ -20,7 +20,6 @@ import mlx.nn as nn
 from .config import Config
 from .model import MLP, Attention, Block, Mask, Model, attend, prepare
 from .moe import MoE, route
-from .quantize import dequantize
 from .rope import Rotation
 
 
@@ -60,20 +59,15 @@ class FusedModel(nn.Module):
         return self.lm_head(hidden)
 
 
-def fuse(model: Model, dense: mx.Dtype | None = None) -> FusedModel:
+def fuse(model: Model) -> FusedModel:
     """Turn `model` into its inference form, using up its layers one by one.
 
-    `dense` unpacks quantized layers to that dtype on the way. Peak memory is the result plus one
-    layer; `model` is left empty.
+    Peak memory is the result plus one layer; `model` is left empty.
     """
     fused = FusedModel(model)
-    if dense is not None:
-        dequantize(fused, dense)
     mx.eval(fused.parameters())
     while model.layers:
         layer = FusedBlock(model.layers.pop(0), model.config)
-        if dense is not None:
-            dequantize(layer, dense)
         mx.eval(layer.parameters())
         fused.layers.append(layer)
     return fused

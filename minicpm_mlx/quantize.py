@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -69,56 +68,49 @@ def dequantize(module: nn.Module, dtype: mx.Dtype) -> None:
             plain = nn.Embedding(1, 1)
         else:
             continue
-        plain.weight = unpack(child, dtype)
+        plain.weight = _unpack(child).astype(dtype)
         if "bias" in child:
             plain.bias = child.bias.astype(dtype)
         _replace(module, path, plain)
 
 
-def unpack(layer: nn.Module, dtype: mx.Dtype) -> mx.array:
+def _unpack(layer: nn.Module) -> mx.array:
     """The dense weight of a quantized layer."""
     if on_cpu() and layer.mode == "affine" and layer.bits in (4, 8):
-        dense = _unpack_on_cpu(layer.weight, layer.scales, layer.biases, bits=layer.bits)
-    else:
-        dense = mx.dequantize(
-            layer.weight,
-            layer.scales,
-            layer.get("biases"),
-            group_size=layer.group_size,
-            bits=layer.bits,
-            mode=layer.mode,
-        )
-    return dense.astype(dtype)
+        return _unpack_on_cpu(layer.weight, layer.scales, layer.biases, layer.bits)
+    return mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
 
 
-def _unpack_on_cpu(weight: mx.array, scales: mx.array, biases: mx.array, *, bits: int) -> mx.array:
+def _unpack_on_cpu(weight: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
     """mx.dequantize in float32, several times faster than its CPU kernel.
 
     A table turns each byte into the floats it packs; scale and bias follow while the block is in
     the processor's cache. The result is written into MLX's own memory, to spare a copy.
     """
-    groups, group_size = scales.size, weight.size * 32 // bits // scales.size
-    dense = mx.zeros((groups, group_size))
-    out = np.array(dense, copy=False)
-    codes = np.asarray(weight).view(np.uint8).reshape(groups, -1)
-    scale = np.asarray(scales.astype(mx.float32)).reshape(groups, 1)
-    bias = np.asarray(biases.astype(mx.float32)).reshape(groups, 1)
+    codes = np.asarray(weight).view(np.uint8).reshape(scales.size, -1)
+    scale = np.asarray(scales.astype(mx.float32)).reshape(-1, 1)
+    bias = np.asarray(biases.astype(mx.float32)).reshape(-1, 1)
     table = _byte_table(bits)
-
-    def fill(start: int) -> None:
-        rows = slice(start, start + block)
-        floats = table.take(codes[rows], mode="clip").view(np.float32)
+    width = table.itemsize // 4 * codes.shape[1]
+    dense = mx.zeros((scales.size, width))
+    out = np.array(dense, copy=False)
+    block = max(1, (1 << 16) // width)
+    scratch = np.empty((block, codes.shape[1]), table.dtype)
+    for start in range(0, scales.size, block):
+        rows = slice(start, min(start + block, scales.size))
+        wide = scratch[: rows.stop - start]
+        table.take(codes[rows], mode="clip", out=wide)
+        floats = wide.view(np.float32)
         np.multiply(floats, scale[rows], out=floats)
         np.add(floats, bias[rows], out=out[rows])
-
-    block = max(1, (1 << 17) // group_size)
-    list(_threads().map(fill, range(0, groups, block)))
     return dense.reshape(*weight.shape[:-1], -1)
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="unpack")
 
 
 @cache

@@ -42,13 +42,13 @@ def load_model(
         if packed
         else None
     )
-    model = assemble(config, tensors, chosen)
-    if fuse:
-        return fusing.fuse(model, dense)
-    for part in (*model.layers, model):
-        if dense is not None:
-            dequantize(part, dense)
-        mx.eval(part.parameters())
+    twin = assemble(config, tensors, chosen)
+    model = fusing.fuse(twin) if fuse else twin
+    for layer in model.layers:
+        mx.eval(layer.parameters())
+    mx.eval(model.parameters())
+    if dense is not None:
+        dequantize(model, dense)
     return model
 
 

