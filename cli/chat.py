@@ -15,7 +15,7 @@ from .theme import console
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat, Stats
 
-HELP = "/clear starts over · /exit or Ctrl-D leaves · Ctrl-C stops a reply · Alt-Enter: new line"
+HELP = "/clear starts over · /exit or Ctrl-D leaves · Ctrl-C stops · Esc Enter: new line"
 
 
 def chat(
@@ -63,7 +63,7 @@ def chat(
 
 
 def _converse(chat: Chat, read: Callable[[], str | None], interactive: bool) -> None:
-    from minicpm_mlx.errors import MiniCPMError
+    from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 
     while (text := read()) is not None:
         command = text.strip()
@@ -73,16 +73,17 @@ def _converse(chat: Chat, read: Callable[[], str | None], interactive: bool) -> 
             return
         if command == "/clear":
             chat.clear()
-            console(stderr=True).print("conversation cleared", style="quiet")
+            console(stderr=True).print("conversation cleared\n", style="quiet")
         elif command.startswith("/") and " " not in command and command.count("/") == 1:
-            console(stderr=True).print(HELP, style="quiet")
+            console(stderr=True).print(f"{HELP}\n", style="quiet")
         else:
             try:
                 _answer(chat, text, interactive)
             except MiniCPMError as error:
                 if not interactive:
                     raise
-                console(stderr=True).print(str(error), style="error", markup=False)
+                hint = "; /clear starts over" if isinstance(error, ContextLengthError) else ""
+                console(stderr=True).print(f"{error}{hint}\n", style="error")
 
 
 def _answer(chat: Chat, text: str, interactive: bool) -> None:
@@ -106,9 +107,11 @@ def _answer(chat: Chat, text: str, interactive: bool) -> None:
 
 def _summary(chat: Chat, stats: Stats) -> str:
     used = stats.prompt_tokens + stats.completion_tokens
+    count = stats.completion_tokens
+    speed = f"s · {stats.decode_tps:.1f} tok/s" if count > 1 else "" if count else "s"
     return (
-        f"{stats.completion_tokens} tokens · {stats.decode_tps:.1f} tok/s · first after "
-        f"{stats.ttft:.2f} s · context {used}/{chat.lm.context_length}"
+        f"{count} token{speed} · first after {stats.ttft:.2f} s · "
+        f"context {used}/{chat.lm.context_length}"
     )
 
 
@@ -117,16 +120,23 @@ def _greet(lm: LM) -> None:
     out.print(lm.card.name, style="title")
     for note in (lm.card.note, lm.card.note_zh):
         if note:
-            out.print(note, style="quiet", markup=False)
+            out.print(note, style="quiet")
     out.print(f"{HELP}\n", style="quiet")
 
 
 def _reader() -> Callable[[], str | None]:
-    """Asks at the terminal: wide characters, history with the arrow keys, Alt-Enter for a line."""
+    """Asks at the terminal: wide characters, history with the arrow keys, Esc Enter for a line."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import FormattedText
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    session: PromptSession[str] = PromptSession()
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")  # Alt-Enter sends these two; prompt_toolkit would take the text
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    session: PromptSession[str] = PromptSession(key_bindings=keys)
 
     def read() -> str | None:
         try:

@@ -20,8 +20,9 @@ def doctor(as_json: options.Json = False) -> None:
     out = console()
     width = max(map(len, facts)) + 2
     for key, value in facts.items():
-        out.print(f"[title]{key:<{width}}[/title]{value}")
+        out.print(f"{key:<{width}}", style="title", end="")
+        out.print("none" if value is None else value)
     for hint in hints:
-        out.print(hint, style="warning", markup=False)
+        out.print(hint, style="warning")
     if not hints:
         out.print("nothing to improve", style="good")

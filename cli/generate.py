@@ -42,6 +42,8 @@ def generate(
     if raw and system is not None:
         raise InvalidArgumentError("--system has no place in --raw text; leave one of them out")
     text = sys.stdin.read() if prompt == "-" else prompt
+    if not (raw or text.strip()):
+        raise InvalidArgumentError("the prompt is empty; expected some text to answer")
     lm = options.load(model, dtype, device)
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(

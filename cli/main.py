@@ -52,6 +52,10 @@ def main() -> None:
         sys.exit(1)
     except MemoryError:
         _fail("out of memory; try a smaller model or --dtype float16", 1)
+    except UnicodeDecodeError as error:
+        _fail(f"standard input is not {error.encoding} ({error.reason}); convert it to UTF-8", 1)
+    except UnicodeEncodeError as error:
+        _fail(f"the output holds what {error.encoding} cannot write; set PYTHONUTF8=1", 1)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except Exception as error:
@@ -61,6 +65,9 @@ def main() -> None:
         error.show()  # type: ignore[attr-defined]
         sys.exit(error.exit_code)
     else:
+        if status == 130:  # newer versions of typer return a Ctrl-C
+            print(file=sys.stderr)
+            _fail("interrupted", 130)
         sys.exit(status if isinstance(status, int) else 0)
 
 

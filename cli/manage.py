@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -107,8 +108,9 @@ def remove(
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size:
         raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")
-    if not yes:
-        typer.confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?", abort=True, err=True)
+    if not yes and not typer.confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?", err=True):
+        print("nothing deleted", file=sys.stderr)
+        raise typer.Exit(1)
     for path in made:
         shutil.rmtree(path)
     if card.repo:

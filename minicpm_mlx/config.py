@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +20,17 @@ from .errors import ConfigError
 ROPE_KINDS = ("linear", "dynamic", "longrope")
 ACTIVATIONS = ("silu", "fatrelu")
 FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
-MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+PACKINGS = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+"""By quantization mode, the bits and the group sizes that MLX packs."""
+MAX_SIZE = 2**31
+"""MLX counts a dimension in 32 bits, the sign among them."""
+MAX_BLOCKS = 10_000
+"""Most layers, or experts in all of them: building more takes minutes before a tensor is missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +49,7 @@ class RopeScaling:
     """longrope: the length up to which the text counts as short."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        _check_types(self, "rope_scaling.")
         if self.kind not in ROPE_KINDS:
             raise ConfigError(
                 f"config.json: unknown rope_scaling type {self.kind!r}; "
@@ -69,16 +80,17 @@ class Quantization:
     """"affine" (scale and bias) or one of MLX's float formats."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        if self.mode not in MODES:
+        _check_types(self, "quantization.")
+        if self.mode not in PACKINGS:
             raise ConfigError(
                 f"config.json: unknown quantization mode {self.mode!r}; "
-                f"this library knows {', '.join(MODES)}"
+                f"this library knows {', '.join(PACKINGS)}"
             )
-        if self.bits not in (2, 3, 4, 5, 6, 8) or self.group_size not in (16, 32, 64, 128):
+        bits, group_sizes = PACKINGS[self.mode]
+        if self.bits not in bits or self.group_size not in group_sizes:
             raise ConfigError(
-                "config.json: quantization must have 2-6 or 8 bits in groups of 16, 32, 64 or 128, "
-                f"got {self.bits} bits in groups of {self.group_size}"
+                f"config.json: quantization ({self.mode}) must have {_either(bits)} bits in groups "
+                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}"
             )
 
 
@@ -199,12 +211,26 @@ class Config:
                 f"config.json: unknown hidden_act {self.hidden_act!r}; "
                 f"this library knows {', '.join(ACTIVATIONS)}"
             )
-        if self.num_experts < 0 or not 1 <= self.num_experts_per_tok <= max(self.num_experts, 2):
+        if self.num_experts < 0:
+            raise ConfigError(f"config.json: num_experts must be 0 or more, got {self.num_experts}")
+        if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ConfigError(
                 f"config.json: num_experts_per_tok must be between 1 and num_experts "
                 f"({self.num_experts}), got {self.num_experts_per_tok}"
             )
+        if self.num_hidden_layers * max(self.num_experts, 1) > MAX_BLOCKS:
+            raise ConfigError(
+                f"config.json: num_hidden_layers times num_experts must be at most {MAX_BLOCKS}, "
+                f"got {self.num_hidden_layers} layers and {self.num_experts} experts"
+            )
+        if self.num_attention_heads * self.head_dim >= MAX_SIZE:
+            raise ConfigError(
+                f"config.json: num_attention_heads times head_dim must be below {MAX_SIZE}, "
+                f"got {self.num_attention_heads} times {self.head_dim}"
+            )
         scaling = self.rope_scaling
+        if scaling and scaling.kind == "dynamic" and self.head_dim == 2:
+            raise ConfigError("config.json: head_dim must be above 2 for dynamic rope_scaling")
         if scaling and scaling.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 found = len(getattr(scaling, name))
@@ -224,7 +250,7 @@ class Config:
             raise ConfigError(f"{path}: not found; a model folder needs a config.json") from None
         except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # JSONDecodeError, or a number of more digits than Python takes
             raise ConfigError(f"{path}: not valid JSON ({error})") from None
         return cls.from_dict(raw)
 
@@ -333,12 +359,14 @@ def _quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ConfigError(f"config.json: quantization must be an object, got {_kind(found)}")
     default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
+    sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
     layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
     try:
         return {
             "quantization": Quantization(**default),
+            # A layer that names no mode is affine whatever the default: so mlx-lm reads it.
             "layer_quantization": tuple(
-                (path, Quantization(**{**default, **how})) for path, how in layers.items()
+                (path, Quantization(**{**sizes, **how})) for path, how in layers.items()
             ),
         }
     except TypeError as error:
@@ -348,7 +376,7 @@ def _quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
 _PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
-def _check_types(instance: Any) -> None:
+def _check_types(instance: Any, prefix: str = "") -> None:
     """Hold every field against its annotation; JSON gives whatever the file says."""
     for field in fields(instance):
         value = getattr(instance, field.name)
@@ -365,15 +393,25 @@ def _check_types(instance: Any) -> None:
         else:
             good = name not in _PLAIN_TYPES or _is(name, value)
         if not good:
-            raise ConfigError(f"config.json: {field.name} must be {name}, got {value!r}"[:300])
+            raise ConfigError(
+                f"config.json: {prefix}{field.name} must be {name}, got {value!r}"[:300]
+            )
+        if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
+            raise ConfigError(
+                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {value}"[:300]
+            )
 
 
 def _is(name: str, value: object) -> bool:
     if isinstance(value, bool) and name != "bool":
         return False
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
+    if name == "float" and isinstance(value, int | float):
+        return abs(value) <= sys.float_info.max  # neither NaN nor infinite, nor an int beyond both
     return isinstance(value, _PLAIN_TYPES[name])
+
+
+def _either(choices: tuple[int, ...]) -> str:
+    return " or ".join(map(str, choices))
 
 
 def _kind(value: object) -> str:

@@ -114,7 +114,8 @@ def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     kinds = metadata["tokenizer.ggml.token_type"]
     special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # Not save(): of a full disk it raises no OSError.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     settings = {
         "add_bos_token": False,
         "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .config import Config
 from .model import MLP, Attention, Block, Mask, Model, attend, prepare
@@ -139,7 +140,9 @@ class FusedMoE(nn.Module):
 def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:
     if isinstance(mlp, MLP):
         return FusedMLP(mlp, scale)
-    if all(_alike([getattr(e, w) for e in mlp.experts]) for w in ("w1", "w2", "w3")):
+    inner: list[nn.Module] = [layer for expert in mlp.experts for layer in (expert.w1, expert.w3)]
+    outer: list[nn.Module] = [expert.w2 for expert in mlp.experts]
+    if _alike(inner) and _alike(outer) and _foldable(outer[0]):
         return FusedMoE(mlp, scale)
     mlp.residual_scale = scale
     return mlp
@@ -164,14 +167,18 @@ class Parts(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A projection whose output is multiplied, where its weights cannot be."""
+    """A projection whose output is multiplied, where its weights cannot be.
+
+    Its input is, where no bias comes in between: the raw output of down_proj overflows float16.
+    """
 
     def __init__(self, layer: nn.Module, scale: float):
         super().__init__()
         self.layer, self.scale = layer, scale
+        self.biased = any(name.endswith("bias") for name in dict(tree_flatten(layer.parameters())))
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.layer(x) * self.scale
+        return self.layer(x) * self.scale if self.biased else self.layer(x * self.scale)
 
 
 class Stacked(nn.Module):
@@ -206,16 +213,19 @@ def join(layers: list[nn.Module]) -> nn.Module:
 
 def scaled(layer: nn.Module, scale: float) -> nn.Module:
     """`layer`, used up, with its output multiplied by `scale`."""
-    if type(layer) is nn.Linear:
-        names = ["weight", "bias"]
-    elif type(layer) is nn.QuantizedLinear and layer.mode == "affine":
-        names = ["scales", "biases", "bias"]
-    else:
+    if not _foldable(layer):
         return Scaled(layer, scale)
-    for name in names:
+    packed = type(layer) is nn.QuantizedLinear
+    for name in ("scales", "biases", "bias") if packed else ("weight", "bias"):
         if name in layer:
             layer[name] = _times(layer[name], scale)
     return layer
+
+
+def _foldable(layer: nn.Module) -> bool:
+    """Whether a multiplier can go into the weights; the scales of float modes are too coarse."""
+    kind = type(layer)
+    return kind is nn.Linear or (kind is nn.QuantizedLinear and layer.mode == "affine")
 
 
 def _alike(layers: list[nn.Module]) -> bool:

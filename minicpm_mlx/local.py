@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -49,9 +50,14 @@ def kept_folder(card: Card) -> Path | None:
 
 
 def made_folders(card: Card) -> list[Path]:
-    """What this library made of the card's model and keeps: conversions, quantized copies."""
-    patterns = (f"{card.name}-v*", f"{card.name}-*bit-g*")
-    return [path for pattern in patterns for path in cache_dir().glob(pattern)]
+    """What this library made of the card's model and keeps: conversions, quantized copies.
+
+    What a process left half made when it was killed is among them.
+    """
+    made = re.compile(rf"{re.escape(card.name)}-(v\d+-[0-9a-f]+|\d+bit-g\d+)")
+    half = re.compile(rf"\.{made.pattern}-\w+")
+    found = sorted(cache_dir().glob("*"))
+    return [path for path in found if made.fullmatch(path.name) or half.fullmatch(path.name)]
 
 
 def _from_hub(card: Card, progress: bool) -> Path:
@@ -103,10 +109,15 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
         make(partial)
-        if not folder.exists():  # another process may have been faster
+        try:
             partial.rename(folder)
-    except OSError as error:
-        reason = error.strerror or error
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "[write]" not in str(error):
+            raise  # MLX's word for a disk that is full
+        reason = getattr(error, "strerror", None) or error
         raise DownloadError(
             f"{folder}: cannot be written ({reason}); free some space or set MINICPM_MLX_HOME"
         ) from None

@@ -17,12 +17,15 @@ from .errors import InvalidArgumentError
 
 
 def packed_as(model: nn.Module, how: Mapping[str, Quantization]) -> None:
-    """Give each module of `model` whose path is in `how` its packed form, ready to be filled."""
+    """Give each module of `model` whose path is in `how` its packed form, ready to be filled.
+
+    Modules that cannot be packed so keep their form.
+    """
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, int | str]:
-        if path not in how:
+        packing = how.get(path)
+        if packing is None or not _packable(module, packing.group_size):
             return False
-        packing = how[path]
         return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
 
     nn.quantize(model, class_predicate=choose)
@@ -37,10 +40,7 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
     packed: dict[str, Quantization] = {}
 
     def choose(path: str, module: nn.Module) -> bool:
-        if not hasattr(module, "to_quantized"):
-            return False
-        fits = module.weight.shape[-1] % packing.group_size == 0
-        if fits and not path.endswith("mlp.gate"):
+        if _packable(module, packing.group_size) and not path.endswith("mlp.gate"):
             packed[path] = packing
         return path in packed
 
@@ -57,6 +57,10 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
             "choose a smaller group size"
         )
     return packed
+
+
+def _packable(module: nn.Module, group_size: int) -> bool:
+    return hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0
 
 
 def dequantize(module: nn.Module, dtype: mx.Dtype) -> None:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import TemplateError, TokenizerError
 from .template import BUILTIN, Template
+from .tokenizer_files import TokenizerFiles, refusing, short
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -72,7 +72,7 @@ class Tokenizer:
                 f"text must be valid Unicode, found half a surrogate pair at {error.start}; "
                 "decode the bytes it came from as UTF-8"
             ) from None
-        with _refusing("the tokenizer", "cannot encode this text"):
+        with refusing("the tokenizer", "cannot encode this text"):
             ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         if add_bos and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
@@ -155,7 +155,7 @@ def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> T
         >>> load_tokenizer("MiniCPM-2B-dpo-bf16").encode("<用户>")
         [1, 1786, 4194, 95388]
     """
-    files = _Files(Path(folder))
+    files = TokenizerFiles(Path(folder))
     backend = _load_backend(files)
     bos_token, eos_token = files.token("bos_token"), files.token("eos_token")
     leading = _leading_special(backend)
@@ -183,119 +183,24 @@ def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> T
 _USUAL_EOS = ("</s>", "<|im_end|>")
 
 
-# What the JSON files say
-
-
-class _Files:
-    """The files beside a tokenizer, all optional; each value is checked as it is read."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise TokenizerError(f"{folder} must be a model folder, found no folder there")
-        self.folder = folder
-        self._tokenizer = self._json("tokenizer_config.json")
-        self._special = self._json("special_tokens_map.json")
-        self._generation = self._json("generation_config.json")
-        self._model = self._json("config.json")
-
-    def token(self, key: str) -> str | None:
-        """`bos_token` or `eos_token`, stated as text or as an object with content."""
-        for config in (self._tokenizer, self._special):
-            value = config.get(key)
-            token = self._checked(
-                key, value.get("content") if isinstance(value, dict) else value, str
-            )
-            if token:
-                return token
-        return None
-
-    def ids(self, key: str) -> list[int]:
-        """`bos_token_id` or `eos_token_id`, one id or several, of both model configs."""
-        ids: list[int] = []
-        for config in (self._generation, self._model):
-            value = config.get(key)
-            several = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(type(i) is int and 0 <= i < 2**32 for i in several):
-                raise self.wrong(key, "a token id or a list of them", value)
-            ids += several
-        return ids
-
-    @property
-    def adds_bos(self) -> bool | None:
-        """Whether bos leads every text; None where only the tokenizer itself can tell."""
-        return self._checked("add_bos_token", self._tokenizer.get("add_bos_token"), bool)
-
-    @property
-    def added_tokens(self) -> dict[int, dict[str, Any]]:
-        """Tokens that the tokenizer file may lack, lowest id first."""
-        key = "added_tokens_decoder"
-        tokens = self._checked(key, self._tokenizer.get(key), dict) or {}
-        for i, token in tokens.items():
-            if not (i.isdecimal() and isinstance(token, dict)):
-                raise self.wrong(key, "an object of tokens by id", {i: token})
-        return {int(i): tokens[i] for i in sorted(tokens, key=int)}
-
-    @property
-    def chat_template(self) -> str | None:
-        """The template's source; of several in a list, the one named default."""
-        path = self.folder / "chat_template.jinja"
-        if path.exists():
-            with _refusing(path, "is not text"):
-                return path.read_text(encoding="utf-8")
-        key, value = "chat_template", self._tokenizer.get("chat_template")
-        if isinstance(value, list):
-            if not all(isinstance(entry, dict) for entry in value):
-                raise self.wrong(key, "a str, or a list of objects with name and template", value)
-            default = [entry.get("template") for entry in value if entry.get("name") == "default"]
-            value = default[0] if default else None
-        return self._checked(key, value, str)
-
-    @property
-    def is_minicpm(self) -> bool | None:
-        """Whether config.json names the family; None without a config.json."""
-        names = f"{self._model.get('model_type')} {self._model.get('architectures')}"
-        return "minicpm" in names.lower() if self._model else None
-
-    def wrong(self, key: str, expected: str, value: object) -> TokenizerError:
-        return TokenizerError(
-            f"{self.folder}: {key} must be {expected}, found {_short(value)}; "
-            "correct the folder's JSON files or download them again"
-        )
-
-    def _checked(self, key: str, value: object, kind: type[T]) -> T | None:
-        if value is None or isinstance(value, kind):
-            return value
-        raise self.wrong(key, f"of type {kind.__name__}", value)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        if not path.exists():
-            return {}
-        with _refusing(path, "is not a JSON object"):
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(value, dict):
-                raise ValueError(f"found {_short(value)}")
-        return value
-
-
 # The encoder
 
 
-def _load_backend(files: _Files) -> Backend:
+def _load_backend(files: TokenizerFiles) -> Backend:
     fast, slow = files.folder / "tokenizer.json", files.folder / "tokenizer.model"
     if fast.exists():
-        with _refusing(fast, "is not a tokenizer"):
+        with refusing(fast, "is not a tokenizer"):
             backend = _from_json(fast.read_bytes())
     elif slow.exists():
-        with _refusing(slow, "is not a SentencePiece model of this family"):
+        with refusing(slow, "is not a SentencePiece model of this family"):
             backend = _from_sentencepiece(slow.read_bytes())
     else:
         names = ", ".join(sorted(path.name for path in files.folder.iterdir()))
         raise TokenizerError(
             f"{files.folder} must hold tokenizer.json or tokenizer.model, "
-            f"found {_short(names) if names else 'nothing'}; download the model again"
+            f"found {short(names) if names else 'nothing'}; download the model again"
         )
-    with _refusing(files.folder, "has an added_tokens_decoder that does not fit its tokenizer"):
+    with refusing(files.folder, "has an added_tokens_decoder that does not fit its tokenizer"):
         _add_tokens(backend, files.added_tokens)
     return backend
 
@@ -383,7 +288,7 @@ _TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "sp
 
 def _leading_special(backend: Backend) -> list[int]:
     """The token, if any, that the tokenizer's own post-processor puts in front."""
-    with _refusing("the tokenizer", "cannot encode"):
+    with refusing("the tokenizer", "cannot encode"):
         encoding = backend.encode("a")
     return encoding.ids[:1] if encoding.special_tokens_mask[:1] == [1] else []
 
@@ -392,7 +297,7 @@ def _ids_of(backend: Backend, token: str | None) -> list[int]:
     """The id of a token that a config names, as a list of none or one."""
     if token is None:
         return []
-    with _refusing("the tokenizer", "cannot look up bos_token and eos_token"):
+    with refusing("the tokenizer", "cannot look up bos_token and eos_token"):
         token_id = backend.token_to_id(token)
     if token_id is None:
         raise TokenizerError(
@@ -407,7 +312,7 @@ def _text_of(backend: Backend, ids: Sequence[int]) -> str:
     return (backend.id_to_token(ids[0]) if ids else None) or ""
 
 
-def _builtin_template(files: _Files, backend: Backend) -> str | None:
+def _builtin_template(files: TokenizerFiles, backend: Backend) -> str | None:
     """The family's own template for a folder without one; its vocabulary tells which."""
     in_family = files.is_minicpm
     if in_family is None:
@@ -465,24 +370,3 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {
         chr(0x100 + i): byte for i, byte in enumerate(others)
     }
-
-
-# Errors
-
-
-@contextmanager
-def _refusing(what: object, problem: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a TokenizerError of one line."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a panic in Rust is no Exception
-        raise TokenizerError(
-            f"{what} {problem} ({_short(error)}); download the model again"
-        ) from error
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).encode(errors="replace").decode().split()) or type(value).__name__
-    return text if len(text) <= 120 else f"{text[:119]}…"

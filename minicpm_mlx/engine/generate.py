@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..config import Config
-from ..errors import ContextLengthError, InvalidArgumentError, NumericsError
+from ..errors import InvalidArgumentError, NumericsError
 from .cache import KVCache
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 
@@ -38,11 +38,12 @@ class Session:
         self.ids: list[int] = []
         self.cache = [KVCache() for _ in range(config.num_hidden_layers)]
         self.threshold = config.rotation_threshold
+        self.length = 0  # of the text its keys were rotated for
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of `ids` are in the cache and need not be read."""
-        if self.threshold is not None and len(ids) > self.threshold:
-            return 0  # the keys of a shorter text were rotated otherwise
+        if self.threshold is not None and max(len(ids), self.length) > self.threshold:
+            return 0  # a text of another length was rotated otherwise
         pairs = enumerate(zip(self.ids, ids, strict=False))
         alike = next((i for i, (known, wanted) in pairs if known != wanted), len(self.ids))
         return min(alike, len(ids) - 1)  # the last id is read anew, for its logits
@@ -61,6 +62,7 @@ class Session:
         hidden = model.hidden(mx.array([ids]), self.cache, length)[:, -1:]
         mx.eval(hidden, [layer.state for layer in self.cache])
         self.ids.extend(ids)
+        self.length = length
         return hidden
 
 
@@ -76,20 +78,19 @@ def generate(
 ) -> Generator[int, None, None]:
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
-    An id of `eos` is yielded and ends the stream, as does the end of the model's context.
-    `session` carries the cache from one call to the next.
+    An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
+    next. The length of the context is the caller's affair: a model runs on beyond it, only worse.
 
-    Raises InvalidArgumentError for an empty prompt or max_tokens below 1, ContextLengthError for a
-    prompt that fills the context, NumericsError when the model produces NaN.
+    Raises InvalidArgumentError for an empty prompt, ids the model does not have or max_tokens below
+    1, and NumericsError when the model produces NaN.
     """
+    _check(model.config, prompt, max_tokens)
     session = session or Session(model.config)
-    room = _room(model.config, prompt, max_tokens)
     sampler = Sampler(sampling or Sampling(), prompt, model.config.vocab_size)
-    return _stream(model, prompt, min(max_tokens, room), sampler, eos, session, chunk)
+    return _stream(model, prompt, max_tokens, sampler, eos, session, chunk)
 
 
-def _room(config: Config, prompt: Sequence[int], max_tokens: int) -> int:
-    """How many tokens fit after the prompt."""
+def _check(config: Config, prompt: Sequence[int], max_tokens: int) -> None:
     if max_tokens < 1:
         raise InvalidArgumentError(f"max_tokens must be 1 or more, got {max_tokens}")
     if not prompt:
@@ -99,13 +100,6 @@ def _room(config: Config, prompt: Sequence[int], max_tokens: int) -> int:
             f"the prompt holds ids outside 0..{config.vocab_size - 1}; "
             "is the tokenizer that of another model?"
         )
-    context = config.context_length
-    if len(prompt) >= context:
-        raise ContextLengthError(
-            f"the prompt has {len(prompt)} tokens and the model's context is {context}; "
-            "shorten it to leave room for a reply"
-        )
-    return context - len(prompt)
 
 
 def _stream(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from . import safetensors, torch_zip
-from .lazy import LazyTensor
+from .lazy import LazyTensor, printable
 
 FORMATS = {"safetensors": ("model", safetensors.read), "bin": ("pytorch_model", torch_zip.read)}
 """By file ending, in order of preference: the usual stem, and the reader."""
@@ -51,18 +51,21 @@ def _read_sharded(index: Path, ending: str) -> dict[str, LazyTensor]:
         raise WeightsError(
             f'{index}: expected {{"weight_map": {{tensor: file}}}}; download it again'
         ) from None
+    beside = {path.name for path in index.parent.iterdir()}
     shards: dict[Path, dict[str, LazyTensor]] = {}
     for file in sorted(set(names.values())):
         if Path(file).name != file or not file.endswith(f".{ending}"):
             raise WeightsError(f"{index}: {file!r} is not the name of a .{ending} file beside it")
-        if not (index.parent / file).exists():
-            raise WeightsError(f"{index.parent / file}: missing, but named by {index.name}")
+        if file not in beside:
+            raise WeightsError(
+                f"{index.parent / printable(file)}: missing, but named by {index.name}"
+            )
         shards[index.parent / file] = reader(index.parent / file)
     tensors = _merge(shards)
     missing = [name for name in names if name not in shards[index.parent / names[name]]]
     if missing:
         raise WeightsError(
-            f"{index.parent / names[missing[0]]}: does not hold {missing[0]}, which "
+            f"{index.parent / names[missing[0]]}: does not hold {printable(missing[0])}, which "
             f"{index.name} places there"
         )
     return tensors
@@ -73,6 +76,6 @@ def _merge(shards: dict[Path, dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
     for path, tensors in shards.items():
         twice = merged.keys() & tensors.keys()
         if twice:
-            raise WeightsError(f"{path}: {min(twice)} is in another shard as well")
+            raise WeightsError(f"{path}: {printable(min(twice))} is in another shard as well")
         merged.update(tensors)
     return merged

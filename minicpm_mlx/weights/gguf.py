@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import MissingPackageError, WeightsError
+from .lazy import printable
 
 GROUP = 32
 """Weights a block."""
@@ -40,7 +41,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 def read(path: Path) -> tuple[dict[str, Any], dict[str, mx.array], dict[str, int]]:
     """The metadata of a GGUF file, its tensors under the checkpoint's names, and bits by module.
 
-    Raises WeightsError for a file that is not GGUF or holds a tensor type not supported here.
+    Raises WeightsError for a file that is not GGUF, or of another architecture or tensor type.
     """
     try:
         from gguf import GGUFReader
@@ -52,40 +53,55 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, mx.array], dict[str, int
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:  # the parser raises whatever a damaged file leads it to
-        raise WeightsError(f"{path}: not a readable GGUF file ({error})") from None
-    heads = {
-        "attn_q": metadata.get("llama.attention.head_count"),
-        "attn_k": metadata.get("llama.attention.head_count_kv"),
-    }
+        raise WeightsError(f"{path}: not a readable GGUF file ({printable(error)})") from None
+    if metadata.get("general.architecture") != "llama":  # others order the rows of q and k anew
+        raise WeightsError(
+            f"{path}: general.architecture is {printable(metadata.get('general.architecture'))}; "
+            "expected llama"
+        )
+    query_heads = metadata.get("llama.attention.head_count")
+    key_heads = metadata.get("llama.attention.head_count_kv", query_heads)
     arrays: dict[str, mx.array] = {}
     bits: dict[str, int] = {}
     for tensor in reader.tensors:
         kind = tensor.tensor_type.name
-        part = tensor.name.split(".")[-2]
-        module = _rename(tensor.name)
+        module = _rename(tensor.name, path)
         if kind == "F32":
             found = {"weight": np.array(tensor.data)}
-        elif kind in ("Q4_1", "Q8_0"):
+        elif kind in ("Q4_1", "Q8_0") and tensor.data.ndim == 2:
             found = (_q4_1 if kind == "Q4_1" else _q8_0)(np.asarray(tensor.data))
             bits[module] = 4 if kind == "Q4_1" else 8
         else:
-            raise WeightsError(f"{path}: {tensor.name} is {kind}; expected F32, Q4_1 or Q8_0")
-        for name, array in found.items():
-            arrays[f"{module}.{name}"] = mx.array(_unpermute(array, heads.get(part)))
+            raise WeightsError(
+                f"{path}: {tensor.name} is {tensor.data.ndim}-dimensional {kind}; expected F32, or "
+                "a matrix of Q4_1 or Q8_0"
+            )
+        if module.endswith(("q_proj", "k_proj")):
+            heads = query_heads if module.endswith("q_proj") else key_heads
+            shape = found["weight"].shape
+            if not isinstance(heads, int) or heads < 1 or len(shape) != 2 or shape[0] % (2 * heads):
+                raise WeightsError(
+                    f"{path}: {tensor.name} has shape {shape}; expected rows for "
+                    f"{printable(heads)} heads"
+                )
+            found = {name: _unpermute(rows, heads) for name, rows in found.items()}
+        arrays.update({f"{module}.{name}": mx.array(array) for name, array in found.items()})
     return metadata, arrays, bits
 
 
-def _rename(name: str) -> str:
-    *block, part, _ = name.split(".")
-    if part not in NAMES:
-        raise WeightsError(f"GGUF tensor {name}: expected one of a llama, {', '.join(NAMES)}")
-    return f"model.layers.{block[1]}.{NAMES[part]}" if block else NAMES[part]
+def _rename(name: str, path: Path) -> str:
+    match name.split("."):
+        case [part, "weight"] if part in NAMES:
+            return NAMES[part]
+        case ["blk", index, part, "weight"] if part in NAMES and index.isdecimal():
+            return f"model.layers.{index}.{NAMES[part]}"
+    raise WeightsError(
+        f"{path}: tensor {printable(name)}: expected the weights of a llama, {', '.join(NAMES)}"
+    )
 
 
-def _unpermute(rows: npt.NDArray[Any], heads: int | None) -> npt.NDArray[Any]:
+def _unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """GGUF interleaves the rotated pairs of each head's rows; checkpoints keep them in halves."""
-    if heads is None:
-        return rows
     out, width = rows.shape
     return rows.reshape(heads, -1, 2, width).swapaxes(1, 2).reshape(out, width)
 

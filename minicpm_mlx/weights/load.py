@@ -16,7 +16,7 @@ from ..fuse import FusedModel
 from ..model import Model
 from ..quantize import dequantize, packed_as
 from . import files
-from .lazy import LazyTensor
+from .lazy import LazyTensor, printable
 
 
 def load_model(
@@ -60,8 +60,7 @@ def read_checked(folder: Path, config: Config, weights: str | None = None) -> di
         if not _is_surplus(name, config)
     }
     model = _empty(config, tensors)
-    shapes = {name: array.shape for name, array in parameters(model).items()}
-    _check(shapes, tensors, folder)
+    _check(parameters(model), tensors, folder)
     return tensors
 
 
@@ -101,7 +100,8 @@ def _packings(tensors: dict[str, LazyTensor], config: Config) -> dict[str, Quant
     modules = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     if modules and config.quantization is None:
         raise WeightsError(
-            f"{modules[0]}.scales: the weights are quantized but config.json has no `quantization`"
+            f"{printable(modules[0])}.scales: the weights are quantized but config.json has no "
+            "`quantization`"
         )
     return {
         module: packing
@@ -110,30 +110,25 @@ def _packings(tensors: dict[str, LazyTensor], config: Config) -> dict[str, Quant
     }
 
 
-def _check(
-    shapes: dict[str, tuple[int, ...]], tensors: dict[str, LazyTensor], folder: Path
-) -> None:
-    for name, shape in shapes.items():
+def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], folder: Path) -> None:
+    for name, array in expected.items():
         if name not in tensors:
-            raise WeightsError(f"{folder}: {name} is missing; config.json calls for {shape}")
-        if tensors[name].shape != shape:
+            raise WeightsError(f"{folder}: {name} is missing; config.json calls for {array.shape}")
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        if shape != array.shape:
             raise WeightsError(
-                f"{folder}: {name} has shape {tensors[name].shape}; config.json calls for {shape}"
+                f"{folder}: {name} has shape {shape}; config.json calls for {array.shape}"
             )
-        packed = name.removesuffix(".weight") + ".scales" in tensors and name.endswith(".weight")
-        if packed and tensors[name].dtype != mx.uint32:
+        if _is_float(array.dtype) and not _is_float(dtype):
+            raise WeightsError(f"{folder}: {name} is {_plain(dtype)}; expected a float type")
+        if not _is_float(array.dtype) and dtype != array.dtype:  # codes, and scales of float modes
             raise WeightsError(
-                f"{folder}: {name} is {_plain(tensors[name].dtype)}; expected uint32 for packed "
-                "weights"
+                f"{folder}: {name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed"
             )
-        if not packed and not name.endswith(".scales") and not _is_float(tensors[name].dtype):
-            raise WeightsError(
-                f"{folder}: {name} is {_plain(tensors[name].dtype)}; expected a float type"
-            )
-    surplus = sorted(set(tensors) - set(shapes))
+    surplus = sorted(set(tensors) - set(expected))
     if surplus:
         raise WeightsError(
-            f"{folder}: {surplus[0]} is not part of this architecture"
+            f"{folder}: {printable(surplus[0])} is not part of this architecture"
             + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")
             + "; is config.json that of another model?"
         )

