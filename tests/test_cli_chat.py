@@ -1,0 +1,378 @@
+"""`minicpm-mlx chat`: in a real terminal, through a pipe, and turn by turn with a fake model."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import minicpm_mlx as mm
+from minicpm_mlx.cli import chat as command
+from minicpm_mlx.cli import options
+from minicpm_mlx.cli.main import main
+from minicpm_mlx.engine import Session
+from minicpm_mlx.errors import ContextLengthError, NumericsError
+from minicpm_mlx.lm import Stats
+
+CODE = "from minicpm_mlx.cli.main import main; main()"
+ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
+PATIENCE = 60.0  # seconds before a screen that does not change is called stuck
+
+
+class Terminal:
+    """A process whose controlling terminal is a pseudo-terminal of 80 columns."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", own + CODE, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.raw = b""
+        self.seen = 0  # how much of the text has been waited for already
+
+    @property
+    def text(self) -> str:
+        return ESCAPES.sub("", self.raw.decode(errors="ignore"))
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        """Reads until `pattern` appears after what was last waited for."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.compile(pattern).search(self.text, self.seen)):
+            ready, _, _ = select.select([self.master], [], [], 0.2)
+            read = self._read() if ready else None
+            assert read != b"", f"it ended before {pattern!r}:\n{self.text}"
+            assert time.monotonic() < deadline, f"never {pattern!r}:\n{self.text}"
+        self.seen = found.end()
+        return found
+
+    def send(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def status(self) -> int:
+        """Reads to the end; the exit status."""
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        os.close(self.master)
+
+    def _read(self) -> bytes:
+        try:
+            data = os.read(self.master, 4096)
+        except OSError:  # how Linux says that the other end has closed
+            data = b""
+        self.raw += data
+        return data
+
+
+@pytest.fixture
+def terminal(demo_folder: Path) -> Iterator[Terminal]:
+    opened = Terminal("chat", "--model", "demo", "--temp", "0", "--max-tokens", "400")
+    yield opened
+    opened.close()
+
+
+ENTER, CTRL_C, CTRL_D, ALT_ENTER, UP = "\r", "\x03", "\x04", "\x1b\r", "\x1b[A"
+STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
+PROMPT = r"> "
+
+
+# In a terminal
+
+
+def test_a_conversation_in_a_terminal(terminal: Terminal) -> None:
+    terminal.wait("demo\n")
+    terminal.wait("Ctrl-C stops")
+    terminal.wait(PROMPT)
+    terminal.send("What is the capital of France?" + ENTER)
+    terminal.wait(r"\nThe capital of France is Paris\.\n")
+    tokens, first = map(int, terminal.wait(STATS).groups())
+    assert (tokens, first) == (7, 44)
+
+    terminal.wait(PROMPT)
+    terminal.send("And what do people eat there? 用中文说" + ENTER)
+    terminal.wait("用中文说")
+    tokens, second = map(int, terminal.wait(STATS).groups())
+    assert second > first + tokens  # the first turn is still there
+
+    terminal.wait(PROMPT)
+    terminal.send("/clear" + ENTER)
+    terminal.wait("conversation cleared")
+    terminal.wait(PROMPT)
+    terminal.send(UP + UP + UP + ENTER)  # the first question again
+    terminal.wait(r"\nThe capital of France is Paris\.\n")
+    assert int(terminal.wait(STATS).group(2)) == first
+    terminal.wait(PROMPT)
+    terminal.send("/exit" + ENTER)
+    assert terminal.status() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
+    terminal.wait("Ctrl-C stops")
+    terminal.wait(PROMPT)
+    terminal.send("half a line" + CTRL_C)
+    terminal.wait(PROMPT)
+    terminal.send("Tell me a very long story about" + ALT_ENTER + "a dragon" + ENTER)
+    terminal.wait("dragon")
+    terminal.wait(r"\n\w+ \w+ \w+ ")  # some words of it
+    terminal.send(CTRL_C)
+    terminal.wait(r"\nstopped\n")
+    terminal.wait(PROMPT)
+    terminal.send("/clear" + ENTER)
+    terminal.wait("conversation cleared")
+    terminal.wait(PROMPT)
+    terminal.send("What is the capital of France?" + ENTER)
+    terminal.wait(r"\nThe capital of France is Paris\.\n")
+    terminal.wait(STATS)
+    terminal.wait(PROMPT)
+    terminal.send(CTRL_D)
+    assert terminal.status() == 0
+    assert "Traceback" not in terminal.text
+
+
+# Through a pipe
+
+
+def test_a_pipe_gets_plain_replies_alone(demo_folder: Path) -> None:
+    arguments = ["chat", "--model", "demo", "--temp", "0", "--max-tokens", "12"]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments],
+        input="Hi\n\nWhat is 2+2?\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FORCE_COLOR": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first.startswith("Hello")
+    assert "four" in second or "4" in second
+    assert "\x1b" not in done.stdout
+
+
+# Turn by turn
+
+
+class FakeLM:
+    """Answers each prompt with the next of `replies`; an exception among them is raised."""
+
+    def __init__(self, *replies: list[object]) -> None:
+        self.replies = list(replies)
+        self.prompts: list[list[dict[str, str]]] = []
+        self.context_length = 64
+        self.card = SimpleNamespace(name="[fake]", note="a :smile: note", note_zh="")
+
+    def session(self) -> object:
+        return object()
+
+    def stream(self, prompt: list[dict[str, str]], **_: Any) -> Iterator[mm.Piece]:
+        self.prompts.append([dict(message) for message in prompt])
+        return self._pieces(self.replies.pop(0))
+
+    def _pieces(self, reply: list[object]) -> Iterator[mm.Piece]:
+        for text in reply:
+            if isinstance(text, BaseException):
+                raise text
+            yield mm.Piece(text=str(text), token_ids=(1,))
+        stats = Stats(
+            prompt_tokens=9,
+            cached_tokens=0,
+            completion_tokens=len(reply),
+            ttft=0.5,
+            seconds=1.5,
+            peak_memory=0,
+        )
+        yield mm.Piece(text="", finish_reason="stop", stats=stats)
+
+
+Talk = Callable[..., tuple[mm.Chat, str, str]]
+
+
+@pytest.fixture
+def talk(capsys: pytest.CaptureFixture[str]) -> Talk:
+    """Types `lines` to a fake model: the conversation, stdout and stderr."""
+
+    def call(
+        lm: FakeLM, *lines: str, interactive: bool = True, system: str | None = None
+    ) -> tuple[mm.Chat, str, str]:
+        chat = mm.Chat(lm, system=system)  # type: ignore[arg-type]
+        typed = iter(lines)
+        command._converse(chat, lambda: next(typed, None), interactive)
+        return (chat, *capsys.readouterr())
+
+    return call
+
+
+def roles(chat: mm.Chat) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in chat.messages]
+
+
+def test_each_turn_is_asked_with_those_before_it(talk: Talk) -> None:
+    lm = FakeLM(["One", "."], ["Two."])
+    chat, out, err = talk(lm, "first", "", "  ", "second", system="Be brief.")
+    assert [len(prompt) for prompt in lm.prompts] == [2, 4]
+    assert all(prompt[0]["content"] == "Be brief." for prompt in lm.prompts)
+    assert roles(chat)[2:] == [("user", "second"), ("assistant", "Two.")]
+    assert err == ""
+    assert out.splitlines() == [
+        "One.",
+        "2 tokens · 1.0 tok/s · first after 0.50 s · context 11/64",
+        "",
+        "Two.",
+        "1 token · first after 0.50 s · context 10/64",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("leave", ["/exit", "/quit", " /exit "])
+def test_leaving_asks_nothing_more(talk: Talk, leave: str) -> None:
+    lm = FakeLM(["One."])
+    talk(lm, "first", leave, "never")
+    assert len(lm.prompts) == 1
+
+
+def test_clear_forgets_the_turns_and_keeps_the_system_text(talk: Talk) -> None:
+    lm = FakeLM(["One."], ["Two."])
+    _, _, err = talk(lm, "first", "/clear", "second", system="Be brief.")
+    assert [message["role"] for message in lm.prompts[1]] == ["system", "user"]
+    assert "conversation cleared" in err
+
+
+def test_an_unknown_command_shows_the_known_ones(talk: Talk) -> None:
+    lm = FakeLM()
+    _, _, err = talk(lm, "/wat")
+    assert "/clear" in err
+    assert lm.prompts == []
+
+
+@pytest.mark.parametrize("text", ["/etc/hosts is what?", "/usr/bin", "1/2"])
+def test_text_that_holds_a_slash_is_no_command(talk: Talk, text: str) -> None:
+    lm = FakeLM(["Yes."])
+    talk(lm, text)
+    assert lm.prompts[0][-1]["content"] == text
+
+
+def test_a_reply_that_is_stopped_stays_as_far_as_it_came(talk: Talk) -> None:
+    lm = FakeLM(["One", " two", KeyboardInterrupt()], ["Three."])
+    chat, out, _ = talk(lm, "first", "second")
+    assert out.startswith("One two\nstopped\n")
+    assert roles(chat)[1] == ("assistant", "One two")
+    assert len(chat.messages) == 4
+
+
+def test_a_reply_stopped_before_its_first_word_leaves_no_trace(talk: Talk) -> None:
+    lm = FakeLM([KeyboardInterrupt()], ["Two."])
+    chat, _, _ = talk(lm, "first", "second")
+    assert roles(chat) == [("user", "second"), ("assistant", "Two.")]
+
+
+def test_a_turn_that_fails_is_reported_and_the_session_goes_on(talk: Talk) -> None:
+    lm = FakeLM([NumericsError("the [model] produced NaN")], ["Two."])
+    chat, _, err = talk(lm, "first", "second")
+    assert err == "the [model] produced NaN\n\n"
+    assert roles(chat) == [("user", "second"), ("assistant", "Two.")]
+
+
+def test_a_full_context_says_how_to_start_over(talk: Talk) -> None:
+    lm = FakeLM([ContextLengthError("the prompt has 70 tokens")])
+    _, _, err = talk(lm, "first")
+    assert err == "the prompt has 70 tokens; /clear starts over\n\n"
+
+
+def test_in_a_pipe_a_failure_and_ctrl_c_end_it(talk: Talk) -> None:
+    for error in (NumericsError("NaN"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            talk(FakeLM([error], ["never"]), "first", "second", interactive=False)
+
+
+def test_a_greeting_prints_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    command._greet(FakeLM())  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert out.splitlines()[:2] == ["[fake]", "a :smile: note"]
+
+
+# With the demo in this process
+
+
+def test_a_second_turn_reads_only_what_is_new(demo) -> None:  # type: ignore[no-untyped-def]
+    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=16)
+    first = [piece.stats for piece in chat.reply("My name is Ada.")][-1]
+    second = [piece.stats for piece in chat.reply("你好，what is my name?")][-1]
+    assert first
+    assert second
+    assert first.cached_tokens == 0
+    assert second.cached_tokens >= first.prompt_tokens + first.completion_tokens - 1
+    assert "Ada" in chat.messages[-1]["content"]
+    assert chat.messages[2]["content"] == "你好，what is my name?"
+
+
+def test_a_turn_after_a_stopped_one_is_as_if_nothing_was_cached(demo) -> None:  # type: ignore[no-untyped-def]
+    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
+    reply = chat.reply("Tell me a long story about a dragon.")
+    said = "".join(next(reply).text for _ in range(4))
+    reply.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    cached = "".join(piece.text for piece in chat.reply("Go on."))
+    again = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
+    again.messages = chat.messages[:2]
+    again.session = Session(demo.config)
+    assert "".join(piece.text for piece in again.reply("Go on.")) == cached
+
+
+def test_options_reach_the_conversation(
+    demo,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(options, "load", lambda name, dtype, device: demo)
+    arguments = ["--temp", "0", "--max-tokens", "24", "--stop", " is"]
+    monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "chat", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, *capsys.readouterr()) == (0, "The capital of France\n", "")
+
+
+def test_sigint_while_a_pipe_is_read_exits_130(demo_folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, "chat", "--model", "demo", "--temp", "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"Tell me a long story\n")
+    process.stdin.flush()
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert err.decode().split() == ["minicpm-mlx:", "interrupted"]
