@@ -24,9 +24,7 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
     from rich.theme import Theme
 
-    found = Console(
-        theme=Theme(STYLES), stderr=stderr, highlight=False, markup=False, emoji=False
-    )
+    found = Console(theme=Theme(STYLES), stderr=stderr, highlight=False, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = 1000  # a pipe's reader wants a row on a line, not folded at 80
     return found

@@ -55,9 +55,10 @@ class RopeScaling:
                 f"config.json: unknown rope_scaling type {self.kind!r}; "
                 f"this library knows {', '.join(ROPE_KINDS)}"
             )
-        if self.factor <= 0:
+        if not 0 < self.factor < MAX_SIZE:
             raise ConfigError(
-                f"config.json: rope_scaling.factor must be above 0, got {self.factor}"
+                f"config.json: rope_scaling.factor must be above 0 and below {MAX_SIZE}, "
+                f"got {self.factor}"
             )
         if self.kind == "longrope" and self.original_max_position_embeddings < 2:
             raise ConfigError(

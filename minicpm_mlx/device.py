@@ -84,7 +84,9 @@ def select(device: str | None = None) -> None:
         mx.disable_compile()
     elif mx.metal.is_available():
         # Keeps the weights resident; more than the recommended size can freeze the machine.
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        recommended = mx.device_info().get("max_recommended_working_set_size")
+        if recommended:
+            mx.set_wired_limit(int(recommended))
 
 
 def on_cpu() -> bool:

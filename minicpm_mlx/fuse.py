@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from . import device
 from .config import Config
 from .model import MLP, Attention, Block, Mask, Model, attend, prepare
 from .moe import MoE, route
@@ -192,7 +193,10 @@ class Stacked(nn.Module):
         """x (B, T, 1 or k, 1, in) through layers `chosen` (B, T, k): (B, T, k, 1, out)."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
-            return mx.gather_mm(x, layer.weight.swapaxes(-1, -2), rhs_indices=chosen)
+            weight, dtype = layer.weight.swapaxes(-1, -2), x.dtype
+            if device.on_cpu():  # whose gather_mm knows float32 alone
+                x, weight = x.astype(mx.float32), weight.astype(mx.float32)
+            return mx.gather_mm(x, weight, rhs_indices=chosen).astype(dtype)
         return mx.gather_qmm(
             x,
             layer.weight,

@@ -129,4 +129,4 @@ def _replace(module: nn.Module, path: str, child: nn.Module) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         module = module[int(parent)] if isinstance(module, list) else module[parent]
-    module[name] = child
+    module[int(name) if isinstance(module, list) else name] = child

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx
-from minicpm_mlx.cli import options
+from minicpm_mlx.cli import options, theme
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.registry import cards
 
@@ -28,6 +28,8 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """The command in this process: status, stdout, stderr."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    theme.console.cache_clear()
 
     def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])

