@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,7 +47,21 @@ def load(model: str, dtype: str | None, device: str | None) -> LM:
     """Load a model for a command."""
     import minicpm_mlx as mm
 
-    return mm.load(model, dtype=dtype, device=device)
+    with _notice(f"loading {model} …"):
+        return mm.load(model, dtype=dtype, device=device)
+
+
+@contextmanager
+def _notice(text: str) -> Iterator[None]:
+    """Shows a line at the terminal while something takes its time, then takes it away."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"\x1b[2m{text}\x1b[0m", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def sampling(lm: LM, **given: Any) -> Sampling:

@@ -153,6 +153,7 @@ class LM:
             sampling=sampling or self.sampling,
             eos=self.tokenizer.eos_ids,
             session=session,
+            vocab_size=self.tokenizer.vocab_size,
         )
         is_chat = not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt)
         template = self.tokenizer.template if is_chat else None
@@ -214,12 +215,14 @@ class LM:
 
     def chat(
         self,
-        *query: Any,
+        *arguments: Any,
+        query: str | None = None,
         history: Sequence[Message] | None = None,
         role: str = "user",
         max_tokens: int | None = None,
         max_length: int | None = None,
         do_sample: bool = True,
+        num_beams: int = 1,
         stop: Sequence[str] = (),
         **sampling: Any,
     ) -> tuple[str, list[dict[str, str]]]:
@@ -227,33 +230,45 @@ class LM:
 
         Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
         `max_length` counts the prompt, `max_tokens` does not. Called as MiniCPM's own code is,
-        `chat(tokenizer, query, ...)`, the tokenizer is left aside for the model's own.
+        `chat(tokenizer, query, history, ...)`, the tokenizer is left aside for the model's own.
 
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
         """
-        arguments = [item for item in query if not isinstance(item, Tokenizer)]
-        if len(arguments) == 2 and history is None:
-            history = arguments.pop()
-        if len(arguments) != 1 or not isinstance(arguments[0], str):
+        if num_beams != 1:
+            raise InvalidArgumentError(f"beam search is not supported; got num_beams={num_beams}")
+        given = [item for item in arguments if not isinstance(item, Tokenizer)]
+        text = given.pop(0) if given and query is None else query
+        past = given.pop(0) if given and history is None else history
+        if given or not isinstance(text, str):
             raise InvalidArgumentError(
-                "chat takes one text to answer, chat(query) or chat(tokenizer, query); "
-                f"got {[type(item).__name__ for item in query]}"
+                "chat takes one text to answer: chat(query) or chat(tokenizer, query, history)"
             )
-        messages = [dict(m) for m in history or ()] + [{"role": role, "content": arguments[0]}]
-        prompt = self.encode(messages)
-        if max_length is not None:
-            left = max_length - len(prompt)
-            max_tokens = left if max_tokens is None else min(left, max_tokens)
+        messages = [dict(message) for message in past or ()] + [{"role": role, "content": text}]
         self._session = self._session or self.session()
         completion = self.generate(
             messages,
-            max_tokens=max_tokens,
+            max_tokens=self._room(messages, max_length, max_tokens),
             sampling=sampled(self.sampling, do_sample=do_sample, **sampling),
             stop=stop,
             session=self._session,
         )
         messages.append({"role": "assistant", "content": completion.text})
         return completion.text, messages
+
+    def _room(
+        self, messages: Sequence[Message], max_length: int | None, max_tokens: int | None
+    ) -> int | None:
+        """The longest reply that both limits allow."""
+        if max_length is None:
+            return max_tokens
+        length = len(self.encode(messages))
+        if length >= max_length:
+            raise InvalidArgumentError(
+                f"the prompt has {length} tokens and max_length is {max_length}; "
+                "raise it to leave room for a reply"
+            )
+        left = max_length - length
+        return left if max_tokens is None else min(left, max_tokens)
 
 
 def load(

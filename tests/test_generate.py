@@ -101,3 +101,9 @@ def test_cache_mask_as_an_array_lets_each_position_see_itself_and_before() -> No
     ]
     assert cache.make_mask(2) == "causal"
     assert cache.make_mask(1) is None
+
+
+def test_ids_that_only_pad_the_embedding_are_never_drawn(model: Any) -> None:
+    how = Sampling(temperature=50.0, seed=1, repetition_penalty=1.1)
+    ids = list(generate(model, PROMPT, max_tokens=60, sampling=how, vocab_size=40))
+    assert max(ids) < 40

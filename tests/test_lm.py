@@ -136,3 +136,14 @@ def test_prompt_of_another_kind_is_refused(demo: Any, wrong: list[Any]) -> None:
         InvalidArgumentError, match="text, a list of token ids or a list of messages"
     ):
         demo.stream(wrong)
+
+
+def test_chat_takes_the_reference_keywords_and_refuses_what_it_cannot_do(demo: Any) -> None:
+    reply, _ = demo.chat(demo.tokenizer, query="Hi", history=None, num_beams=1, max_tokens=2)
+    assert reply
+    with pytest.raises(InvalidArgumentError, match="num_beams=4"):
+        demo.chat("Hi", num_beams=4)
+    with pytest.raises(InvalidArgumentError, match="max_length is 3; raise it"):
+        demo.chat("Hi", max_length=3)
+    with pytest.raises(InvalidArgumentError, match="one text to answer"):
+        demo.chat(5)

@@ -74,19 +74,22 @@ def generate(
     sampling: Sampling | None = None,
     eos: Collection[int] = (),
     session: Session | None = None,
+    vocab_size: int | None = None,
     chunk: int = CHUNK,
 ) -> Generator[int, None, None]:
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
     An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
-    next. The length of the context is the caller's affair: a model runs on beyond it, only worse.
+    next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. The length of the
+    context is the caller's affair: a model runs on beyond it, only worse.
 
     Raises InvalidArgumentError for an empty prompt, ids the model does not have or max_tokens below
     1, and NumericsError when the model produces NaN.
     """
     _check(model.config, prompt, max_tokens)
     session = session or Session(model.config)
-    sampler = Sampler(sampling or Sampling(), prompt, model.config.vocab_size)
+    vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
+    sampler = Sampler(sampling or Sampling(), prompt, vocab_size)
     return _stream(model, prompt, max_tokens, sampler, eos, session, chunk)
 
 

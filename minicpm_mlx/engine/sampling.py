@@ -50,17 +50,18 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int):
         self.sampling = sampling
+        self.vocab_size = vocab_size
         seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
         self.key = mx.random.key(seed)
         self.seen: mx.array | None = None
         if sampling.repetition_penalty != 1.0:
             self.seen = mx.zeros((vocab_size,), mx.bool_)
-            self.seen[mx.array(list(prompt))] = True
+            self.seen[mx.array([token for token in prompt if token < vocab_size])] = True
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
         broken = mx.isnan(logits).any()
-        logits = logits[0].astype(mx.float32)
+        logits = logits[0, : self.vocab_size].astype(mx.float32)
         if self.seen is not None:
             penalty = self.sampling.repetition_penalty
             punished = mx.where(logits > 0, logits / penalty, logits * penalty)
