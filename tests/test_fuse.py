@@ -96,6 +96,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"hidden_size": 60, "intermediate_size": 70, "num_attention_heads": 3, "head_dim": 10},
     "fatrelu": {"hidden_act": "fatrelu", "hidden_act_param": 0.1},
     "llama": {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
+    "large-eps": {"rms_norm_eps": 0.3},
     "experts": MOE,
     "one-expert": {"num_experts": 1, "num_experts_per_tok": 1},
     "all-experts": {"num_experts": 3, "num_experts_per_tok": 3},

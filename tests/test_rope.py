@@ -122,8 +122,8 @@ def test_a_row_is_rotated_as_if_alone(
     monkeypatch: pytest.MonkeyPatch, kind: str, on_cpu: bool
 ) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: on_cpu)
-    x, steps = random(3, 2, 4, DIM), 4
-    offsets = [0, 30, 90]  # the last past the trained context
+    x, steps = random(4, 2, 4, DIM), 4
+    offsets = [0, 60, 61, 90]  # the last two past the trained context
     together = rope(kind).at(mx.array(offsets), steps, mx.array(offsets) + steps)(x)
     for row, offset in enumerate(offsets):
         alone = rope(kind).at(offset, steps, offset + steps)(x[row : row + 1])
