@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import minicpm_mlx  # noqa: F401  # before any test imports MLX, so that it finds a fast BLAS
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
 
 GOLDEN = Path(__file__).parent / "golden"
