@@ -219,7 +219,7 @@ class LM:
         query: str | None = None,
         history: Sequence[Message] | None = None,
         role: str = "user",
-        max_tokens: int | None = None,
+        max_tokens: int | None = 1024,
         max_length: int | None = None,
         do_sample: bool = True,
         num_beams: int = 1,
@@ -229,7 +229,7 @@ class LM:
         """Answer `query`; the reply, and the history to give with the next one.
 
         Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
-        `max_length` counts the prompt, `max_tokens` does not. Called as MiniCPM's own code is,
+        `max_length` counts the prompt, `max_tokens` (None: as far as the context goes) does not. Called as MiniCPM's own code is,
         `chat(tokenizer, query, history, ...)`, the tokenizer is left aside for the model's own.
 
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
@@ -352,10 +352,11 @@ class StopStrings:
     def add(self, text: str) -> str:
         """The part of the text so far that is certain and not given out yet."""
         self.held += text
-        hits = [at for at in (self.held.find(stop) for stop in self.stops) if at >= 0]
+        hits = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if hits:
+            # The one complete first, as if the text had come letter by letter.
             self.found = True
-            certain, self.held = self.held[: min(hits)], ""
+            certain, self.held = self.held[: min(hits)[1]], ""
             return certain
         keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
         at = len(self.held) - keep

@@ -419,7 +419,7 @@ def test_progress_off_is_silent_and_leaves_the_setting_alone(
 def test_the_environment_alone_decides_endpoint_and_cache(server: Hub, tmp_path: Path) -> None:
     code = f"from minicpm_mlx import hub; print(hub.fetch({REPO!r}))"
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
-    for name in ("HF_HUB_CACHE", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in ("HF_HUB_CACHE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
 
     def run(**more: str) -> "subprocess.CompletedProcess[str]":

@@ -17,15 +17,18 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 @given(text=st.text("ab<>x", max_size=30), stops=st.lists(st.text("ab<>x", max_size=4), max_size=3))
 def test_stop_strings_cut_alike_however_the_text_arrives(text: str, stops: list[str]) -> None:
-    hits = [text.find(stop) for stop in stops if stop and stop in text]
-    wanted = text[: min(hits)] if hits else text
-    scanner, got = StopStrings(stops), ""
-    for letter in text:
-        got += scanner.add(letter)
-        assert wanted.startswith(got)
-        if scanner.found:
-            break
-    assert got + ("" if scanner.found else scanner.finish()) == wanted
+    """Before the stop string that is complete first; of two that end together, the longer."""
+    ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
+    seen = text[: min(ends)] if ends else text
+    wanted = seen[: min(seen.find(s) for s in stops if s and s in seen)] if ends else text
+    for pieces in (list(text), [text], [text[:3], text[3:]]):
+        scanner, got = StopStrings(stops), ""
+        for piece in pieces:
+            got += scanner.add(piece)
+            assert wanted.startswith(got)
+            if scanner.found:
+                break
+        assert got + ("" if scanner.found else scanner.finish()) == wanted
 
 
 def test_pieces_joined_are_the_completion(demo: Any) -> None:
