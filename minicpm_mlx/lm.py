@@ -229,8 +229,9 @@ class LM:
         """Answer `query`; the reply, and the history to give with the next one.
 
         Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
-        `max_length` counts the prompt, `max_tokens` (None: as far as the context goes) does not. Called as MiniCPM's own code is,
-        `chat(tokenizer, query, history, ...)`, the tokenizer is left aside for the model's own.
+        `max_length` counts the prompt, `max_tokens` (None: as far as the context goes) does not.
+        Called as MiniCPM's own code is, `chat(tokenizer, query, history, ...)`, the tokenizer is
+        left aside for the model's own.
 
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
         """
