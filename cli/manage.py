@@ -106,7 +106,7 @@ def remove(
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
     made = made_folders(card)
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
-    if not size:
+    if not size and not made:
         raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")
     if not yes and not typer.confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?", err=True):
         print("nothing deleted", file=sys.stderr)

@@ -157,7 +157,9 @@ class LM:
         )
         is_chat = not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt)
         template = self.tokenizer.template if is_chat else None
-        stops = (*stop, *(template.stop_strings if template else ()))
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if template:
+            stops.extend(template.stop_strings)
         return self._pieces(tokens, ids, stops, session.common(ids))
 
     def _pieces(

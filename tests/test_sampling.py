@@ -7,12 +7,13 @@ import pytest
 
 from minicpm_mlx.engine.sampling import NOT_A_NUMBER, Sampler, Sampling
 from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.lm import sampled
 
 LOGITS = mx.log(mx.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
 
 
 def draw(count: int = 2000, **how: float) -> Counter[int]:
-    sampler = Sampler(Sampling(temperature=1.0, seed=7, **how), [0], 5)  # type: ignore[arg-type]
+    sampler = Sampler(sampled(Sampling(temperature=1.0, seed=7), **how), [0], 5)
     return Counter(int(sampler(LOGITS).item()) for _ in range(count))
 
 
@@ -35,7 +36,8 @@ def test_drawn_shares_follow_the_probabilities() -> None:
         ({"top_p": 0.9}, {0, 1, 2}),
         ({"min_p": 0.3}, {0, 1, 2}),
         ({"top_k": 3, "min_p": 0.4}, {0, 1}),
-        ({"top_k": 100}, {0, 1, 2, 3, 4}),
+        ({"top_k": 2**40}, {0, 1, 2, 3, 4}),
+        ({"temperature": 1e-320}, {0}),
     ],
 )
 def test_filters_keep_exactly_the_tokens_they_should(how: dict[str, float], kept: set[int]) -> None:

@@ -74,12 +74,13 @@ class Sampler:
     def _draw(self, logits: mx.array) -> mx.array:
         how = self.sampling
         self.key, key = mx.random.split(self.key)
-        logits = logits / how.temperature
+        # Less the largest first, so that a tiny temperature makes the others -inf, not all inf.
+        logits = (logits - logits.max()) / max(how.temperature, 1e-30)
         if how.top_k == 0 and how.top_p == 1 and how.min_p == 0:
             return mx.random.categorical(logits, key=key)
         order = mx.argsort(-logits)
         if how.top_k:
-            order = order[: how.top_k]
+            order = order[: min(how.top_k, self.vocab_size)]
         ranked = logits[order]
         probabilities = mx.softmax(ranked)
         before = mx.cumsum(probabilities) - probabilities
