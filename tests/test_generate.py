@@ -107,3 +107,13 @@ def test_ids_that_only_pad_the_embedding_are_never_drawn(model: Any) -> None:
     how = Sampling(temperature=50.0, seed=1, repetition_penalty=1.1)
     ids = list(generate(model, PROMPT, max_tokens=60, sampling=how, vocab_size=40))
     assert max(ids) < 40
+
+
+def test_second_stream_on_a_session_in_use_is_refused(model: Any) -> None:
+    session = Session(model.config)
+    first = generate(model, PROMPT, max_tokens=8, session=session)
+    begun = next(first)
+    with pytest.raises(InvalidArgumentError, match="in the middle of another stream"):
+        next(generate(model, [2, 3], max_tokens=8, session=session))
+    assert [begun, *first] == list(generate(model, PROMPT, max_tokens=8))
+    assert next(generate(model, PROMPT, max_tokens=8, session=session)) == begun

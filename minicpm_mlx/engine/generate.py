@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -39,6 +40,21 @@ class Session:
         self.cache = [KVCache() for _ in range(config.num_hidden_layers)]
         self.threshold = config.rotation_threshold
         self.length = 0  # of the text its keys were rotated for
+        self._busy = False
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Held while a stream runs: two that wrote to one cache in turn would both be wrong."""
+        if self._busy:
+            raise InvalidArgumentError(
+                "this session is in the middle of another stream; finish or close that first, or "
+                "give each its own session"
+            )
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of `ids` are in the cache and need not be read."""
@@ -106,6 +122,19 @@ def _check(config: Config, prompt: Sequence[int], max_tokens: int) -> None:
 
 
 def _stream(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampler: Sampler,
+    eos: Collection[int],
+    session: Session,
+    chunk: int,
+) -> Generator[int, None, None]:
+    with session.reserved():
+        yield from _tokens(model, prompt, max_tokens, sampler, eos, session, chunk)
+
+
+def _tokens(
     model: LanguageModel,
     prompt: Sequence[int],
     max_tokens: int,
