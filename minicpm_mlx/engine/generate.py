@@ -131,37 +131,25 @@ def _stream(
     chunk: int,
 ) -> Generator[int, None, None]:
     with session.reserved():
-        yield from _tokens(model, prompt, max_tokens, sampler, eos, session, chunk)
-
-
-def _tokens(
-    model: LanguageModel,
-    prompt: Sequence[int],
-    max_tokens: int,
-    sampler: Sampler,
-    eos: Collection[int],
-    session: Session,
-    chunk: int,
-) -> Generator[int, None, None]:
-    start = session.rewind(prompt)
-    for begin in range(start, len(prompt), chunk):
-        hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
-    token = sampler(model.logits(hidden)[:, -1])
-    mx.async_eval(token)
-    for left in range(max_tokens - 1, -1, -1):
-        if left:
-            # Launched before this token is known here, so that the device never waits for Python.
-            following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
-            mx.async_eval(following)
-        value = int(token.item())  # type: ignore[arg-type]
-        if value == NOT_A_NUMBER:
-            raise NumericsError(
-                "the model produced NaN; expected numbers. Are the weights damaged, or is float16 "
-                "too narrow for them (try --dtype bfloat16 or float32)?"
-            )
-        if left:
-            session.ids.append(value)
-            token = following
-        yield value
-        if value in eos:
-            return
+        start = session.rewind(prompt)
+        for begin in range(start, len(prompt), chunk):
+            hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
+        token = sampler(model.logits(hidden)[:, -1])
+        mx.async_eval(token)
+        for left in range(max_tokens - 1, -1, -1):
+            if left:
+                # Launched before this token is known, so that the device never waits for Python.
+                following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
+                mx.async_eval(following)
+            value = int(token.item())  # type: ignore[arg-type]
+            if value == NOT_A_NUMBER:
+                raise NumericsError(
+                    "the model produced NaN; expected numbers. Are the weights damaged, or is "
+                    "float16 too narrow for them (try --dtype bfloat16 or float32)?"
+                )
+            if left:
+                session.ids.append(value)
+                token = following
+            yield value
+            if value in eos:
+                return
