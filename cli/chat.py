@@ -13,7 +13,7 @@ from . import options
 from .theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx import LM, Chat, Stats
+    from minicpm_mlx import LM, Chat, Piece, Stats
 
 HELP = "/clear starts over · /exit or Ctrl-D leaves · Ctrl-C stops · Esc Enter: new line"
 
@@ -21,9 +21,7 @@ HELP = "/clear starts over · /exit or Ctrl-D leaves · Ctrl-C stops · Esc Ente
 def chat(
     model: options.Model = options.DEFAULT_MODEL,
     system: options.System = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Longest reply; default: all the context.")
-    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest reply.")] = 2048,
     temp: options.Temp = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -38,7 +36,7 @@ def chat(
     import minicpm_mlx as mm
     from minicpm_mlx.errors import InvalidArgumentError
 
-    if max_tokens is not None and max_tokens < 1:
+    if max_tokens < 1:
         raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
     lm = options.load(model, dtype, device)
     conversation = mm.Chat(
@@ -88,20 +86,23 @@ def _converse(chat: Chat, read: Callable[[], str | None], interactive: bool) -> 
 
 def _answer(chat: Chat, text: str, interactive: bool) -> None:
     """Stream a reply; Ctrl-C breaks it off and leaves what came in the conversation."""
-    stats: Stats | None = None
+    last: Piece | None = None
     pieces = chat.reply(text)
     try:
         with closing(pieces):
             for piece in pieces:
                 sys.stdout.write(piece.text)
                 sys.stdout.flush()
-                stats = piece.stats or stats
+                last = piece
     except KeyboardInterrupt:
         if not interactive:
             raise
     print()
     if interactive:
-        note = "stopped" if stats is None else _summary(chat, stats)
+        note = "stopped"
+        if last is not None and last.stats is not None:
+            cut = "cut off by --max-tokens · " if last.finish_reason == "length" else ""
+            note = cut + _summary(chat, last.stats)
         console().print(f"{note}\n", style="quiet")
 
 
