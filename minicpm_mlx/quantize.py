@@ -75,7 +75,7 @@ def dequantize(module: nn.Module, dtype: mx.Dtype) -> None:
         plain.weight = _unpack(child).astype(dtype)
         if "bias" in child:
             plain.bias = child.bias.astype(dtype)
-        _replace(module, path, plain)
+        replace(module, path, plain)
 
 
 def _unpack(layer: nn.Module) -> mx.array:
@@ -125,7 +125,8 @@ def _byte_table(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
     return codes.astype(np.float32).view(np.uint64 if bits == 4 else np.uint32).reshape(-1)
 
 
-def _replace(module: nn.Module, path: str, child: nn.Module) -> None:
+def replace(module: nn.Module, path: str, child: nn.Module) -> None:
+    """Put `child` where `path` leads inside `module`."""
     *parents, name = path.split(".")
     for parent in parents:
         module = module[int(parent)] if isinstance(module, list) else module[parent]

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "minicpm_mlx"
 ROWS = [
     {"errors", "config"},
     {"rope", "activation", "tokenizer", "tokenizer_files", "template", "registry", "hub", "device"},
-    {"moe", "model", "fuse", "quantize"},
+    {"moe", "model", "fuse", "quantize", "onerow"},
     {"weights", "engine"},
     {"demo", "local", "lm"},
     {"chat", "auto", "doctor"},

@@ -14,6 +14,7 @@ from ..config import Config, Quantization
 from ..errors import WeightsError
 from ..fuse import FusedModel
 from ..model import Model
+from ..onerow import split_matrices
 from ..quantize import dequantize, packed_as
 from . import files
 from .lazy import LazyTensor, printable
@@ -49,6 +50,8 @@ def load_model(
     mx.eval(model.parameters())
     if dense is not None:
         dequantize(model, dense)
+    if fuse:
+        split_matrices(model)
     return model
 
 

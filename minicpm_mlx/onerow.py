@@ -1,0 +1,86 @@
+"""Dense matrices for decoding on a CPU with OpenBLAS.
+
+To multiply a single row, OpenBLAS first copies the whole matrix, unless the product is small. So a
+large matrix is multiplied in blocks, half of them on a second thread.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import device
+from .quantize import replace
+
+COPIED = 1_000_000
+"""Weights from which OpenBLAS 0.3.21 copies a matrix."""
+
+BLOCK = 400_000
+"""Weights of a block at most; smaller ones gain nothing."""
+
+
+def split_matrices(model: nn.Module) -> None:
+    """Have the large dense matrices of `model` multiply single rows in blocks, where that pays."""
+    if not device.on_cpu() or not (device.blas or "").startswith("libopenblas"):
+        return
+    second = mx.new_thread_local_stream(mx.cpu)
+    for path, module in list(model.named_modules()):
+        if type(module) is nn.Linear and _is_large(module.weight):
+            replace(model, path, SplitLinear(module, second))
+        elif type(module) is nn.Embedding and _is_large(module.weight):
+            replace(model, path, SplitEmbedding(module, second))
+
+
+def _is_large(weight: mx.array) -> bool:
+    return weight.dtype == mx.float32 and weight.size >= COPIED and weight.shape[0] > 1
+
+
+class SplitLinear(nn.Module):
+    def __init__(self, linear: nn.Linear, second: mx.ThreadLocalStream):
+        super().__init__()
+        self.linear = linear
+        self._blocks = Blocks(linear.weight, second)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if x.size != x.shape[-1]:
+            return self.linear(x)
+        out = self._blocks.times(x)
+        return out + self.linear.bias if "bias" in self.linear else out
+
+
+class SplitEmbedding(nn.Module):
+    def __init__(self, embedding: nn.Embedding, second: mx.ThreadLocalStream):
+        super().__init__()
+        self.embedding = embedding
+        self._blocks = Blocks(embedding.weight, second)
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self.embedding(ids)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return self.embedding.as_linear(x) if x.size != x.shape[-1] else self._blocks.times(x)
+
+
+class Blocks:
+    """A matrix (N, K) as views: blocks for one thread, as many for another, and rows left over."""
+
+    def __init__(self, weight: mx.array, second: mx.ThreadLocalStream):
+        N, K = weight.shape
+        pairs = min(-(-weight.size // (2 * BLOCK)), N // 2)
+        rows = N // (2 * pairs)
+        blocks = weight[: 2 * pairs * rows].reshape(2 * pairs, rows, K).swapaxes(1, 2)
+        self.halves = blocks[:pairs], blocks[pairs:]
+        self.over = weight[2 * pairs * rows :].T
+        self.second = second
+        mx.eval(self.halves, self.over)
+
+    def times(self, x: mx.array) -> mx.array:
+        """x (..., K), a single row, times the matrix: (..., N)."""
+        row = x.reshape(1, 1, -1)
+        parts = [
+            mx.matmul(row, self.halves[0]).flatten(),
+            mx.matmul(row, self.halves[1], stream=self.second).flatten(),
+        ]
+        if self.over.size:
+            parts.append(mx.matmul(row, self.over).flatten())
+        return mx.concatenate(parts).reshape(*x.shape[:-1], -1)
