@@ -135,21 +135,31 @@ def _stream(
         for begin in range(start, len(prompt), chunk):
             hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
         token = sampler(model.logits(hidden)[:, -1])
-        mx.async_eval(token)
-        for left in range(max_tokens - 1, -1, -1):
-            if left:
-                # Launched before this token is known, so that the device never waits for Python.
-                following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
-                mx.async_eval(following)
+        for made in range(1, max_tokens + 1):
+            following = None
+            # From the second token on a step is launched before the last one is known, so that the
+            # device never waits for Python. The first token waits for nothing.
+            if 1 < made < max_tokens:
+                following = _step(model, sampler, token, session)
             value = int(token.item())  # type: ignore[arg-type]
             if value == NOT_A_NUMBER:
                 raise NumericsError(
                     "the model produced NaN; expected numbers. Are the weights damaged, or is "
                     "float16 too narrow for them (try --dtype bfloat16 or float32)?"
                 )
-            if left:
+            if following is not None:
                 session.ids.append(value)
-                token = following
             yield value
-            if value in eos:
+            if value in eos or made == max_tokens:
                 return
+            if following is None:
+                following = _step(model, sampler, token, session)
+                session.ids.append(value)
+            token = following
+
+
+def _step(model: LanguageModel, sampler: Sampler, token: mx.array, session: Session) -> mx.array:
+    """Launch the pass that reads `token` (1,); the next token."""
+    following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
+    mx.async_eval(following)
+    return following
