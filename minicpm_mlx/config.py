@@ -9,90 +9,26 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .config_parts import (
+    MAX_SIZE,
+    Quantization,
+    RopeScaling,
+    check_types,
+    kind_of,
+    packing,
+    rotation,
+)
 from .errors import ConfigError
 
-ROPE_KINDS = ("linear", "dynamic", "longrope")
 ACTIVATIONS = ("silu", "fatrelu")
 FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
-PACKINGS = {
-    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
-    "mxfp4": ((4,), (32,)),
-    "mxfp8": ((8,), (32,)),
-    "nvfp4": ((4,), (16,)),
-}
-"""By quantization mode, the bits and the group sizes that MLX packs."""
-MAX_SIZE = 2**31
-"""MLX counts a dimension in 32 bits, the sign among them."""
 MAX_BLOCKS = 10_000
 """Most layers, or experts in all of them: building more takes minutes before a tensor is missed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary frequencies stretch beyond the trained context."""
-
-    kind: str
-    """"linear", "dynamic" (NTK) or "longrope"."""
-    factor: float = 1.0
-    """linear: positions are divided by it; dynamic: how far the base grows."""
-    short_factor: tuple[float, ...] = ()
-    """longrope: one divisor a frequency while the text is short (head_dim / 2 of them)."""
-    long_factor: tuple[float, ...] = ()
-    """longrope: the same once the text is long."""
-    original_max_position_embeddings: int = 0
-    """longrope: the length up to which the text counts as short."""
-
-    def __post_init__(self) -> None:
-        _check_types(self, "rope_scaling.")
-        if self.kind not in ROPE_KINDS:
-            raise ConfigError(
-                f"config.json: unknown rope_scaling type {self.kind!r}; "
-                f"this library knows {', '.join(ROPE_KINDS)}"
-            )
-        if not 0 < self.factor < MAX_SIZE:
-            raise ConfigError(
-                f"config.json: rope_scaling.factor must be above 0 and below {MAX_SIZE}, "
-                f"got {self.factor}"
-            )
-        if self.kind == "longrope" and self.original_max_position_embeddings < 2:
-            raise ConfigError(
-                "config.json: longrope needs original_max_position_embeddings of 2 or more, "
-                f"got {self.original_max_position_embeddings}"
-            )
-        if any(f <= 0 for f in self.short_factor + self.long_factor):
-            raise ConfigError("config.json: longrope factors must all be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """How the matrices of an MLX checkpoint are packed."""
-
-    group_size: int
-    """Weights that share one scale."""
-    bits: int
-    """Bits a weight."""
-    mode: str = "affine"
-    """"affine" (scale and bias) or one of MLX's float formats."""
-
-    def __post_init__(self) -> None:
-        _check_types(self, "quantization.")
-        if self.mode not in PACKINGS:
-            raise ConfigError(
-                f"config.json: unknown quantization mode {self.mode!r}; "
-                f"this library knows {', '.join(PACKINGS)}"
-            )
-        bits, group_sizes = PACKINGS[self.mode]
-        if self.bits not in bits or self.group_size not in group_sizes:
-            raise ConfigError(
-                f"config.json: quantization ({self.mode}) must have {_either(bits)} bits in groups "
-                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +117,7 @@ class Config:
         return int(self.max_position_embeddings * stretch)
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in (
             "hidden_size",
             "num_hidden_layers",
@@ -253,22 +189,25 @@ class Config:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
         except ValueError as error:  # JSONDecodeError, or a number of more digits than Python takes
             raise ConfigError(f"{path}: not valid JSON ({error})") from None
-        return cls.from_dict(raw)
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("config.json", str(path), 1)) from None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         """Build from a parsed config.json of either family; keys of no consequence are ignored."""
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"config.json: expected an object, got {_kind(raw)}")
+            raise ConfigError(f"config.json: expected an object, got {kind_of(raw)}")
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
         _require(values)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         values.setdefault("head_dim", _head_dim(values))
-        values.update(_rope(present))
+        values.update(rotation(present))
         values.update(_special_tokens(present))
-        values.update(_quantization(present))
+        values.update(packing(present))
         if family == "llama":
             values.setdefault("tie_word_embeddings", False)
             for key in ("scale_emb", "scale_depth", "dim_model_base"):
@@ -323,97 +262,6 @@ def _head_dim(values: Mapping[str, Any]) -> int:
     return int(hidden // heads)
 
 
-def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
-    found = raw.get("rope_parameters", raw.get("rope_scaling"))
-    if found is None:
-        return {}
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"config.json: rope_scaling must be an object, got {_kind(found)}")
-    theta = {"rope_theta": found["rope_theta"]} if found.get("rope_theta") is not None else {}
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind == "default":
-        return {**theta, "rope_scaling": None}
-    names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
-    values = {name: found[name] for name in names if found.get(name) is not None}
-    for name in ("short_factor", "long_factor"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return {**theta, "rope_scaling": RopeScaling(kind=kind, **values)}
-
-
 def _special_tokens(raw: Mapping[str, Any]) -> dict[str, Any]:
     eos = raw.get("eos_token_id", 2)
     return {"eos_token_ids": tuple(eos) if isinstance(eos, list) else (eos,)}
-
-
-def _quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """MLX's `quantization`: defaults, and under a module's path what differs there."""
-    found = raw.get("quantization")
-    if found is None:
-        if "quantization_config" in raw:
-            raise ConfigError(
-                "config.json: quantization_config belongs to another runtime; expected an MLX "
-                "checkpoint (`quantization`) or plain weights"
-            )
-        return {}
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"config.json: quantization must be an object, got {_kind(found)}")
-    default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
-    sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
-    layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
-    try:
-        return {
-            "quantization": Quantization(**default),
-            # A layer that names no mode is affine whatever the default: so mlx-lm reads it.
-            "layer_quantization": tuple(
-                (path, Quantization(**{**sizes, **how})) for path, how in layers.items()
-            ),
-        }
-    except TypeError as error:
-        raise ConfigError(f"config.json: quantization is malformed ({error})") from None
-
-
-_PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
-
-
-def _check_types(instance: Any, prefix: str = "") -> None:
-    """Hold every field against its annotation; JSON gives whatever the file says."""
-    for field in fields(instance):
-        value = getattr(instance, field.name)
-        declared = str(field.type)
-        optional = declared.endswith(" | None")
-        name = declared.removesuffix(" | None")
-        if value is None and optional:
-            continue
-        if name.startswith("tuple[") and name.endswith(", ...]"):
-            item = name.removeprefix("tuple[").removesuffix(", ...]")
-            good = isinstance(value, tuple) and (
-                item not in _PLAIN_TYPES or all(_is(item, v) for v in value)
-            )
-        else:
-            good = name not in _PLAIN_TYPES or _is(name, value)
-        if not good:
-            raise ConfigError(
-                f"config.json: {prefix}{field.name} must be {name}, got {value!r}"[:300]
-            )
-        if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
-            raise ConfigError(
-                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {value}"[:300]
-            )
-
-
-def _is(name: str, value: object) -> bool:
-    if isinstance(value, bool) and name != "bool":
-        return False
-    if name == "float" and isinstance(value, int | float):
-        return abs(value) <= sys.float_info.max  # neither NaN nor infinite, nor an int beyond both
-    return isinstance(value, _PLAIN_TYPES[name])
-
-
-def _either(choices: tuple[int, ...]) -> str:
-    return " or ".join(map(str, choices))
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from . import hub
-from .config import Config, Quantization
+from .config import Config
+from .config_parts import Quantization
 from .errors import DownloadError, InvalidArgumentError
 from .registry import Card, cache_dir
 
@@ -45,7 +48,7 @@ def kept_folder(card: Card) -> Path | None:
         return found[-1] if found else None
     if card.bits is not None:
         folder = cache_dir() / _quantized_name(card)
-        return folder if folder.exists() else None
+        return folder if (folder / "config.json").is_file() else None
     return hub.cached(str(card.repo), card.revision, weights=card.file)
 
 
@@ -62,7 +65,7 @@ def made_folders(card: Card) -> list[Path]:
 
 def _from_hub(card: Card, progress: bool) -> Path:
     kept = cache_dir() / _quantized_name(card)
-    if card.bits is not None and kept.exists():
+    if card.bits is not None and (kept / "config.json").is_file():
         return kept
     try:
         source = hub.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
@@ -85,7 +88,7 @@ def _quantize(source: Path, card: Card, folder: Path) -> None:
     from .weights.load import assemble, parameters, read_checked
 
     config = Config.load(source)
-    model = assemble(config, read_checked(source, config), None)
+    model = assemble(config, read_checked(source, config, card.file), None)
     packing = Quantization(bits=card.bits or 4, group_size=card.group_size or 64)
     quantize(model, packing)
     for layer in model.layers:  # layer by layer, so that the source is never in memory whole
@@ -102,8 +105,9 @@ def _quantize(source: Path, card: Card, folder: Path) -> None:
 def _kept(name: str, make: Callable[[Path], None]) -> Path:
     """The cache's folder `name`; where it is missing, `make` fills it, wholly or not at all."""
     folder = cache_dir() / name
-    if folder.exists():
+    if (folder / "config.json").is_file():
         return folder
+    _sweep(name)
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +121,20 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full
-        reason = getattr(error, "strerror", None) or error
+        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space, or " if full else ""
         raise DownloadError(
-            f"{folder}: cannot be written ({reason}); free some space or set MINICPM_MLX_HOME"
+            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {advice}"
+            "set MINICPM_MLX_HOME to a folder with room that you may write to"
         ) from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _sweep(name: str) -> None:
+    """Delete what processes that were killed left half made of the cache's folder `name`."""
+    for half in cache_dir().glob(f".{name}-*"):
+        if time.time() - half.stat().st_mtime > 24 * 3600:  # else another may be at it
+            shutil.rmtree(half, ignore_errors=True)

@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from .config import Quantization
+from .config_parts import Quantization
 from .device import on_cpu
 from .errors import InvalidArgumentError
 

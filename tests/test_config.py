@@ -10,7 +10,8 @@ from conftest import GOLDEN, need_shared
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.config import Config, Quantization
+from minicpm_mlx.config import Config
+from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import ConfigError
 
 TINY: dict[str, Any] = {
@@ -327,3 +328,10 @@ def test_any_json_gives_a_config_or_a_config_error(changes: dict[str, Any]) -> N
     else:
         message = f"{config.context_length} {config.logit_divisor} {config.residual_scale}"
     assert message.isprintable()
+
+
+def test_an_error_of_a_folder_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConfigError) as caught:
+        Config.load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: expected one of")

@@ -10,7 +10,8 @@ from conftest import CASES, GOLDEN
 from mlx.utils import tree_flatten
 
 from minicpm_mlx import load_model
-from minicpm_mlx.config import Config, Quantization
+from minicpm_mlx.config import Config
+from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import KVCache
 from minicpm_mlx.fuse import FusedMLP, FusedModel, FusedMoE, Parts, Scaled, fuse
 from minicpm_mlx.model import Model

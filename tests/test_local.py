@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import minicpm_mlx as mm
 from minicpm_mlx import demo, hub, local, registry
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.config import Config, Quantization
+from minicpm_mlx.config import Config
+from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
 from minicpm_mlx.quantize import quantize
@@ -185,6 +186,30 @@ def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         local._kept("thing-v1", make)
     assert names(cache) == []
+
+
+def test_what_a_killed_process_left_is_swept_away_a_day_later(cache: Path) -> None:
+    old, fresh, other = (cache / name for name in (".model-v1-abc", ".model-v1-def", ".model-v2-x"))
+    for folder in (old, fresh, other):
+        folder.mkdir(parents=True)
+    os.utime(old, (1, 1))
+    local._kept("model-v1", lambda folder: (folder / "config.json").touch())
+    assert sorted(path.name for path in cache.iterdir()) == [fresh.name, other.name, "model-v1"]
+
+
+def test_an_empty_kept_folder_is_filled(cache: Path) -> None:
+    (cache / "model-v1").mkdir(parents=True)
+    folder = local._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
+    assert (folder / "config.json").read_bytes() == b"{}"
+
+
+def test_a_cache_that_may_not_be_written_is_not_called_full(cache: Path) -> None:
+    def denied(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(DownloadError, match="may write to") as caught:
+        local._kept("model-v1", denied)
+    assert "free some space" not in str(caught.value)
 
 
 def test_a_cache_that_cannot_be_made_is_named(

@@ -13,7 +13,8 @@ from mlx.utils import tree_flatten
 
 from minicpm_mlx import device, load_model, local
 from minicpm_mlx import quantize as quantizing
-from minicpm_mlx.config import Config, Quantization
+from minicpm_mlx.config import Config
+from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model import Model
 from minicpm_mlx.quantize import dequantize, packed_as, quantize

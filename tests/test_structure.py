@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minicpm_mlx"
 
 ROWS = [
-    {"errors", "config"},
+    {"errors", "config", "config_parts"},
     {"rope", "activation", "tokenizer", "tokenizer_files", "template", "registry", "hub", "device"},
     {"moe", "model", "fuse", "quantize", "onerow"},
     {"weights", "engine"},

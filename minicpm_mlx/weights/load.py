@@ -10,7 +10,8 @@ from mlx.utils import tree_flatten
 
 from .. import device
 from .. import fuse as fusing
-from ..config import Config, Quantization
+from ..config import Config
+from ..config_parts import Quantization
 from ..errors import WeightsError
 from ..fuse import FusedModel
 from ..model import Model
@@ -50,6 +51,7 @@ def load_model(
     mx.eval(model.parameters())
     if dense is not None:
         dequantize(model, dense)
+        mx.eval(model.parameters())  # what is lazy can be computed by this thread alone
     if fuse:
         split_matrices(model)
     return model

@@ -1,0 +1,174 @@
+"""The nested parts of a config: stretched rotation and packed matrices; and the check of types."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import ConfigError
+
+ROPE_KINDS = ("linear", "dynamic", "longrope")
+PACKINGS = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+"""By quantization mode, the bits and the group sizes that MLX packs."""
+MAX_SIZE = 2**31
+"""MLX counts a dimension in 32 bits, the sign among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary frequencies stretch beyond the trained context."""
+
+    kind: str
+    """"linear", "dynamic" (NTK) or "longrope"."""
+    factor: float = 1.0
+    """linear: positions are divided by it; dynamic: how far the base grows."""
+    short_factor: tuple[float, ...] = ()
+    """longrope: one divisor a frequency while the text is short (head_dim / 2 of them)."""
+    long_factor: tuple[float, ...] = ()
+    """longrope: the same once the text is long."""
+    original_max_position_embeddings: int = 0
+    """longrope: the length up to which the text counts as short."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "rope_scaling.")
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(
+                f"config.json: unknown rope_scaling type {self.kind!r}; "
+                f"this library knows {', '.join(ROPE_KINDS)}"
+            )
+        if not 0 < self.factor < MAX_SIZE:
+            raise ConfigError(
+                f"config.json: rope_scaling.factor must be above 0 and below {MAX_SIZE}, "
+                f"got {self.factor}"
+            )
+        if self.kind == "longrope" and self.original_max_position_embeddings < 2:
+            raise ConfigError(
+                "config.json: longrope needs original_max_position_embeddings of 2 or more, "
+                f"got {self.original_max_position_embeddings}"
+            )
+        if any(f <= 0 for f in self.short_factor + self.long_factor):
+            raise ConfigError("config.json: longrope factors must all be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the matrices of an MLX checkpoint are packed."""
+
+    group_size: int
+    """Weights that share one scale."""
+    bits: int
+    """Bits a weight."""
+    mode: str = "affine"
+    """"affine" (scale and bias) or one of MLX's float formats."""
+
+    def __post_init__(self) -> None:
+        check_types(self, "quantization.")
+        if self.mode not in PACKINGS:
+            raise ConfigError(
+                f"config.json: unknown quantization mode {self.mode!r}; "
+                f"this library knows {', '.join(PACKINGS)}"
+            )
+        bits, group_sizes = PACKINGS[self.mode]
+        if self.bits not in bits or self.group_size not in group_sizes:
+            raise ConfigError(
+                f"config.json: quantization ({self.mode}) must have {_either(bits)} bits in groups "
+                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}"
+            )
+
+
+def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
+    found = raw.get("rope_parameters", raw.get("rope_scaling"))
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"config.json: rope_scaling must be an object, got {kind_of(found)}")
+    theta = {"rope_theta": found["rope_theta"]} if found.get("rope_theta") is not None else {}
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return {**theta, "rope_scaling": None}
+    names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
+    values = {name: found[name] for name in names if found.get(name) is not None}
+    for name in ("short_factor", "long_factor"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    return {**theta, "rope_scaling": RopeScaling(kind=kind, **values)}
+
+
+def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """MLX's `quantization`: defaults, and under a module's path what differs there."""
+    found = raw.get("quantization")
+    if found is None:
+        if "quantization_config" in raw:
+            raise ConfigError(
+                "config.json: quantization_config belongs to another runtime; expected an MLX "
+                "checkpoint (`quantization`) or plain weights"
+            )
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"config.json: quantization must be an object, got {kind_of(found)}")
+    default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
+    sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
+    layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
+    try:
+        return {
+            "quantization": Quantization(**default),
+            # A layer that names no mode is affine whatever the default: so mlx-lm reads it.
+            "layer_quantization": tuple(
+                (path, Quantization(**{**sizes, **how})) for path, how in layers.items()
+            ),
+        }
+    except TypeError as error:
+        raise ConfigError(f"config.json: quantization is malformed ({error})") from None
+
+
+_PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+def check_types(instance: Any, prefix: str = "") -> None:
+    """Hold every field against its annotation; JSON gives whatever the file says."""
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        declared = str(field.type)
+        optional = declared.endswith(" | None")
+        name = declared.removesuffix(" | None")
+        if value is None and optional:
+            continue
+        if name.startswith("tuple[") and name.endswith(", ...]"):
+            item = name.removeprefix("tuple[").removesuffix(", ...]")
+            good = isinstance(value, tuple) and (
+                item not in _PLAIN_TYPES or all(_is(item, v) for v in value)
+            )
+        else:
+            good = name not in _PLAIN_TYPES or _is(name, value)
+        if not good:
+            raise ConfigError(
+                f"config.json: {prefix}{field.name} must be {name}, got {value!r}"[:300]
+            )
+        if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
+            raise ConfigError(
+                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {value}"[:300]
+            )
+
+
+def _is(name: str, value: object) -> bool:
+    if isinstance(value, bool) and name != "bool":
+        return False
+    if name == "float" and isinstance(value, int | float):
+        return abs(value) <= sys.float_info.max  # neither NaN nor infinite, nor an int beyond both
+    return isinstance(value, _PLAIN_TYPES[name])
+
+
+def _either(choices: tuple[int, ...]) -> str:
+    return " or ".join(map(str, choices))
+
+
+def kind_of(value: object) -> str:
+    return type(value).__name__
