@@ -38,6 +38,7 @@ def chat(
 
     if max_tokens < 1:
         raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
+    lines = (line.rstrip("\n") for line in options.stdin_lines())
     lm = options.load(model, dtype, device)
     conversation = mm.Chat(
         lm,
@@ -57,7 +58,7 @@ def chat(
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         _greet(lm)
-    _converse(conversation, _reader() if interactive else _read_line, interactive)
+    _converse(conversation, _reader() if interactive else lambda: next(lines, None), interactive)
 
 
 def _converse(chat: Chat, read: Callable[[], str | None], interactive: bool) -> None:
@@ -148,9 +149,3 @@ def _reader() -> Callable[[], str | None]:
             return None
 
     return read
-
-
-def _read_line() -> str | None:
-    """The next line of a pipe; None at its end."""
-    line = sys.stdin.readline()
-    return line.rstrip("\n") if line else None

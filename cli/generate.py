@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,7 +40,7 @@ def generate(
 
     if raw and system is not None:
         raise InvalidArgumentError("--system has no place in --raw text; leave one of them out")
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = "".join(options.stdin_lines()) if prompt == "-" else prompt
     if not (raw or text.strip()):
         raise InvalidArgumentError("the prompt is empty; expected some text to answer")
     lm = options.load(model, dtype, device)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from minicpm_mlx import __version__
-from minicpm_mlx.errors import MiniCPMError
+from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
-from . import chat, doctor, generate, manage
+from . import chat, doctor, generate, manage, options
 
 app = typer.Typer(
     name="minicpm-mlx",
@@ -42,6 +44,8 @@ def root(
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
+        _mend_streams()
+        _check_arguments()
         status = app(standalone_mode=False)
     except MiniCPMError as error:
         _fail(str(error), 1)
@@ -52,10 +56,8 @@ def main() -> None:
         sys.exit(1)
     except MemoryError:
         _fail("out of memory; try a smaller model or --dtype float16", 1)
-    except UnicodeDecodeError as error:
-        _fail(f"standard input is not {error.encoding} ({error.reason}); convert it to UTF-8", 1)
     except UnicodeEncodeError as error:
-        _fail(f"the output holds what {error.encoding} cannot write; set PYTHONUTF8=1", 1)
+        _fail(f"the output holds what {error.encoding} cannot write; set PYTHONIOENCODING=utf-8", 1)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except Exception as error:
@@ -69,6 +71,30 @@ def main() -> None:
             print(file=sys.stderr)
             _fail("interrupted", 130)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _mend_streams() -> None:
+    """Lets a command run with standard input or error closed; it cannot do without output."""
+    for number in range(3):  # else the next file to be opened takes the number; MLX refuses 0
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:  # print(file=None) would write the errors among the results
+        sys.stderr = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115
+    if sys.stdout is None:
+        raise InvalidArgumentError("standard output is closed; expected somewhere to print to")
+
+
+def _check_arguments() -> None:
+    """Refuses bytes that are no text: Python hides them in surrogates, which cannot be encoded."""
+    for before, argument in pairwise(sys.argv):
+        try:
+            os.fsencode(argument).decode(sys.getfilesystemencoding())
+        except UnicodeDecodeError as error:
+            option = argument if argument.startswith("-") else before
+            where = option.partition("=")[0] if option.startswith("-") else "an argument"
+            raise InvalidArgumentError(options.not_text(where, error)) from None
 
 
 def _fail(message: str, status: int) -> None:

@@ -7,15 +7,14 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
+
 from . import options
 from .theme import console
-
-if TYPE_CHECKING:
-    pass
 
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
@@ -64,10 +63,15 @@ def show(model: Name, as_json: options.Json = False) -> None:
     """Show what a card says and, where the model is here, its configuration."""
     from minicpm_mlx.config import Config
     from minicpm_mlx.local import kept_folder
-    from minicpm_mlx.registry import resolve
+    from minicpm_mlx.registry import cards, resolve
 
     card = resolve(model)
     folder = kept_folder(card)
+    if folder is None and all(card.repo != known.repo for known in cards().values()):
+        raise ModelNotFoundError(
+            f"{card.name} is not downloaded, and no card describes it; "
+            f"`minicpm-mlx pull {model}` gets it"
+        )
     facts: dict[str, Any] = {key: value for key, value in asdict(card).items() if value}
     facts["folder"] = folder
     if folder is not None and folder.is_dir():
@@ -97,7 +101,6 @@ def remove(
 ) -> None:
     """Delete a model's files from this disk: the download, and what was made of it."""
     from minicpm_mlx import hub
-    from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
     from minicpm_mlx.local import made_folders
     from minicpm_mlx.registry import resolve
 
@@ -108,7 +111,7 @@ def remove(
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size and not made:
         raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")
-    if not yes and not typer.confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?", err=True):
+    if not yes and not _agreed(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
         print("nothing deleted", file=sys.stderr)
         raise typer.Exit(1)
     for path in made:
@@ -116,6 +119,19 @@ def remove(
     if card.repo:
         hub.remove(card.repo)
     print(f"{card.name}: {size / 1e9:.1f} GB freed")
+
+
+def _agreed(question: str) -> bool:
+    """Asks at the terminal; a pipe may answer as well (`yes | …`), and is asked nothing."""
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    if asked:
+        print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
+    answer = next(options.stdin_lines(), None) if sys.stdin is not None else None
+    if answer is None:
+        if asked:
+            print(file=sys.stderr)
+        raise InvalidArgumentError("nobody to ask, nothing deleted; --yes deletes without asking")
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _gigabytes(path: Path | None) -> float | None:

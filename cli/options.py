@@ -1,13 +1,16 @@
-"""Options that several commands share, declared once."""
+"""What several commands share: their options, and how they read standard input."""
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from minicpm_mlx.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
@@ -74,3 +77,28 @@ def sampling(lm: LM, **given: Any) -> Sampling:
 def unescaped(stops: Sequence[str] | None) -> list[str]:
     """Stop strings as typed in a shell, where \\n is two characters."""
     return [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in stops or ()]
+
+
+def stdin_lines() -> Iterator[str]:
+    """Standard input's lines: UTF-8 whatever the locale, with no byte order mark or CR LF."""
+    if sys.stdin is None:
+        raise InvalidArgumentError("standard input is closed; expected text from it")
+    # Where a Python caller has put a StringIO in its place, there are no bytes below the text.
+    return _decoded(getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode()))
+
+
+def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
+    offset = 0
+    for line in lines:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError(not_text("standard input", error, offset)) from None
+        yield (text if offset else text.removeprefix("\ufeff")).replace("\r\n", "\n")
+        offset += len(line)
+
+
+def not_text(what: str, error: UnicodeDecodeError, offset: int = 0) -> str:
+    """The message for bytes that did not decode, `offset` bytes into `what`."""
+    at, byte = offset + error.start, error.object[error.start]
+    return f"{what} is not {error.encoding} (byte {at}, {byte:#04x}); convert it first"

@@ -13,13 +13,21 @@ from typing import Any
 import mlx.core as mx
 
 from . import device as devices
+from .arguments import at_least_one, expect, is_whole, listed, shown, whole
 from .config import Config
 from .engine import Sampling, Session, generate
-from .errors import ContextLengthError, InvalidArgumentError, TokenizerError
+from .errors import (
+    ConfigError,
+    ContextLengthError,
+    InvalidArgumentError,
+    TokenizerError,
+    WeightsError,
+)
 from .fuse import FusedModel
 from .local import folder_of
 from .model import Model
 from .registry import Card, resolve
+from .stops import StopStrings, stop_list
 from .template import BUILTIN, Template
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import load_model
@@ -95,6 +103,7 @@ class LM:
     sampling: Sampling
     """Used where a call gives none: the card's, or the folder's generation_config.json."""
     _session: Session | None = field(default=None, repr=False)
+    """That of the last `chat`."""
 
     @property
     def config(self) -> Config:
@@ -113,13 +122,11 @@ class LM:
         """Token ids of a prompt: messages go through the template, text and ids do not."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if any(isinstance(item, Mapping) for item in prompt):
-            return self.tokenizer.chat_ids(prompt)  # type: ignore[arg-type]
-        if not all(isinstance(item, int) for item in prompt):
-            raise InvalidArgumentError(
-                "a prompt must be text, a list of token ids or a list of messages"
-            )
-        return list(prompt)  # type: ignore[arg-type]
+        expected = "text, a list of token ids or a list of messages"
+        items = listed("a prompt", prompt, expected, lambda i: is_message(i) or is_whole(i))
+        if any(map(is_message, items)):
+            return self.tokenizer.chat_ids(items)
+        return [whole("a token id", item) for item in items]
 
     def stream(
         self,
@@ -145,21 +152,21 @@ class LM:
                 f"the prompt has {len(ids)} tokens and the context is {self.context_length}; "
                 "shorten it to leave room for a reply"
             )
-        session = session or self.session()
+        limit = room if max_tokens is None else at_least_one("max_tokens", max_tokens)
+        session = self.session() if session is None else session
+        stops = stop_list(stop)
         tokens = generate(
             self.model,
             ids,
-            max_tokens=room if max_tokens is None else min(max_tokens, room),
-            sampling=sampling or self.sampling,
+            max_tokens=min(limit, room),
+            sampling=self.sampling if sampling is None else sampling,
             eos=self.tokenizer.eos_ids,
             session=session,
             vocab_size=self.tokenizer.vocab_size,
         )
-        is_chat = not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt)
-        template = self.tokenizer.template if is_chat else None
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if template:
-            stops.extend(template.stop_strings)
+        is_chat = not isinstance(prompt, str) and any(map(is_message, prompt))
+        if is_chat and self.tokenizer.template:
+            stops.extend(self.tokenizer.template.stop_strings)
         return self._pieces(tokens, ids, stops, session.common(ids))
 
     def _pieces(
@@ -238,23 +245,28 @@ class LM:
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
         """
         if num_beams != 1:
-            raise InvalidArgumentError(f"beam search is not supported; got num_beams={num_beams}")
+            raise InvalidArgumentError(f"beam search is not supported; got num_beams={num_beams!r}")
         given = [item for item in arguments if not isinstance(item, Tokenizer)]
         text = given.pop(0) if given and query is None else query
         past = given.pop(0) if given and history is None else history
         if given or not isinstance(text, str):
             raise InvalidArgumentError(
-                "chat takes one text to answer: chat(query) or chat(tokenizer, query, history)"
+                "chat takes one text to answer, chat(query) or chat(tokenizer, query, history); "
+                f"got {shown(arguments if query is None else query)}"
             )
-        messages = [dict(message) for message in past or ()] + [{"role": role, "content": text}]
-        self._session = self._session or self.session()
+        expected = "a list of messages, as chat returns"
+        turns = [] if past is None else listed("history", past, expected, is_message)
+        messages = [*map(dict, turns), {"role": role, "content": text}]
+        # Taken out meanwhile, so that a chat on another thread makes its own.
+        session, self._session = self._session or self.session(), None
         completion = self.generate(
             messages,
             max_tokens=self._room(messages, max_length, max_tokens),
             sampling=sampled(self.sampling, do_sample=do_sample, **sampling),
             stop=stop,
-            session=self._session,
+            session=session,
         )
+        self._session = session
         messages.append({"role": "assistant", "content": completion.text})
         return completion.text, messages
 
@@ -265,13 +277,13 @@ class LM:
         if max_length is None:
             return max_tokens
         length = len(self.encode(messages))
-        if length >= max_length:
+        left = whole("max_length", max_length) - length
+        if left < 1:
             raise InvalidArgumentError(
                 f"the prompt has {length} tokens and max_length is {max_length}; "
                 "raise it to leave room for a reply"
             )
-        left = max_length - length
-        return left if max_tokens is None else min(left, max_tokens)
+        return left if max_tokens is None else min(left, at_least_one("max_tokens", max_tokens))
 
 
 def load(
@@ -293,6 +305,18 @@ def load(
     card = resolve(str(name))
     devices.select(device)
     folder = folder_of(card, progress=progress)
+    try:
+        return _load_folder(card, folder, dtype, fuse)
+    except (ConfigError, WeightsError, TokenizerError) as error:
+        if card.path is not None:
+            raise
+        raise type(error)(
+            f"{error}. If its files are damaged: `minicpm-mlx rm {card.name}`, then "
+            f"`minicpm-mlx pull {card.name}`"
+        ) from None
+
+
+def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
     # The config first: a model that cannot be should not wait for its tokenizer.
     config = Config.load(folder)
     tokenizer = tokenizer_of(card, folder)
@@ -313,8 +337,13 @@ def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def is_message(item: object) -> bool:
+    return isinstance(item, Mapping)
+
+
 def sampled(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
     """`base` with the fields that are given (None: not given) replaced."""
+    expect("sampling", base, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
     known = Sampling.__dataclass_fields__
     for name in changes:
         if name not in known:
@@ -344,51 +373,19 @@ def collect(pieces: Iterable[Piece]) -> Completion:
     )
 
 
-class StopStrings:
-    """Lets text through until a stop string comes; holds back what may be the start of one."""
-
-    def __init__(self, stops: Sequence[str]):
-        self.stops = [stop for stop in stops if stop]
-        self.held = ""
-        self.found = False
-
-    def add(self, text: str) -> str:
-        """The part of the text so far that is certain and not given out yet."""
-        self.held += text
-        hits = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if hits:
-            # The one complete first, as if the text had come letter by letter.
-            self.found = True
-            certain, self.held = self.held[: min(hits)[1]], ""
-            return certain
-        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
-        at = len(self.held) - keep
-        certain, self.held = self.held[:at], self.held[at:]
-        return certain
-
-    def finish(self) -> str:
-        """What was held back, once no more text can come."""
-        held, self.held = self.held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if stop.startswith(text[-size:]):
-            return size
-    return 0
-
-
 def _default_sampling(card: Card, folder: Path) -> Sampling:
     names = ("temperature", "top_p", "top_k", "repetition_penalty")
     values: dict[str, Any] = {
         name: getattr(card, name) for name in names if getattr(card, name) is not None
     }
-    if not values:
-        with suppress(OSError, ValueError, AttributeError):
-            path = folder / "generation_config.json"
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if raw.get("do_sample"):
-                values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
-    return Sampling(**values)
+    if values:
+        return Sampling(**values)
+    path = folder / "generation_config.json"
+    with suppress(OSError, ValueError, AttributeError):
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.get("do_sample"):
+            values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
+    try:
+        return Sampling(**values)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from None

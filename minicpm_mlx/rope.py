@@ -41,6 +41,7 @@ class Rope:
             powers = self._powers(mx.array(self.theta))
             self.short = powers * mx.array(scaling.short_factor)
             self.long = powers * mx.array(scaling.long_factor)
+            mx.eval(self.short, self.long)  # what is lazy can be computed by this thread alone
 
     def at(self, offset: int | mx.array, steps: int, length: int | mx.array) -> Rotation:
         """The rotation of `steps` positions from `offset` on, in a text of `length` tokens.

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm import StopStrings, collect, sampled
+from minicpm_mlx.lm import collect, sampled
+from minicpm_mlx.stops import StopStrings
 
 GREEDY = mm.Sampling()
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

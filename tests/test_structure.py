@@ -13,8 +13,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minicpm_mlx"
 
 ROWS = [
-    {"errors", "config", "config_parts"},
-    {"rope", "activation", "tokenizer", "tokenizer_files", "template", "registry", "hub", "device"},
+    {"errors", "arguments", "config", "config_parts"},
+    {
+        "rope",
+        "activation",
+        "tokenizer",
+        "tokenizer_files",
+        "template",
+        "registry",
+        "hub",
+        "device",
+        "stops",
+    },
     {"moe", "model", "fuse", "quantize", "onerow"},
     {"weights", "engine"},
     {"demo", "local", "lm"},

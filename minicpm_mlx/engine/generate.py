@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..arguments import at_least_one, expect
 from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
 from .cache import KVCache
@@ -36,25 +38,33 @@ class Session:
     """
 
     def __init__(self, config: Config):
+        self.config = config
+        self.model: LanguageModel | None = None  # the one that read what is in the cache
         self.ids: list[int] = []
         self.cache = [KVCache() for _ in range(config.num_hidden_layers)]
         self.threshold = config.rotation_threshold
         self.length = 0  # of the text its keys were rotated for
-        self._busy = False
+        self._busy = Lock()
 
     @contextmanager
-    def reserved(self) -> Iterator[None]:
+    def reserved(self, model: LanguageModel) -> Iterator[None]:
         """Held while a stream runs: two that wrote to one cache in turn would both be wrong."""
-        if self._busy:
+        if not self._busy.acquire(blocking=False):
             raise InvalidArgumentError(
                 "this session is in the middle of another stream; finish or close that first, or "
                 "give each its own session"
             )
-        self._busy = True
         try:
+            known = self.model is None or self.model is model
+            if self.config != model.config or not known:
+                raise InvalidArgumentError(
+                    "this session holds what another model read; make one with session() of the "
+                    "model it is for"
+                )
+            self.model = model
             yield
         finally:
-            self._busy = False
+            self._busy.release()
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of `ids` are in the cache and need not be read."""
@@ -99,19 +109,21 @@ def generate(
     next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. The length of the
     context is the caller's affair: a model runs on beyond it, only worse.
 
-    Raises InvalidArgumentError for an empty prompt, ids the model does not have or max_tokens below
-    1, and NumericsError when the model produces NaN.
+    Each `next` may come from another thread. Raises InvalidArgumentError for an empty prompt, ids
+    the model does not have, arguments of a wrong kind, or a session that is in use or another
+    model's; and NumericsError when the model produces NaN.
     """
-    _check(model.config, prompt, max_tokens)
-    session = session or Session(model.config)
+    _check(model.config, prompt)
+    max_tokens = at_least_one("max_tokens", max_tokens)
+    sampling = Sampling() if sampling is None else sampling
+    expect("sampling", sampling, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
+    session = Session(model.config) if session is None else session
+    expect("session", session, Session, "a Session, as a model's session() gives")
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-    sampler = Sampler(sampling or Sampling(), prompt, vocab_size)
-    return _stream(model, prompt, max_tokens, sampler, eos, session, chunk)
+    return _stream(model, prompt, max_tokens, sampling, vocab_size, eos, session, chunk)
 
 
-def _check(config: Config, prompt: Sequence[int], max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise InvalidArgumentError(f"max_tokens must be 1 or more, got {max_tokens}")
+def _check(config: Config, prompt: Sequence[int]) -> None:
     if not prompt:
         raise InvalidArgumentError("the prompt is empty; expected at least one token")
     if not all(0 <= token < config.vocab_size for token in prompt):
@@ -125,16 +137,19 @@ def _stream(
     model: LanguageModel,
     prompt: Sequence[int],
     max_tokens: int,
-    sampler: Sampler,
+    sampling: Sampling,
+    vocab_size: int,
     eos: Collection[int],
     session: Session,
     chunk: int,
 ) -> Generator[int, None, None]:
-    with session.reserved():
+    with session.reserved(model):
+        sampler = Sampler(sampling, prompt, vocab_size)
         start = session.rewind(prompt)
         for begin in range(start, len(prompt), chunk):
             hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
         token = sampler(model.logits(hidden)[:, -1])
+        mx.async_eval(token, sampler.state)
         for made in range(1, max_tokens + 1):
             following = None
             # From the second token on a step is launched before the last one is known, so that the
@@ -161,5 +176,5 @@ def _stream(
 def _step(model: LanguageModel, sampler: Sampler, token: mx.array, session: Session) -> mx.array:
     """Launch the pass that reads `token` (1,); the next token."""
     following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
-    mx.async_eval(following)
+    mx.async_eval(following, sampler.state)
     return following

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..arguments import number, shown, whole
 from ..errors import InvalidArgumentError
 
 NOT_A_NUMBER = -1
@@ -28,21 +29,27 @@ class Sampling:
     min_p: float = 0.0
     """Drop tokens less likely than this share of the likeliest."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of every token of the text so far."""
+    """Divides positive and multiplies negative logits of every token of the text so far. Above
+    0.01, at most 100: a hundredfold either way keeps any logit below 3e36 finite in float32."""
     seed: int | None = None
     """Same seed, same text; None draws one."""
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("temperature", 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
-            ("seed", self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2^64 - 1"),
+        for name, plain, good, expected in (
+            ("temperature", number, lambda v: 0 <= v <= 100, "between 0 and 100"),
+            ("top_p", number, lambda v: 0 < v <= 1, "above 0 and at most 1"),
+            ("top_k", whole, lambda v: v >= 0, "0 or more"),
+            ("min_p", number, lambda v: 0 <= v <= 1, "between 0 and 1"),
+            ("repetition_penalty", number, lambda v: 0.01 < v <= 100, "above 0.01 and at most 100"),
+            ("seed", whole, lambda v: 0 <= v < 2**64, "between 0 and 2^64 - 1"),
         ):
-            if not good:
-                raise InvalidArgumentError(f"{name} must be {expected}, got {getattr(self, name)}")
+            given = getattr(self, name)
+            if name == "seed" and given is None:
+                continue
+            value = plain(name, given)
+            if not good(value):
+                raise InvalidArgumentError(f"{name} must be {expected}, got {shown(given)}")
+            object.__setattr__(self, name, value)  # a numpy scalar is no number to JSON
 
 
 class Sampler:
@@ -56,7 +63,13 @@ class Sampler:
         self.seen: mx.array | None = None
         if sampling.repetition_penalty != 1.0:
             self.seen = mx.zeros((vocab_size,), mx.bool_)
-            self.seen[mx.array([token for token in prompt if token < vocab_size])] = True
+            known = [token for token in prompt if token < vocab_size]
+            self.seen[mx.array(known, mx.uint32)] = True
+
+    @property
+    def state(self) -> list[mx.array]:
+        """The arrays to evaluate with each token, so that the next may come on another thread."""
+        return [self.key] if self.seen is None else [self.key, self.seen]
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""

@@ -1,0 +1,223 @@
+"""Standard streams that are closed, empty, or not in UTF-8, met by the command as a process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minicpm_mlx import registry
+
+CODE = "from minicpm_mlx.cli.main import main; main()"
+SHORT = "--model demo --temp 0 --max-tokens 3"
+NOT_UTF8 = "standard input is not utf-8 (byte {}, 0xe9); convert it first"
+
+Done = subprocess.CompletedProcess[bytes]
+
+
+def shell(line: str, stdin: bytes = b"", **env: str) -> Done:
+    """Runs `line` after the command's name in a shell, which closes streams with `<&-`."""
+    return subprocess.run(
+        ["sh", "-c", f"exec {shlex.join([sys.executable, '-c', CODE])} {line}"],
+        input=stdin,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, **env},
+    )
+
+
+def failure(done: Done) -> str:
+    """The one line of a command that failed."""
+    err = done.stderr.decode()
+    assert done.returncode == 1, err
+    assert err.startswith("minicpm-mlx: ")
+    assert err.count("\n") == 1, err
+    return err.removeprefix("minicpm-mlx: ").rstrip("\n")
+
+
+def result(done: Done) -> str:
+    """What a command that succeeded printed."""
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout.decode()
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds something of a card's, to be deleted."""
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
+    folder = tmp_path / "minicpm-2b-dpo-4bit-g64"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"x")
+    return folder
+
+
+# Closed
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("command", ["--help", "list", "doctor", f"generate {SHORT} -p Hi"])
+@pytest.mark.usefixtures("demo_folder")
+def test_a_closed_stream_that_is_not_needed_is_not_missed(command: str, closed: str) -> None:
+    assert result(shell(f"{command} {closed}"))
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "list", "doctor", f"generate {SHORT} -p Hi", f"chat {SHORT}"]
+)
+def test_results_need_an_open_output(command: str) -> None:
+    assert failure(shell(f"{command} >&-", b"Hi\n")).startswith("standard output is closed")
+    assert shell(f"{command} >&- 2>&-").returncode == 1
+
+
+@pytest.mark.parametrize("command", [f"generate {SHORT} -p -", f"chat {SHORT}"])
+def test_a_closed_input_that_is_needed_is_one_line(command: str) -> None:
+    done = shell(f"{command} <&-")
+    assert failure(done).startswith("standard input is closed")
+    assert done.stdout == b""
+
+
+@pytest.mark.usefixtures("demo_folder")
+def test_chat_needs_no_place_for_errors() -> None:
+    assert result(shell(f"chat {SHORT} 2>&-", b"Hi\n"))
+
+
+def test_an_error_without_a_place_to_go_stays_out_of_the_results() -> None:
+    done = shell("show nope 2>&-")
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+# The question of rm
+
+
+@pytest.mark.parametrize("stdin", ["<&-", "</dev/null"])
+def test_rm_without_an_answer_names_yes_and_keeps_the_model(kept: Path, stdin: str) -> None:
+    assert "--yes" in failure(shell(f"rm minicpm-2b-dpo {stdin}"))
+    assert kept.exists()
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("y", False), ("Yes", False), ("n", True)])
+def test_rm_takes_an_answer_from_a_pipe(kept: Path, answer: str, stays: bool) -> None:
+    done = shell("rm minicpm-2b-dpo", f"{answer}\r\n".encode())
+    assert (done.returncode, done.stderr) == ((1, b"nothing deleted\n") if stays else (0, b""))
+    assert kept.exists() is stays
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"), [(b"\x04", "--yes"), (b"\n", "nothing deleted")], ids=["ctrl-d", "enter"]
+)
+def test_rm_asks_in_a_terminal(kept: Path, keys: bytes, says: str) -> None:
+    master, slave = pty.openpty()
+    os.write(master, keys)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, "rm", "minicpm-2b-dpo"],
+        stdin=slave,
+        capture_output=True,
+        timeout=60,
+    )
+    os.close(slave)
+    os.close(master)
+    err = done.stderr.decode()
+    assert done.returncode == 1
+    assert err.startswith("Delete minicpm-2b-dpo (0.0 GB)? [y/N]: ")
+    assert says in err
+    assert kept.exists()
+
+
+# What is not here
+
+
+def test_show_of_an_unknown_repository_says_how_to_get_it() -> None:
+    for json in ("", "--json"):
+        done = shell(f"show openbmb/Nope {json}")
+        message = failure(done)
+        assert message.startswith("openbmb/Nope is not downloaded")
+        assert "`minicpm-mlx pull openbmb/Nope`" in message
+        assert done.stdout == b""
+
+
+def test_show_of_a_card_that_is_not_here_says_what_is_known() -> None:
+    repo = registry.resolve("minicpm-2b-sft").repo
+    for name in ("minicpm-2b-sft", repo):
+        out = result(shell(f"show {name}"))
+        assert "licence" in out
+        assert "not downloaded" in out
+
+
+# Encodings
+
+ENVIRONMENTS = [
+    {"LC_ALL": "C.UTF-8"},
+    {"LC_ALL": "C"},
+    {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1:replace"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+]
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS, ids=["utf-8", "C", "latin-1", "ascii"])
+def test_input_is_utf8_whatever_the_locale(demo, env: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    question = [{"role": "user", "content": "说出一种动物。"}]
+    *_, last = demo.stream(question, max_tokens=1)
+    done = shell(f"generate {SHORT} -p - --json", "说出一种动物。".encode(), **env)
+    assert f'"prompt_tokens": {last.stats.prompt_tokens},' in result(done)
+
+
+@pytest.mark.usefixtures("demo_folder")
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_prompt() -> None:
+    line = f"generate {SHORT} --json -p -"
+    counts = {
+        result(shell(line, typed)).partition('"prompt_tokens": ')[2].split(",")[0]
+        for typed in (b"One\ntwo", b"\xef\xbb\xbfOne\ntwo", b"\xef\xbb\xbfOne\r\ntwo")
+    }
+    assert len(counts) == 1
+
+
+@pytest.mark.usefixtures("demo_folder")
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_command() -> None:
+    assert result(shell(f"chat {SHORT}", b"\xef\xbb\xbf/exit\r\nHi\r\n")) == ""
+    plain = result(shell(f"chat {SHORT}", b"Hi\nBye\n"))
+    assert result(shell(f"chat {SHORT}", b"\xef\xbb\xbfHi\r\nBye\r\n")) == plain
+
+
+@pytest.mark.parametrize("command", [f"generate {SHORT} -p -", f"chat {SHORT}"])
+@pytest.mark.usefixtures("demo_folder")
+def test_input_in_another_encoding_names_the_byte(command: str) -> None:
+    done = shell(command, b"caf\xe9")
+    assert failure(done) == NOT_UTF8.format(3)
+    assert done.stdout == b""
+
+
+@pytest.mark.usefixtures("demo_folder")
+def test_the_byte_is_counted_from_the_start_and_the_turns_before_it_are_answered() -> None:
+    done = shell(f"chat {SHORT}", b"Hi\ncaf\xe9\n")
+    assert failure(done) == NOT_UTF8.format(6)
+    assert done.stdout.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([b"generate", b"--prompt", b"caf\xe9"], "--prompt"),
+        ([b"generate", b"--system", b"caf\xe9", b"-p", b"Hi"], "--system"),
+        ([b"generate", b"-p", b"caf\xe9"], "-p"),
+        ([b"generate", b"--prompt=\xe9"], "--prompt"),
+        ([b"show", b"caf\xe9"], "an argument"),
+    ],
+)
+def test_an_argument_in_another_encoding_is_named(arguments: list[bytes], named: str) -> None:
+    done = subprocess.run(
+        [sys.executable.encode(), b"-c", CODE.encode(), *arguments],
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert failure(done).startswith(f"{named} is not utf-8 (byte ")
+
+
+def test_output_in_another_encoding_is_one_line_that_says_what_to_set() -> None:
+    message = failure(shell("list --json", PYTHONIOENCODING="ascii"))
+    assert message == "the output holds what ascii cannot write; set PYTHONIOENCODING=utf-8"
+    assert result(shell("list --json", PYTHONIOENCODING="utf-8", LC_ALL="C"))
