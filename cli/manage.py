@@ -21,10 +21,18 @@ Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
     """Download a model (and quantize it, where its card says so), to use it offline later."""
+    from minicpm_mlx import hub
     from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
 
-    print(folder_of(resolve(model)))
+    card = resolve(model)
+    print(folder_of(card))
+    if card.bits is not None and (size := hub.cached_size(str(card.repo))):
+        print(
+            f"the download it was made from stays ({size / 1e9:.1f} GB); "
+            f"`minicpm-mlx rm --download {card.name}` deletes that alone",
+            file=sys.stderr,
+        )
 
 
 def list_models(as_json: options.Json = False) -> None:
@@ -98,6 +106,9 @@ def show(model: Name, as_json: options.Json = False) -> None:
 def remove(
     model: Annotated[str, typer.Argument(help="Card or hub repository.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Keep what was made of the download.")
+    ] = False,
 ) -> None:
     """Delete a model's files from this disk: the download, and what was made of it."""
     from minicpm_mlx import hub
@@ -107,7 +118,7 @@ def remove(
     card = resolve(model)
     if card.path is not None:
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
-    made = made_folders(card)
+    made = [] if download else made_folders(card)
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size and not made:
         raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")

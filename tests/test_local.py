@@ -395,6 +395,15 @@ def test_rm_frees_the_kept_copy_and_no_other(
 
     status, out, _ = run("list", "--json")
     assert (status, '"kept_gb": 0.0' in out) == (0, True)
+    blob = tmp_path / "hub" / "models--org--tiny" / "blobs" / "abc"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(bytes(10))
+    status, out, err = run("pull", "tiny-q")
+    assert (status, out) == (0, f"{cache / KEPT}\n")
+    assert "`minicpm-mlx rm --download tiny-q`" in err
+    assert run("rm", "--download", "tiny-q", "--yes")[0] == 0
+    assert not blob.exists()
+    assert KEPT in names(cache)
     status, out, err = run("rm", "tiny-q", "--yes")
     assert (status, err) == (0, "")
     assert out.startswith("tiny-q: ")
