@@ -114,9 +114,12 @@ class LM:
         """Tokens that a prompt and its reply may have together."""
         return min(self.card.context or self.config.context_length, self.config.context_length)
 
-    def session(self) -> Session:
-        """A new key-value cache, to be given to every call of one conversation."""
-        return Session(self.config)
+    def session(self, kv_bits: int | None = None) -> Session:
+        """A new key-value cache, to be given to every call of one conversation.
+
+        `kv_bits` (8 or 4) keeps it in that many bits: a half or a quarter of the memory.
+        """
+        return Session(self.config, kv_bits)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: messages go through the template, text and ids do not."""

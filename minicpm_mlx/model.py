@@ -11,6 +11,7 @@ With all three scales at 1 this is a Llama.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -148,8 +149,21 @@ def prepare(
 
 def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask, cache: Any) -> mx.array:
     """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
-    if cache is not None:
-        k, v = cache.update_and_fetch(k, v)
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    B, _, T, _ = out.shape
+    B, _, T, _ = q.shape
+    if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
+        out = _attend_packed(q, cache.append(k, v), scale, cache)
+    else:
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+
+def _attend_packed(q: mx.array, kept: Any, scale: float, cache: Any) -> mx.array:
+    """One query a head, q (B, H, 1, D), over keys and values in few bits, which stay packed."""
+    B, H, _, D = q.shape
+    times = partial(mx.quantized_matmul, group_size=cache.group_size, bits=cache.bits)
+    (k, k_scales, k_biases), (v, v_scales, v_biases) = kept
+    q = (q * scale).reshape(B, k.shape[1], -1, D)  # heads that share keys, together
+    weights = mx.softmax(times(q, k, k_scales, k_biases, transpose=True), axis=-1)
+    return times(weights, v, v_scales, v_biases, transpose=False).reshape(B, H, 1, D)

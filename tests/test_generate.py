@@ -6,9 +6,11 @@ import mlx.core as mx
 import pytest
 from conftest import GOLDEN
 
+import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.engine import KVCache, Sampling, Session, generate
 from minicpm_mlx.errors import InvalidArgumentError, NumericsError
+from minicpm_mlx.model import attend
 
 PROMPT = [1, 5, 9, 200, 31, 7]
 
@@ -117,3 +119,44 @@ def test_second_stream_on_a_session_in_use_is_refused(model: Any) -> None:
         next(generate(model, [2, 3], max_tokens=8, session=session))
     assert [begun, *first] == list(generate(model, PROMPT, max_tokens=8))
     assert next(generate(model, PROMPT, max_tokens=8, session=session)) == begun
+
+
+# A cache in few bits
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("heads", "kv_heads", "D"), [(4, 4, 64), (6, 2, 64), (4, 1, 96)])
+def test_packed_attention_is_attention_over_what_was_unpacked(
+    bits: int, heads: int, kv_heads: int, D: int
+) -> None:
+    mx.random.seed(1)
+    cache = KVCache(bits)
+    for T in (3, 300, 1, 1):  # more than one step of room
+        q = mx.random.normal((2, heads, T, D))
+        k, v = (mx.random.normal((2, kv_heads, T, D)) for _ in range(2))
+        found = attend(q, k, v, 0.1, cache.make_mask(T), cache)
+        keys, values = (cache.dense(cache.used(x)) for x in (cache.keys, cache.values))
+        mask = cache.make_mask(T)
+        expected = mx.fast.scaled_dot_product_attention(q, keys, values, scale=0.1, mask=mask)
+        expected = expected.transpose(0, 2, 1, 3).reshape(2, T, -1)
+        assert mx.abs(found - expected).max().item() < 1e-4
+    assert cache.offset == 305
+    width = bits + 64 / cache.group_size  # a scale and a bias of 32 bits for each group
+    assert cache.nbytes == 2 * 2 * kv_heads * cache.keys[0].shape[2] * D * width / 8
+    step = mx.abs(keys[..., -1:, :] - k).max().item()
+    assert 0 < step < (0.05 if bits == 8 else 0.6)
+
+
+def test_a_cache_in_8_bits_answers_as_one_in_full(demo: mm.LM) -> None:
+    ask = [{"role": "user", "content": "What is the capital of France?"}]
+    session = demo.session(kv_bits=8)
+    for _ in range(2):
+        reply = demo.generate(ask, max_tokens=12, session=session)
+        assert reply.text == "The capital of France is Paris."
+        session.rewind(session.ids[:5])
+
+
+@pytest.mark.parametrize("wrong", [0, 2, 16, "8", True, 4.5])
+def test_other_bits_are_refused(demo: mm.LM, wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="kv_bits must be 8 or 4"):
+        demo.session(kv_bits=wrong)

@@ -6,34 +6,73 @@ single stream should not wait for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
+
+Parts = tuple[mx.array, ...]
+"""Keys or values: one array (B, K, T, D), or codes, scales and biases of as many positions."""
 
 
 class KVCache:
-    """Keys and values of one layer, (B, K, T, D); room is added 256 positions at a time."""
+    """Keys and values of one layer, (B, K, T, D); room is added 256 positions at a time.
+
+    With `bits` (8 or 4) they are kept in that many, in groups of 64 or, where heads are no multiple
+    of that wide, 32.
+    """
 
     step = 256
 
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+    def __init__(self, bits: int | None = None) -> None:
+        self.bits = bits
+        self.group_size = 64
+        self.keys: Parts = ()
+        self.values: Parts = ()
         self.offset = 0
 
+    def append(self, keys: mx.array, values: mx.array) -> tuple[Parts, Parts]:
+        """Append keys and values (B, K, T, D); return the parts of all there are."""
+        if self.bits is not None and keys.shape[-1] % self.group_size:
+            self.group_size = 32
+        start, self.offset = self.offset, self.offset + keys.shape[2]
+        self.keys = self._written(self.keys, self._packed(keys), start)
+        self.values = self._written(self.values, self._packed(values), start)
+        return self.used(self.keys), self.used(self.values)
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values (B, K, T, D); return all there are."""
-        start, end = self.offset, self.offset + keys.shape[2]
-        if self.keys is None or self.values is None:
-            self.keys, self.values = self._room(keys, end), self._room(values, end)
-        elif end > self.keys.shape[2]:
-            more = end - start
-            self.keys = mx.concatenate([self.keys[..., :start, :], self._room(keys, more)], axis=2)
-            self.values = mx.concatenate(
-                [self.values[..., :start, :], self._room(values, more)], axis=2
+        """Append keys and values (B, K, T, D); return all there are, dense."""
+        k, v = self.append(keys, values)
+        return self.dense(k).astype(keys.dtype), self.dense(v).astype(values.dtype)
+
+    def dense(self, parts: Parts) -> mx.array:
+        """Keys or values (B, K, T, D) from their parts."""
+        if self.bits is None:
+            return parts[0]
+        codes, scales, biases = parts
+        return mx.dequantize(codes, scales, biases, group_size=self.group_size, bits=self.bits)
+
+    def used(self, parts: Parts) -> Parts:
+        """The positions written so far."""
+        return tuple(part[..., : self.offset, :] for part in parts)
+
+    def _packed(self, x: mx.array) -> Parts:
+        if self.bits is None:
+            return (x,)
+        return tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits))
+
+    def _written(self, room: Parts, new: Parts, start: int) -> Parts:
+        """`new` put at position `start` of `room`, which is enlarged where it is too small."""
+        end = start + new[0].shape[2]
+        if not room:
+            room = tuple(self._room(part, end) for part in new)
+        elif end > room[0].shape[2]:
+            room = tuple(
+                mx.concatenate([old[..., :start, :], self._room(old, end - start)], axis=2)
+                for old in room
             )
-        self.keys[..., start:end, :] = keys
-        self.values[..., start:end, :] = values
-        self.offset = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        for old, part in zip(room, new, strict=True):
+            old[..., start:end, :] = part
+        return room
 
     def _room(self, like: mx.array, positions: int) -> mx.array:
         B, K, _, D = like.shape
@@ -63,7 +102,13 @@ class KVCache:
     @property
     def state(self) -> list[mx.array]:
         """The arrays to evaluate."""
-        return [] if self.keys is None or self.values is None else [self.keys, self.values]
+        return [*self.keys, *self.values]
+
+    def restore(self, arrays: Sequence[mx.array]) -> None:
+        """Take over what `[*used(keys), *used(values)]` of a cache of as many bits was."""
+        half = len(arrays) // 2
+        self.keys, self.values = tuple(arrays[:half]), tuple(arrays[half:])
+        self.offset = arrays[0].shape[2]
 
     @property
     def nbytes(self) -> int:

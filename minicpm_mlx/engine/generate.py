@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from ..arguments import at_least_one, expect
+from ..arguments import at_least_one, expect, shown
 from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
 from .cache import KVCache
@@ -35,13 +35,20 @@ class Session:
     """A key-value cache and the ids in it, so that a text that begins alike need not be read again.
 
     What is reused was computed from the same ids in the same places: it never changes an answer.
+    `kv_bits` (8 or 4) keeps the cache in that many bits, which does change answers a little.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, kv_bits: int | None = None):
+        if kv_bits not in (None, 4, 8):
+            raise InvalidArgumentError(f"kv_bits must be 8 or 4, got {shown(kv_bits)}")
+        if kv_bits is not None and config.head_dim % 32:
+            raise InvalidArgumentError(
+                f"kv_bits needs heads of a multiple of 32; this model's are {config.head_dim} wide"
+            )
         self.config = config
         self.model: LanguageModel | None = None  # the one that read what is in the cache
         self.ids: list[int] = []
-        self.cache = [KVCache() for _ in range(config.num_hidden_layers)]
+        self.cache = [KVCache(kv_bits) for _ in range(config.num_hidden_layers)]
         self.threshold = config.rotation_threshold
         self.length = 0  # of the text its keys were rotated for
         self._busy = Lock()
