@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .engine import Sampling, Session
+from .errors import ContextLengthError, InvalidArgumentError
 from .lm import LM, Piece
+from .stops import stop_list
+
+OVERFLOW = ("stop", "slide")
 
 
 @dataclass
@@ -30,25 +34,84 @@ class Chat:
     """Strings that end a reply."""
     messages: list[dict[str, str]] = field(default_factory=list)
     """The turns so far, without the system text."""
+    context: int | None = None
+    """Tokens that a prompt and its reply may have together, where that is to be fewer than the
+    model's; bounds the memory of the cache."""
+    kv_bits: int | None = None
+    """8 or 4: keep the cache in that many bits."""
+    on_overflow: str = "stop"
+    """What happens once the conversation outgrows the context: "stop" refuses the next turn,
+    "slide" lets the oldest turns out of what the model is shown."""
+    forgotten: int = 0
+    """Messages at the start that have slid out."""
     session: Session = field(init=False, repr=False)
+    _again: int = field(default=0, init=False, repr=False)
+    """Times the last question was answered anew."""
 
     def __post_init__(self) -> None:
-        self.session = self.lm.session()
+        if self.on_overflow not in OVERFLOW:
+            raise InvalidArgumentError(
+                f"on_overflow must be one of {', '.join(OVERFLOW)}, got {self.on_overflow!r}"
+            )
+        if self.context is not None and self.context < 1:
+            raise InvalidArgumentError(f"context must be 1 or more, got {self.context}")
+        self.session = self.lm.session(self.kv_bits)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that a prompt and its reply may have together."""
+        return min(self.context or self.lm.context_length, self.lm.context_length)
 
     def reply(self, text: str) -> Generator[Piece, None, None]:
         """Answer `text`, a piece at a time.
 
         A reply that is broken off (Ctrl-C, or the iterator closed) stays in the conversation as far
         as it came; a turn that failed, or was broken off before its first word, leaves no trace.
+        ContextLengthError: the conversation no longer fits.
         """
-        self.messages.append({"role": "user", "content": text})
+        self._again = 0
+        return self._turn([*self.messages, {"role": "user", "content": text}])
+
+    def retry(self) -> Generator[Piece, None, None]:
+        """Answer the last question anew; the old answer stays unless a new one comes."""
+        if [message["role"] for message in self.messages[-2:]] != ["user", "assistant"]:
+            raise InvalidArgumentError("there is no answer yet to try again")
+        self._again += 1
+        return self._turn(self.messages[:-1])
+
+    def undo(self) -> str:
+        """Take the last question and its answer back; the question."""
+        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            raise InvalidArgumentError("there is no turn to take back")
+        question = self.messages[asked[-1]]["content"]
+        del self.messages[asked[-1] :]
+        self.forgotten = min(self.forgotten, len(self.messages))
+        return question
+
+    def clear(self) -> None:
+        """Forget the turns; the system text stays."""
+        self.messages.clear()
+        self.forgotten = 0
+
+    def tokens(self) -> int:
+        """Tokens of what the model would be shown now."""
+        shown = self._shown()
+        return len(self.lm.encode(shown)) if shown else 0
+
+    def _turn(self, asked: list[dict[str, str]]) -> Generator[Piece, None, None]:
+        before = list(self.messages)
+        self.messages[:] = asked
         said: list[str] = []
         try:
+            ids = self._fitting()
+            room = self.context_length - len(ids)
+            template = self.lm.tokenizer.template
             pieces = self.lm.stream(
-                self._prompt(),
-                max_tokens=self.max_tokens,
-                sampling=self.sampling,
-                stop=self.stop,
+                ids,
+                max_tokens=room if self.max_tokens is None else min(self.max_tokens, room),
+                sampling=self._sampling(),
+                stop=[*stop_list(self.stop), *(template.stop_strings if template else ())],
                 session=self.session,
             )
             with closing(pieces):
@@ -59,12 +122,38 @@ class Chat:
             if any(said):
                 self.messages.append({"role": "assistant", "content": "".join(said)})
             else:
-                self.messages.pop()
+                self.messages[:] = before
 
-    def clear(self) -> None:
-        """Forget the turns; the system text stays."""
-        self.messages.clear()
+    def _fitting(self) -> list[int]:
+        """The prompt's ids, once what must slide out has."""
+        limit = self.context_length
+        ids = self.lm.encode(self._shown())
+        if self.on_overflow == "slide" and limit - len(ids) < limit // 8:
+            # Further than needed, since the rest is then read anew: not with every turn.
+            while limit - len(ids) < limit // 3 and self._slide():
+                ids = self.lm.encode(self._shown())
+        if len(ids) >= limit:
+            raise ContextLengthError(
+                f"the conversation has {len(ids)} tokens and the context is {limit}; take a turn "
+                "back or begin anew"
+            )
+        return ids
 
-    def _prompt(self) -> list[dict[str, str]]:
+    def _slide(self) -> bool:
+        """Let the oldest turn out; False where only the last question is left."""
+        later = range(self.forgotten + 1, len(self.messages))
+        turns = [index for index in later if self.messages[index]["role"] == "user"]
+        if turns:
+            self.forgotten = turns[0]
+        return bool(turns)
+
+    def _shown(self) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + self.messages
+        return system + self.messages[self.forgotten :]
+
+    def _sampling(self) -> Sampling:
+        """With a seed, another one for each retry: the same would draw the same."""
+        how = self.lm.sampling if self.sampling is None else self.sampling
+        if how.seed is None or not self._again:
+            return how
+        return replace(how, seed=(how.seed + self._again) % 2**64)

@@ -8,6 +8,7 @@
     ├── ModelNotFoundError  no card, folder, file or repository of that name
     ├── DownloadError       the hub could not be reached, refused, or the disk is too small
     ├── MissingPackageError an optional package is needed; the message names the pip command
+    ├── SessionError        a saved conversation is missing, damaged or of another kind
     ├── InvalidArgumentError an argument is out of range or contradicts another
     ├── ContextLengthError  the prompt does not fit the model's context
     └── NumericsError       the model produced NaN
@@ -25,6 +26,7 @@ __all__ = [
     "MissingPackageError",
     "ModelNotFoundError",
     "NumericsError",
+    "SessionError",
     "TemplateError",
     "TokenizerError",
     "WeightsError",
@@ -61,6 +63,10 @@ class DownloadError(MiniCPMError):
 
 class MissingPackageError(MiniCPMError):
     """An optional package is needed; the message names the pip command."""
+
+
+class SessionError(MiniCPMError):
+    """A saved conversation is missing, damaged or of another kind."""
 
 
 class InvalidArgumentError(MiniCPMError):

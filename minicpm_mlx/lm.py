@@ -102,6 +102,8 @@ class LM:
     card: Card
     sampling: Sampling
     """Used where a call gives none: the card's, or the folder's generation_config.json."""
+    folder: Path | None = None
+    """Where it was loaded from."""
     _session: Session | None = field(default=None, repr=False)
     """That of the last `chat`."""
 
@@ -329,7 +331,7 @@ def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
             f"{config.vocab_size}; are its files those of another model?"
         )
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
-    return LM(model, tokenizer, card, _default_sampling(card, folder))
+    return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
 
 
 def tokenizer_of(card: Card, folder: Path) -> Tokenizer:

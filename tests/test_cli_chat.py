@@ -215,12 +215,18 @@ class FakeLM:
         self.prompts: list[list[dict[str, str]]] = []
         self.context_length = 64
         self.card = SimpleNamespace(name="[fake]", note="a :smile: note", note_zh="")
+        self.tokenizer = SimpleNamespace(template=None)
+        self.sampling = mm.Sampling()
 
-    def session(self) -> object:
+    def session(self, kv_bits: int | None = None) -> object:
         return object()
 
-    def stream(self, prompt: list[dict[str, str]], **_: Any) -> Iterator[mm.Piece]:
-        self.prompts.append([dict(message) for message in prompt])
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        self.shown = [dict(message) for message in messages]
+        return list(range(9))
+
+    def stream(self, prompt: list[int], **_: Any) -> Iterator[mm.Piece]:
+        self.prompts.append(self.shown)
         return self._pieces(self.replies.pop(0))
 
     def _pieces(self, reply: list[object]) -> Iterator[mm.Piece]:

@@ -29,6 +29,7 @@ ROWS = [
     {"weights", "engine"},
     {"demo", "local", "lm"},
     {"chat", "auto", "doctor"},
+    {"sessions"},
 ]
 """A module imports from its own row and the rows above; cli/ is below them all."""
 
