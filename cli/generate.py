@@ -35,6 +35,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt."""
+    from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.lm import collect
 
@@ -43,20 +44,22 @@ def generate(
     text = "".join(options.stdin_lines()) if prompt == "-" else prompt
     if not (raw or text.strip()):
         raise InvalidArgumentError("the prompt is empty; expected some text to answer")
+    at_least_one("max_tokens", max_tokens)
+    how = {
+        "temperature": temp,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    options.check_sampling(**how)
     lm = options.load(model, dtype, device)
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(
         text if raw else [*messages, {"role": "user", "content": text}],
         max_tokens=max_tokens,
-        sampling=options.sampling(
-            lm,
-            temperature=temp,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        ),
+        sampling=options.sampling(lm, **how),
         stop=options.unescaped(stop),
     )
     if as_json:

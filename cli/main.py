@@ -55,7 +55,11 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except MemoryError:
-        _fail("out of memory; try a smaller model or --dtype float16", 1)
+        _fail("out of memory; try a smaller model, or close other programs", 1)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        _fail("out of memory; try a smaller model, or close other programs", 1)
     except UnicodeEncodeError as error:
         _fail(f"the output holds what {error.encoding} cannot write; set PYTHONIOENCODING=utf-8", 1)
     except OSError as error:

@@ -88,6 +88,8 @@ def show(model: Name, as_json: options.Json = False) -> None:
         facts |= {
             key: value for key, value in asdict(config).items() if value not in (None, (), 0, "")
         }
+        if not config.num_experts:
+            del facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, default=str))
@@ -121,7 +123,8 @@ def remove(
     made = [] if download else made_folders(card)
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size and not made:
-        raise ModelNotFoundError(f"{card.name} is not on this disk; nothing to delete")
+        what = "the download of " if download else ""
+        raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")
     if not yes and not _agreed(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
         print("nothing deleted", file=sys.stderr)
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -46,11 +46,17 @@ Device = Annotated[str | None, typer.Option("--device", help="gpu or cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def load(model: str, dtype: str | None, device: str | None) -> LM:
-    """Load a model for a command."""
+def load(model: str, dtype: str | None, device: str | None, *, quiet: bool = False) -> LM:
+    """Load a model for a command; `quiet` where the terminal is in use meanwhile."""
     import minicpm_mlx as mm
 
-    with _notice(f"loading {model} …"):
+    if dtype in ("float16", "bfloat16") and not quiet:
+        from minicpm_mlx import device as devices
+
+        devices.select(device)
+        if devices.on_cpu():
+            print(f"{dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr)
+    with nullcontext() if quiet else _notice(f"loading {model} …"):
         return mm.load(model, dtype=dtype, device=device)
 
 
@@ -74,9 +80,22 @@ def sampling(lm: LM, **given: Any) -> Sampling:
     return sampled(lm.sampling, **given)
 
 
+def check_sampling(**given: Any) -> None:
+    """Refuse what no model could be sampled with, before one is loaded."""
+    if values := {name: value for name, value in given.items() if value is not None}:
+        from minicpm_mlx import Sampling
+
+        Sampling(**values)
+
+
 def unescaped(stops: Sequence[str] | None) -> list[str]:
     """Stop strings as typed in a shell, where \\n is two characters."""
     return [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in stops or ()]
+
+
+def at_terminal() -> bool:
+    """Whether a person types and reads; either stream may be closed."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def stdin_lines() -> Iterator[str]:

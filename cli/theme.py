@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 STYLES = {
     "title": "bold",
-    "prompt": "bold cyan",
     "quiet": "dim",
     "good": "green",
     "warning": "yellow",
     "error": "bold red",
+    "code": "cyan",
+    "link": "underline",
 }
 
 

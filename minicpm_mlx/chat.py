@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
+from .arguments import at_least_one, shown, whole
 from .engine import Sampling, Session
 from .errors import ContextLengthError, InvalidArgumentError
 from .lm import LM, Piece
@@ -51,10 +52,15 @@ class Chat:
     def __post_init__(self) -> None:
         if self.on_overflow not in OVERFLOW:
             raise InvalidArgumentError(
-                f"on_overflow must be one of {', '.join(OVERFLOW)}, got {self.on_overflow!r}"
+                f"on_overflow must be one of {', '.join(OVERFLOW)}, got {shown(self.on_overflow)}"
             )
-        if self.context is not None and self.context < 1:
-            raise InvalidArgumentError(f"context must be 1 or more, got {self.context}")
+        if self.max_tokens is not None:
+            self.max_tokens = at_least_one("max_tokens", self.max_tokens)
+        if self.context is not None:
+            self.context = at_least_one("context", self.context)
+        if self.kv_bits is not None:
+            self.kv_bits = whole("kv_bits", self.kv_bits)
+        self.stop = stop_list(self.stop)
         self.session = self.lm.session(self.kv_bits)
 
     @property
@@ -86,7 +92,8 @@ class Chat:
             raise InvalidArgumentError("there is no turn to take back")
         question = self.messages[asked[-1]]["content"]
         del self.messages[asked[-1] :]
-        self.forgotten = min(self.forgotten, len(self.messages))
+        if self.forgotten >= len(self.messages):
+            self.forgotten = 0  # one long question pushed all others out: what fits is shown again
         return question
 
     def clear(self) -> None:
@@ -100,8 +107,9 @@ class Chat:
         return len(self.lm.encode(shown)) if shown else 0
 
     def _turn(self, asked: list[dict[str, str]]) -> Generator[Piece, None, None]:
-        before = list(self.messages)
+        before, slid = list(self.messages), self.forgotten
         self.messages[:] = asked
+        self.forgotten = min(slid, len(asked) - 1)  # the question itself is always shown
         said: list[str] = []
         try:
             ids = self._fitting()
@@ -122,7 +130,7 @@ class Chat:
             if any(said):
                 self.messages.append({"role": "assistant", "content": "".join(said)})
             else:
-                self.messages[:] = before
+                self.messages[:], self.forgotten = before, slid
 
     def _fitting(self) -> list[int]:
         """The prompt's ids, once what must slide out has."""

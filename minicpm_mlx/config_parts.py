@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .arguments import shown
 from .errors import ConfigError
 
 ROPE_KINDS = ("linear", "dynamic", "longrope")
@@ -96,6 +97,8 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
         return {**theta, "rope_scaling": None}
     names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
     values = {name: found[name] for name in names if found.get(name) is not None}
+    if kind in ("linear", "dynamic") and "factor" not in values:
+        raise ConfigError(f"config.json: {kind} rope_scaling needs a factor")
     for name in ("short_factor", "long_factor"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
@@ -125,11 +128,22 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
                 (path, Quantization(**{**sizes, **how})) for path, how in layers.items()
             ),
         }
-    except TypeError as error:
-        raise ConfigError(f"config.json: quantization is malformed ({error})") from None
+    except TypeError:
+        raise ConfigError(
+            "config.json: quantization must state bits and group_size, and mode at most, got "
+            f"{shown(dict(found))}"
+        ) from None
 
 
 _PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+_IN_WORDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple[int, ...]": "a whole number or a list of them",
+    "tuple[float, ...]": "a list of finite numbers",
+}
 
 
 def check_types(instance: Any, prefix: str = "") -> None:
@@ -150,11 +164,12 @@ def check_types(instance: Any, prefix: str = "") -> None:
             good = name not in _PLAIN_TYPES or _is(name, value)
         if not good:
             raise ConfigError(
-                f"config.json: {prefix}{field.name} must be {name}, got {value!r}"[:300]
+                f"config.json: {prefix}{field.name} must be {_IN_WORDS.get(name, name)}, "
+                f"got {shown(value)}"
             )
         if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
             raise ConfigError(
-                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {value}"[:300]
+                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {shown(value)}"
             )
 
 

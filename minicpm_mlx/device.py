@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import sys
@@ -161,11 +162,24 @@ def unpack_to(dtype: mx.Dtype, parameters: int) -> mx.Dtype | None:
 
 def available_memory() -> int:
     """Bytes that can be allocated without swapping, as far as the system tells."""
+    free = total_memory() * 3 // 4
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return total_memory() * 3 // 4
+                free = int(line.split()[1]) * 1024
+    return int(min(free, _left_in_group()))
+
+
+def _left_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that a container's limit leaves; infinite where there is none."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            most, now = (int((root / name).read_text(encoding="utf-8")) for name in (limit, used))
+            return max(most - now, 0)
+    return math.inf
 
 
 def total_memory() -> int:

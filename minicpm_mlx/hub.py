@@ -145,8 +145,8 @@ def _weight_files(names: Collection[str]) -> list[str]:
             return [whole] if shards else [whole, *indices]  # with shards, the index is theirs
         if shards:
             return shards + indices
-        others = [n for n in names if n.endswith(".safetensors") and not n.startswith("adapter")]
-        if others and suffix == "safetensors":
+        others = [n for n in names if fnmatchcase(n, f"weights.*.{suffix}")]  # early mlx-lm
+        if others:
             return sorted(others) + indices
     return []
 
@@ -160,7 +160,7 @@ def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[
     if missing:
         gguf = next(
             (
-                f"; it has {n}: download that and give its path"
+                f"; {n} is in a format that cannot be loaded yet"
                 for n in names
                 if n.endswith(".gguf")
             ),

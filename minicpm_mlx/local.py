@@ -116,8 +116,11 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was faster
+            if not folder.exists():
                 raise
+            if not (folder / "config.json").is_file():  # damaged; else another was faster
+                shutil.rmtree(folder)
+                partial.rename(folder)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full

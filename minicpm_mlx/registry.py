@@ -1,4 +1,4 @@
-"""What `--model` may be: a card of models/*.toml, a folder, a .gguf file or a hub repository."""
+"""What `--model` may be: a card of models/*.toml, a folder or a hub repository."""
 
 import difflib
 import importlib
@@ -165,7 +165,7 @@ def resolve(name_or_path: str) -> Card:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ModelNotFoundError(
         f"no model named {wanted!r}; {hint}`minicpm-mlx list` shows the names, "
-        "and a folder, a .gguf file or a hub repository (org/name) will do"
+        "and a folder or a hub repository (org/name) will do"
     )
 
 
@@ -179,7 +179,7 @@ def _local(wanted: str) -> Card | None:
         if path.is_file():
             if path.suffix.lower() != ".gguf":
                 raise ModelNotFoundError(
-                    f"expected a model folder or a .gguf file, found the file {path}; "
+                    f"expected a model folder, found the file {path}; "
                     "give the folder that holds it"
                 )
             # Not resolve(): the hub's cache links x.gguf to a blob whose name has no suffix.

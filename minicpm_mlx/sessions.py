@@ -20,11 +20,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from .arguments import is_whole, shown
 from .chat import Chat
-from .engine import Sampling
-from .errors import InvalidArgumentError, MiniCPMError, SessionError
+from .engine import KVCache, Sampling, Session
+from .errors import InvalidArgumentError, SessionError
 from .lm import LM
 from .registry import cache_dir
+from .weights.lazy import LazyTensor
 from .weights.load import parameters
 from .weights.safetensors import read
 
@@ -47,7 +49,7 @@ class Saved:
     messages: list[dict[str, str]] = field(default_factory=list)
     forgotten: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    """Sampling by field, and max_tokens, context, kv_bits, on_overflow."""
+    """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow."""
     format: int = FORMAT
 
     @property
@@ -64,7 +66,8 @@ def directory() -> Path:
 
 def path_of(name: str) -> Path:
     """The JSON file of a session; SessionError for what cannot be a file's name."""
-    if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
+    sound = _NAME.fullmatch(name) and not name.endswith((" ", "."))
+    if not sound or len(name.encode()) > 240:  # file systems take 255, the suffix included
         raise SessionError(
             f"a session's name is up to 80 letters, digits, spaces and . + - _, got {name[:80]!r}"
         )
@@ -80,24 +83,28 @@ def new_name() -> str:
 
 def save(chat: Chat, name: str) -> Path:
     """Write the conversation; what was kept under that name is replaced, wholly or not at all."""
+    path = path_of(name)
     how = chat.lm.sampling if chat.sampling is None else chat.sampling
     saved = Saved(
         name=name,
         model=_model_name(chat.lm),
         identity=identity(chat.lm),
-        updated=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        updated=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         system=chat.system,
         messages=chat.messages,
         forgotten=chat.forgotten,
         settings=asdict(how) | {key: getattr(chat, key) for key in _CHAT_SETTINGS},
     )
-    text = json.dumps(asdict(saved), ensure_ascii=False, indent=2) + "\n"
-    path = path_of(name)
-    _write(path, lambda file: file.write_text(text, encoding="utf-8"))
+    raw = asdict(saved)
+    if problem := _problem(raw):
+        raise SessionError(f"{path}: not saved, for it could not be read again ({problem})")
+    text = json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
+    # Half a surrogate pair has no UTF-8; what it is replaced with is JSON's own escape.
+    _write(path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace"))
     return path
 
 
-_CHAT_SETTINGS = ("max_tokens", "context", "kv_bits", "on_overflow")
+_CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
 
 
 def load(name: str) -> Saved:
@@ -126,14 +133,15 @@ def listed() -> list[Saved]:
 
 
 def restore(saved: Saved, lm: LM, **changes: Any) -> Chat:
-    """The conversation with `lm`; `changes` replace settings (those that are None do not)."""
+    """The conversation with `lm`; `changes` replace settings and the system text (those that are
+    None do not)."""
     settings = saved.settings | {key: v for key, v in changes.items() if v is not None}
     sampling = {f.name: settings[f.name] for f in fields(Sampling) if f.name in settings}
     try:
         return Chat(
             lm,
-            system=saved.system,
-            messages=[dict(message) for message in saved.messages],
+            system=changes.get("system") or saved.system,
+            messages=[{key: m[key] for key in ("role", "content")} for m in saved.messages],
             forgotten=saved.forgotten,
             sampling=Sampling(**sampling),
             **{key: settings[key] for key in _CHAT_SETTINGS if key in settings},
@@ -180,54 +188,80 @@ def restore_cache(chat: Chat, name: str) -> str | None:
     path = cache_path(name)
     if not path.exists():
         return "no cache was kept"
+    session = chat.lm.session(chat.kv_bits)
     try:
-        tensors = read(path)
-        loaded: Any = mx.load(str(path), return_metadata=True)
-        facts = loaded[1]
-        if facts.get("identity") != identity(chat.lm):
-            return "weights, tokenizer or template are others than those it was made with"
-        session = chat.session
-        ids: Any = tensors["ids"].load().tolist()
-        for number, layer in enumerate(session.cache):
-            count = sum(name.startswith(f"{number}.") for name in tensors)
-            arrays = [tensors[f"{number}.{part}"].load() for part in range(count)]
-            wanted = 2 if layer.bits is None else 6
-            shapes = {array.shape[:3] for array in arrays}
-            if count != wanted or shapes != {(1, chat.lm.config.num_key_value_heads, len(ids))}:
-                return "it was made with another kv_bits or is damaged"
-            mx.eval(arrays)
-            layer.restore(arrays)
-        session.ids, session.length = ids, int(facts["length"])
-        session.model = chat.lm.model
-    except (MiniCPMError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        chat.session = chat.lm.session(chat.kv_bits)
-        return f"{path}: damaged ({type(error).__name__})"
+        reason = _fill(session, chat.lm, path)
+    except Exception as error:  # whatever a damaged file leads to: the conversation can be read
+        reason = f"{path}: damaged ({type(error).__name__})"
+    if reason is None:
+        chat.session = session
+    return reason
+
+
+def _fill(session: Session, lm: LM, path: Path) -> str | None:
+    """Put the cache at `path` into a new session; why it does not fit."""
+    tensors = read(path)
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    facts = loaded[1]
+    if facts.get("identity") != identity(lm):
+        return "weights, tokenizer or template are others than those it was made with"
+    if {name: (t.shape, t.dtype) for name, t in tensors.items()} != _expected(session, tensors):
+        return "it was made with another kv_bits or is damaged"
+    arrays = {name: tensor.load() for name, tensor in tensors.items()}
+    mx.eval(arrays)
+    for number, layer in enumerate(session.cache):
+        parts = range(2 if layer.bits is None else 6)
+        layer.restore([arrays[f"{number}.{part}"] for part in parts])
+    ids: Any = arrays["ids"].tolist()
+    session.ids, session.length, session.model = ids, int(facts["length"]), lm.model
     return None
+
+
+def _expected(
+    session: Session, tensors: dict[str, LazyTensor]
+) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+    """Shapes and types of a whole cache of this kind, with as many ids as `tensors` has."""
+    (count,) = tensors["ids"].shape
+    floats = [t.dtype for t in tensors.values() if mx.issubdtype(t.dtype, mx.floating)]
+    layer = KVCache(session.cache[0].bits)
+    one = mx.zeros((1, session.config.num_key_value_heads, 1, session.config.head_dim), floats[0])
+    layer.append(one, one)
+    expected: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {"ids": ((count,), mx.int32)}
+    for number in range(len(session.cache)):
+        for part, like in enumerate(layer.state):
+            B, K, _, D = like.shape
+            expected[f"{number}.{part}"] = ((B, K, count, D), like.dtype)
+    return expected
 
 
 def identity(lm: LM) -> str:
     """A hash of what decides an answer: weights, config, tokenizer, template, number format.
 
-    Of large files it takes the size and samples all over, not each byte: a moment for gigabytes.
+    Of weights it takes the size and samples all over, not each byte: a moment for gigabytes.
     """
     digest = hashlib.sha256(str(FORMAT).encode())
     template = lm.tokenizer.template
     digest.update((template.source if template else "").encode())
     dtypes = {str(array.dtype) for array in parameters(lm.model).values()}
-    digest.update(f"{type(lm.model).__name__} {sorted(dtypes)}".encode())
-    for file in sorted(lm.folder.iterdir()) if lm.folder else ():
-        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja", ".gguf"):
-            digest.update(file.name.encode())
-            _sample(file, digest)
+    digest.update(f"{type(lm.model).__name__} {sorted(dtypes)} {lm.config}".encode())
+    with suppress(OSError):  # a folder that is gone since: what was said can still be saved
+        for file in sorted(lm.folder.iterdir()) if lm.folder else ():
+            if file.suffix in _SMALL + _LARGE and file.is_file():
+                digest.update(file.name.encode())
+                _sample(file, digest, whole=file.suffix in _SMALL)
     return digest.hexdigest()[:32]
 
 
-def _sample(file: Path, digest: Any) -> None:
+_SMALL = (".json", ".model", ".jinja")
+_LARGE = (".safetensors", ".bin", ".gguf")
+
+
+def _sample(file: Path, digest: Any, whole: bool) -> None:
     size = file.stat().st_size
     digest.update(size.to_bytes(8, "little"))
     block, most = 1 << 14, 128
     with file.open("rb") as data:
-        if size <= block * most:
+        if whole or size <= block * most:
             digest.update(data.read())
             return
         for number in range(most):
@@ -242,9 +276,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     partial: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         partial = Path(name)
         write(partial)
@@ -260,7 +292,9 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _model_name(lm: LM) -> str:
-    return str(lm.card.path or lm.card.name)
+    card = lm.card
+    revision = f"@{card.revision}" if card.name == card.repo and card.revision != "main" else ""
+    return f"{card.path or card.name}{revision}"
 
 
 def _problem(raw: Any) -> str | None:
@@ -268,7 +302,9 @@ def _problem(raw: Any) -> str | None:
     if not isinstance(raw, dict) or "messages" not in raw or "format" not in raw:
         return "this is no saved session"
     if raw["format"] != FORMAT:
-        return f"written by another version (format {raw['format']!r}; this one reads {FORMAT})"
+        return (
+            f"written by another version (format {shown(raw['format'])}; this one reads {FORMAT})"
+        )
     texts = ("model", "identity", "updated")
     sound = all(isinstance(raw.get(key), str) for key in texts)
     sound = sound and isinstance(raw.get("system"), str | None)
@@ -276,7 +312,7 @@ def _problem(raw: Any) -> str | None:
     messages = raw["messages"]
     sound = sound and isinstance(messages, list) and all(map(_is_message, messages))
     forgotten = raw.get("forgotten", 0)
-    sound = sound and isinstance(forgotten, int) and 0 <= forgotten <= len(messages)
+    sound = sound and is_whole(forgotten) and 0 <= forgotten <= len(messages)
     return None if sound else "damaged"
 
 

@@ -123,7 +123,7 @@ def test_a_path_that_does_not_exist_is_named(fails: Fails, command: str) -> None
 
 def test_a_file_is_no_folder(fails: Fails, folder: Path) -> None:
     message = fails(*generate(folder / "config.json"))
-    assert "expected a model folder or a .gguf file" in message
+    assert "expected a model folder, found the file" in message
 
 
 def test_a_repository_offline_says_how_to_go_on(fails: Fails) -> None:

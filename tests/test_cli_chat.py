@@ -26,6 +26,10 @@ import minicpm_mlx as mm
 from minicpm_mlx.cli import chat as command
 from minicpm_mlx.cli import options, theme
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.cli.prompt import Prompt
+from minicpm_mlx.cli.talk import Loading
+from minicpm_mlx.cli.talk import Talk as Conversation
+from minicpm_mlx.cli.words import Words
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
 from minicpm_mlx.lm import Stats
@@ -182,7 +186,8 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
 def test_what_is_typed_is_what_is_read(keys: str, read: str | None) -> None:
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
         typed.send_text(keys)
-        assert command._reader()() == read
+        prompt = Prompt(None, [], lambda command: [])
+        assert prompt.read() == read
 
 
 # Through a pipe
@@ -245,20 +250,20 @@ class FakeLM:
         yield mm.Piece(text="", finish_reason="stop", stats=stats)
 
 
-Talk = Callable[..., tuple[mm.Chat, str, str]]
+Talk = Callable[..., tuple[mm.Chat, str]]
 
 
 @pytest.fixture
 def talk(capsys: pytest.CaptureFixture[str]) -> Talk:
-    """Types `lines` to a fake model: the conversation, stdout and stderr."""
+    """Types `lines` to a fake model: the conversation, and what is shown."""
 
-    def call(
-        lm: FakeLM, *lines: str, interactive: bool = True, system: str | None = None
-    ) -> tuple[mm.Chat, str, str]:
-        chat = mm.Chat(lm, system=system)  # type: ignore[arg-type]
+    def call(lm: FakeLM, *lines: str, system: str | None = None) -> tuple[mm.Chat, str]:
+        make: Any = lambda lm: mm.Chat(lm, system=system)  # noqa: E731
         typed = iter(lines)
-        command._converse(chat, lambda: next(typed, None), interactive)
-        return (chat, *capsys.readouterr())
+        conversation = Conversation(make, Loading(lambda: lm), Words("en"), markdown=False)  # type: ignore[arg-type, return-value]
+        conversation.loading.wait()
+        command.converse(conversation, lambda: next(typed, None))
+        return conversation.chat, capsys.readouterr().out
 
     return call
 
@@ -269,17 +274,16 @@ def roles(chat: mm.Chat) -> list[tuple[str, str]]:
 
 def test_each_turn_is_asked_with_those_before_it(talk: Talk) -> None:
     lm = FakeLM(["One", "."], ["Two."])
-    chat, out, err = talk(lm, "first", "", "  ", "second", system="Be brief.")
+    chat, out = talk(lm, "first", "", "  ", "second", system="Be brief.")
     assert [len(prompt) for prompt in lm.prompts] == [2, 4]
     assert all(prompt[0]["content"] == "Be brief." for prompt in lm.prompts)
     assert roles(chat)[2:] == [("user", "second"), ("assistant", "Two.")]
-    assert err == ""
     assert out.splitlines() == [
         "One.",
-        "2 tokens · 1.0 tok/s · first after 0.50 s · context 11/64",
+        "2 tokens · 1.0 tok/s · first after 0.50 s · context 11/64 · 0.0 GB",
         "",
         "Two.",
-        "1 token · first after 0.50 s · context 10/64",
+        "1 token · first after 0.50 s · context 10/64 · 0.0 GB",
         "",
     ]
 
@@ -293,15 +297,15 @@ def test_leaving_asks_nothing_more(talk: Talk, leave: str) -> None:
 
 def test_clear_forgets_the_turns_and_keeps_the_system_text(talk: Talk) -> None:
     lm = FakeLM(["One."], ["Two."])
-    _, _, err = talk(lm, "first", "/clear", "second", system="Be brief.")
+    _, out = talk(lm, "first", "/clear", "second", system="Be brief.")
     assert [message["role"] for message in lm.prompts[1]] == ["system", "user"]
-    assert "conversation cleared" in err
+    assert "conversation cleared" in out
 
 
-def test_an_unknown_command_shows_the_known_ones(talk: Talk) -> None:
+def test_an_unknown_command_is_named(talk: Talk) -> None:
     lm = FakeLM()
-    _, _, err = talk(lm, "/wat")
-    assert "/clear" in err
+    _, out = talk(lm, "/wat")
+    assert "no command /wat; /help lists them" in out
     assert lm.prompts == []
 
 
@@ -314,7 +318,7 @@ def test_text_that_holds_a_slash_is_no_command(talk: Talk, text: str) -> None:
 
 def test_a_reply_that_is_stopped_stays_as_far_as_it_came(talk: Talk) -> None:
     lm = FakeLM(["One", " two", KeyboardInterrupt()], ["Three."])
-    chat, out, _ = talk(lm, "first", "second")
+    chat, out = talk(lm, "first", "second")
     assert out.startswith("One two\nstopped\n")
     assert roles(chat)[1] == ("assistant", "One two")
     assert len(chat.messages) == 4
@@ -322,33 +326,38 @@ def test_a_reply_that_is_stopped_stays_as_far_as_it_came(talk: Talk) -> None:
 
 def test_a_reply_stopped_before_its_first_word_leaves_no_trace(talk: Talk) -> None:
     lm = FakeLM([KeyboardInterrupt()], ["Two."])
-    chat, _, _ = talk(lm, "first", "second")
+    chat, _ = talk(lm, "first", "second")
     assert roles(chat) == [("user", "second"), ("assistant", "Two.")]
 
 
 def test_a_turn_that_fails_is_reported_and_the_session_goes_on(talk: Talk) -> None:
     lm = FakeLM([NumericsError("the [model] produced NaN")], ["Two."])
-    chat, _, err = talk(lm, "first", "second")
-    assert err == "the [model] produced NaN\n\n"
+    chat, out = talk(lm, "first", "second")
+    assert "the [model] produced NaN\n\n" in out
     assert roles(chat) == [("user", "second"), ("assistant", "Two.")]
 
 
-def test_a_full_context_says_how_to_start_over(talk: Talk) -> None:
+def test_a_full_context_says_what_to_do(talk: Talk) -> None:
     lm = FakeLM([ContextLengthError("the prompt has 70 tokens")])
-    _, _, err = talk(lm, "first")
-    assert err == "the prompt has 70 tokens; /clear starts over\n\n"
+    _, out = talk(lm, "first")
+    assert "the prompt has 70 tokens\nthe context is full: /undo, /new or /set" in out
 
 
-def test_in_a_pipe_a_failure_and_ctrl_c_end_it(talk: Talk) -> None:
-    for error in (NumericsError("NaN"), KeyboardInterrupt()):
-        with pytest.raises(type(error)):
-            talk(FakeLM([error], ["never"]), "first", "second", interactive=False)
-
-
-def test_a_greeting_prints_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    command._greet(FakeLM())  # type: ignore[arg-type]
+def test_a_card_whose_model_is_here_is_greeted_by_name(
+    demo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command._greet("demo", Words("zh")) == "demo"
     out = capsys.readouterr().out
-    assert out.splitlines()[:2] == ["[fake]", "a :smile: note"]
+    assert out.splitlines()[0] == "\x1b[1mdemo\x1b[0m"
+    assert "SmolLM2-135M-Instruct，仅供试用" in out
+
+
+@pytest.mark.parametrize(("answer", "chosen"), [("t", "demo"), ("d", "minicpm-2b-dpo")])
+def test_a_model_that_is_not_here_is_explained_and_offered(
+    monkeypatch: pytest.MonkeyPatch, answer: str, chosen: str
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert command._greet("minicpm-2b-dpo", Words("en")) == chosen
 
 
 # With the demo in this process
@@ -383,7 +392,7 @@ def test_options_reach_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "load", lambda name, dtype, device: demo)
+    monkeypatch.setattr(options, "load", lambda name, dtype, device, quiet: demo)
     arguments = ["--temp", "0", "--max-tokens", "24", "--stop", " is"]
     monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "chat", *arguments])
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))

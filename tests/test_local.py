@@ -170,6 +170,7 @@ def test_one_that_is_beaten_at_the_last_moment_takes_the_others(
     def beaten(self: Path, target: Path) -> Path:
         target.mkdir()
         (target / "model").write_text("the other's")
+        (target / "config.json").touch()
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", beaten)
@@ -201,6 +202,13 @@ def test_an_empty_kept_folder_is_filled(cache: Path) -> None:
     (cache / "model-v1").mkdir(parents=True)
     folder = local._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
     assert (folder / "config.json").read_bytes() == b"{}"
+
+
+def test_a_kept_folder_without_its_config_is_made_anew(cache: Path) -> None:
+    (cache / "model-v1").mkdir(parents=True)
+    (cache / "model-v1" / "model.safetensors").touch()
+    folder = local._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
+    assert names(folder) == ["config.json"]
 
 
 def test_a_cache_that_may_not_be_written_is_not_called_full(cache: Path) -> None:

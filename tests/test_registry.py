@@ -116,9 +116,9 @@ def test_what_looks_like_a_path_is_reported_as_a_path(path: str) -> None:
         resolve(path)
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ModelNotFoundError, match=r"folder or a \.gguf file.*model\.safetensors"):
+    with pytest.raises(ModelNotFoundError, match=r"expected a model folder.*model\.safetensors"):
         resolve(str(tmp_path / "model.safetensors"))
 
 

@@ -82,8 +82,8 @@ def test_engine_knows_nothing_of_text_or_files() -> None:
 @pytest.mark.parametrize(
     ("library", "doors"),
     [
-        ("rich", {"theme.py", "manage.py"}),
-        ("prompt_toolkit", {"chat.py"}),
+        ("rich", {"theme.py", "manage.py", "markdown.py"}),
+        ("prompt_toolkit", {"prompt.py"}),
         ("huggingface_hub", {"hub.py"}),
         ("jinja2", {"template.py"}),
         ("gguf", {"gguf.py"}),

@@ -1,0 +1,280 @@
+"""The chat's slash commands."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import options
+from .talk import Loading, read_text, settings
+
+if TYPE_CHECKING:
+    from .talk import Talk
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it takes, what it does."""
+
+    run: Callable[[Talk, str], None]
+    takes: str
+    help: tuple[str, str]
+
+
+def help_(talk: Talk, _: str) -> None:
+    for name, command in COMMANDS.items():
+        usage = f"{name} {command.takes}".strip()
+        talk.print(f"{usage:24} {talk.say.pick(*command.help)}")
+    talk.print("")
+
+
+def system(talk: Talk, text: str) -> None:
+    if text:
+        talk.chat.system = None if text == "off" else text
+    now = talk.chat.system
+    talk.note("system", text=now) if now else talk.note("no_system")
+
+
+def set_(talk: Talk, text: str) -> None:
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    chat, known = talk.chat, settings(talk.chat)
+    name, _, value = text.partition(" ")
+    if not name:
+        show(talk, "")
+        return
+    if name not in known:
+        raise InvalidArgumentError(f"no setting {name!r}; there are {', '.join(known)}")
+    if not value.strip():
+        talk.note("set", name=name, value=known[name])
+        return
+    new = parsed(name, value.strip())
+    if name not in ("max_tokens", "context", "on_overflow", "kv_bits"):
+        how = chat.lm.sampling if chat.sampling is None else chat.sampling
+        chat.sampling = replace(how, **{name: new})
+    else:
+        changed = replace(chat, **{name: new})  # which checks it, and makes a new cache
+        if name != "kv_bits":
+            changed.session = chat.session
+        talk.use(changed)
+    talk.save()
+    talk.note("set", name=name, value=settings(talk.chat)[name])
+
+
+def parsed(name: str, value: str) -> float | int | str | None:
+    """A setting's value as typed; what it may be is checked where it is used."""
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    if name == "on_overflow":
+        return value
+    if value in ("none", "off") and name in ("seed", "max_tokens", "context", "kv_bits"):
+        return None
+    whole = name in ("top_k", "seed", "max_tokens", "context", "kv_bits")
+    try:
+        return int(value) if whole else float(value)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise InvalidArgumentError(f"{name} must be {kind}, got {value!r}") from None
+
+
+def show(talk: Talk, _: str) -> None:
+    chat = talk.chat
+    facts = {"model": chat.lm.card.name, "session": talk.name, "system": chat.system}
+    for name, value in (facts | settings(chat)).items():
+        talk.print(f"{name:20} {'-' if value is None else value}")
+    talk.print("")
+
+
+def save(talk: Talk, text: str) -> None:
+    from minicpm_mlx import sessions
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    if text.endswith(".md"):
+        path = Path(text).expanduser()
+        try:
+            path.write_text(sessions.markdown(talk.chat, path.stem), encoding="utf-8")
+        except OSError as error:
+            raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
+        talk.note("exported", path=path)
+        return
+    name = text or talk.name or sessions.new_name()
+    sessions.save(talk.chat, name)
+    talk.name = name
+    talk.keep_cache()
+    talk.note("saved", name=name)
+
+
+def load(talk: Talk, text: str) -> None:
+    if not text:
+        talk.note("usage", usage="/load NAME", style="error")
+        return
+    resume(talk, text)
+
+
+def resume(talk: Talk, text: str) -> None:
+    from minicpm_mlx import sessions
+
+    known = sessions.listed() if not text else []
+    if not text and not known:
+        talk.note("none")
+        return
+    talk.keep_cache()
+    talk.resume(sessions.load(text or known[0].name))
+
+
+def sessions_(talk: Talk, _: str) -> None:
+    from minicpm_mlx import sessions
+
+    found = sessions.listed()
+    if not found:
+        talk.note("none")
+    for saved in found[:30]:
+        talk.print(f"{saved.name:24} {saved.model:20} {saved.title[:60]}")
+    talk.print("")
+
+
+def new(talk: Talk, _: str) -> None:
+    from minicpm_mlx import sessions
+
+    talk.keep_cache()
+    talk.use(replace(talk.chat, messages=[], forgotten=0))
+    talk.name = sessions.new_name() if talk.name is not None else None
+    talk.note("new")
+
+
+def clear(talk: Talk, _: str) -> None:
+    talk.chat.clear()
+    talk.attached.clear()
+    talk.note("cleared")
+
+
+def undo(talk: Talk, _: str) -> None:
+    question = talk.chat.undo()
+    talk.save()
+    talk.note("undone", text=question.partition("\n")[0][:60])
+
+
+def retry(talk: Talk, _: str) -> None:
+    talk.show(talk.chat.retry())
+
+
+def edit(talk: Talk, _: str) -> None:
+    talk.draft = talk.chat.undo()
+
+
+def copy(talk: Talk, _: str) -> None:
+    replies = [m["content"] for m in talk.chat.messages if m["role"] == "assistant"]
+    if not replies:
+        talk.note("nothing", style="warning")
+        return
+    for program in (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"]):
+        if shutil.which(program[0]):
+            subprocess.run(program, input=replies[-1].encode(), check=False)
+            break
+    else:  # OSC 52: the terminal itself, also at the other end of an ssh connection
+        text = base64.b64encode(replies[-1].encode()).decode()
+        sys.stdout.write(f"\x1b]52;c;{text}\x07")
+        sys.stdout.flush()
+    talk.note("copied")
+
+
+def attach(talk: Talk, text: str) -> None:
+    from minicpm_mlx.errors import ContextLengthError
+
+    if not text:
+        talk.note("usage", usage="/attach FILE", style="error")
+        return
+    path = Path(text).expanduser()
+    body, chat = read_text(path), talk.chat
+    count = len(chat.lm.tokenizer.encode(body, add_bos=False))
+    waiting = sum(len(chat.lm.tokenizer.encode(b, add_bos=False)) for _, b in talk.attached)
+    left = chat.context_length - chat.tokens() - waiting
+    if count >= left:
+        raise ContextLengthError(
+            f"{path}: {count} tokens, and the context has room for {max(left, 0)}; it was not "
+            "attached"
+        )
+    talk.attached.append((path.name, body))
+    talk.note("attached", name=path.name, count=count)
+
+
+def model(talk: Talk, text: str) -> None:
+    if not text:
+        talk.note("model", model=talk.chat.lm.card.name)
+        return
+    lm = Loading(lambda: options.load(text, None, None)).wait()
+    talk.use(replace(talk.chat, lm=lm, sampling=None))
+    talk.save()
+    talk.note("model", model=lm.card.name)
+
+
+def stats(talk: Talk, _: str) -> None:
+    chat, done = talk.chat, talk.replies
+    tokens = sum(s.completion_tokens for s in done)
+    seconds = sum(s.seconds - s.ttft for s in done)
+    later = tokens - len(done)
+    speed = later / seconds if seconds > 0 and later > 0 else 0.0
+    talk.note("total", turns=len(done), tokens=tokens, speed=speed)
+    layers = chat.session.cache
+    talk.note(
+        "cache",
+        used=layers[0].offset,
+        mb=sum(layer.nbytes for layer in layers) / 1e6,
+        bits=talk.say("in_bits", bits=chat.kv_bits) if chat.kv_bits else "",
+    )
+    talk.print("")
+
+
+def tokens(talk: Talk, text: str) -> None:
+    chat = talk.chat
+    if text:
+        talk.note("count", count=len(chat.lm.tokenizer.encode(text, add_bos=False)))
+    else:
+        talk.note("context", used=chat.tokens(), all=chat.context_length)
+
+
+COMMANDS = {
+    "/help": Command(help_, "", ("this list", "显示本列表")),
+    "/system": Command(system, "[TEXT|off]", ("what the model is told first", "系统提示")),
+    "/set": Command(set_, "NAME VALUE", ("change a setting", "修改设置")),
+    "/show": Command(show, "", ("model and settings", "模型与设置")),
+    "/save": Command(
+        save, "[NAME|FILE.md]", ("save, or export as Markdown", "保存或导出为 Markdown")
+    ),
+    "/load": Command(load, "NAME", ("go on with a saved session", "继续指定的会话")),
+    "/sessions": Command(sessions_, "", ("saved sessions", "已保存的会话")),
+    "/resume": Command(resume, "[NAME]", ("go on with the last session", "继续上一个会话")),
+    "/new": Command(new, "", ("begin anew, keeping this one", "新建对话，保留当前")),
+    "/undo": Command(undo, "", ("take the last turn back", "撤回上一轮")),
+    "/retry": Command(retry, "", ("answer the last question anew", "重新回答")),
+    "/edit": Command(edit, "", ("change the last question", "修改上一个问题")),
+    "/copy": Command(copy, "", ("the last reply to the clipboard", "复制上一条回复")),
+    "/attach": Command(attach, "FILE", ("send a text file along", "附上文本文件")),
+    "/model": Command(model, "[NAME]", ("go on with another model", "换用其他模型")),
+    "/stats": Command(stats, "", ("speed and memory so far", "速度与内存统计")),
+    "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元")),
+    "/clear": Command(clear, "", ("forget the turns", "清空对话")),
+    "/exit": Command(lambda *_: None, "", ("leave", "退出")),
+}
+
+
+def arguments(command: str) -> Iterable[str] | None:
+    """What may follow a command; None: a path."""
+    from minicpm_mlx import registry, sessions
+
+    if command in ("/attach", "/save"):
+        return None
+    if command in ("/load", "/resume"):
+        return [saved.name for saved in sessions.listed()]
+    if command == "/model":
+        return registry.cards()
+    if command == "/set":
+        names = "temperature top_p top_k min_p repetition_penalty seed max_tokens context"
+        return [*names.split(), "on_overflow", "kv_bits"]
+    return ["off"] if command == "/system" else []

@@ -1,0 +1,105 @@
+"""The line the user types on: history, completion, several lines, an editor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+QUOTES = '"""'
+
+
+class Prompt:
+    """Reads what the user says; `completions` gives a command's possible arguments."""
+
+    def __init__(
+        self,
+        history: Path | None,
+        commands: Iterable[str],
+        completions: Callable[[str], Iterable[str] | None],
+    ) -> None:
+        self.session: PromptSession[str] = PromptSession(
+            history=_history(history),
+            key_bindings=_keys(),
+            completer=SlashCompleter(commands, completions),
+            complete_while_typing=False,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            multiline=Condition(lambda: _is_open(self.session.default_buffer.text)),
+            prompt_continuation="  ",
+        )
+
+    def read(self, default: str = "") -> str | None:
+        """What was typed; None at the end of input. Raises KeyboardInterrupt for Ctrl-C on an empty
+        line, and returns "" for one that drops a line begun."""
+        try:
+            text = self.session.prompt(FormattedText([("bold ansicyan", "> ")]), default=default)
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if self.session.default_buffer.text:
+                return ""
+            raise
+        stripped = text.strip()
+        if stripped.startswith(QUOTES) and stripped.endswith(QUOTES) and len(stripped) >= 6:
+            return stripped[3:-3].strip("\n")
+        return text
+
+
+class SlashCompleter(Completer):
+    """Commands after a slash; after one what it takes: names, or a path where it says None."""
+
+    def __init__(
+        self, commands: Iterable[str], arguments: Callable[[str], Iterable[str] | None]
+    ) -> None:
+        self.commands = sorted(commands)
+        self.arguments = arguments
+        self.paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        command, space, typed = text.partition(" ")
+        choices = self.arguments(command) if space else self.commands
+        if choices is None:
+            yield from self.paths.get_completions(Document(typed), event)
+            return
+        wanted = typed if space else command
+        for choice in choices:
+            if choice.lower().startswith(wanted.lower()):
+                yield Completion(choice, start_position=-len(wanted))
+
+
+def _is_open(text: str) -> bool:
+    """Whether a text in triple quotes waits for its end."""
+    text = text.strip()
+    return text.startswith(QUOTES) and not (len(text) >= 6 and text.endswith(QUOTES))
+
+
+def _history(path: Path | None) -> History:
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("escape", "enter")  # Alt-Enter sends these two; prompt_toolkit would take the text
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys

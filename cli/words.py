@@ -1,0 +1,97 @@
+"""What the chat says, in English and in Chinese."""
+
+from __future__ import annotations
+
+import locale
+import os
+
+LANGUAGES = ("en", "zh")
+
+TEXTS = {
+    "tips": (
+        "/help lists commands · /exit or Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",
+        "/help 列出命令 · /exit 或 Ctrl-D 退出 · Ctrl-C 停止 · Alt-Enter 换行",
+    ),
+    "loading": ("loading {model} …", "正在加载 {model} …"),
+    "stopped": ("stopped", "已停止"),
+    "leave": ("Ctrl-C once more leaves", "再按一次 Ctrl-C 退出"),
+    "tokens": ("{count} tokens", "{count} 个词元"),
+    "token": ("{count} token", "{count} 个词元"),
+    "speed": ("{speed:.1f} tok/s", "{speed:.1f} 词元/秒"),
+    "first": ("first after {seconds:.2f} s", "首个 {seconds:.2f} 秒"),
+    "context": ("context {used}/{all}", "上下文 {used}/{all}"),
+    "memory": ("{gb:.1f} GB", "{gb:.1f} GB"),
+    "cut": (
+        "cut off at {limit} tokens (/set max_tokens)",
+        "达到 {limit} 个词元上限，已截断（/set max_tokens）",
+    ),
+    "full": (
+        "the context is full: /undo, /new or /set on_overflow slide",
+        "上下文已满：可用 /undo、/new 或 /set on_overflow slide",
+    ),
+    "slid": (
+        "the {count} oldest messages no longer fit and are not shown to the model",
+        "最早的 {count} 条消息放不下，模型已看不到",
+    ),
+    "cleared": ("conversation cleared", "对话已清空"),
+    "new": ("a new conversation", "新的对话"),
+    "saved": ("saved as {name}", "已保存为 {name}"),
+    "exported": ("written to {path}", "已写入 {path}"),
+    "unsaved": ("not saved: {error}", "未保存：{error}"),
+    "resumed": ("{name}: {count} messages", "{name}：{count} 条消息"),
+    "rereads": (
+        "it is read again at the next turn ({reason})",
+        "下一轮会重新读取（{reason}）",
+    ),
+    "none": ("no saved sessions yet", "还没有保存的会话"),
+    "undone": ("taken back: {text}", "已撤回：{text}"),
+    "copied": ("copied", "已复制"),
+    "nothing": ("there is no reply yet", "还没有回复"),
+    "attached": (
+        "{name}: {count} tokens, goes with your next message",
+        "{name}：{count} 个词元，随下一条消息发送",
+    ),
+    "system": ("system text: {text}", "系统提示：{text}"),
+    "no_system": ("no system text", "没有系统提示"),
+    "set": ("{name} = {value}", "{name} = {value}"),
+    "model": ("now {model}", "当前模型：{model}"),
+    "unknown": ("no command {name}; /help lists them", "没有命令 {name}；/help 列出全部"),
+    "usage": ("usage: {usage}", "用法：{usage}"),
+    "absent": (
+        "{model} is not on this disk. It is a download of {gb} GB, once.",
+        "{model} 还不在本机上。需要下载 {gb} GB，只需一次。",
+    ),
+    "offer": (
+        "[d] download it, [t] try the demo model instead (small, not MiniCPM), [q] quit: ",
+        "[d] 下载，[t] 先试用 demo 模型（很小，不是 MiniCPM），[q] 退出：",
+    ),
+    "total": (
+        "{turns} replies, {tokens} tokens, {speed:.1f} tok/s on average",
+        "{turns} 次回复，{tokens} 个词元，平均 {speed:.1f} 词元/秒",
+    ),
+    "cache": (
+        "cache: {used} tokens, {mb:.0f} MB{bits}",
+        "缓存：{used} 个词元，{mb:.0f} MB{bits}",
+    ),
+    "in_bits": (", in {bits} bits", "，{bits} 位"),
+    "count": ("{count} tokens", "{count} 个词元"),
+}
+
+
+class Words:
+    """Looks texts up in one language."""
+
+    def __init__(self, language: str | None = None) -> None:
+        self.language = language or of_locale()
+
+    def __call__(self, key: str, **values: object) -> str:
+        return TEXTS[key][LANGUAGES.index(self.language)].format(**values)
+
+    def pick(self, english: str, chinese: str) -> str:
+        return chinese if self.language == "zh" and chinese else english
+
+
+def of_locale() -> str:
+    """The language the environment asks for."""
+    asked = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG")
+    return "zh" if (asked or locale.getlocale()[0] or "").lower().startswith("zh") else "en"
