@@ -46,10 +46,20 @@ Device = Annotated[str | None, typer.Option("--device", help="gpu or cpu.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def load(model: str, dtype: str | None, device: str | None, *, quiet: bool = False) -> LM:
-    """Load a model for a command; `quiet` where the terminal is in use meanwhile."""
+def load(
+    model: str,
+    dtype: str | None,
+    device: str | None,
+    *,
+    quiet: bool = False,
+    context: int = 256,
+    kv_bits: int | None = None,
+) -> LM:
+    """Load a model for a command, if it fits in memory with a cache of `context` tokens; `quiet`
+    where the terminal is in use meanwhile."""
     import minicpm_mlx as mm
 
+    _check_memory(model, dtype, device, context, kv_bits)
     if dtype in ("float16", "bfloat16") and not quiet:
         from minicpm_mlx import device as devices
 
@@ -58,6 +68,22 @@ def load(model: str, dtype: str | None, device: str | None, *, quiet: bool = Fal
             print(f"{dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr)
     with nullcontext() if quiet else _notice(f"loading {model} …"):
         return mm.load(model, dtype=dtype, device=device)
+
+
+def _check_memory(
+    model: str, dtype: str | None, device: str | None, context: int, kv_bits: int | None
+) -> None:
+    """Refuse a model on this disk that would not fit; one still to come is seen to then."""
+    from minicpm_mlx import Config, memory
+    from minicpm_mlx import device as devices
+    from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.registry import resolve
+
+    devices.select(device)
+    folder = kept_folder(resolve(model))
+    if folder is not None:
+        config = Config.load(folder)
+        memory.check(memory.plan(config, dtype=dtype, context=context, kv_bits=kv_bits))
 
 
 @contextmanager

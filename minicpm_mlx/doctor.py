@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import mlx.core as mx
 
 from . import device
-from .registry import cache_dir
+from .config import Config
+from .errors import MiniCPMError
+from .local import kept_folder
+from .memory import Plan, plan
+from .registry import cache_dir, cards
 
 GB = 1e9
 
@@ -31,6 +36,18 @@ def examine() -> dict[str, str | float | None]:
         "available": round(device.available_memory() / GB, 1),
         "cache": str(cache_dir()),
     }
+
+
+def kept_plans() -> dict[str, Plan]:
+    """What each model on this disk would take, at its longest context."""
+    device.select()
+    plans = {}
+    for card in cards().values():
+        with suppress(MiniCPMError):
+            folder = kept_folder(card)
+            if folder is not None:
+                plans[card.name] = plan(Config.load(folder), context=card.context)
+    return plans
 
 
 def advice(facts: dict[str, str | float | None]) -> list[str]:

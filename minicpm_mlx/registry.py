@@ -179,8 +179,7 @@ def _local(wanted: str) -> Card | None:
         if path.is_file():
             if path.suffix.lower() != ".gguf":
                 raise ModelNotFoundError(
-                    f"expected a model folder, found the file {path}; "
-                    "give the folder that holds it"
+                    f"expected a model folder, found the file {path}; give the folder that holds it"
                 )
             # Not resolve(): the hub's cache links x.gguf to a blob whose name has no suffix.
             return Card(name=path.stem, path=path.absolute())

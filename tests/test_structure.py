@@ -27,7 +27,7 @@ ROWS = [
     },
     {"moe", "model", "fuse", "quantize", "onerow"},
     {"weights", "engine"},
-    {"demo", "local", "lm"},
+    {"demo", "local", "lm", "memory"},
     {"chat", "auto", "doctor"},
     {"sessions"},
 ]

@@ -1,0 +1,114 @@
+"""What a model needs in memory, known from its config before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from . import device
+from .config import Config
+from .errors import InvalidArgumentError
+
+CHUNK = 512
+"""Prompt tokens that are worked on at once; the engine's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes, at the longest conversation."""
+
+    weights: int
+    cache: int
+    """Keys and values of `context` tokens."""
+    working: int
+    """Activations of a chunk of the prompt, at most; an estimate."""
+    available: int
+    """What this machine has free now."""
+    context: int
+    """Tokens."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.working
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+    @property
+    def tokens_that_fit(self) -> int:
+        """The longest context for which there is room."""
+        left = self.available - self.weights - self.working
+        return max(left * self.context // max(self.cache, 1), 0)
+
+
+def plan(
+    config: Config,
+    *,
+    dtype: str | None = None,
+    context: int | None = None,
+    kv_bits: int | None = None,
+) -> Plan:
+    """The plan of a model run here, fused, in `dtype` or what this machine prefers."""
+    stored = mx.float16 if config.quantization else mx.bfloat16
+    compute = device.choose_dtype(stored, dtype)
+    count = parameter_count(config)
+    tokens = min(context or config.context_length, config.context_length)
+    packing = config.quantization
+    if packing is None or device.unpack_to(compute, count) is not None:
+        weights = count * compute.size
+    else:  # a scale and, in the affine mode, a bias of 16 bits for each group
+        weights = int(count * (packing.bits + 32 / packing.group_size) / 8)
+    width = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
+    bits = 8 * compute.size if kv_bits is None else kv_bits + 16 * compute.size / 64
+    rows = (
+        2 * config.intermediate_size * max(config.num_experts_per_tok * bool(config.num_experts), 1)
+    )
+    working = 2 * CHUNK * (rows + 8 * config.hidden_size) * compute.size + 8 * config.vocab_size
+    if device.on_cpu():  # where attention holds its scores
+        working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
+    return Plan(
+        weights=weights,
+        cache=int(tokens * width * bits / 8),
+        working=working,
+        available=device.available_memory(),
+        context=tokens,
+    )
+
+
+def check(found: Plan) -> None:
+    """Refuse what cannot fit, with what would."""
+    if found.fits:
+        return
+    room = found.tokens_that_fit
+    if found.weights + found.working > found.available or room < 256:
+        advice = "close other programs, or take a smaller or more tightly quantized model"
+    else:
+        advice = f"--context {room // 128 * 128} fits; --kv-bits 8 halves what a token takes"
+    raise InvalidArgumentError(
+        f"not enough memory: {found.weights / 1e9:.1f} GB of weights, {found.cache / 1e9:.1f} GB "
+        f"of cache for {found.context} tokens and {found.working / 1e9:.1f} GB to work with, "
+        f"{found.available / 1e9:.1f} GB free; {advice}"
+    )
+
+
+def fitting_context(config: Config, dtype: str | None, kv_bits: int | None) -> int:
+    """Tokens of context for which a model that is loaded already finds room."""
+    found = plan(config, dtype=dtype, kv_bits=kv_bits)
+    left = found.available - found.working
+    return min(found.context, max(left * found.context // max(found.cache, 1), 0))
+
+
+def parameter_count(config: Config) -> int:
+    """Weights of the model, one embedding counted once."""
+    H, D, F = config.hidden_size, config.head_dim, config.intermediate_size
+    queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
+    attention = 2 * H * queries + 2 * H * keys
+    if config.attention_bias:
+        attention += queries + 2 * keys + H
+    experts = max(config.num_experts, 1)
+    feed_forward = experts * 3 * H * F + (H * config.num_experts)
+    layer = attention + feed_forward + 2 * H
+    embeddings = config.vocab_size * H * (1 if config.tie_word_embeddings else 2)
+    return embeddings + config.num_hidden_layers * layer + H

@@ -1,0 +1,71 @@
+"""Memory plans: counted parameters, measured bytes, and refusal before loading."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conftest import CASES, GOLDEN
+
+import minicpm_mlx as mm
+from minicpm_mlx import device, memory
+from minicpm_mlx.config import Config
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.model import Model
+from minicpm_mlx.weights.load import parameters
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_are_counted_as_they_are(case: str) -> None:
+    config = Config.load(GOLDEN / case)
+    counted = sum(array.size for array in parameters(Model(config)).values())
+    assert memory.parameter_count(config) == counted
+
+
+def test_the_demo_takes_what_was_planned(demo: mm.LM) -> None:
+    found = memory.plan(demo.config, context=1000)
+    held = sum(array.nbytes for array in parameters(demo.model).values())
+    assert found.weights == pytest.approx(held, rel=0.01)
+    session = demo.session()
+    ids = [5] * 1000
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    list(demo.stream(ids, max_tokens=1, session=session))
+    kept = sum(layer.nbytes for layer in session.cache)
+    assert found.cache == pytest.approx(kept, rel=0.03)  # which has room for 1024
+    worked = mx.get_peak_memory() - before - kept
+    assert 0.2 * found.working < worked < 1.5 * found.working
+
+
+def test_a_cache_in_few_bits_is_planned_smaller(demo: mm.LM) -> None:
+    full, eight, four = (
+        memory.plan(demo.config, context=512, kv_bits=bits) for bits in (None, 8, 4)
+    )
+    for bits, found in ((8, eight), (4, four)):
+        session = demo.session(kv_bits=bits)
+        list(demo.stream([5] * 511, max_tokens=1, session=session))
+        assert found.cache == sum(layer.nbytes for layer in session.cache)
+    assert four.cache < eight.cache < full.cache
+
+
+def test_what_cannot_fit_is_refused_with_what_can(
+    demo: mm.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = memory.plan(demo.config, context=8000)
+    memory.check(found)
+    tight = replace(found, available=found.total - found.cache // 2)
+    with pytest.raises(InvalidArgumentError, match=r"--context 39\d\d fits; --kv-bits 8"):
+        memory.check(tight)
+    with pytest.raises(InvalidArgumentError, match="take a smaller"):
+        memory.check(replace(found, available=found.weights))
+
+
+def test_packed_weights_are_planned_as_their_files(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "unpack_to", lambda *_: None)
+    config = Config.load(demo_folder)
+    # The demo keeps scales in 32 bits and its embedding in 8: the plan is of the usual 16 and 4.
+    assert (
+        0.5 < memory.plan(config).weights / (demo_folder / "model.safetensors").stat().st_size < 1
+    )

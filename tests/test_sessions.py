@@ -1,0 +1,826 @@
+"""What is kept of a conversation comes back whole, and no file makes reading it fail badly."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minicpm_mlx as mm
+from minicpm_mlx import sessions
+from minicpm_mlx.errors import SessionError
+from minicpm_mlx.lm import collect
+
+GREEDY = mm.Sampling(temperature=0)
+TURNS = [
+    {"role": "user", "content": '山东省最高的山是哪座山？ 🐟\n"two"\tlines \\n \x00 \u2028'},
+    {"role": "assistant", "content": "泰山。\n\n```python\nprint('🐈‍⬛')\n```\n"},
+    {"role": "user", "content": " half a pair: \ud83d, after a \\\udc1f "},
+    {"role": "assistant", "content": "?"},
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(demo: mm.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty sessions folder, that `save` makes."""
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
+    return sessions.directory()
+
+
+def new_chat(lm: mm.LM, **options: Any) -> mm.Chat:
+    return mm.Chat(lm, **{"messages": [dict(m) for m in TURNS], "sampling": GREEDY} | options)
+
+
+def sound(lm: mm.LM) -> dict[str, Any]:
+    """The JSON of a saved session."""
+    path = sessions.save(new_chat(lm, system="Be brief.", forgotten=2), "sound")
+    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return raw
+
+
+def put(folder: Path, name: str, content: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+# There and back
+
+
+def test_session_comes_back_as_it_was(demo: mm.LM, folder: Path) -> None:
+    how = mm.Sampling(temperature=0.7, top_p=0.9, top_k=40, min_p=0.05, seed=2**64 - 1)
+    chat = new_chat(
+        demo,
+        system="Sei “kurz”.\n",
+        sampling=how,
+        max_tokens=33,
+        context=500,
+        kv_bits=8,
+        on_overflow="slide",
+        stop=("\n\n", "停"),
+        forgotten=2,
+    )
+    path = sessions.save(chat, "Ein Test")
+    assert path == folder / "Ein Test.json"
+    saved = sessions.load("Ein Test")
+    assert (saved.name, saved.model, saved.identity) == (
+        "Ein Test",
+        "demo",
+        sessions.identity(demo),
+    )
+    assert saved.title == "山东省最高的山是哪座山？ 🐟"
+    back = sessions.restore(saved, demo)
+    for name in ("system", "messages", "forgotten", "sampling", "max_tokens", "context"):
+        assert getattr(back, name) == getattr(chat, name), name
+    assert (back.kv_bits, back.on_overflow, list(back.stop)) == (8, "slide", ["\n\n", "停"])
+    assert (
+        sessions.save(back, "again").read_text(encoding="utf-8").splitlines()[5:]
+        == (path.read_text(encoding="utf-8").splitlines()[5:])
+    )
+
+
+def test_changing_what_was_restored_leaves_what_was_saved(demo: mm.LM) -> None:
+    chat = new_chat(demo)
+    sessions.save(chat, "a")
+    saved = sessions.load("a")
+    sessions.restore(saved, demo).messages[0]["content"] = "other"
+    assert saved.messages == TURNS
+
+
+def test_file_can_be_read_by_people(demo: mm.LM) -> None:
+    text = sessions.save(new_chat(demo), "a").read_text(encoding="utf-8")
+    assert "山东省最高的山是哪座山？ 🐟" in text
+    assert text.startswith('{\n  "name": "a",\n  "model": "demo",\n')
+    assert text.endswith("}\n")
+    assert sessions.path_of("a").stat().st_mode & 0o077 == 0  # and by no other person
+
+
+def test_chat_without_sampling_of_its_own_keeps_the_models(demo: mm.LM) -> None:
+    sessions.save(new_chat(demo, sampling=None), "a")
+    assert sessions.restore(sessions.load("a"), demo).sampling == demo.sampling
+
+
+def test_given_settings_replace_the_saved_ones_and_none_does_not(demo: mm.LM) -> None:
+    sessions.save(new_chat(demo, max_tokens=5, system="Be brief."), "a")
+    saved = sessions.load("a")
+    chat = sessions.restore(saved, demo, max_tokens=7, seed=3, kv_bits=None, temperature=None)
+    assert (chat.max_tokens, chat.sampling, chat.kv_bits) == (7, mm.Sampling(seed=3), None)
+    assert chat.system == "Be brief."
+    with pytest.raises(SessionError, match="kv_bits must be 8 or 4, got 5"):
+        sessions.restore(saved, demo, kv_bits=5)
+
+
+def test_model_is_named_as_it_can_be_loaded_again(demo: mm.LM, tmp_path: Path) -> None:
+    def name(**card: Any) -> str:
+        lm = replace(demo, card=mm.Card(**card))
+        sessions.save(new_chat(lm), "a")
+        return sessions.load("a").model
+
+    assert name(name="x", path=tmp_path / "x") == str(tmp_path / "x")
+    assert name(name="org/x", repo="org/x") == "org/x"
+    assert name(name="org/x", repo="org/x", revision="v1/b") == "org/x@v1/b"
+    assert name(name="my-card", repo="org/x", revision="v1") == "my-card"
+
+
+def test_conversation_that_could_not_be_read_again_is_not_written(demo: mm.LM) -> None:
+    path = sessions.save(new_chat(demo), "a")
+    before = path.read_bytes()
+    with pytest.raises(SessionError, match="not saved"):
+        sessions.save(new_chat(demo, messages=[{"role": "tool", "content": "x"}]), "a")
+    assert path.read_bytes() == before
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/etc/passwd",
+        "a\\b",
+        ".hidden",
+        "_x",
+        " x",
+        "x ",
+        "x.",
+        "x\n",
+        "x\x00",
+        "x:y",
+        "🐟",
+        "x\ud800",
+        "a" * 81,
+        "a" * 100,
+        "𠀀" * 61,
+    ],
+)
+def test_name_that_is_no_files_is_refused(demo: mm.LM, name: str) -> None:
+    for use in (sessions.load, sessions.path_of, sessions.cache_path):
+        with pytest.raises(SessionError, match="a session's name is up to 80 letters") as error:
+            use(name)
+        assert str(error.value).isprintable()
+    with pytest.raises(SessionError):
+        sessions.save(new_chat(demo), name)
+
+
+@pytest.mark.parametrize(
+    "name", ["CON", "a", "7", "v1.5 +x_y-z", "山东 2025", "a.json", "é", "a" * 80, "山" * 80]
+)
+def test_other_names_work_for_session_and_cache(demo: mm.LM, name: str) -> None:
+    sessions.save(new_chat(demo), name)
+    sessions.save_cache(new_chat(demo), name)
+    assert [saved.name for saved in sessions.listed()] == [name]
+
+
+def test_new_name_is_no_sessions(demo: mm.LM) -> None:
+    names = [
+        sessions.new_name() for _ in range(3) if sessions.save(new_chat(demo), sessions.new_name())
+    ]
+    assert len(set(names)) == 3
+    assert not set(names[-1:]) & {saved.name for saved in sessions.listed()}
+
+
+# Writing
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def write_text(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text.encode(errors="replace")[: len(text) // 2])
+        raise error
+
+    return write_text
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), SessionError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("earlier", [True, False])
+def test_write_that_fails_half_way_leaves_what_was_there(
+    demo: mm.LM,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    earlier: bool,
+) -> None:
+    before = {}
+    if earlier:
+        path = sessions.save(new_chat(demo), "a")
+        before = {path: path.read_bytes()}
+    chat = new_chat(demo, messages=TURNS[:2])
+    monkeypatch.setattr(Path, "write_text", failing(error))
+    with pytest.raises(raised) as caught:
+        sessions.save(chat, "a")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    if raised is SessionError:
+        assert "No space left on device" in str(caught.value)
+
+
+def test_cache_that_does_not_fit_on_the_disk_leaves_the_earlier_one(
+    demo: mm.LM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, *_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[write] Unable to write 5 bytes to file.")
+
+    path = sessions.save_cache(new_chat(demo), "a")
+    before = path.read_bytes()
+    monkeypatch.setattr(mx, "save_safetensors", full)
+    with pytest.raises(SessionError, match="Unable to write"):
+        sessions.save_cache(new_chat(demo), "a")
+    assert [file.read_bytes() for file in folder.iterdir()] == [before]
+
+
+def test_folder_that_cannot_be_made_is_one_line(demo: mm.LM, folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.write_text("a file")
+    with pytest.raises(SessionError, match="could not be saved"):
+        sessions.save(new_chat(demo), "a")
+    assert sessions.listed() == []
+    with pytest.raises(SessionError, match="cannot be read"):
+        sessions.load("a")
+
+
+def test_session_of_a_model_whose_folder_is_gone_is_saved(demo: mm.LM, tmp_path: Path) -> None:
+    gone = replace(demo, folder=tmp_path / "gone")
+    sessions.save(new_chat(gone), "a")
+    assert sessions.load("a").identity != sessions.identity(demo)
+
+
+BOTH = """
+import sys
+from types import SimpleNamespace as N
+from minicpm_mlx import Sampling, sessions
+sessions.identity = lambda lm: "x"
+text = sys.argv[1] * int(sys.argv[2])
+chat = N(lm=N(card=N(path=None, name="demo", repo=None)), sampling=Sampling(), system=None,
+    messages=[{"role": "user", "content": text}], forgotten=0,
+    max_tokens=None, stop=[], context=None, kv_bits=None, on_overflow="stop")
+for _ in range(100):
+    sessions.save(chat, "both")
+"""
+
+
+def test_two_processes_that_save_at_once_leave_a_sound_file(demo: mm.LM, folder: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", BOTH, letter, str(size)])
+        for letter, size in (("a", 200_000), ("b", 50_000))
+    ]
+    seen = set()
+    end = time.monotonic() + 60
+    while any(writer.poll() is None for writer in writers) and time.monotonic() < end:
+        if sessions.path_of("both").exists():
+            (message,) = sessions.load("both").messages
+            seen.add((message["content"][0], len(message["content"])))
+    assert [writer.wait(10) for writer in writers] == [0, 0]
+    assert seen <= {("a", 200_000), ("b", 50_000)}
+    assert [path.name for path in folder.iterdir()] == ["both.json"]
+
+
+# Reading what may be anything
+
+
+def refused(name: str, message: str) -> None:
+    """Loading says `message` in one line, and leaves the file."""
+    path = sessions.path_of(name)
+    before = path.read_bytes()
+    with pytest.raises(SessionError, match=message) as error:
+        sessions.load(name)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+    assert path.read_bytes() == before
+
+
+def test_missing_session_is_named(demo: mm.LM) -> None:
+    with pytest.raises(SessionError, match="no session 'nothing' in "):
+        sessions.load("nothing")
+
+
+@pytest.mark.parametrize("other", [[], [1], 5, None, True, "text", {}, {"a": 1}, {"messages": []}])
+def test_other_json_is_no_session(folder: Path, other: object) -> None:
+    put(folder, "other", other if not isinstance(other, str) else '"text"')
+    refused("other", "this is no saved session; it was left as it is")
+
+
+def test_truncated_file_is_refused_wherever_it_ends(demo: mm.LM, folder: Path) -> None:
+    whole = sessions.save(new_chat(demo), "whole").read_bytes()
+    path = put(folder, "cut", "")
+    for end in range(0, len(whole) - 2, 7):
+        path.write_bytes(whole[:end])
+        refused("cut", "cannot be read|no saved session")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"\x00" * 100,
+        b"\x89PNG\r\n",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 5000,
+        b'{"messages": ' + b"9" * 5000,
+        b"\xef\xbb\xbf{}",
+    ],
+)
+def test_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
+    put(folder, "strange", "").write_bytes(content)
+    refused("strange", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    "version",
+    [2, 0, "1", None, [], 10**4000, "x" * 10**6, [[[[[[[[]]]]]]]]],
+    ids=lambda version: repr(version)[:16],
+)
+def test_session_of_another_version_is_refused(demo: mm.LM, folder: Path, version: object) -> None:
+    put(folder, "future", sound(demo) | {"format": version})
+    refused("future", "written by another version")
+
+
+@pytest.mark.parametrize("depth", [50, 400, 900])
+@pytest.mark.parametrize("key", ["format", "messages", "forgotten", "settings", "model"])
+def test_deep_nesting_is_one_line(demo: mm.LM, folder: Path, key: str, depth: int) -> None:
+    raw = sound(demo)
+    del raw[key]
+    nested = "[" * depth + "]" * depth
+    put(folder, "deep", json.dumps(raw)[:-1] + f', "{key}": {nested}}}')
+    refused("deep", "damaged|another version|cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("model", "identity", "updated") for value in (5, None, [])),
+        ("system", 5),
+        ("settings", []),
+        ("settings", None),
+        ("messages", {}),
+        ("messages", None),
+        ("messages", ["x"]),
+        ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "system", "content": "x"}]),
+        ("messages", [{"role": ["user"], "content": "x"}]),
+        ("messages", [{"role": "user", "content": None}]),
+        ("forgotten", -1),
+        ("forgotten", 5),
+        ("forgotten", 1.0),
+        ("forgotten", True),
+        ("forgotten", "1"),
+        ("forgotten", None),
+    ],
+)
+def test_field_of_a_wrong_type_is_damage(
+    demo: mm.LM, folder: Path, key: str, value: object
+) -> None:
+    put(folder, "bad", sound(demo) | {key: value})
+    refused("bad", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", "NaN"),
+        ("temperature", "Infinity"),
+        ("temperature", "1e999"),
+        ("temperature", "9" * 4000),
+        ("top_p", "NaN"),
+        ("top_k", "1e3"),
+        ("seed", "-1"),
+        ("seed", "9" * 4000),
+        ("repetition_penalty", "null"),
+        ("max_tokens", '"5"'),
+        ("max_tokens", "0"),
+        ("max_tokens", "NaN"),
+        ("context", "1.5"),
+        ("context", "[]"),
+        ("kv_bits", "8.0"),
+        ("kv_bits", "true"),
+        ("on_overflow", "null"),
+        ("on_overflow", "[" * 900 + "]" * 900),
+        ("stop", "[1]"),
+        ("stop", '[""]'),
+        ("stop", '{"a": "b"}'),
+    ],
+)
+def test_setting_out_of_range_is_one_line(demo: mm.LM, folder: Path, key: str, value: str) -> None:
+    raw = sound(demo)
+    raw["settings"][key] = "HERE"
+    path = put(folder, "odd", json.dumps(raw).replace('"HERE"', value))
+    before = path.read_bytes()
+    with pytest.raises(SessionError, match=key) as error:
+        sessions.restore(sessions.load("odd"), demo)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+    assert path.read_bytes() == before
+
+
+def test_settings_that_are_absent_or_unknown_take_no_effect(demo: mm.LM, folder: Path) -> None:
+    raw = sound(demo) | {"settings": {"colour": float("nan")}, "mood": [1]}
+    raw["messages"][0]["tool_calls"] = [1]
+    put(folder, "later", raw)
+    chat = sessions.restore(sessions.load("later"), demo)
+    assert (chat.sampling, chat.max_tokens, chat.on_overflow) == (GREEDY, None, "stop")
+    assert chat.messages == TURNS
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**4000, -(10**400), 2**64, 2**63, 1, 8, 0, -1])
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from(["user", "assistant", "stop", "slide", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [path, *(found for key, inner in items for found in places(inner, (*path, key)))]
+
+
+@pytest.fixture(scope="module")
+def original(demo: mm.LM, home: Path) -> dict[str, Any]:
+    return sound(demo)
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_session_changed_at_random_is_restored_or_refused(
+    demo: mm.LM, folder: Path, original: dict[str, Any], data: st.DataObject
+) -> None:
+    raw: Any = {"root": copy.deepcopy(original)}
+    for _ in range(data.draw(st.integers(1, 3))):
+        *way, last = data.draw(st.sampled_from(places(raw)[1:]))
+        holder = raw
+        for key in way:
+            holder = holder[key]
+        if data.draw(st.booleans()) and last != "root":
+            del holder[last]
+        else:
+            holder[last] = data.draw(JSON)
+    path = put(folder, "wild", json.dumps(raw["root"]))
+    before = path.read_bytes()
+    chat, problem = None, ""
+    try:
+        chat = sessions.restore(sessions.load("wild"), demo)
+    except SessionError as error:
+        problem = str(error)
+    assert problem.isprintable()
+    assert path.read_bytes() == before
+    if chat is not None:
+        sessions.save(chat, "tame")
+        again = sessions.restore(sessions.load("tame"), demo)
+        assert (again.messages, again.sampling) == (chat.messages, chat.sampling)
+        assert sessions.markdown(chat, "wild")
+
+
+# The list
+
+
+def test_list_begins_with_the_last_saved_and_skips_what_is_broken(
+    demo: mm.LM, folder: Path
+) -> None:
+    assert sessions.listed() == []
+    for name in ("b", "a", "c", "山"):  # within one second
+        sessions.save(new_chat(demo), name)
+    sessions.save(new_chat(demo), "a")
+    sessions.save_cache(new_chat(demo), "a")
+    put(folder, "broken", "{")
+    put(folder, "other", [1])
+    put(folder, "_x", sound(demo))
+    put(folder, ".partial", sound(demo))
+    (folder / "dir.json").mkdir()
+    sessions.path_of("sound").unlink()
+    assert [saved.name for saved in sessions.listed()] == ["a", "山", "c", "b"]
+
+
+def test_file_that_was_renamed_goes_by_its_new_name(demo: mm.LM) -> None:
+    sessions.save(new_chat(demo), "old").rename(sessions.path_of("new"))
+    assert sessions.load("new").name == "new"
+
+
+def test_title_is_the_first_questions_first_line(demo: mm.LM) -> None:
+    raw = sound(demo) | {"messages": [], "forgotten": 0}
+    assert sessions.Saved(**raw).title == ""
+    raw["messages"] = [
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "\n What?\nThat."},
+    ]
+    assert sessions.Saved(**raw).title == "What?"
+
+
+def test_markdown_has_every_turn(demo: mm.LM) -> None:
+    chat = new_chat(demo, system="Be\nbrief.", messages=TURNS[:2], forgotten=2)
+    assert sessions.markdown(chat, "Berge") == (
+        "# Berge\n\n*demo*\n\n> Be\n> brief.\n\n**You**\n\n"
+        f"{TURNS[0]['content'].strip()}\n\n**demo**\n\n{TURNS[1]['content'].strip()}\n"
+    )
+    assert sessions.markdown(new_chat(demo, messages=[]), "x") == "# x\n\n*demo*\n"
+
+
+# The key-value cache
+
+
+@pytest.fixture(scope="module")
+def talk(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> dict[int | None, Path]:
+    """A turn's cache, in full and in 8 and 4 bits."""
+    paths = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINICPM_MLX_HOME", str(tmp_path_factory.mktemp("talk")))
+        for bits in (None, 8, 4):
+            chat = mm.Chat(demo, sampling=GREEDY, max_tokens=3, kv_bits=bits)
+            collect(chat.reply("Two plus two?"))
+            sessions.save(chat, f"talk{bits}")
+            paths[bits] = sessions.save_cache(chat, f"talk{bits}")
+            collect(chat.reply("And three?"))
+            WANTED[bits] = list(chat.messages)
+    return paths
+
+
+WANTED: dict[int | None, list[dict[str, str]]] = {}
+
+
+def resumed(demo: mm.LM, talk: dict[int | None, Path], bits: int | None = None) -> mm.Chat:
+    """The chat of `talk`, its cache put beside it as session "a"."""
+    sessions.directory().mkdir(parents=True, exist_ok=True)
+    shutil.copy(talk[bits].with_suffix(".json"), sessions.path_of("a"))
+    shutil.copy(talk[bits], sessions.cache_path("a"))
+    return sessions.restore(sessions.load("a"), demo)
+
+
+def goes_on(chat: mm.Chat, cached: bool, bits: int | None = None) -> None:
+    """The next turn is answered as ever, with the cache or without."""
+    stats = collect(chat.reply("And three?")).stats
+    assert chat.messages == WANTED[bits]
+    assert (stats.cached_tokens > 0) is cached
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_cache_comes_back_and_the_next_turn_is_the_same(
+    demo: mm.LM, talk: dict[int | None, Path], bits: int | None
+) -> None:
+    chat = resumed(demo, talk, bits)
+    assert chat.kv_bits == bits
+    assert sessions.restore_cache(chat, "a") is None
+    sessions.save_cache(chat, "b")
+    first, second = (mx.load(str(sessions.cache_path(name))) for name in "ab")
+    assert first.keys() == second.keys()
+    assert all(mx.array_equal(first[name], second[name]) for name in first)
+    goes_on(chat, True, bits)
+
+
+def test_cache_kept_after_a_step_was_broken_off_is_right(
+    demo: mm.LM, talk: dict[int | None, Path]
+) -> None:
+    chat = resumed(demo, talk)
+    assert sessions.restore_cache(chat, "a") is None
+    chat.session.cache[0].trim(-1)  # one layer had written a token more
+    assert chat.session.cache[0].offset == len(chat.session.ids) + 1
+    sessions.save_cache(chat, "a")
+    chat = sessions.restore(sessions.load("a"), demo)
+    assert sessions.restore_cache(chat, "a") is None
+    goes_on(chat, True)
+
+
+def test_cache_of_no_turn_does_no_harm(demo: mm.LM, talk: dict[int | None, Path]) -> None:
+    chat = resumed(demo, talk)
+    sessions.save_cache(new_chat(demo), "a")
+    sessions.restore_cache(chat, "a")
+    goes_on(chat, False)
+
+
+def test_cache_of_another_conversation_is_used_as_far_as_it_is_the_same(
+    demo: mm.LM, talk: dict[int | None, Path]
+) -> None:
+    chat = resumed(demo, talk)
+    other = mm.Chat(demo, sampling=GREEDY, max_tokens=2)
+    collect(other.reply("Why?"))
+    sessions.save_cache(other, "a")
+    assert sessions.restore_cache(chat, "a") is None
+    goes_on(chat, True)
+
+
+Tensors = dict[str, Any]
+
+
+def changed(path: Path, change: Callable[[Tensors, dict[str, str]], object]) -> None:
+    """Write the cache anew with other tensors or facts."""
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    tensors, facts = dict(loaded[0]), dict(loaded[1])
+    mx.eval(tensors)
+    change(tensors, facts)
+    mx.save_safetensors(str(path), tensors, facts)
+
+
+DAMAGE: dict[str, Callable[[Tensors, dict[str, str]], object]] = {
+    "layer missing": lambda t, _: [t.pop("29.0"), t.pop("29.1")],
+    "part missing": lambda t, _: t.pop("3.1"),
+    "layer too many": lambda t, _: t.update({"30.0": t["0.0"], "30.1": t["0.1"]}),
+    "part too many": lambda t, _: t.update({"0.2": t["0.0"]}),
+    "other tensor": lambda t, _: t.update(x=t["0.0"]),
+    "wide": lambda t, _: t.update({"5.0": mx.concatenate([t["5.0"]] * 2, axis=-1)}),
+    "narrow": lambda t, _: t.update({n: a[..., :1] for n, a in t.items() if n != "ids"}),
+    "heads": lambda t, _: t.update({"5.1": t["5.1"][:, :1]}),
+    "batch": lambda t, _: t.update({"5.1": mx.concatenate([t["5.1"]] * 2)}),
+    "shorter": lambda t, _: t.update({"29.0": t["29.0"][:, :, 1:]}),
+    "flat": lambda t, _: t.update({"0.0": t["0.0"].reshape(-1)}),
+    "scalar": lambda t, _: t.update({"0.0": mx.array(1.0)}),
+    "empty": lambda t, _: t.clear(),
+    "whole numbers": lambda t, _: t.update(
+        {n: a.astype(mx.int32) for n, a in t.items() if n != "ids"}
+    ),
+    "two number formats": lambda t, _: t.update({"7.1": t["7.1"].astype(mx.bfloat16)}),
+    "no ids": lambda t, _: t.pop("ids"),
+    "ids too few": lambda t, _: t.update(ids=t["ids"][:-1]),
+    "ids too many": lambda t, _: t.update(ids=mx.concatenate([t["ids"], t["ids"]])),
+    "ids in rows": lambda t, _: t.update(ids=t["ids"][None]),
+    "ids a scalar": lambda t, _: t.update(ids=mx.array(3)),
+    "ids floats": lambda t, _: t.update(ids=t["ids"].astype(mx.float32)),
+    "no length": lambda _, facts: facts.pop("length"),
+    "length a word": lambda _, facts: facts.update(length="long"),
+    "no facts": lambda _, facts: facts.clear(),
+    "other identity": lambda _, facts: facts.update(identity="0" * 32),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_cache_is_left_aside_with_a_reason(
+    demo: mm.LM, talk: dict[int | None, Path], damage: str
+) -> None:
+    chat = resumed(demo, talk)
+    before = chat.session
+    changed(sessions.cache_path("a"), DAMAGE[damage])
+    reason = sessions.restore_cache(chat, "a")
+    assert reason
+    assert reason.isprintable()
+    assert chat.session is before
+    assert (chat.session.ids, chat.session.cache[0].offset) == ([], 0)
+
+
+def test_after_a_cache_was_left_aside_the_answer_is_right(
+    demo: mm.LM, talk: dict[int | None, Path]
+) -> None:
+    chat = resumed(demo, talk)
+    changed(sessions.cache_path("a"), DAMAGE["shorter"])  # the last layer: others were sound
+    assert sessions.restore_cache(chat, "a") == "it was made with another kv_bits or is damaged"
+    goes_on(chat, False)
+
+
+@pytest.mark.parametrize("made", [None, 8, 4])
+@pytest.mark.parametrize("wanted", [None, 8, 4])
+def test_cache_in_other_bits_is_left_aside(
+    demo: mm.LM, talk: dict[int | None, Path], made: int | None, wanted: int | None
+) -> None:
+    chat = resumed(demo, talk, made)
+    chat = replace(chat, kv_bits=wanted)
+    reason = sessions.restore_cache(chat, "a")
+    other = "it was made with another kv_bits or is damaged"
+    assert reason == (None if made == wanted else other)
+    assert chat.session.cache[0].bits == wanted
+
+
+def test_truncated_cache_is_left_aside(demo: mm.LM, talk: dict[int | None, Path]) -> None:
+    chat = resumed(demo, talk)
+    path = sessions.cache_path("a")
+    whole = path.read_bytes()
+    for end in (0, 1, 7, 8, 100, 4000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        reason = sessions.restore_cache(chat, "a")
+        assert reason is not None
+        assert reason == f"{path}: damaged (WeightsError)"
+    path.unlink()
+    assert sessions.restore_cache(chat, "a") == "no cache was kept"
+    path.mkdir()
+    assert sessions.restore_cache(chat, "a") is not None
+    goes_on(chat, False)
+
+
+def test_cache_of_another_model_is_left_aside(
+    demo: mm.LM, talk: dict[int | None, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = resumed(demo, talk)
+    monkeypatch.setattr(sessions, "identity", lambda lm: "another")
+    reason = "weights, tokenizer or template are others than those it was made with"
+    assert sessions.restore_cache(chat, "a") == reason
+    goes_on(chat, False)
+
+
+# Identity
+
+
+@pytest.fixture
+def linked(demo: mm.LM, tmp_path: Path) -> mm.LM:
+    """The demo model, as if loaded from a folder of links to its files."""
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    assert demo.folder is not None
+    for file in demo.folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    return replace(demo, folder=folder)
+
+
+def flip(path: Path, at: int) -> None:
+    """Change one byte of a linked file."""
+    original = path.resolve()
+    path.unlink()
+    shutil.copy(original, path)
+    with path.open("r+b") as file:
+        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_identity_is_that_of_the_files_wherever_they_lie(demo: mm.LM, linked: mm.LM) -> None:
+    same = sessions.identity(demo)
+    assert sessions.identity(linked) == same
+    assert linked.folder is not None
+    (linked.folder / "README.md").write_text("words")
+    (linked.folder / "dir.json").mkdir()
+    (linked.folder / "config.json").touch()
+    assert sessions.identity(linked) == same
+    assert sessions.identity(replace(linked, sampling=mm.Sampling(temperature=1))) == same
+
+
+@pytest.mark.parametrize(
+    ("file", "at"),
+    [
+        ("config.json", 0),
+        ("config.json", -1),
+        ("tokenizer.json", 1),
+        ("tokenizer.json", -1),
+        ("tokenizer_config.json", 9),
+        ("model.safetensors", 8),
+        ("model.safetensors", -1),
+    ],
+)
+def test_identity_changes_with_one_byte(demo: mm.LM, linked: mm.LM, file: str, at: int) -> None:
+    assert linked.folder is not None
+    flip(linked.folder / file, at)
+    assert sessions.identity(linked) != sessions.identity(demo)
+
+
+def test_identity_takes_every_byte_of_a_large_tokenizer(linked: mm.LM) -> None:
+    assert linked.folder is not None
+    path = linked.folder / "tokenizer.json"
+    seen = set()
+    for at in (0, 3_000_001, 3_100_003):
+        path.unlink()
+        path.write_bytes(b" " * at + b"." + b" " * (6_000_000 - at))
+        seen.add(sessions.identity(linked))
+    assert len(seen) == 3
+
+
+def test_identity_changes_with_template_number_format_and_files(demo: mm.LM, linked: mm.LM) -> None:
+    same = sessions.identity(demo)
+    tokenizer = copy.copy(demo.tokenizer)
+    tokenizer.template = None
+    assert sessions.identity(replace(demo, tokenizer=tokenizer)) != same
+    twin = mm.Config(
+        **asdict(demo.config) | {"rope_theta": 5.0, "quantization": None, "layer_quantization": ()}
+    )
+    model = copy.copy(demo.model)
+    object.__setattr__(model, "config", twin)
+    assert sessions.identity(replace(demo, model=model)) != same
+    assert linked.folder is not None
+    (linked.folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert sessions.identity(linked) != same
