@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
-from .talk import Loading, Talk
+from .talk import Loading, Talk, is_here
+from .theme import console
 from .words import LANGUAGES, Words
 
 if TYPE_CHECKING:
-    from minicpm_mlx import LM, Card, Chat
+    from minicpm_mlx import LM, Chat
     from minicpm_mlx.sessions import Saved
 
 
@@ -77,7 +80,7 @@ def chat(
         raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
     if (resume is not None or go_on) and no_save:
         raise InvalidArgumentError("--no-save contradicts --resume and --continue; leave one out")
-    settings = {
+    settings: dict[str, object] = {
         "system": system,
         "stop": options.unescaped(stop) or None,
         "max_tokens": max_tokens,
@@ -85,7 +88,7 @@ def chat(
         "context": context,
         "kv_bits": kv_bits,
     }
-    sampling = {
+    sampling: dict[str, object] = {
         "temperature": temp,
         "top_p": top_p,
         "top_k": top_k,
@@ -94,6 +97,12 @@ def chat(
         "seed": seed,
     }
     options.check_sampling(**sampling)
+    if context is not None and context < 1:
+        raise InvalidArgumentError(f"--context must be 1 or more, got {context}")
+    if kv_bits not in (None, 4, 8):
+        raise InvalidArgumentError(f"--kv-bits must be 8 or 4, got {kv_bits}")
+    if on_overflow not in (None, "stop", "slide"):
+        raise InvalidArgumentError(f"--on-overflow must be stop or slide, got {on_overflow!r}")
     interactive = prompt is None and options.at_terminal()
     questions = None if interactive else _questions(prompt)
     say = Words(lang)
@@ -101,28 +110,35 @@ def chat(
     wanted = model or (saved.model if saved else options.DEFAULT_MODEL)
     if interactive:
         wanted = _greet(wanted, say)
+    load = partial(options.load, wanted, dtype, device, quiet=interactive, kv_bits=kv_bits)
+    if context is not None:
+        load = partial(load, context=context)
     talk = Talk(
         lambda lm: _chat(lm, settings, sampling),
-        Loading(partial(options.load, wanted, dtype, device, quiet=interactive)),
+        Loading(load, background=interactive),
         say,
         interactive=interactive,
         markdown=not plain,
+        name=(saved.name if saved else _new_name()) if interactive and not no_save else None,
         saved=saved,
         changes=settings | sampling,
     )
-    if interactive and not no_save:
-        talk.name = saved.name if saved else _new_name()
+    talk.how = dtype, device
     if questions is not None:
         assert talk.chat  # a model that cannot be loaded is named, whether or not anything is asked
         for question in questions:
             talk.ask(question)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, _hang_up)
+    if saved:
+        talk.note("resumed", name=saved.name, count=len(saved.messages))
     try:
         converse(talk, _typed(talk))
     finally:
         talk.save()
         talk.keep_cache()
+        talk.loading.abandon()
 
 
 def converse(talk: Talk, read: Callable[[], str | None]) -> None:
@@ -135,23 +151,42 @@ def converse(talk: Talk, read: Callable[[], str | None]) -> None:
         stripped = text.strip()
         if not stripped:
             continue
-        name, _, rest = stripped.partition(" ")
+        name, *rest = stripped.split(maxsplit=1)
         if name in ("/exit", "/quit"):
             return
         try:
             if command := COMMANDS.get(name):
-                command.run(talk, rest.strip())
-            elif name.startswith("/") and not rest and name.count("/") == 1:
+                command.run(talk, *rest or [""])
+            elif _meant_as_command(name, rest, COMMANDS):
                 talk.note("unknown", style="error", name=name)
             else:
                 talk.ask(text)
+        except KeyboardInterrupt:
+            talk.note("stopped")
         except MiniCPMError as error:
-            if not talk.loading.done or talk.loading.failed:
-                raise  # there is no model to talk with
+            if talk.broken:
+                raise
             talk.print(str(error), style="error")
             if isinstance(error, ContextLengthError):
                 talk.note("full", style="warning")
             talk.print("")
+    if talk.loading.failed:
+        talk.loading.wait()  # raises why
+
+
+def _meant_as_command(name: str, rest: list[str], commands: Iterable[str]) -> bool:
+    """Whether a command is misspelled here, rather than a path mentioned."""
+    if not re.fullmatch(r"/[^/]*", name):
+        return False
+    return not rest or bool(difflib.get_close_matches(name, commands, cutoff=0.75))
+
+
+def _hang_up(*_: object) -> None:
+    """The terminal has gone: what is still written to it goes nowhere, and the rest is kept."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    sys.exit(129)
 
 
 def _chat(lm: LM, settings: dict[str, object], sampling: dict[str, object]) -> Chat:
@@ -204,30 +239,29 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _greet(wanted: str, say: Words) -> str:
     """Show the banner; the model to load, which is another where the user would not download it."""
+    from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
 
     card = resolve(wanted)
-    if card.repo is not None and not _is_here(card):
+    if not is_here(card):
         print(say("absent", model=card.name, gb=card.size_gb or "?"))
-        answer = input(say("offer")).strip().lower()[:1]
+        try:
+            answer = input(say("offer")).strip().lower()[:1]
+        except EOFError:
+            print()
+            answer = "q"
         if answer not in ("d", "t"):
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", say)
+        folder_of(card)  # here, where its progress is seen and Ctrl-C heard
     packed = f" · {card.bits} bit" if card.bits else ""
-    print(f"\x1b[1m{card.name}\x1b[0m{packed}")
+    console().print(f"{card.name}{packed}", style="title")
     for line in (say.pick(card.note, card.note_zh), say("tips")):
         if line:
-            print(f"\x1b[2m{line}\x1b[0m")
-    print(flush=True)
+            console().print(line, style="quiet")
+    console().print()
     return wanted
-
-
-def _is_here(card: Card) -> bool:
-    from minicpm_mlx.local import kept_folder
-
-    whole = replace(card, bits=None, group_size=None)
-    return kept_folder(card) is not None or kept_folder(whole) is not None
 
 
 def _typed(talk: Talk) -> Callable[[], str | None]:
@@ -245,7 +279,7 @@ def _typed(talk: Talk) -> Callable[[], str | None]:
         nonlocal warned
         draft, talk.draft = talk.draft, ""
         try:
-            text = prompt.read(draft)
+            text = prompt.read(draft, until=lambda: talk.loading.failed)
         except KeyboardInterrupt:
             if warned:
                 return None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import options
-from .talk import Loading, read_text, settings
+from .talk import is_here, settings
 
 if TYPE_CHECKING:
     from .talk import Talk
@@ -37,24 +38,29 @@ def help_(talk: Talk, _: str) -> None:
 def system(talk: Talk, text: str) -> None:
     if text:
         talk.chat.system = None if text == "off" else text
+        talk.save()
     now = talk.chat.system
     talk.note("system", text=now) if now else talk.note("no_system")
 
 
 def set_(talk: Talk, text: str) -> None:
-    from minicpm_mlx.errors import InvalidArgumentError
-
     chat, known = talk.chat, settings(talk.chat)
-    name, _, value = text.partition(" ")
+    name, _, value = (part.strip() for part in text.partition(" "))
     if not name:
         show(talk, "")
         return
     if name not in known:
-        raise InvalidArgumentError(f"no setting {name!r}; there are {', '.join(known)}")
-    if not value.strip():
+        talk.note("no_setting", style="error", name=name, names=", ".join(known))
+        return
+    if not value:
         talk.note("set", name=name, value=known[name])
         return
-    new = parsed(name, value.strip())
+    try:
+        new = parsed(name, value)
+    except ValueError:
+        kind = "whole" if name in WHOLE else "number"
+        talk.note(kind, style="error", name=name, value=value)
+        return
     if name not in ("max_tokens", "context", "on_overflow", "kv_bits"):
         how = chat.lm.sampling if chat.sampling is None else chat.sampling
         chat.sampling = replace(how, **{name: new})
@@ -67,20 +73,16 @@ def set_(talk: Talk, text: str) -> None:
     talk.note("set", name=name, value=settings(talk.chat)[name])
 
 
-def parsed(name: str, value: str) -> float | int | str | None:
-    """A setting's value as typed; what it may be is checked where it is used."""
-    from minicpm_mlx.errors import InvalidArgumentError
+WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits")
 
+
+def parsed(name: str, value: str) -> Any:
+    """A setting's value as typed; what it may be is checked where it is used."""
     if name == "on_overflow":
         return value
-    if value in ("none", "off") and name in ("seed", "max_tokens", "context", "kv_bits"):
+    if value in ("none", "off") and name in WHOLE and name != "top_k":
         return None
-    whole = name in ("top_k", "seed", "max_tokens", "context", "kv_bits")
-    try:
-        return int(value) if whole else float(value)
-    except ValueError:
-        kind = "a whole number" if whole else "a number"
-        raise InvalidArgumentError(f"{name} must be {kind}, got {value!r}") from None
+    return int(value) if name in WHOLE else float(value)
 
 
 def show(talk: Talk, _: str) -> None:
@@ -93,15 +95,15 @@ def show(talk: Talk, _: str) -> None:
 
 def save(talk: Talk, text: str) -> None:
     from minicpm_mlx import sessions
-    from minicpm_mlx.errors import InvalidArgumentError
 
     if text.endswith(".md"):
-        path = Path(text).expanduser()
+        path, document = typed_path(text), sessions.markdown(talk.chat, Path(text).stem)
         try:
-            path.write_text(sessions.markdown(talk.chat, path.stem), encoding="utf-8")
+            path.write_text(document, encoding="utf-8", errors="replace")
         except OSError as error:
-            raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
-        talk.note("exported", path=path)
+            talk.note("failed", style="error", path=path, reason=error.strerror or error)
+        else:
+            talk.note("exported", path=path)
         return
     name = text or talk.name or sessions.new_name()
     sessions.save(talk.chat, name)
@@ -120,7 +122,7 @@ def load(talk: Talk, text: str) -> None:
 def resume(talk: Talk, text: str) -> None:
     from minicpm_mlx import sessions
 
-    known = sessions.listed() if not text else []
+    known = [] if text else [s for s in sessions.listed() if s.name != talk.name]
     if not text and not known:
         talk.note("none")
         return
@@ -151,21 +153,32 @@ def new(talk: Talk, _: str) -> None:
 def clear(talk: Talk, _: str) -> None:
     talk.chat.clear()
     talk.attached.clear()
+    talk.save()
     talk.note("cleared")
 
 
 def undo(talk: Talk, _: str) -> None:
+    if not talk.chat.messages:
+        talk.note("no_turn", style="warning")
+        return
     question = talk.chat.undo()
     talk.save()
     talk.note("undone", text=question.partition("\n")[0][:60])
 
 
 def retry(talk: Talk, _: str) -> None:
+    if not talk.chat.messages:
+        talk.note("no_turn", style="warning")
+        return
     talk.show(talk.chat.retry())
 
 
 def edit(talk: Talk, _: str) -> None:
+    if not talk.chat.messages:
+        talk.note("no_turn", style="warning")
+        return
     talk.draft = talk.chat.undo()
+    talk.save()
 
 
 def copy(talk: Talk, _: str) -> None:
@@ -174,42 +187,76 @@ def copy(talk: Talk, _: str) -> None:
         talk.note("nothing", style="warning")
         return
     for program in (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"]):
-        if shutil.which(program[0]):
-            subprocess.run(program, input=replies[-1].encode(), check=False)
+        if shutil.which(program[0]) and _takes(program, replies[-1]):
             break
     else:  # OSC 52: the terminal itself, also at the other end of an ssh connection
-        text = base64.b64encode(replies[-1].encode()).decode()
+        text = base64.b64encode(replies[-1].encode(errors="replace")).decode()
         sys.stdout.write(f"\x1b]52;c;{text}\x07")
         sys.stdout.flush()
     talk.note("copied")
 
 
-def attach(talk: Talk, text: str) -> None:
-    from minicpm_mlx.errors import ContextLengthError
+def _takes(program: list[str], text: str) -> bool:
+    """Whether a clipboard program took a text; without a display it does not."""
+    quiet = subprocess.DEVNULL
+    done = subprocess.run(
+        program, input=text.encode(errors="replace"), stdout=quiet, stderr=quiet, check=False
+    )
+    return done.returncode == 0
 
+
+def attach(talk: Talk, text: str) -> None:
     if not text:
         talk.note("usage", usage="/attach FILE", style="error")
         return
-    path = Path(text).expanduser()
-    body, chat = read_text(path), talk.chat
-    count = len(chat.lm.tokenizer.encode(body, add_bos=False))
-    waiting = sum(len(chat.lm.tokenizer.encode(b, add_bos=False)) for _, b in talk.attached)
-    left = chat.context_length - chat.tokens() - waiting
-    if count >= left:
-        raise ContextLengthError(
-            f"{path}: {count} tokens, and the context has room for {max(left, 0)}; it was not "
-            "attached"
-        )
+    path, chat = typed_path(text), talk.chat
+    waiting = sum(_count(talk, body) for _, body in talk.attached)
+    used = chat.tokens() if chat.on_overflow == "stop" else 0  # else older turns make room
+    room = max(chat.context_length - used - waiting, 0)
+    try:
+        if path.exists() and not path.is_file():  # a device would never end
+            talk.note("no_file", style="error", path=path)
+            return
+        size = path.stat().st_size
+        body = path.read_text(encoding="utf-8-sig") if size <= 100 * room else ""
+    except UnicodeDecodeError:
+        talk.note("binary", style="error", path=path)
+        return
+    except OSError as error:
+        talk.note("failed", style="error", path=path, reason=error.strerror or error)
+        return
+    count = _count(talk, body) if body else size // 4  # so much could not fit: not worth counting
+    if count >= room:
+        talk.note("too_long", style="error", path=path, count=count, room=room)
+        return
     talk.attached.append((path.name, body))
     talk.note("attached", name=path.name, count=count)
 
 
+def _count(talk: Talk, text: str) -> int:
+    return len(talk.chat.lm.tokenizer.encode(text, add_bos=False))
+
+
+def typed_path(text: str) -> Path:
+    """A path as typed, or as a terminal writes one that is dropped on it: quoted, or with \\."""
+    try:
+        whole, parts = Path(text).expanduser(), shlex.split(text)
+    except (RuntimeError, ValueError):  # no such user; one quote
+        return Path(text)
+    return Path(parts[0]).expanduser() if len(parts) == 1 and not whole.exists() else whole
+
+
 def model(talk: Talk, text: str) -> None:
+    from minicpm_mlx import registry
+
     if not text:
         talk.note("model", model=talk.chat.lm.card.name)
         return
-    lm = Loading(lambda: options.load(text, None, None)).wait()
-    talk.use(replace(talk.chat, lm=lm, sampling=None))
+    card, chat = registry.resolve(text), talk.chat
+    if not is_here(card):
+        talk.note("absent", model=card.name, gb=card.size_gb or "?")
+    lm = options.load(text, *talk.how)
+    talk.use(replace(chat, lm=lm, sampling=None))
     talk.save()
     talk.note("model", model=lm.card.name)
 
@@ -234,7 +281,7 @@ def stats(talk: Talk, _: str) -> None:
 def tokens(talk: Talk, text: str) -> None:
     chat = talk.chat
     if text:
-        talk.note("count", count=len(chat.lm.tokenizer.encode(text, add_bos=False)))
+        talk.note("count", count=_count(talk, text))
     else:
         talk.note("context", used=chat.tokens(), all=chat.context_length)
 
@@ -261,6 +308,7 @@ COMMANDS = {
     "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元")),
     "/clear": Command(clear, "", ("forget the turns", "清空对话")),
     "/exit": Command(lambda *_: None, "", ("leave", "退出")),
+    "/quit": Command(lambda *_: None, "", ("leave", "退出")),
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -31,16 +33,32 @@ class Prompt:
             completer=SlashCompleter(commands, completions),
             complete_while_typing=False,
             enable_open_in_editor=True,
+            enable_suspend=True,
             tempfile_suffix=".md",
             multiline=Condition(lambda: _is_open(self.session.default_buffer.text)),
             prompt_continuation="  ",
         )
 
-    def read(self, default: str = "") -> str | None:
-        """What was typed; None at the end of input. Raises KeyboardInterrupt for Ctrl-C on an empty
-        line, and returns "" for one that drops a line begun."""
+    def read(self, default: str = "", until: Callable[[], bool] = lambda: False) -> str | None:
+        """What was typed; None at the end of input, or as soon as `until` says so. Raises
+        KeyboardInterrupt for Ctrl-C on an empty line, and returns "" for one that drops a line
+        begun."""
+
+        async def watch() -> None:
+            while not until():
+                await asyncio.sleep(0.2)
+            if not self.session.app.is_done:
+                self.session.app.exit(exception=EOFError)
+
+        def begin() -> None:
+            self.session.app.create_background_task(watch())
+
         try:
-            text = self.session.prompt(FormattedText([("bold ansicyan", "> ")]), default=default)
+            text = self.session.prompt(
+                FormattedText([("bold ansicyan", "> ")]),
+                default=default,
+                pre_run=begin,
+            )
         except EOFError:
             return None
         except KeyboardInterrupt:
@@ -90,9 +108,18 @@ def _history(path: Path | None) -> History:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        path.open("r+b").close()
     except OSError:
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return Kept(str(path))
+
+
+class Kept(FileHistory):
+    """A history in a file, as far as the disk has room and the text is one."""
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError, UnicodeError):
+            super().store_string(string)
 
 
 def _keys() -> KeyBindings:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
-from threading import Thread
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from .theme import console
 from .words import Words
 
 if TYPE_CHECKING:
-    from minicpm_mlx import LM, Chat, Piece, Stats
+    from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.sessions import Saved
 
     from .markdown import MarkdownStream
@@ -44,23 +44,27 @@ class PlainStream:
 
 
 class Loading:
-    """A model that loads while the user types."""
+    """A model that loads while the user types, or at once where nobody does."""
 
-    def __init__(self, load: Callable[[], LM]) -> None:
+    def __init__(self, load: Callable[[], LM], *, background: bool = True) -> None:
         self._lm: LM | None = None
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, args=(load,), daemon=True)
-        self._thread.start()
+        self._ended = Event()  # Thread.join would take a Ctrl-C for the thread's end
+        if background:
+            Thread(target=self._run, args=(load,), daemon=True).start()
+        else:
+            self._run(load)
 
     def _run(self, load: Callable[[], LM]) -> None:
         try:
             self._lm = load()
         except BaseException as error:
             self._error = error
+        self._ended.set()
 
     @property
     def done(self) -> bool:
-        return not self._thread.is_alive()
+        return self._ended.is_set()
 
     @property
     def failed(self) -> bool:
@@ -68,12 +72,20 @@ class Loading:
 
     def wait(self) -> LM:
         """The model; raises what loading it raised. Ctrl-C is heard meanwhile."""
-        while self._thread.is_alive():
-            self._thread.join(0.1)
+        while not self._ended.wait(0.1):
+            pass
         if self._error is not None:
             raise self._error
         assert self._lm is not None
         return self._lm
+
+    def abandon(self) -> None:
+        """Leave the program if the model still loads: Python's own end would stop the thread inside
+        MLX, which aborts."""
+        leaving = sys.exc_info()[1]
+        if not self.done and isinstance(leaving, SystemExit | None):
+            sys.stdout.flush()
+            os._exit(int(leaving.code or 0) if leaving else 0)
 
 
 class Talk:
@@ -99,6 +111,10 @@ class Talk:
         """Under which the conversation is saved; None: not at all."""
         self.attached: list[tuple[str, str]] = []
         """Files that go with the next message: name, text."""
+        self.broken = False
+        """There is no model to talk with, or no conversation to go on with."""
+        self.how: tuple[str | None, str | None] = (None, None)
+        """dtype and device that the command line asks for."""
         self.draft = ""
         """What the next prompt begins with."""
         self.replies: list[Stats] = []
@@ -107,15 +123,20 @@ class Talk:
         self._changes = changes or {}  # what the command line wants otherwise than saved
         self._chat: Chat | None = None
         self._told = 0
+        self._warned = False  # that saving fails
 
     @property
     def chat(self) -> Chat:
         """The conversation; waits for the model."""
         if self._chat is None:
             if not self.loading.done and self.interactive:
-                self.note("loading", model="")
-            lm = self.loading.wait()
-            self._chat = self._make(lm) if self._saved is None else self._restored(lm, self._saved)
+                self.note("loading")
+            try:
+                lm, saved = self.loading.wait(), self._saved
+                self._chat = self._make(lm) if saved is None else self._restored(lm, saved)
+            except Exception:
+                self.broken = True
+                raise
         return self._chat
 
     def use(self, chat: Chat) -> None:
@@ -132,49 +153,40 @@ class Talk:
         """Stream a reply and save; Ctrl-C breaks it off, and what came stays."""
         last: Piece | None = None
         stream = self._stream()
-        with _undisturbed() if self.interactive else nullcontext():
+        with _undisturbed() if self.interactive else nullcontext(), ExitStack() as at_end:
+            at_end.callback(self.save)  # also where the terminal has gone and writing to it fails
             try:
-                with closing(pieces):
+                with closing(stream), closing(pieces):
                     for piece in pieces:
                         stream.feed(piece.text)
                         last = piece
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-            finally:
-                stream.close()
-                self.save()
         if self.interactive:
             self._conclude(last)
 
     def save(self) -> None:
-        """Keep the conversation; where that fails, say so and go on."""
+        """Keep the conversation; where that fails, say so once and go on."""
         from minicpm_mlx import sessions
-        from minicpm_mlx.errors import SessionError
 
-        if self.name is None or self._chat is None or not self._chat.messages:
+        if self.name is None or self._chat is None:
             return
-        try:
-            sessions.save(self._chat, self.name)
-        except SessionError as error:
-            self.note("unsaved", style="warning", error=error)
+        if self._chat.messages or sessions.path_of(self.name).exists():
+            self._keep(sessions.save)
 
     def keep_cache(self) -> None:
         """Keep the key-value cache as well, so that going on later reads nothing again."""
         from minicpm_mlx import sessions
-        from minicpm_mlx.errors import SessionError
 
-        if self.name is None or self._chat is None or not self._chat.session.ids:
-            return
-        try:
-            sessions.save_cache(self._chat, self.name)
-        except SessionError as error:
-            self.note("unsaved", style="warning", error=error)
+        if self._chat is not None and self._chat.messages and self._chat.session.ids:
+            self._keep(sessions.save_cache)
 
     def resume(self, saved: Saved) -> None:
         """Go on with a saved conversation, with the model that is loaded."""
-        self.name = saved.name
         self.use(self._restored(self.chat.lm, saved))
+        self.name = saved.name  # only now: what cannot be restored must not be written over
+        self.note("resumed", name=saved.name, count=len(saved.messages))
 
     def note(self, key: str, *, style: str = "quiet", **values: object) -> None:
         """A line of the program's own, apart from what the model says."""
@@ -189,10 +201,24 @@ class Talk:
         chat = sessions.restore(saved, lm, **self._changes)
         reason = sessions.restore_cache(chat, saved.name)
         self._told = chat.forgotten
-        self.note("resumed", name=saved.name, count=len(chat.messages))
-        if reason is not None and chat.messages:
-            self.note("rereads", reason=reason)
+        if saved.identity != sessions.identity(lm):
+            self.note("other", model=saved.model)
+        elif reason is not None and chat.messages:
+            self.note("rereads")
         return chat
+
+    def _keep(self, write: Callable[[Chat, str], object]) -> None:
+        from minicpm_mlx.errors import SessionError
+
+        if self.name is None or self._chat is None:
+            return
+        try:
+            write(self._chat, self.name)
+            self._warned = False
+        except SessionError as error:
+            if not self._warned:
+                self.note("unsaved", style="warning", error=error)
+            self._warned = True
 
     def _stream(self) -> MarkdownStream | PlainStream:
         """What a reply is written to."""
@@ -212,7 +238,8 @@ class Talk:
             if last.finish_reason == "length":
                 full = last.stats.prompt_tokens + last.stats.completion_tokens
                 if full >= self.chat.context_length:
-                    self.note("full", style="warning")
+                    slides = self.chat.on_overflow == "slide"
+                    self.note("filled" if slides else "full", style="warning")
                 else:
                     self.note("cut", style="warning", limit=self.chat.max_tokens)
         if self.chat.forgotten > self._told:
@@ -264,19 +291,8 @@ def _no_echo() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
-
-
-def read_text(path: Path) -> str:
-    """A text file the user attaches."""
-    from minicpm_mlx.errors import InvalidArgumentError
-
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidArgumentError(f"{path}: not a text file in UTF-8") from None
-    except OSError as error:
-        raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
+        with suppress(termios.error):  # the terminal has gone
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
 
 
 def settings(chat: Chat) -> dict[str, Any]:
@@ -286,3 +302,15 @@ def settings(chat: Chat) -> dict[str, Any]:
     how = chat.lm.sampling if chat.sampling is None else chat.sampling
     names = ("max_tokens", "context", "on_overflow", "kv_bits")
     return asdict(how) | {name: getattr(chat, name) for name in names}
+
+
+def is_here(card: Card) -> bool:
+    """Whether the model needs no download."""
+    from dataclasses import replace
+
+    from minicpm_mlx.local import kept_folder
+
+    whole = replace(card, bits=None, group_size=None)
+    if card.repo is None:
+        return True
+    return kept_folder(card) is not None or kept_folder(whole) is not None

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
-import re
-import select
-import struct
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +15,12 @@ import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from terminal import ALT_ENTER, CODE, CTRL_C, CTRL_D, ENTER, PROMPT, STATS, UP, Terminal
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli import chat as command
 from minicpm_mlx.cli import options, theme
+from minicpm_mlx.cli.commands import typed_path
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.cli.prompt import Prompt
 from minicpm_mlx.cli.talk import Loading
@@ -33,10 +29,6 @@ from minicpm_mlx.cli.words import Words
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
 from minicpm_mlx.lm import Stats
-
-CODE = "from minicpm_mlx.cli.main import main; main()"
-ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
-PATIENCE = 60.0  # seconds before a screen that does not change is called stuck
 
 
 @pytest.fixture(autouse=True)
@@ -47,75 +39,11 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     theme.console.cache_clear()
 
 
-class Terminal:
-    """A process whose controlling terminal is a pseudo-terminal of 80 columns."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-        env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", own + CODE, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=env,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.raw = b""
-        self.seen = 0  # how much of the text has been waited for already
-
-    @property
-    def text(self) -> str:
-        return ESCAPES.sub("", self.raw.decode(errors="ignore"))
-
-    def wait(self, pattern: str) -> re.Match[str]:
-        """Reads until `pattern` appears after what was last waited for."""
-        deadline = time.monotonic() + PATIENCE
-        while not (found := re.compile(pattern).search(self.text, self.seen)):
-            ready, _, _ = select.select([self.master], [], [], 0.2)
-            read = self._read() if ready else None
-            assert read != b"", f"it ended before {pattern!r}:\n{self.text}"
-            assert time.monotonic() < deadline, f"never {pattern!r}:\n{self.text}"
-        self.seen = found.end()
-        return found
-
-    def send(self, keys: str) -> None:
-        os.write(self.master, keys.encode())
-
-    def status(self) -> int:
-        """Reads to the end; the exit status."""
-        while self._read():
-            pass
-        return self.process.wait(PATIENCE)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(PATIENCE)
-        os.close(self.master)
-
-    def _read(self) -> bytes:
-        try:
-            data = os.read(self.master, 4096)
-        except OSError:  # how Linux says that the other end has closed
-            data = b""
-        self.raw += data
-        return data
-
-
 @pytest.fixture
 def terminal(plain: None, demo_folder: Path) -> Iterator[Terminal]:
     opened = Terminal("chat", "--model", "demo", "--temp", "0", "--max-tokens", "400")
     yield opened
     opened.close()
-
-
-ENTER, CTRL_C, CTRL_D, ALT_ENTER, UP = "\r", "\x03", "\x04", "\x1b\r", "\x1b[A"
-STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
-PROMPT = r"> "
 
 
 # In a terminal
@@ -156,7 +84,7 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
     terminal.wait(PROMPT)
     terminal.send("Tell me a very long story about" + ALT_ENTER + "a dragon" + ENTER)
     terminal.wait("dragon")
-    terminal.wait(r"\n\w+ \w+ \w+ ")  # some words of it
+    terminal.wait(r"\n[A-Z]\w* \w+ \w+ ")  # some words of it
     terminal.send(CTRL_C)
     terminal.wait(r"\nstopped\n")
     terminal.wait(PROMPT)
@@ -309,7 +237,30 @@ def test_an_unknown_command_is_named(talk: Talk) -> None:
     assert lm.prompts == []
 
 
-@pytest.mark.parametrize("text", ["/etc/hosts is what?", "/usr/bin", "1/2"])
+@pytest.mark.parametrize("line", ["/sytem Be brief.", "/atach notes.txt"])
+def test_a_misspelled_command_is_not_said_to_the_model(talk: Talk, line: str) -> None:
+    lm = FakeLM()
+    _, out = talk(lm, line)
+    assert f"no command {line.split()[0]}; /help lists them" in out
+    assert lm.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "path"),
+    [
+        ("notes.txt", "notes.txt"),
+        ("my notes.txt", "my notes.txt"),
+        ("'my notes.txt'", "my notes.txt"),
+        (r"my\ notes.txt", "my notes.txt"),  # as a terminal writes a file dropped on it
+        ("it's.txt", "it's.txt"),
+        ("~nobody-here/x", "~nobody-here/x"),
+    ],
+)
+def test_a_path_may_be_quoted(typed: str, path: str) -> None:
+    assert typed_path(typed) == Path(path)
+
+
+@pytest.mark.parametrize("text", ["/etc/hosts is what?", "/tmp is what?", "/usr/bin", "1/2"])
 def test_text_that_holds_a_slash_is_no_command(talk: Talk, text: str) -> None:
     lm = FakeLM(["Yes."])
     talk(lm, text)
@@ -348,7 +299,7 @@ def test_a_card_whose_model_is_here_is_greeted_by_name(
 ) -> None:
     assert command._greet("demo", Words("zh")) == "demo"
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == "\x1b[1mdemo\x1b[0m"
+    assert out.splitlines()[0] == "demo"
     assert "SmolLM2-135M-Instruct，仅供试用" in out
 
 
@@ -356,8 +307,11 @@ def test_a_card_whose_model_is_here_is_greeted_by_name(
 def test_a_model_that_is_not_here_is_explained_and_offered(
     monkeypatch: pytest.MonkeyPatch, answer: str, chosen: str
 ) -> None:
+    fetched: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: answer)
+    monkeypatch.setattr("minicpm_mlx.local.folder_of", lambda card: fetched.append(card.name))
     assert command._greet("minicpm-2b-dpo", Words("en")) == chosen
+    assert fetched == ([chosen] if answer == "d" else [])
 
 
 # With the demo in this process
@@ -392,7 +346,7 @@ def test_options_reach_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "load", lambda name, dtype, device, quiet: demo)
+    monkeypatch.setattr(options, "load", lambda name, dtype, device, **_: demo)
     arguments = ["--temp", "0", "--max-tokens", "24", "--stop", " is"]
     monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "chat", *arguments])
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))

@@ -1,0 +1,104 @@
+"""A pseudo-terminal that runs the real program and types at it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+CODE = "from minicpm_mlx.cli.main import main; main()"
+ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
+PATIENCE = 60.0  # seconds before a screen that does not change is called stuck
+
+ENTER, TAB, ESCAPE, UP = "\r", "\t", "\x1b", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_E, CTRL_R, CTRL_X = "\x03", "\x04", "\x05", "\x12", "\x18"
+ALT_ENTER = ESCAPE + ENTER
+STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
+PROMPT = r"> "
+
+
+class Terminal:
+    """A process whose controlling terminal is a pseudo-terminal of 80 columns."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.master, self.slave = os.openpty()
+        self.resize(24, 80)
+        own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **environment}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", own + CODE, *arguments],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(self.slave)
+        self.raw = b""
+        self.seen = 0  # how much of the text has been waited for already
+
+    @property
+    def text(self) -> str:
+        return ESCAPES.sub("", self.raw.decode(errors="ignore"))
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        """Reads until `pattern` appears after what was last waited for."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.compile(pattern).search(self.text, self.seen)):
+            ready, _, _ = select.select([self.master], [], [], 0.2)
+            read = self._read() if ready else None
+            assert read != b"", f"it ended before {pattern!r}:\n{self.text}"
+            assert time.monotonic() < deadline, f"never {pattern!r}:\n{self.text}"
+        self.seen = found.end()
+        return found
+
+    def send(self, keys: str) -> None:
+        os.write(self.master, keys.encode(errors="surrogateescape"))
+
+    def say(self, line: str) -> None:
+        """Types a line at the next prompt."""
+        self.wait(PROMPT)
+        self.send(line + ENTER)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal was left as a shell expects it."""
+        modes = termios.tcgetattr(self.master)[3]
+        return bool(modes & termios.ECHO and modes & termios.ICANON)
+
+    def status(self) -> int:
+        """Reads to the end; the exit status."""
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def hang_up(self) -> int:
+        """Closes the window; the exit status."""
+        os.close(self.master)
+        self.master = -1
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        if self.master >= 0:
+            os.close(self.master)
+
+    def _read(self) -> bytes:
+        try:
+            data = os.read(self.master, 4096)
+        except OSError:  # how Linux says that the other end has closed
+            data = b""
+        self.raw += data
+        return data
