@@ -114,7 +114,7 @@ def chat(
     if context is not None:
         load = partial(load, context=context)
     talk = Talk(
-        lambda lm: _chat(lm, settings, sampling),
+        lambda lm: _chat(lm, settings, sampling, say),
         Loading(load, background=interactive),
         say,
         interactive=interactive,
@@ -189,11 +189,16 @@ def _hang_up(*_: object) -> None:
     sys.exit(129)
 
 
-def _chat(lm: LM, settings: dict[str, object], sampling: dict[str, object]) -> Chat:
-    """A new conversation with what the options say."""
-    from minicpm_mlx import Chat
+def _chat(lm: LM, settings: dict[str, object], sampling: dict[str, object], say: Words) -> Chat:
+    """A new conversation with what the options say, no longer than memory has room for."""
+    from minicpm_mlx import Chat, memory
 
     given = {"max_tokens": 2048} | {k: v for k, v in settings.items() if v is not None}
+    if "context" not in given:
+        room = memory.fitting_context(lm.config, given.get("kv_bits"))  # type: ignore[arg-type]
+        if room < lm.context_length:
+            given["context"] = max(room, 256)
+            console(stderr=True).print(say("bounded", context=given["context"]), style="warning")
     return Chat(lm, sampling=options.sampling(lm, **sampling), **given)  # type: ignore[arg-type]
 
 

@@ -13,6 +13,10 @@ TEXTS = {
         "/help 列出命令 · /exit 或 Ctrl-D 退出 · Ctrl-C 停止 · Alt-Enter 换行",
     ),
     "loading": ("the model is still loading …", "模型仍在加载 …"),
+    "bounded": (
+        "the conversation may have {context} tokens: memory has room for no more",
+        "内存所限，对话最多 {context} 个词元",
+    ),
     "stopped": ("stopped", "已停止"),
     "leave": ("Ctrl-C once more leaves", "再按一次 Ctrl-C 退出"),
     "tokens": ("{count} tokens", "{count} 个词元"),

@@ -162,7 +162,9 @@ def unpack_to(dtype: mx.Dtype, parameters: int) -> mx.Dtype | None:
 
 def available_memory() -> int:
     """Bytes that can be allocated without swapping, as far as the system tells."""
-    free = total_memory() * 3 // 4
+    import mlx.core as mx
+
+    free = max(total_memory() * 3 // 4 - mx.get_active_memory(), 0)
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):

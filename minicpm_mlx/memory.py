@@ -93,9 +93,9 @@ def check(found: Plan) -> None:
     )
 
 
-def fitting_context(config: Config, dtype: str | None, kv_bits: int | None) -> int:
+def fitting_context(config: Config, kv_bits: int | None = None) -> int:
     """Tokens of context for which a model that is loaded already finds room."""
-    found = plan(config, dtype=dtype, kv_bits=kv_bits)
+    found = plan(config, kv_bits=kv_bits)
     left = found.available - found.working
     return min(found.context, max(left * found.context // max(found.cache, 1), 0))
 

@@ -306,7 +306,8 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
     editor.write_text("#!/bin/sh\nprintf 'from the\\neditor' > \"$1\"\n")
     editor.chmod(0o755)
     shell = chat("--max-tokens", "2", EDITOR=str(editor))
-    shell.send("你好 😀 early" + ENTER)  # before there is a prompt
+    shell.wait(PROMPT)
+    shell.send("你好 😀 early" + ENTER)  # the model may still be loading
     shell.wait(STATS)
     for keys in (
         "\x1b[200~pasted\nlines\x1b[201~" + ENTER,

@@ -9,6 +9,8 @@ from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
+from minicpm_mlx.cli import chat as command
+from minicpm_mlx.cli.words import Words
 from minicpm_mlx.config import Config
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model import Model
@@ -69,3 +71,16 @@ def test_packed_weights_are_planned_as_their_files(
     assert (
         0.5 < memory.plan(config).weights / (demo_folder / "model.safetensors").stat().st_size < 1
     )
+
+
+def test_a_context_is_bounded_by_the_memory_left(
+    demo: mm.LM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert memory.fitting_context(demo.config) == demo.config.context_length
+    full = memory.plan(demo.config)
+    monkeypatch.setattr(device, "available_memory", lambda: full.working + full.cache // 4)
+    assert memory.fitting_context(demo.config) == pytest.approx(full.context / 4, rel=0.01)
+    chat = command._chat(demo, {}, {}, Words("en"))
+    assert chat.context_length == memory.fitting_context(demo.config)
+    assert "memory has room for no more" in capsys.readouterr().err
+    assert command._chat(demo, {"context": 4000}, {}, Words("en")).context_length == 4000
