@@ -96,6 +96,11 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.cpu))
 
 
+def slow_exponentials() -> bool:
+    """Whether MLX computes exponentials one by one: its CPU backend has vectors on ARM alone."""
+    return on_cpu() and platform.machine() in ("x86_64", "AMD64")
+
+
 def _has_gpu() -> bool:
     import mlx.core as mx
 

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from . import device
+from . import device, exponentials
 from .config import Config
 from .model import MLP, Attention, Block, Mask, Model, attend, prepare
 from .moe import MoE, route
@@ -96,6 +96,8 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.scale = attention.scale
+        slow = device.slow_exponentials()
+        self.attention = exponentials.attention if slow else mx.fast.scaled_dot_product_attention
         self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = scaled(attention.o_proj, scale)
 
@@ -106,13 +108,13 @@ class FusedAttention(nn.Module):
         # q and k rotate alike, so as one (B, H + K, T, D).
         qk = rotate(qkv[:, : H + K])
         q, k, v = qk[:, :H], qk[:, H:], qkv[:, H + K :]
-        return self.o_proj(attend(q, k, v, self.scale, mask, cache))
+        return self.o_proj(attend(q, k, v, self.scale, mask, cache, self.attention))
 
 
 class FusedMLP(nn.Module):
     def __init__(self, mlp: MLP, scale: float):
         super().__init__()
-        self.activation = mlp.activation
+        self.activation = _activation(mlp)
         self.gate_up_proj = join([mlp.gate_proj, mlp.up_proj])
         self.down_proj = scaled(mlp.down_proj, scale)
 
@@ -126,7 +128,7 @@ class FusedMoE(nn.Module):
 
     def __init__(self, moe: MoE, scale: float):
         super().__init__()
-        self.k, self.gate, self.activation = moe.k, moe.gate, moe.activation
+        self.k, self.gate, self.activation = moe.k, moe.gate, _activation(moe)
         self.gate_up = Stacked([join([expert.w1, expert.w3]) for expert in moe.experts])
         self.down = Stacked([scaled(expert.w2, scale) for expert in moe.experts])
 
@@ -136,6 +138,12 @@ class FusedMoE(nn.Module):
         gate, up = mx.split(inner, 2, axis=-1)
         out = self.down(self.activation(gate, up), chosen).squeeze(-2)  # (B, T, k, hidden)
         return (out * weights[..., None].astype(x.dtype)).sum(axis=-2)
+
+
+def _activation(mlp: MLP | MoE) -> Callable[[mx.array, mx.array], mx.array]:
+    if mlp.activation.threshold is None and device.slow_exponentials():
+        return exponentials.silu_times
+    return mlp.activation
 
 
 def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:

@@ -10,7 +10,7 @@ With all three scales at 1 this is a Llama.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -147,7 +147,15 @@ def prepare(
     return rope.at(offset, T, length or offset + T), mask, cache
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask, cache: Any) -> mx.array:
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: Mask,
+    cache: Any,
+    attention: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention,
+) -> mx.array:
     """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
     B, _, T, _ = q.shape
     if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
@@ -155,7 +163,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: Mask, cach
     else:
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        out = attention(q, k, v, scale=scale, mask=mask)
     return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 

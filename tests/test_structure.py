@@ -17,6 +17,7 @@ ROWS = [
     {
         "rope",
         "activation",
+        "exponentials",
         "tokenizer",
         "tokenizer_files",
         "template",
