@@ -9,12 +9,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
-from .talk import Loading, Talk, is_here
+from .talk import LEAVE, Loading, Talk, is_here
 from .theme import console
 from .words import LANGUAGES, Words
 
@@ -80,7 +80,7 @@ def chat(
         raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
     if (resume is not None or go_on) and no_save:
         raise InvalidArgumentError("--no-save contradicts --resume and --continue; leave one out")
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "system": system,
         "stop": options.unescaped(stop) or None,
         "max_tokens": max_tokens,
@@ -88,7 +88,7 @@ def chat(
         "context": context,
         "kv_bits": kv_bits,
     }
-    sampling: dict[str, object] = {
+    sampling: dict[str, Any] = {
         "temperature": temp,
         "top_p": top_p,
         "top_k": top_k,
@@ -110,20 +110,20 @@ def chat(
     wanted = model or (saved.model if saved else options.DEFAULT_MODEL)
     if interactive:
         wanted = _greet(wanted, say)
-    load = partial(options.load, wanted, dtype, device, quiet=interactive, kv_bits=kv_bits)
-    if context is not None:
-        load = partial(load, context=context)
+    if interactive and (dtype or device):
+        options.select(dtype, device)  # loading is not heard of at the prompt
+    load = partial(options.load, dtype=dtype, device=device, context=context, kv_bits=kv_bits)
     talk = Talk(
-        lambda lm: _chat(lm, settings, sampling, say),
-        Loading(load, background=interactive),
+        lambda lm: _chat(lm, settings, sampling),
+        Loading(lambda: load(wanted, quiet=interactive), background=interactive),
         say,
         interactive=interactive,
         markdown=not plain,
         name=(saved.name if saved else _new_name()) if interactive and not no_save else None,
         saved=saved,
         changes=settings | sampling,
+        load=load,
     )
-    talk.how = dtype, device
     if questions is not None:
         assert talk.chat  # a model that cannot be loaded is named, whether or not anything is asked
         for question in questions:
@@ -152,7 +152,7 @@ def converse(talk: Talk, read: Callable[[], str | None]) -> None:
         if not stripped:
             continue
         name, *rest = stripped.split(maxsplit=1)
-        if name in ("/exit", "/quit"):
+        if name in LEAVE:
             return
         try:
             if command := COMMANDS.get(name):
@@ -189,17 +189,12 @@ def _hang_up(*_: object) -> None:
     sys.exit(129)
 
 
-def _chat(lm: LM, settings: dict[str, object], sampling: dict[str, object], say: Words) -> Chat:
-    """A new conversation with what the options say, no longer than memory has room for."""
-    from minicpm_mlx import Chat, memory
+def _chat(lm: LM, settings: dict[str, Any], sampling: dict[str, Any]) -> Chat:
+    """A new conversation with what the options say."""
+    from minicpm_mlx import Chat
 
     given = {"max_tokens": 2048} | {k: v for k, v in settings.items() if v is not None}
-    if "context" not in given:
-        room = memory.fitting_context(lm.config, given.get("kv_bits"))  # type: ignore[arg-type]
-        if room < lm.context_length:
-            given["context"] = max(room, 256)
-            console(stderr=True).print(say("bounded", context=given["context"]), style="warning")
-    return Chat(lm, sampling=options.sampling(lm, **sampling), **given)  # type: ignore[arg-type]
+    return Chat(lm, sampling=options.sampling(lm, **sampling), **given)
 
 
 def _saved(resume: str | None, go_on: bool) -> Saved | None:
@@ -231,7 +226,7 @@ def _questions(prompt: str | None) -> Iterator[str]:
     if prompt is None:
         for line in options.stdin_lines():
             text = line.rstrip("\n")
-            if text.strip() in ("/exit", "/quit"):
+            if text.strip() in LEAVE:
                 return
             if text.strip():
                 yield text

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
-from .talk import is_here, settings
+from .talk import CHAT_SETTINGS, LEAVE, is_here, settings
 
 if TYPE_CHECKING:
     from .talk import Talk
@@ -61,7 +60,7 @@ def set_(talk: Talk, text: str) -> None:
         kind = "whole" if name in WHOLE else "number"
         talk.note(kind, style="error", name=name, value=value)
         return
-    if name not in ("max_tokens", "context", "on_overflow", "kv_bits"):
+    if name not in CHAT_SETTINGS:
         how = chat.lm.sampling if chat.sampling is None else chat.sampling
         chat.sampling = replace(how, **{name: new})
     else:
@@ -157,26 +156,32 @@ def clear(talk: Talk, _: str) -> None:
     talk.note("cleared")
 
 
-def undo(talk: Talk, _: str) -> None:
-    if not talk.chat.messages:
-        talk.note("no_turn", style="warning")
-        return
+def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
+    """A command that needs a turn to have been taken."""
+
+    def checked(talk: Talk, _: str) -> None:
+        if talk.chat.messages:
+            run(talk)
+        else:
+            talk.note("no_turn", style="warning")
+
+    return checked
+
+
+@_of_a_turn
+def undo(talk: Talk) -> None:
     question = talk.chat.undo()
     talk.save()
     talk.note("undone", text=question.partition("\n")[0][:60])
 
 
-def retry(talk: Talk, _: str) -> None:
-    if not talk.chat.messages:
-        talk.note("no_turn", style="warning")
-        return
+@_of_a_turn
+def retry(talk: Talk) -> None:
     talk.show(talk.chat.retry())
 
 
-def edit(talk: Talk, _: str) -> None:
-    if not talk.chat.messages:
-        talk.note("no_turn", style="warning")
-        return
+@_of_a_turn
+def edit(talk: Talk) -> None:
     talk.draft = talk.chat.undo()
     talk.save()
 
@@ -255,7 +260,8 @@ def model(talk: Talk, text: str) -> None:
     card, chat = registry.resolve(text), talk.chat
     if not is_here(card):
         talk.note("absent", model=card.name, gb=card.size_gb or "?")
-    lm = options.load(text, *talk.how)
+    assert talk.load is not None
+    lm = talk.load(text)
     talk.use(replace(chat, lm=lm, sampling=None))
     talk.save()
     talk.note("model", model=lm.card.name)
@@ -307,8 +313,7 @@ COMMANDS = {
     "/stats": Command(stats, "", ("speed and memory so far", "速度与内存统计")),
     "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元")),
     "/clear": Command(clear, "", ("forget the turns", "清空对话")),
-    "/exit": Command(lambda *_: None, "", ("leave", "退出")),
-    "/quit": Command(lambda *_: None, "", ("leave", "退出")),
+    **{name: Command(lambda *_: None, "", ("leave", "退出")) for name in LEAVE},
 }
 
 
@@ -323,6 +328,7 @@ def arguments(command: str) -> Iterable[str] | None:
     if command == "/model":
         return registry.cards()
     if command == "/set":
-        names = "temperature top_p top_k min_p repetition_penalty seed max_tokens context"
-        return [*names.split(), "on_overflow", "kv_bits"]
+        from minicpm_mlx import Sampling
+
+        return [*Sampling.__dataclass_fields__, *CHAT_SETTINGS]
     return ["off"] if command == "/system" else []

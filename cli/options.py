@@ -52,38 +52,30 @@ def load(
     device: str | None,
     *,
     quiet: bool = False,
-    context: int = 256,
+    context: int | None = None,
     kv_bits: int | None = None,
 ) -> LM:
-    """Load a model for a command, if it fits in memory with a cache of `context` tokens; `quiet`
-    where the terminal is in use meanwhile."""
+    """Load a model for a command, if it fits in memory with a cache of `context` tokens (None: a
+    short one); `quiet` where the terminal is in use meanwhile."""
     import minicpm_mlx as mm
+    from minicpm_mlx import memory
+    from minicpm_mlx.local import folder_of
+    from minicpm_mlx.registry import resolve
 
-    _check_memory(model, dtype, device, context, kv_bits)
-    if dtype in ("float16", "bfloat16") and not quiet:
-        from minicpm_mlx import device as devices
-
-        devices.select(device)
-        if devices.on_cpu():
-            print(f"{dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr)
+    select(dtype, device, quiet=quiet)
+    config = mm.Config.load(folder_of(resolve(model)))
+    memory.check(memory.plan(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
     with nullcontext() if quiet else _notice(f"loading {model} …"):
         return mm.load(model, dtype=dtype, device=device)
 
 
-def _check_memory(
-    model: str, dtype: str | None, device: str | None, context: int, kv_bits: int | None
-) -> None:
-    """Refuse a model on this disk that would not fit; one still to come is seen to then."""
-    from minicpm_mlx import Config, memory
+def select(dtype: str | None, device: str | None, *, quiet: bool = False) -> None:
+    """Compute on `device`; say what a 16-bit `dtype` costs there."""
     from minicpm_mlx import device as devices
-    from minicpm_mlx.local import kept_folder
-    from minicpm_mlx.registry import resolve
 
     devices.select(device)
-    folder = kept_folder(resolve(model))
-    if folder is not None:
-        config = Config.load(folder)
-        memory.check(memory.plan(config, dtype=dtype, context=context, kv_bits=kv_bits))
+    if dtype in ("float16", "bfloat16") and devices.on_cpu() and not quiet:
+        print(f"{dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr)
 
 
 @contextmanager

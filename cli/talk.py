@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .markdown import MarkdownStream
 
 
+LEAVE = ("/exit", "/quit")
+
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -102,7 +104,10 @@ class Talk:
         name: str | None = None,
         saved: Saved | None = None,
         changes: Mapping[str, object] | None = None,
+        load: Callable[[str], LM] | None = None,
     ) -> None:
+        self.load = load
+        """Loads another model, as the command line asked for the first."""
         self.loading = loading
         self.say = say
         self.interactive = interactive
@@ -113,8 +118,6 @@ class Talk:
         """Files that go with the next message: name, text."""
         self.broken = False
         """There is no model to talk with, or no conversation to go on with."""
-        self.how: tuple[str | None, str | None] = (None, None)
-        """dtype and device that the command line asks for."""
         self.draft = ""
         """What the next prompt begins with."""
         self.replies: list[Stats] = []
@@ -133,15 +136,23 @@ class Talk:
                 self.note("loading")
             try:
                 lm, saved = self.loading.wait(), self._saved
-                self._chat = self._make(lm) if saved is None else self._restored(lm, saved)
+                self.use(self._make(lm) if saved is None else self._restored(lm, saved))
             except Exception:
                 self.broken = True
                 raise
+        assert self._chat is not None
         return self._chat
 
     def use(self, chat: Chat) -> None:
-        """Go on with another conversation."""
+        """Go on with this conversation, no longer than memory has room for."""
+        from minicpm_mlx import memory
+
         self._chat, self._told = chat, chat.forgotten
+        chat.lm.room = None
+        room = max(memory.fitting_context(chat.lm.config, chat.kv_bits), 256)
+        if room < chat.context_length:
+            chat.lm.room = room
+            self.note("bounded", style="warning", context=room)
 
     def ask(self, text: str) -> None:
         """Answer a message of the user's, with the files attached to it."""
@@ -200,7 +211,6 @@ class Talk:
 
         chat = sessions.restore(saved, lm, **self._changes)
         reason = sessions.restore_cache(chat, saved.name)
-        self._told = chat.forgotten
         if saved.identity != sessions.identity(lm):
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
@@ -295,13 +305,15 @@ def _no_echo() -> Iterator[None]:
             termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
 
 
+CHAT_SETTINGS = ("max_tokens", "context", "on_overflow", "kv_bits")
+
+
 def settings(chat: Chat) -> dict[str, Any]:
     """What /set changes, by name."""
     from dataclasses import asdict
 
     how = chat.lm.sampling if chat.sampling is None else chat.sampling
-    names = ("max_tokens", "context", "on_overflow", "kv_bits")
-    return asdict(how) | {name: getattr(chat, name) for name in names}
+    return asdict(how) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def is_here(card: Card) -> bool:

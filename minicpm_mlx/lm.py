@@ -104,6 +104,8 @@ class LM:
     """Used where a call gives none: the card's, or the folder's generation_config.json."""
     folder: Path | None = None
     """Where it was loaded from."""
+    room: int | None = None
+    """Tokens of context that memory has room for, where that is fewer than the model's."""
     _session: Session | None = field(default=None, repr=False)
     """That of the last `chat`."""
 
@@ -114,12 +116,13 @@ class LM:
     @property
     def context_length(self) -> int:
         """Tokens that a prompt and its reply may have together."""
-        return min(self.card.context or self.config.context_length, self.config.context_length)
+        limits = self.config.context_length, self.card.context, self.room
+        return min(limit for limit in limits if limit)
 
     def session(self, kv_bits: int | None = None) -> Session:
         """A new key-value cache, to be given to every call of one conversation.
 
-        `kv_bits` (8 or 4) keeps it in that many bits: a half or a quarter of the memory.
+        `kv_bits` (8 or 4) keeps it in that many bits (see `Session`).
         """
         return Session(self.config, kv_bits)
 

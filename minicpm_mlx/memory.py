@@ -8,10 +8,8 @@ import mlx.core as mx
 
 from . import device
 from .config import Config
+from .engine import CHUNK, group_of
 from .errors import InvalidArgumentError
-
-CHUNK = 512
-"""Prompt tokens that are worked on at once; the engine's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +59,12 @@ def plan(
     else:  # a scale and, in the affine mode, a bias of 16 bits for each group
         weights = int(count * (packing.bits + 32 / packing.group_size) / 8)
     width = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
-    bits = 8 * compute.size if kv_bits is None else kv_bits + 16 * compute.size / 64
-    rows = (
-        2 * config.intermediate_size * max(config.num_experts_per_tok * bool(config.num_experts), 1)
-    )
-    working = 2 * CHUNK * (rows + 8 * config.hidden_size) * compute.size + 8 * config.vocab_size
+    bits = float(8 * compute.size)
+    if kv_bits is not None:  # a scale and a bias for each group
+        bits = kv_bits + 2 * bits / group_of(config.head_dim)
+    experts = config.num_experts_per_tok if config.num_experts else 1
+    widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
+    working = 2 * CHUNK * widths * compute.size + 8 * config.vocab_size
     if device.on_cpu():  # where attention holds its scores
         working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
     return Plan(

@@ -18,7 +18,7 @@ class StopStrings:
     """Lets text through until a stop string comes; holds back what may be the start of one."""
 
     def __init__(self, stops: Sequence[str]):
-        self.stops = [stop for stop in stops if stop]
+        self.stops = stops
         self.held = ""
         self.found = False
 

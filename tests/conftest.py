@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import minicpm_mlx  # noqa: F401  # before any test imports MLX, so that it finds a fast BLAS
+import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
 
@@ -50,8 +50,6 @@ def demo_folder(home: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo(demo_folder: Path):  # type: ignore[no-untyped-def]
+def demo(demo_folder: Path) -> mm.LM:
     """The demo model, loaded in its inference form."""
-    import minicpm_mlx as mm
-
     return mm.load("demo")

@@ -43,7 +43,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, demo) -> None:  # type: ignore[no-untyped-def]
+def loaded(monkeypatch: pytest.MonkeyPatch, demo: minicpm_mlx.LM) -> None:
     """Commands get the demo that the session has loaded already."""
     monkeypatch.setattr(options, "load", lambda name, dtype, device: demo)
 
@@ -234,7 +234,7 @@ def test_a_dash_reads_the_prompt_from_stdin(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("loaded")
-def test_raw_continues_the_text_without_the_template(cli: Cli, demo) -> None:  # type: ignore[no-untyped-def]
+def test_raw_continues_the_text_without_the_template(cli: Cli, demo: minicpm_mlx.LM) -> None:
     text = "The capital of France is"
     rest = ("--temp", "0", "--max-tokens", "4", "--json")
     status, out, _ = cli("generate", "--prompt", text, "--raw", *rest)

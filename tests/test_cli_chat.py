@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import CASES, GOLDEN
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -147,6 +148,7 @@ class FakeLM:
         self.replies = list(replies)
         self.prompts: list[list[dict[str, str]]] = []
         self.context_length = 64
+        self.config = mm.Config.load(GOLDEN / CASES[0])
         self.card = SimpleNamespace(name="[fake]", note="a :smile: note", note_zh="")
         self.tokenizer = SimpleNamespace(template=None)
         self.sampling = mm.Sampling()
@@ -317,7 +319,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
 # With the demo in this process
 
 
-def test_a_second_turn_reads_only_what_is_new(demo) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_turn_reads_only_what_is_new(demo: mm.LM) -> None:
     chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
     first = [piece.stats for piece in chat.reply("My name is Ada.")][-1]
     second = [piece.stats for piece in chat.reply("你好，what is my name?")][-1]
@@ -328,7 +330,7 @@ def test_a_second_turn_reads_only_what_is_new(demo) -> None:  # type: ignore[no-
     assert chat.messages[2]["content"] == "你好，what is my name?"
 
 
-def test_a_turn_after_a_stopped_one_is_as_if_nothing_was_cached(demo) -> None:  # type: ignore[no-untyped-def]
+def test_a_turn_after_a_stopped_one_is_as_if_nothing_was_cached(demo: mm.LM) -> None:
     chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
     reply = chat.reply("Tell me a long story about a dragon.")
     said = "".join(next(reply).text for _ in range(4))
@@ -342,7 +344,7 @@ def test_a_turn_after_a_stopped_one_is_as_if_nothing_was_cached(demo) -> None:  
 
 
 def test_options_reach_the_conversation(
-    demo,  # type: ignore[no-untyped-def]
+    demo: mm.LM,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

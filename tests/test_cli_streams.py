@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import minicpm_mlx as mm
 from minicpm_mlx import registry
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
@@ -159,7 +160,7 @@ ENVIRONMENTS = [
 
 
 @pytest.mark.parametrize("env", ENVIRONMENTS, ids=["utf-8", "C", "latin-1", "ascii"])
-def test_input_is_utf8_whatever_the_locale(demo, env: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_input_is_utf8_whatever_the_locale(demo: mm.LM, env: dict[str, str]) -> None:
     question = [{"role": "user", "content": "说出一种动物。"}]
     *_, last = demo.stream(question, max_tokens=1)
     done = shell(f"generate {SHORT} -p - --json", "说出一种动物。".encode(), **env)

@@ -9,7 +9,7 @@ from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
-from minicpm_mlx.cli import chat as command
+from minicpm_mlx.cli.talk import Loading, Talk
 from minicpm_mlx.cli.words import Words
 from minicpm_mlx.config import Config
 from minicpm_mlx.errors import InvalidArgumentError
@@ -80,7 +80,19 @@ def test_a_context_is_bounded_by_the_memory_left(
     full = memory.plan(demo.config)
     monkeypatch.setattr(device, "available_memory", lambda: full.working + full.cache // 4)
     assert memory.fitting_context(demo.config) == pytest.approx(full.context / 4, rel=0.01)
-    chat = command._chat(demo, {}, {}, Words("en"))
-    assert chat.context_length == memory.fitting_context(demo.config)
+    small = memory.fitting_context(demo.config)
+    talk = Talk(
+        lambda lm: mm.Chat(lm),
+        Loading(lambda: demo, background=False),
+        Words("en"),
+        interactive=False,
+    )
+    assert talk.chat.context_length == small
+    assert talk.chat.context is None  # what is saved is what was asked for
     assert "memory has room for no more" in capsys.readouterr().err
-    assert command._chat(demo, {"context": 4000}, {}, Words("en")).context_length == 4000
+    talk.use(mm.Chat(demo, context=small - 1))
+    assert talk.chat.context_length == small - 1
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(device, "available_memory", lambda: 10 * full.total)
+    talk.use(mm.Chat(demo))
+    assert talk.chat.context_length == demo.config.context_length

@@ -1,7 +1,16 @@
 """Token ids in, token ids out."""
 
-from .cache import KVCache
-from .generate import LanguageModel, Session, generate
+from .cache import KVCache, group_of
+from .generate import CHUNK, LanguageModel, Session, generate
 from .sampling import Sampler, Sampling
 
-__all__ = ["KVCache", "LanguageModel", "Sampler", "Sampling", "Session", "generate"]
+__all__ = [
+    "CHUNK",
+    "KVCache",
+    "LanguageModel",
+    "Sampler",
+    "Sampling",
+    "Session",
+    "generate",
+    "group_of",
+]

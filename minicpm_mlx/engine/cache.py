@@ -14,11 +14,15 @@ Parts = tuple[mx.array, ...]
 """Keys or values: one array (B, K, T, D), or codes, scales and biases of as many positions."""
 
 
+def group_of(head_dim: int) -> int:
+    """Numbers that share a scale where heads of this width are kept in few bits."""
+    return 32 if head_dim % 64 else 64
+
+
 class KVCache:
     """Keys and values of one layer, (B, K, T, D); room is added 256 positions at a time.
 
-    With `bits` (8 or 4) they are kept in that many, in groups of 64 or, where heads are no multiple
-    of that wide, 32.
+    With `bits` (8 or 4) they are kept in that many.
     """
 
     step = 256
@@ -32,8 +36,7 @@ class KVCache:
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[Parts, Parts]:
         """Append keys and values (B, K, T, D); return the parts of all there are."""
-        if self.bits is not None and keys.shape[-1] % self.group_size:
-            self.group_size = 32
+        self.group_size = group_of(keys.shape[-1])
         start, self.offset = self.offset, self.offset + keys.shape[2]
         self.keys = self._written(self.keys, self._packed(keys), start)
         self.values = self._written(self.values, self._packed(values), start)
