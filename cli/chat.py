@@ -70,6 +70,7 @@ def chat(
     stop: options.Stop = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    adapter: options.Adapter = None,
 ) -> None:
     """Talk with a model; it remembers the conversation until you leave, and after."""
     from minicpm_mlx.errors import InvalidArgumentError
@@ -115,7 +116,7 @@ def chat(
     load = partial(options.load, dtype=dtype, device=device, context=context, kv_bits=kv_bits)
     talk = Talk(
         lambda lm: _chat(lm, settings, sampling),
-        Loading(lambda: load(wanted, quiet=interactive), background=interactive),
+        Loading(lambda: load(wanted, quiet=interactive, adapter=adapter), background=interactive),
         say,
         interactive=interactive,
         markdown=not plain,
@@ -123,6 +124,7 @@ def chat(
         saved=saved,
         changes=settings | sampling,
         load=load,
+        adapter=adapter is None,
     )
     if questions is not None:
         assert talk.chat  # a model that cannot be loaded is named, whether or not anything is asked

@@ -86,7 +86,9 @@ def parsed(name: str, value: str) -> Any:
 
 def show(talk: Talk, _: str) -> None:
     chat = talk.chat
-    facts = {"model": chat.lm.card.name, "session": talk.name, "system": chat.system}
+    lm = chat.lm
+    facts = {"model": lm.card.name, "adapter": lm.adapter, "session": talk.name}
+    facts["system"] = chat.system
     for name, value in (facts | settings(chat)).items():
         talk.print(f"{name:20} {'-' if value is None else value}")
     talk.print("")
@@ -267,6 +269,14 @@ def model(talk: Talk, text: str) -> None:
     talk.note("model", model=lm.card.name)
 
 
+def adapter(talk: Talk, text: str) -> None:
+    lm = talk.chat.lm
+    if text:
+        lm.use_adapter(None if text == "off" else typed_path(text))
+        talk.save()
+    talk.note("adapter", path=lm.adapter) if lm.adapter else talk.note("no_adapter")
+
+
 def stats(talk: Talk, _: str) -> None:
     chat, done = talk.chat, talk.replies
     tokens = sum(s.completion_tokens for s in done)
@@ -310,6 +320,7 @@ COMMANDS = {
     "/copy": Command(copy, "", ("the last reply to the clipboard", "复制上一条回复")),
     "/attach": Command(attach, "FILE", ("send a text file along", "附上文本文件")),
     "/model": Command(model, "[NAME]", ("go on with another model", "换用其他模型")),
+    "/adapter": Command(adapter, "[FOLDER|off]", ("put on a LoRA adapter", "换用 LoRA 适配器")),
     "/stats": Command(stats, "", ("speed and memory so far", "速度与内存统计")),
     "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元")),
     "/clear": Command(clear, "", ("forget the turns", "清空对话")),
@@ -321,7 +332,7 @@ def arguments(command: str) -> Iterable[str] | None:
     """What may follow a command; None: a path."""
     from minicpm_mlx import registry, sessions
 
-    if command in ("/attach", "/save"):
+    if command in ("/attach", "/save", "/adapter"):
         return None
     if command in ("/load", "/resume"):
         return [saved.name for saved in sessions.listed()]

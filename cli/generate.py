@@ -32,6 +32,7 @@ def generate(
     stop: options.Stop = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    adapter: options.Adapter = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt."""
@@ -54,7 +55,7 @@ def generate(
         "seed": seed,
     }
     options.check_sampling(**how)
-    lm = options.load(model, dtype, device)
+    lm = options.load(model, dtype, device, adapter=adapter)
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(
         text if raw else [*messages, {"role": "user", "content": text}],

@@ -105,6 +105,7 @@ class Talk:
         saved: Saved | None = None,
         changes: Mapping[str, object] | None = None,
         load: Callable[[str], LM] | None = None,
+        adapter: bool = True,
     ) -> None:
         self.load = load
         """Loads another model, as the command line asked for the first."""
@@ -116,6 +117,8 @@ class Talk:
         """Under which the conversation is saved; None: not at all."""
         self.attached: list[tuple[str, str]] = []
         """Files that go with the next message: name, text."""
+        self.adapter = adapter
+        """Whether sessions bring their adapters along."""
         self.broken = False
         """There is no model to talk with, or no conversation to go on with."""
         self.draft = ""
@@ -208,7 +211,13 @@ class Talk:
 
     def _restored(self, lm: LM, saved: Saved) -> Chat:
         from minicpm_mlx import sessions
+        from minicpm_mlx.errors import MiniCPMError
 
+        if self.adapter and saved.adapter != (lm.adapter and str(lm.adapter)):
+            try:
+                lm.use_adapter(saved.adapter)
+            except MiniCPMError as error:
+                self.note("no_longer", style="warning", error=error)
         chat = sessions.restore(saved, lm, **self._changes)
         reason = sessions.restore_cache(chat, saved.name)
         if saved.identity != sessions.identity(lm):

@@ -31,6 +31,7 @@ class FusedModel(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.config = model.config
+        self.adapter: str | None = None  # digest of the one that adapt() put on
         self.rope = model.model.rope
         self.embed_tokens = model.model.embed_tokens
         self.layers: list[FusedBlock] = []

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import device as devices
+from .adapt import adapt
 from .arguments import at_least_one, expect, is_whole, listed, shown, whole
 from .config import Config
 from .engine import Sampling, Session, generate
@@ -31,6 +32,7 @@ from .stops import StopStrings, stop_list
 from .template import BUILTIN, Template
 from .tokenizer import Tokenizer, load_tokenizer
 from .weights import load_model
+from .weights.adapters import read_adapter
 
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}"""
@@ -104,6 +106,8 @@ class LM:
     """Used where a call gives none: the card's, or the folder's generation_config.json."""
     folder: Path | None = None
     """Where it was loaded from."""
+    adapter: Path | None = None
+    """The folder of the adapter on it; see `use_adapter`."""
     room: int | None = None
     """Tokens of context that memory has room for, where that is fewer than the model's."""
     _session: Session | None = field(default=None, repr=False)
@@ -118,6 +122,16 @@ class LM:
         """Tokens that a prompt and its reply may have together."""
         limits = self.config.context_length, self.card.context, self.room
         return min(limit for limit in limits if limit)
+
+    def use_adapter(self, folder: str | Path | None) -> None:
+        """Put the LoRA or DoRA adapter in `folder` (mlx-lm's layout or PEFT's) on the model in the
+        place of the one it has; None takes that off. The weights stay as they are.
+
+        Not while a reply is coming. Raises ConfigError or WeightsError, and changes nothing then.
+        """
+        path = None if folder is None else Path(folder).expanduser().resolve()
+        adapt(self.model, None if path is None else read_adapter(path))
+        self.adapter = path
 
     def session(self, kv_bits: int | None = None) -> Session:
         """A new key-value cache, to be given to every call of one conversation.
@@ -300,13 +314,14 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     fuse: bool = True,
+    adapter: str | Path | None = None,
     progress: bool = True,
 ) -> LM:
     """Load a model by card name, folder or hub repository (`org/name`), downloading it if need be.
 
     `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
-    keeps the form that is trained. Raises ModelNotFoundError, DownloadError, ConfigError,
-    WeightsError or TokenizerError.
+    keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`. Raises
+    ModelNotFoundError, DownloadError, ConfigError, WeightsError or TokenizerError.
 
         lm = load("demo")
     """
@@ -314,7 +329,7 @@ def load(
     devices.select(device)
     folder = folder_of(card, progress=progress)
     try:
-        return _load_folder(card, folder, dtype, fuse)
+        lm = _load_folder(card, folder, dtype, fuse)
     except (ConfigError, WeightsError, TokenizerError) as error:
         if card.path is not None:
             raise
@@ -322,6 +337,9 @@ def load(
             f"{error}. If its files are damaged: `minicpm-mlx rm {card.name}`, then "
             f"`minicpm-mlx pull {card.name}`"
         ) from None
+    if adapter is not None:
+        lm.use_adapter(adapter)
+    return lm
 
 
 def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:

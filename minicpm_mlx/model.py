@@ -102,6 +102,7 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.adapter: str | None = None  # digest of the one that adapt() put on
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -42,9 +42,11 @@ class Saved:
     model: str
     """Card name, repository or folder, to load the model by."""
     identity: str
-    """Changes with the weights, the tokenizer and the template; see `identity`."""
+    """Changes with weights, adapter, tokenizer and template; see `identity`."""
     updated: str
     """When, in ISO 8601."""
+    adapter: str | None = None
+    """The folder of the adapter on it."""
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     forgotten: int = 0
@@ -89,6 +91,7 @@ def save(chat: Chat, name: str) -> Path:
         name=name,
         model=_model_name(chat.lm),
         identity=identity(chat.lm),
+        adapter=str(chat.lm.adapter) if chat.lm.adapter else None,
         updated=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         system=chat.system,
         messages=chat.messages,
@@ -204,7 +207,7 @@ def _fill(session: Session, lm: LM, path: Path) -> str | None:
     loaded: Any = mx.load(str(path), return_metadata=True)
     facts = loaded[1]
     if facts.get("identity") != identity(lm):
-        return "weights, tokenizer or template are others than those it was made with"
+        return "weights, adapter, tokenizer or template are others than those it was made with"
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != _expected(session, tensors):
         return "it was made with another kv_bits or is damaged"
     arrays = {name: tensor.load() for name, tensor in tensors.items()}
@@ -213,7 +216,8 @@ def _fill(session: Session, lm: LM, path: Path) -> str | None:
         parts = range(2 if layer.bits is None else 6)
         layer.restore([arrays[f"{number}.{part}"] for part in parts])
     ids: Any = arrays["ids"].tolist()
-    session.ids, session.length, session.model = ids, int(facts["length"]), lm.model
+    session.ids, session.length = ids, int(facts["length"])
+    session.model, session.adapter = lm.model, lm.model.adapter
     return None
 
 
@@ -235,13 +239,14 @@ def _expected(
 
 
 def identity(lm: LM) -> str:
-    """A hash of what decides an answer: weights, config, tokenizer, template, number format.
+    """A hash of what decides an answer: weights, adapter, config, tokenizer, template, dtype.
 
     Of weights it takes the size and samples all over, not each byte: a moment for gigabytes.
     """
     digest = hashlib.sha256(str(FORMAT).encode())
     template = lm.tokenizer.template
     digest.update((template.source if template else "").encode())
+    digest.update((lm.model.adapter or "").encode())
     dtypes = {str(array.dtype) for array in parameters(lm.model).values()}
     digest.update(f"{type(lm.model).__name__} {sorted(dtypes)} {lm.config}".encode())
     with suppress(OSError):  # a folder that is gone since: what was said can still be saved
@@ -307,7 +312,7 @@ def _problem(raw: Any) -> str | None:
         )
     texts = ("model", "identity", "updated")
     sound = all(isinstance(raw.get(key), str) for key in texts)
-    sound = sound and isinstance(raw.get("system"), str | None)
+    sound = sound and all(isinstance(raw.get(key), str | None) for key in ("system", "adapter"))
     sound = sound and isinstance(raw.get("settings", {}), dict)
     messages = raw["messages"]
     sound = sound and isinstance(messages, list) and all(map(_is_message, messages))

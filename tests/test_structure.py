@@ -28,7 +28,8 @@ ROWS = [
     },
     {"moe", "model", "fuse", "quantize", "onerow"},
     {"weights", "engine"},
-    {"demo", "local", "lm", "memory"},
+    {"adapt", "demo", "local", "memory"},
+    {"lm"},
     {"chat", "auto", "doctor"},
     {"sessions"},
 ]

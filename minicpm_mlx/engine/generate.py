@@ -23,6 +23,7 @@ class LanguageModel(Protocol):
     """What the engine asks of a model: the twin and the fused form both have it."""
 
     config: Config
+    adapter: str | None
 
     def hidden(
         self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
@@ -48,6 +49,7 @@ class Session:
             )
         self.config = config
         self.model: LanguageModel | None = None  # the one that read what is in the cache
+        self.adapter: str | None = None  # and what it had on
         self.ids: list[int] = []
         self.cache = [KVCache(kv_bits) for _ in range(config.num_hidden_layers)]
         self.threshold = config.rotation_threshold
@@ -76,6 +78,8 @@ class Session:
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of `ids` are in the cache and need not be read."""
+        if self.model is not None and self.adapter != self.model.adapter:
+            return 0
         if self.threshold is not None and max(len(ids), self.length) > self.threshold:
             return 0  # a text of another length was rotated otherwise
         pairs = enumerate(zip(self.ids, ids, strict=False))
@@ -89,6 +93,8 @@ class Session:
         for layer in self.cache:
             layer.trim(layer.offset - common)
         del self.ids[common:]
+        if self.model is not None:
+            self.adapter = self.model.adapter
         return common
 
     def read(self, model: LanguageModel, ids: Sequence[int], length: int) -> mx.array:

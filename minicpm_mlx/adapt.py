@@ -1,0 +1,186 @@
+"""Adapters on a loaded model, put on and taken off without touching its weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .errors import WeightsError
+from .fuse import FusedMLP, FusedModel, Parts, Scaled
+from .model import Model
+from .onerow import SplitLinear
+from .quantize import replace
+from .weights.adapters import Adapter, Delta
+from .weights.lazy import printable
+
+
+class Adapted(nn.Module):
+    """A projection with an adapter: layer(x) + (x a) b; in DoRA times `gain`, but for the bias."""
+
+    def __init__(self, layer: nn.Module, a: mx.array, b: mx.array):
+        super().__init__()
+        self.layer, self.a, self.b = layer, a, b
+
+    def __call__(self, x: mx.array) -> mx.array:
+        out = self.layer(x) + (x @ self.a) @ self.b
+        if "gain" in self:
+            out = out * self.gain
+        return out + self.bias if "bias" in self else out
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a projection of the checkpoint is in a model: in these rows of a layer's output."""
+
+    path: str
+    rows: slice
+    width: int
+    """Inputs."""
+    scale: float = 1.0
+    """By which the output is multiplied there."""
+
+
+def adapt(model: Model | FusedModel, adapter: Adapter | None) -> None:
+    """Put `adapter` on `model` in the place of the one it has; None: none.
+
+    WeightsError where it does not fit; the model is then as it was.
+    """
+    changes = {} if adapter is None else _located(model, adapter)
+    for path, module in list(model.named_modules()):
+        if type(module) is Adapted:
+            replace(model, path, module.layer)
+    modules = dict(model.named_modules())
+    norm = model.model.norm if isinstance(model, Model) else model.norm
+    for path, deltas in changes.items():
+        replace(model, path, _adapted(modules[path], deltas, norm.weight.dtype))
+    mx.eval(model.parameters())
+    model.adapter = adapter.digest if adapter else None
+
+
+def _located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple[Place, Delta]]]:
+    """By layer of the model what is changed in it; WeightsError where that cannot be."""
+    known = places(model)
+    changes = defaultdict(list)
+    for module, delta in adapter.deltas.items():
+        place = known.get(module)
+        if place is None:
+            raise WeightsError(
+                f"{adapter.folder}: changes {printable(module)}, which is no matrix of this model "
+                "that an adapter can be put on; is it another model's?"
+            )
+        shape = (delta.a.shape[0], delta.b.shape[1])
+        wanted = (place.width, place.rows.stop - place.rows.start)
+        if shape != wanted or (delta.magnitude is not None and delta.magnitude.size != wanted[1]):
+            raise WeightsError(
+                f"{adapter.folder}: {printable(module)} goes from {shape[0]} to {shape[1]} numbers "
+                f"and this model's from {wanted[0]} to {wanted[1]}; is it another model's?"
+            )
+        changes[place.path].append((place, delta))
+    return changes
+
+
+def _adapted(layer: nn.Module, deltas: list[tuple[Place, Delta]], dtype: mx.Dtype) -> Adapted:
+    """One pair of matrices for all that is changed in a layer."""
+    out, width = shape_of(layer)
+    a = mx.concatenate([delta.a for _, delta in deltas], axis=1)
+    b, gain = mx.zeros((a.shape[1], out)), mx.ones((out,))
+    row = 0
+    for place, delta in deltas:
+        rank = len(delta.b)
+        b[row : row + rank, place.rows] = delta.b * place.scale
+        row += rank
+        if delta.magnitude is not None:
+            whole = dense(layer)[place.rows] + place.scale * (delta.a @ delta.b).T
+            gain[place.rows] = delta.magnitude * place.scale / mx.linalg.norm(whole, axis=1)
+    adapted = Adapted(layer, a.astype(dtype), b.astype(dtype))
+    if any(delta.magnitude is not None for _, delta in deltas):
+        adapted.gain = gain.astype(dtype)
+        bias = layer(mx.zeros((1, width), dtype))[0]
+        if bias.any().item():
+            adapted.bias = bias * (1 - adapted.gain)
+    return adapted
+
+
+def places(model: Model | FusedModel) -> dict[str, Place]:
+    """Where each matrix of the checkpoint is in `model`, by its path in the checkpoint."""
+    known: dict[str, Place] = {}
+
+    def add(path: str, layer: nn.Module, names: dict[str, int], scale: float = 1.0) -> None:
+        start = 0
+        for name, rows in names.items():
+            known[name] = Place(path, slice(start, start + rows), shape_of(layer)[1], scale)
+            start += rows
+
+    if isinstance(model, Model):
+        inside = tuple(f"{p}." for p, m in model.named_modules() if type(m) is Adapted)
+        for path, module in model.named_modules():
+            if _is_projection(module) and not path.startswith(inside):
+                add(path, module, {path: shape_of(module)[0]})
+        return known
+    config = model.config
+    if not config.tie_word_embeddings:
+        add("lm_head", model.lm_head, {"lm_head": config.vocab_size})
+    H, D, F = config.hidden_size, config.head_dim, config.intermediate_size
+    queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
+    scale = config.residual_scale / config.scale_emb
+    for number, block in enumerate(model.layers):
+        path, name = f"layers.{number}", f"model.layers.{number}"
+        attention = {
+            f"{name}.self_attn.{p}_proj": n
+            for p, n in zip("qkv", (queries, keys, keys), strict=True)
+        }
+        add(f"{path}.self_attn.qkv_proj", block.self_attn.qkv_proj, attention)
+        output = {f"{name}.self_attn.o_proj": H}
+        add(f"{path}.self_attn.o_proj", block.self_attn.o_proj, output, scale)
+        if isinstance(block.mlp, FusedMLP):  # stacked experts are no matrices of their own
+            up = {f"{name}.mlp.gate_proj": F, f"{name}.mlp.up_proj": F}
+            add(f"{path}.mlp.gate_up_proj", block.mlp.gate_up_proj, up)
+            down = {f"{name}.mlp.down_proj": H}
+            add(f"{path}.mlp.down_proj", block.mlp.down_proj, down, scale)
+    return known
+
+
+def _is_projection(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.QuantizedLinear, Adapted))
+
+
+def shape_of(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a projection of whatever form."""
+    shapes = []
+    for leaf, _ in _leaves(layer):
+        out, width = leaf.weight.shape
+        packed = isinstance(leaf, nn.QuantizedLinear)
+        shapes.append((out, width * 32 // leaf.bits if packed else width))
+    return sum(out for out, _ in shapes), shapes[0][1]
+
+
+def dense(layer: nn.Module) -> mx.array:
+    """The matrix (out, in) of a projection, in float32; without its adapter."""
+    blocks = []
+    for leaf, scale in _leaves(layer):
+        weight = leaf.weight
+        if isinstance(leaf, nn.QuantizedLinear):
+            weight = mx.dequantize(
+                weight,
+                leaf.scales,
+                leaf.get("biases"),
+                group_size=leaf.group_size,
+                bits=leaf.bits,
+                mode=leaf.mode,
+            )
+        blocks.append(weight.astype(mx.float32) * scale)
+    return mx.concatenate(blocks)
+
+
+def _leaves(layer: nn.Module) -> list[tuple[nn.Module, float]]:
+    """The plain or quantized layers that a projection consists of, each with its multiplier."""
+    if isinstance(layer, Parts):
+        return [leaf for part in layer.parts for leaf in _leaves(part)]
+    if isinstance(layer, Scaled):
+        return [(leaf, scale * layer.scale) for leaf, scale in _leaves(layer.layer)]
+    if isinstance(layer, Adapted):
+        return _leaves(layer.layer)
+    return _leaves(layer.linear) if isinstance(layer, SplitLinear) else [(layer, 1.0)]

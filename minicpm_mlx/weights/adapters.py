@@ -1,0 +1,155 @@
+"""LoRA and DoRA adapters, in the layouts of mlx-lm and of PEFT, by the checkpoint's names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..arguments import is_whole
+from ..errors import ConfigError, WeightsError
+from . import safetensors, torch_zip
+from .lazy import LazyTensor, printable
+
+FILES = {
+    "adapters.safetensors": safetensors.read,
+    "adapter_model.safetensors": safetensors.read,
+    "adapter_model.bin": torch_zip.read,
+}
+"""mlx-lm's file, and PEFT's."""
+
+_PARTS = {
+    ".lora_a": "a",
+    ".lora_b": "b",
+    ".m": "m",
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_A.default.weight": "a",
+    ".lora_B.default.weight": "b",
+    ".lora_magnitude_vector": "m",
+    ".lora_magnitude_vector.weight": "m",
+    ".lora_magnitude_vector.default.weight": "m",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What an adapter does to a projection W (out, in): W x + b (a x)."""
+
+    a: mx.array
+    """(in, rank)"""
+    b: mx.array
+    """(rank, out), the adapter's scale included."""
+    magnitude: mx.array | None = None
+    """(out,): in DoRA, the length that each row of W + ba is then given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter as read from its folder."""
+
+    folder: Path
+    deltas: dict[str, Delta]
+    """By the projection's path in the checkpoint, such as model.layers.0.self_attn.q_proj."""
+    digest: str
+    """Hash of its files."""
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read the adapter in `folder`; ConfigError or WeightsError for what is none, or damaged."""
+    folder = Path(folder)
+    path = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise WeightsError(
+            f"{folder}: no adapter; expected {', '.join(FILES)} beside adapter_config.json"
+        )
+    config_path = folder / "adapter_config.json"
+    config = _config(config_path)
+    peft = path.name != "adapters.safetensors"
+    found: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in FILES[path.name](path).items():
+        ending = next((e for e in sorted(_PARTS, key=len)[::-1] if name.endswith(e)), None)
+        if ending is None:
+            raise WeightsError(
+                f"{path}: {printable(name)} is no part of a LoRA or DoRA adapter; only those can "
+                "be put on a model"
+            )
+        module = name.removesuffix(ending)
+        if peft:
+            module = module.removeprefix("base_model.model.")
+        found.setdefault(module, {})[_PARTS[ending]] = tensor
+    deltas = {
+        module: _delta(path, module, parts, _scale(config, config_path, peft, module, parts), peft)
+        for module, parts in found.items()
+    }
+    if not deltas:
+        raise WeightsError(f"{path}: holds no tensors")
+    digest = hashlib.sha256(config_path.read_bytes() + path.read_bytes()).hexdigest()[:32]
+    return Adapter(folder=folder, deltas=deltas, digest=digest)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: expected an adapter's config, found: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: expected a JSON object")
+    kind = config.get("fine_tune_type", config.get("peft_type", "lora"))
+    if str(kind).lower() not in ("lora", "dora"):
+        raise ConfigError(f"{path}: expected a LoRA or DoRA adapter, got {printable(kind)}")
+    if config.get("fan_in_fan_out"):
+        raise ConfigError(f"{path}: fan_in_fan_out is for layers that this family has not")
+    return config
+
+
+def _scale(
+    config: dict[str, Any], path: Path, peft: bool, module: str, parts: dict[str, LazyTensor]
+) -> float:
+    """What b (a x) is multiplied by: mlx-lm states it, PEFT states alpha, to be divided by rank."""
+    if not peft:
+        parameters = config.get("lora_parameters")
+        scale = parameters.get("scale") if isinstance(parameters, dict) else None
+        return _number(path, "lora_parameters.scale", scale)
+    by_module = config.get("alpha_pattern")
+    alpha = config.get("lora_alpha")
+    for name, value in by_module.items() if isinstance(by_module, dict) else ():
+        if f".{module}".endswith(f".{name}"):
+            alpha = value
+    shape = parts["a"].shape if "a" in parts else ()
+    rank = max(shape[0], 1) if shape else 1
+    return _number(path, "lora_alpha", alpha) / (
+        math.sqrt(rank) if config.get("use_rslora") else rank
+    )
+
+
+def _number(path: Path, name: str, value: object) -> float:
+    if not (is_whole(value) or isinstance(value, float)) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ConfigError(f"{path}: {name} must be a number, got {printable(value)}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _delta(
+    path: Path, module: str, parts: dict[str, LazyTensor], scale: float, peft: bool
+) -> Delta:
+    missing = {"a", "b"} - parts.keys()
+    if missing:
+        raise WeightsError(f"{path}: {printable(module)} lacks its lora_{min(missing)}")
+    ndims = {part: len(tensor.shape) for part, tensor in parts.items()}
+    floats = all(mx.issubdtype(tensor.dtype, mx.floating) for tensor in parts.values())
+    if ndims | {"m": 1} != {"a": 2, "b": 2, "m": 1} or ndims.get("m", 1) != 1 or not floats:
+        raise WeightsError(f"{path}: {printable(module)}: expected two matrices of floats")
+    a, b = (parts[part].load().astype(mx.float32) for part in "ab")
+    if peft:
+        a, b = a.T, b.T
+    if a.shape[1] != b.shape[0]:
+        raise WeightsError(
+            f"{path}: {printable(module)}: lora_a has rank {a.shape[1]} and lora_b {b.shape[0]}"
+        )
+    magnitude = parts["m"].load().astype(mx.float32) if "m" in parts else None
+    return Delta(a=a, b=b * scale, magnitude=magnitude)
