@@ -9,16 +9,15 @@ each in a process of its own, one after the other.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import report
 
 PROMPT = "Tell me, step by step, how bread is made, and why each step matters. " * 16
 TOKENS = 64
@@ -82,12 +81,9 @@ def run(script: str, folder: Path, ids: list[int]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = report.options(__doc__, rounds=5).parse_args()
 
-    from minicpm_mlx import device, load_tokenizer
+    from minicpm_mlx import load_tokenizer
     from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
 
@@ -101,32 +97,13 @@ def main() -> None:
             times["minicpm-mlx"].append(run(OURS, ours, ids))
             times["mlx-lm"].append(run(THEIRS, theirs, ids))
 
-    record: dict[str, object] = {
-        "machine": f"{device.chip()}, {platform.system()}, BLAS {device.blas}",
-        "prompt_tokens": len(ids),
-        "new_tokens": TOKENS,
-        "rounds": options.rounds,
-    }
-    print(f"{record['machine']}; {len(ids)} prompt tokens, {TOKENS} new, {options.rounds} rounds")
+    found = report.Report(rounds=options.rounds, prompt_tokens=len(ids), new_tokens=TOKENS)
     for index, phase in enumerate(("prefill", "decode")):
-        medians = {}
         for name, rounds in times.items():
-            values = sorted(values[index] for values in rounds)
-            medians[name] = statistics.median(values)
-            record[f"{name} {phase} tok/s"] = [values[0], medians[name], values[-1]]
-            print(
-                f"{phase:8} {name:12} {medians[name]:8.1f} tok/s  "
-                f"({values[0]:.1f} to {values[-1]:.1f})"
-            )
-        ratios = [a[index] / b[index] for a, b in zip(*times.values(), strict=True)]
-        record[f"{phase} ratio"] = [min(ratios), statistics.median(ratios), max(ratios)]
-        print(
-            f"{phase:8} ratio        {statistics.median(ratios):8.2f}        "
-            f"({min(ratios):.2f} to {max(ratios):.2f})"
-        )
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            found.add(f"{name} {phase}", [values[index] for values in rounds], "tok/s")
+        pairs = zip(*times.values(), strict=True)
+        found.add(f"{phase} ratio", [a[index] / b[index] for a, b in pairs], "")
+    found.save(options.json)
 
 
 if __name__ == "__main__":

@@ -241,7 +241,6 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _greet(wanted: str, say: Words) -> str:
     """Show the banner; the model to load, which is another where the user would not download it."""
-    from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
 
     card = resolve(wanted)
@@ -256,6 +255,8 @@ def _greet(wanted: str, say: Words) -> str:
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", say)
+        from minicpm_mlx.local import folder_of
+
         folder_of(card)  # here, where its progress is seen and Ctrl-C heard
     packed = f" · {card.bits} bit" if card.bits else ""
     console().print(f"{card.name}{packed}", style="title")

@@ -277,6 +277,10 @@ def adapter(talk: Talk, text: str) -> None:
     talk.note("adapter", path=lm.adapter) if lm.adapter else talk.note("no_adapter")
 
 
+IN_BITS = {8: ("±0 %", 53), 4: ("+12 %", 28)}
+"""What a cache in few bits does, as benchmarks/kv_bits.py measured it: perplexity, memory."""
+
+
 def stats(talk: Talk, _: str) -> None:
     chat, done = talk.chat, talk.replies
     tokens = sum(s.completion_tokens for s in done)
@@ -284,12 +288,13 @@ def stats(talk: Talk, _: str) -> None:
     later = tokens - len(done)
     speed = later / seconds if seconds > 0 and later > 0 else 0.0
     talk.note("total", turns=len(done), tokens=tokens, speed=speed)
-    layers = chat.session.cache
+    layers, bits = chat.session.cache, chat.kv_bits
+    loss, share = IN_BITS.get(bits or 0, ("", 0))
     talk.note(
         "cache",
         used=layers[0].offset,
         mb=sum(layer.nbytes for layer in layers) / 1e6,
-        bits=talk.say("in_bits", bits=chat.kv_bits) if chat.kv_bits else "",
+        bits=talk.say("in_bits", bits=bits, loss=loss, share=share) if bits else "",
     )
     talk.print("")
 

@@ -329,9 +329,9 @@ def is_here(card: Card) -> bool:
     """Whether the model needs no download."""
     from dataclasses import replace
 
+    if card.repo is None:
+        return True
     from minicpm_mlx.local import kept_folder
 
     whole = replace(card, bits=None, group_size=None)
-    if card.repo is None:
-        return True
     return kept_folder(card) is not None or kept_folder(whole) is not None

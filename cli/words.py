@@ -96,7 +96,10 @@ TEXTS = {
         "cache: {used} tokens, {mb:.0f} MB{bits}",
         "缓存：{used} 个词元，{mb:.0f} MB{bits}",
     ),
-    "in_bits": (", in {bits} bits", "，{bits} 位"),
+    "in_bits": (
+        ", in {bits} bits (on the demo: perplexity {loss}, {share} % of 16 bits)",
+        "，{bits} 位（demo 实测：困惑度 {loss}，占 16 位的 {share} %）",
+    ),
     "count": ("{count} tokens", "{count} 个词元"),
 }
 

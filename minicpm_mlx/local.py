@@ -12,9 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import hub
-from .config import Config
-from .config_parts import Quantization
 from .errors import DownloadError, InvalidArgumentError
 from .registry import Card, cache_dir
 
@@ -44,11 +41,13 @@ def kept_folder(card: Card) -> Path | None:
     if card.path is not None:
         return card.path
     if card.package is not None:
-        found = sorted(cache_dir().glob(f"{card.name}-v*"))
-        return found[-1] if found else None
+        found = cache_dir().glob(f"{card.name}-v*")
+        return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
     if card.bits is not None:
         folder = cache_dir() / _quantized_name(card)
         return folder if (folder / "config.json").is_file() else None
+    from . import hub
+
     return hub.cached(str(card.repo), card.revision, weights=card.file)
 
 
@@ -67,6 +66,8 @@ def _from_hub(card: Card, progress: bool) -> Path:
     kept = cache_dir() / _quantized_name(card)
     if card.bits is not None and (kept / "config.json").is_file():
         return kept
+    from . import hub
+
     try:
         source = hub.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
     except DownloadError as error:
@@ -84,6 +85,8 @@ def _quantize(source: Path, card: Card, folder: Path) -> None:
     """Write the checkpoint in `source`, rounded to the card's bits, to `folder`, as MLX does."""
     import mlx.core as mx
 
+    from .config import Config
+    from .config_parts import Quantization
     from .quantize import quantize
     from .weights.load import assemble, parameters, read_checked
 

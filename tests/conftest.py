@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,3 +54,24 @@ def demo_folder(home: Path) -> Path:
 def demo(demo_folder: Path) -> mm.LM:
     """The demo model, loaded in its inference form."""
     return mm.load("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes what the demo says, in mlx-lm's layout; it was never trained."""
+    import mlx.core as mx
+
+    from minicpm_mlx.adapt import places
+
+    folder = tmp_path_factory.mktemp("adapter")
+    mx.random.seed(3)
+    tensors = {}
+    for name, place in places(demo.model).items():
+        if name.endswith("v_proj"):
+            out = place.rows.stop - place.rows.start
+            tensors[f"{name}.lora_a"] = mx.random.normal((place.width, 2)) * 0.1
+            tensors[f"{name}.lora_b"] = mx.random.normal((2, out)) * 0.1
+    mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 9.0}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder

@@ -209,20 +209,6 @@ def test_folders_that_hold_none_are_named(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes what the demo says, without being trained."""
-    folder = tmp_path_factory.mktemp("adapter")
-    mx.random.seed(3)
-    tensors = {}
-    for name, place in places(demo.model).items():
-        if name.endswith("v_proj"):
-            out = place.rows.stop - place.rows.start
-            tensors[f"{name}.lora_a"] = mx.random.normal((place.width, 2)) * 0.1
-            tensors[f"{name}.lora_b"] = mx.random.normal((2, out)) * 0.1
-    return written(folder, tensors)
-
-
 def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
     demo: mm.LM, demo_adapter: Path
 ) -> None:

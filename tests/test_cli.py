@@ -45,7 +45,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch, demo: minicpm_mlx.LM) -> None:
     """Commands get the demo that the session has loaded already."""
-    monkeypatch.setattr(options, "load", lambda name, dtype, device: demo)
+    monkeypatch.setattr(options, "load", lambda name, dtype, device, **_: demo)
 
 
 def command(*arguments: str) -> list[str]:

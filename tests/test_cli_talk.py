@@ -281,6 +281,37 @@ def test_a_file_goes_with_the_next_message_once(chat: Open, saved: Saved, tmp_pa
     assert finished(shell) == 0
 
 
+def test_an_adapter_is_put_on_and_taken_off(
+    chat: Open, saved: Saved, demo_adapter: Path, tmp_path: Path
+) -> None:
+    shell = chat("--max-tokens", "8")
+    shell.say(FRANCE)
+    shell.wait(PARIS)
+    shell.say("/adapter")
+    shell.wait("no adapter\n")
+    shell.say(f"/adapter {tmp_path}")
+    shell.wait(r"no adapter;\s+expected")
+    shell.say(f"/adapter {demo_adapter}")
+    shell.wait("adapter: ")
+    shell.say("/retry")
+    shell.wait(STATS)
+    assert saved()[0]["adapter"] == str(demo_adapter)
+    other = saved()[0]["messages"][1]["content"]
+    assert "Paris" not in other
+    shell.say("/adapter off")
+    shell.wait("no adapter\n")
+    shell.say("/retry")
+    shell.wait(PARIS)
+    shell.say("/exit")
+    assert shell.status() == 0
+    assert saved()[0]["adapter"] is None
+    answers = [piped("-p", FRANCE, "--adapter", str(folder)) for folder in (demo_adapter, tmp_path)]
+    assert "Paris" not in answers[0].stdout
+    assert answers[0].returncode == 0
+    assert answers[1].returncode == 1
+    assert "no adapter" in answers[1].stderr
+
+
 def test_what_happens_when_the_context_is_full(chat: Open) -> None:
     shell = chat("--context", "60", "--max-tokens", "60")
     for typed, answer in [

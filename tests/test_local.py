@@ -71,7 +71,7 @@ def fetches(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(repo)
         return source
 
-    monkeypatch.setattr(local.hub, "fetch", fetch)
+    monkeypatch.setattr(hub, "fetch", fetch)
     return asked
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_download_is_not_kept(
     shutil.copytree(source, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    monkeypatch.setattr(local.hub, "fetch", lambda *a, **k: broken)
+    monkeypatch.setattr(hub, "fetch", lambda *a, **k: broken)
     with pytest.raises(WeightsError, match="safetensors"):
         local.folder_of(CARD)
     assert names(cache) == []
