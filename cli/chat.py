@@ -71,6 +71,7 @@ def chat(
     dtype: options.Dtype = None,
     device: options.Device = None,
     adapter: options.Adapter = None,
+    draft: options.Draft = None,
 ) -> None:
     """Talk with a model; it remembers the conversation until you leave, and after."""
     from minicpm_mlx.errors import InvalidArgumentError
@@ -116,7 +117,10 @@ def chat(
     load = partial(options.load, dtype=dtype, device=device, context=context, kv_bits=kv_bits)
     talk = Talk(
         lambda lm: _chat(lm, settings, sampling),
-        Loading(lambda: load(wanted, quiet=interactive, adapter=adapter), background=interactive),
+        Loading(
+            lambda: load(wanted, quiet=interactive, adapter=adapter, draft=draft),
+            background=interactive,
+        ),
         say,
         interactive=interactive,
         markdown=not plain,

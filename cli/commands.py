@@ -287,7 +287,9 @@ def stats(talk: Talk, _: str) -> None:
     seconds = sum(s.seconds - s.ttft for s in done)
     later = tokens - len(done)
     speed = later / seconds if seconds > 0 and later > 0 else 0.0
-    talk.note("total", turns=len(done), tokens=tokens, speed=speed)
+    passes = sum(s.passes for s in done)
+    each = later / passes if passes else 1.0
+    talk.note("total", turns=len(done), tokens=tokens, speed=speed, each=each)
     layers, bits = chat.session.cache, chat.kv_bits
     loss, share = IN_BITS.get(bits or 0, ("", 0))
     talk.note(

@@ -33,12 +33,13 @@ def generate(
     dtype: options.Dtype = None,
     device: options.Device = None,
     adapter: options.Adapter = None,
+    draft: options.Draft = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt."""
     from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.lm import collect
+    from minicpm_mlx.reply import collect
 
     if raw and system is not None:
         raise InvalidArgumentError("--system has no place in --raw text; leave one of them out")
@@ -55,7 +56,7 @@ def generate(
         "seed": seed,
     }
     options.check_sampling(**how)
-    lm = options.load(model, dtype, device, adapter=adapter)
+    lm = options.load(model, dtype, device, adapter=adapter, draft=draft)
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(
         text if raw else [*messages, {"role": "user", "content": text}],

@@ -46,6 +46,9 @@ Device = Annotated[str | None, typer.Option("--device", help="gpu or cpu.")]
 Adapter = Annotated[
     str | None, typer.Option("--adapter", help="Folder of a LoRA or DoRA adapter to put on.")
 ]
+Draft = Annotated[
+    str | None, typer.Option("--draft", help="A smaller model that guesses ahead; same text.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -58,6 +61,7 @@ def load(
     context: int | None = None,
     kv_bits: int | None = None,
     adapter: str | None = None,
+    draft: str | None = None,
 ) -> LM:
     """Load a model for a command, if it fits in memory with a cache of `context` tokens (None: a
     short one); `quiet` where the terminal is in use meanwhile."""
@@ -70,7 +74,7 @@ def load(
     config = mm.Config.load(folder_of(resolve(model)))
     memory.check(memory.plan(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
     with nullcontext() if quiet else _notice(f"loading {model} …"):
-        return mm.load(model, dtype=dtype, device=device, adapter=adapter)
+        return mm.load(model, dtype=dtype, device=device, adapter=adapter, draft=draft)
 
 
 def select(dtype: str | None, device: str | None, *, quiet: bool = False) -> None:

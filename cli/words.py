@@ -89,8 +89,8 @@ TEXTS = {
         "[d] 下载，[t] 先试用 demo 模型（很小，不是 MiniCPM），[q] 退出：",
     ),
     "total": (
-        "{turns} replies, {tokens} tokens, {speed:.1f} tok/s on average",
-        "{turns} 次回复，{tokens} 个词元，平均 {speed:.1f} 词元/秒",
+        "{turns} replies, {tokens} tokens, {speed:.1f} tok/s on average, {each:.1f} tokens a pass",
+        "{turns} 次回复，{tokens} 个词元，平均 {speed:.1f} 词元/秒，每次前向 {each:.1f} 个词元",
     ),
     "cache": (
         "cache: {used} tokens, {mb:.0f} MB{bits}",

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from .config import Config
     from .engine import Sampling, Session
     from .errors import MiniCPMError
-    from .lm import LM, Completion, Piece, Stats, load
+    from .lm import LM
+    from .loading import load
     from .registry import Card, cards
+    from .reply import Completion, Piece, Stats
     from .tokenizer import Tokenizer, load_tokenizer
     from .weights import load_model
 
@@ -56,8 +58,10 @@ _HOMES = {
     "config": ("Config",),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
-    "lm": ("LM", "Completion", "Piece", "Stats", "load"),
+    "lm": ("LM",),
+    "loading": ("load",),
     "registry": ("Card", "cards"),
+    "reply": ("Completion", "Piece", "Stats"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
     "weights": ("load_model",),
 }

@@ -14,7 +14,8 @@ from typing import Any
 
 from .device import on_cpu, select
 from .errors import InvalidArgumentError
-from .lm import LM, load, tokenizer_of
+from .lm import LM
+from .loading import load, tokenizer_of
 from .local import folder_of
 from .registry import resolve
 from .tokenizer import Tokenizer

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from .arguments import at_least_one, shown, whole
 from .engine import Sampling, Session
 from .errors import ContextLengthError, InvalidArgumentError
-from .lm import LM, Piece
+from .lm import LM
+from .reply import Piece
 from .stops import stop_list
 
 OVERFLOW = ("stop", "slide")

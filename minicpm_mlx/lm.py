@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from . import device as devices
 from .adapt import adapt
 from .arguments import at_least_one, expect, is_whole, listed, shown, whole
 from .config import Config
-from .engine import Sampling, Session, generate
+from .engine import WIDTH, Batch, Draft, Lookup, Sampling, Session, Speculation, generate
 from .errors import (
-    ConfigError,
     ContextLengthError,
     InvalidArgumentError,
-    TokenizerError,
-    WeightsError,
 )
 from .fuse import FusedModel
-from .local import folder_of
 from .model import Model
-from .registry import Card, resolve
-from .stops import StopStrings, stop_list
-from .template import BUILTIN, Template
-from .tokenizer import Tokenizer, load_tokenizer
-from .weights import load_model
+from .registry import Card
+from .reply import Completion, Piece, Stats, Transcript, collect
+from .stops import stop_list
+from .tokenizer import Tokenizer
 from .weights.adapters import read_adapter
 
 Message = Mapping[str, str]
@@ -39,60 +32,6 @@ Message = Mapping[str, str]
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """Text to continue, token ids to continue, or a conversation to answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """What one reply cost."""
-
-    prompt_tokens: int
-    """Tokens of the prompt."""
-    cached_tokens: int
-    """How many of them were in the cache already."""
-    completion_tokens: int
-    """Tokens of the reply."""
-    ttft: float
-    """Seconds to the first token."""
-    seconds: float
-    """Seconds in all."""
-    peak_memory: int
-    """Most bytes MLX held at once since the process began."""
-
-    @property
-    def prompt_tps(self) -> float:
-        """Prompt tokens read a second, cached ones not counted."""
-        return (self.prompt_tokens - self.cached_tokens) / self.ttft if self.ttft else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Tokens a second after the first; 0 for a reply of one token."""
-        later = self.seconds - self.ttft
-        return (self.completion_tokens - 1) / later if later > 0 and self.completion_tokens else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """The next bit of a reply; the last one has a finish_reason and stats."""
-
-    text: str
-    """Text that is certain: whole characters, and no part of a stop string."""
-    token_ids: tuple[int, ...] = ()
-    """Tokens read since the last piece, end of text not counted."""
-    finish_reason: str | None = None
-    """"stop" (the model ended, or a stop string came) or "length"."""
-    stats: Stats | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """A whole reply."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    """Its tokens, end of text not counted; a stop string cuts the text but not these."""
-    finish_reason: str
-    """"stop" (the model ended, or a stop string came) or "length"."""
-    stats: Stats
 
 
 @dataclass
@@ -108,6 +47,8 @@ class LM:
     """Where it was loaded from."""
     adapter: Path | None = None
     """The folder of the adapter on it; see `use_adapter`."""
+    draft: LM | None = None
+    """A smaller model that guesses ahead."""
     room: int | None = None
     """Tokens of context that memory has room for, where that is fewer than the model's."""
     _session: Session | None = field(default=None, repr=False)
@@ -158,15 +99,36 @@ class LM:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         session: Session | None = None,
+        speculate: bool = True,
     ) -> Generator[Piece, None, None]:
         """Continue text or ids, or answer messages, a piece at a time.
 
         `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
-        before it. `session` keeps the cache from one call to the next.
+        before it. `session` keeps the cache from one call to the next. `speculate` False leaves out
+        guessing ahead, by what the text said before or by `draft`: it changes the speed alone.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")
         """
+        ids, limit, stops = self._asked(prompt, max_tokens, stop)
+        session = self.session() if session is None else session
+        speculation = self._speculation(speculate)
+        tokens = generate(
+            self.model,
+            ids,
+            max_tokens=limit,
+            sampling=self.sampling if sampling is None else sampling,
+            eos=self.tokenizer.eos_ids,
+            session=session,
+            vocab_size=self.tokenizer.vocab_size,
+            speculation=speculation,
+        )
+        return self._pieces(tokens, ids, stops, session.common(ids), speculation)
+
+    def _asked(
+        self, prompt: Prompt, max_tokens: int | None, stop: Sequence[str]
+    ) -> tuple[list[int], int, list[str]]:
+        """A prompt's ids, the longest reply there is room for, and the strings that end it."""
         ids = self.encode(prompt)
         room = self.context_length - len(ids)
         if room < 1:
@@ -175,21 +137,17 @@ class LM:
                 "shorten it to leave room for a reply"
             )
         limit = room if max_tokens is None else at_least_one("max_tokens", max_tokens)
-        session = self.session() if session is None else session
         stops = stop_list(stop)
-        tokens = generate(
-            self.model,
-            ids,
-            max_tokens=min(limit, room),
-            sampling=self.sampling if sampling is None else sampling,
-            eos=self.tokenizer.eos_ids,
-            session=session,
-            vocab_size=self.tokenizer.vocab_size,
-        )
         is_chat = not isinstance(prompt, str) and any(map(is_message, prompt))
         if is_chat and self.tokenizer.template:
             stops.extend(self.tokenizer.template.stop_strings)
-        return self._pieces(tokens, ids, stops, session.common(ids))
+        return ids, min(limit, room), stops
+
+    def _speculation(self, wanted: bool) -> Speculation:
+        if not wanted:
+            return Speculation(None)
+        vocabulary = self.tokenizer.vocab_size
+        return Speculation(Draft(self.draft.model, vocabulary) if self.draft else Lookup())
 
     def _pieces(
         self,
@@ -197,33 +155,30 @@ class LM:
         prompt: list[int],
         stops: Sequence[str],
         cached: int,
+        speculation: Speculation,
     ) -> Generator[Piece, None, None]:
         start = time.perf_counter()
         first: float | None = None
-        decoder, text = self.tokenizer.stream(), StopStrings(stops)
-        count, reason = 0, "length"
+        transcript = Transcript(self.tokenizer, stops)
         with closing(tokens):
             for token in tokens:
                 first = first or time.perf_counter()
-                if token in self.tokenizer.eos_ids:
-                    reason = "stop"
-                    break
-                count += 1
-                yield Piece(text=text.add(decoder.add(token)), token_ids=(token,))
-                if text.found:
-                    reason = "stop"
+                piece = transcript.add(token)
+                if piece.token_ids:
+                    yield piece
+                if transcript.ended:
                     break
         now = time.perf_counter()
         stats = Stats(
             prompt_tokens=len(prompt),
             cached_tokens=cached,
-            completion_tokens=count,
+            completion_tokens=transcript.count,
             ttft=(first or now) - start,
             seconds=now - start,
+            passes=speculation.passes,
             peak_memory=mx.get_peak_memory(),
         )
-        rest = "" if text.found else text.add(decoder.finish()) + text.finish()
-        yield Piece(text=rest, finish_reason=reason, stats=stats)
+        yield transcript.finish(stats)
 
     def generate(
         self,
@@ -233,6 +188,7 @@ class LM:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         session: Session | None = None,
+        speculate: bool = True,
     ) -> Completion:
         """The whole of what `stream` gives.
 
@@ -240,9 +196,65 @@ class LM:
         """
         return collect(
             self.stream(
-                prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, session=session
+                prompt,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                stop=stop,
+                session=session,
+                speculate=speculate,
             )
         )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        width: int = WIDTH,
+    ) -> list[Completion]:
+        """`generate` for many prompts, `width` of them at a time; the replies in their order.
+
+        Each reply is what it would have been alone. Their seconds are those they took together.
+
+            lm.generate_batch(["1 + 1 =", "The capital of France is"], max_tokens=8)
+        """
+        asked = [self._asked(prompt, max_tokens, stop) for prompt in prompts]
+        how = self.sampling if sampling is None else sampling
+        batch = Batch(
+            self.model,
+            eos=self.tokenizer.eos_ids,
+            vocab_size=self.tokenizer.vocab_size,
+            width=at_least_one("width", width),
+        )
+        start = time.perf_counter()
+        streams = [batch.add(ids, max_tokens=limit, sampling=how) for ids, limit, _ in asked]
+        told = [Transcript(self.tokenizer, stops) for _, _, stops in asked]
+        pieces: list[list[Piece]] = [[] for _ in asked]
+        first: dict[int, float] = {}
+        with closing(batch):
+            while drawn := batch.step():
+                now = time.perf_counter() - start
+                for stream, token, reason in drawn:
+                    index = streams.index(stream)
+                    first.setdefault(index, now)
+                    pieces[index].append(told[index].add(token))
+                    if not reason and not told[index].ended:
+                        continue
+                    if not reason:
+                        batch.remove(stream)
+                    stats = Stats(
+                        prompt_tokens=len(asked[index][0]),
+                        cached_tokens=0,
+                        completion_tokens=told[index].count,
+                        ttft=first[index],
+                        seconds=now,
+                        passes=max(told[index].count - 1, 0),
+                        peak_memory=mx.get_peak_memory(),
+                    )
+                    pieces[index].append(told[index].finish(stats))
+        return [collect(reply) for reply in pieces]
 
     def chat(
         self,
@@ -308,61 +320,6 @@ class LM:
         return left if max_tokens is None else min(left, at_least_one("max_tokens", max_tokens))
 
 
-def load(
-    name: str | Path,
-    *,
-    dtype: str | None = None,
-    device: str | None = None,
-    fuse: bool = True,
-    adapter: str | Path | None = None,
-    progress: bool = True,
-) -> LM:
-    """Load a model by card name, folder or hub repository (`org/name`), downloading it if need be.
-
-    `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
-    keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`. Raises
-    ModelNotFoundError, DownloadError, ConfigError, WeightsError or TokenizerError.
-
-        lm = load("demo")
-    """
-    card = resolve(str(name))
-    devices.select(device)
-    folder = folder_of(card, progress=progress)
-    try:
-        lm = _load_folder(card, folder, dtype, fuse)
-    except (ConfigError, WeightsError, TokenizerError) as error:
-        if card.path is not None:
-            raise
-        raise type(error)(
-            f"{error}. If its files are damaged: `minicpm-mlx rm {card.name}`, then "
-            f"`minicpm-mlx pull {card.name}`"
-        ) from None
-    if adapter is not None:
-        lm.use_adapter(adapter)
-    return lm
-
-
-def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
-    # The config first: a model that cannot be should not wait for its tokenizer.
-    config = Config.load(folder)
-    tokenizer = tokenizer_of(card, folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise TokenizerError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
-            f"{config.vocab_size}; are its files those of another model?"
-        )
-    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
-    return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
-
-
-def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
-    tokenizer = load_tokenizer(folder, eos=card.eos or None)
-    if card.template is not None:
-        tokenizer.template = Template(BUILTIN[card.template])
-    return tokenizer
-
-
 def is_message(item: object) -> bool:
     return isinstance(item, Mapping)
 
@@ -380,38 +337,3 @@ def sampled(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampli
     if not do_sample:
         given["temperature"] = 0.0
     return replace(base, **given)
-
-
-def collect(pieces: Iterable[Piece]) -> Completion:
-    """Join the pieces of a stream."""
-    texts: list[str] = []
-    ids: list[int] = []
-    for piece in pieces:
-        texts.append(piece.text)
-        ids.extend(piece.token_ids)
-    assert piece.finish_reason is not None
-    assert piece.stats is not None
-    return Completion(
-        text="".join(texts),
-        token_ids=tuple(ids),
-        finish_reason=piece.finish_reason,
-        stats=piece.stats,
-    )
-
-
-def _default_sampling(card: Card, folder: Path) -> Sampling:
-    names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    values: dict[str, Any] = {
-        name: getattr(card, name) for name in names if getattr(card, name) is not None
-    }
-    if values:
-        return Sampling(**values)
-    path = folder / "generation_config.json"
-    with suppress(OSError, ValueError, AttributeError):
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("do_sample"):
-            values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
-    try:
-        return Sampling(**values)
-    except InvalidArgumentError as error:
-        raise ConfigError(f"{path}: {error}") from None

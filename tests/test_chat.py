@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx import sessions
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm import collect
+from minicpm_mlx.reply import collect
 
 GREEDY = mm.Sampling(temperature=0)
 TOKENS = 6

@@ -29,7 +29,7 @@ from minicpm_mlx.cli.talk import Talk as Conversation
 from minicpm_mlx.cli.words import Words
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
-from minicpm_mlx.lm import Stats
+from minicpm_mlx.reply import Stats
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +173,7 @@ class FakeLM:
             prompt_tokens=9,
             cached_tokens=0,
             completion_tokens=len(reply),
+            passes=len(reply) - 1,
             ttft=0.5,
             seconds=1.5,
             peak_memory=0,

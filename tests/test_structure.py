@@ -27,9 +27,10 @@ ROWS = [
         "stops",
     },
     {"moe", "model", "fuse", "quantize", "onerow"},
-    {"weights", "engine"},
+    {"weights", "engine", "reply"},
     {"adapt", "demo", "local", "memory"},
     {"lm"},
+    {"loading"},
     {"chat", "auto", "doctor"},
     {"sessions"},
 ]

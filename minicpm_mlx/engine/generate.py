@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -14,6 +15,7 @@ from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
 from .cache import KVCache
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
+from .speculative import Speculation
 
 CHUNK = 512
 """Prompt tokens a forward pass: more gains no speed and takes more memory."""
@@ -116,12 +118,14 @@ def generate(
     session: Session | None = None,
     vocab_size: int | None = None,
     chunk: int = CHUNK,
+    speculation: Speculation | None = None,
 ) -> Generator[int, None, None]:
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
     An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
-    next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. The length of the
-    context is the caller's affair: a model runs on beyond it, only worse.
+    next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. `speculation` may
+    make it faster, and leaves the text as it is. The length of the context is the caller's affair:
+    a model runs on beyond it, only worse.
 
     Each `next` may come from another thread. Raises InvalidArgumentError for an empty prompt, ids
     the model does not have, arguments of a wrong kind, or a session that is in use or another
@@ -134,7 +138,8 @@ def generate(
     session = Session(model.config) if session is None else session
     expect("session", session, Session, "a Session, as a model's session() gives")
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-    return _stream(model, prompt, max_tokens, sampling, vocab_size, eos, session, chunk)
+    stream = Stream(model, session, sampling, vocab_size, speculation)
+    return _limited(stream, prompt, max_tokens, eos, chunk)
 
 
 def _check(config: Config, prompt: Sequence[int]) -> None:
@@ -147,48 +152,105 @@ def _check(config: Config, prompt: Sequence[int]) -> None:
         )
 
 
-def _stream(
-    model: LanguageModel,
-    prompt: Sequence[int],
-    max_tokens: int,
-    sampling: Sampling,
-    vocab_size: int,
-    eos: Collection[int],
-    session: Session,
-    chunk: int,
+def _limited(
+    stream: Stream, prompt: Sequence[int], max_tokens: int, eos: Collection[int], chunk: int
 ) -> Generator[int, None, None]:
-    with session.reserved(model):
-        sampler = Sampler(sampling, prompt, vocab_size)
-        start = session.rewind(prompt)
-        for begin in range(start, len(prompt), chunk):
-            hidden = session.read(model, prompt[begin : begin + chunk], len(prompt))
-        token = sampler(model.logits(hidden)[:, -1])
-        mx.async_eval(token, sampler.state)
-        for made in range(1, max_tokens + 1):
-            following = None
-            # From the second token on a step is launched before the last one is known, so that the
-            # device never waits for Python. The first token waits for nothing.
-            if 1 < made < max_tokens:
-                following = _step(model, sampler, token, session)
-            value = int(token.item())  # type: ignore[arg-type]
-            if value == NOT_A_NUMBER:
+    with stream.session.reserved(stream.model):
+        for made, token in enumerate(stream.tokens(prompt, max_tokens, chunk), 1):
+            if token == NOT_A_NUMBER:
                 raise NumericsError(
                     "the model produced NaN; expected numbers. Are the weights damaged, or is "
                     "float16 too narrow for them (try --dtype bfloat16 or float32)?"
                 )
-            if following is not None:
-                session.ids.append(value)
-            yield value
-            if value in eos or made == max_tokens:
+            yield token
+            if token in eos or made == max_tokens:
                 return
-            if following is None:
-                following = _step(model, sampler, token, session)
-                session.ids.append(value)
-            token = following
 
 
-def _step(model: LanguageModel, sampler: Sampler, token: mx.array, session: Session) -> mx.array:
-    """Launch the pass that reads `token` (1,); the next token."""
-    following = sampler(model.logits(model.hidden(token[None], session.cache))[:, -1])
-    mx.async_eval(following, sampler.state)
-    return following
+class Stream:
+    """The passes of one stream, and what is known between them."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        session: Session,
+        sampling: Sampling,
+        vocab_size: int,
+        speculation: Speculation | None,
+    ):
+        self.model, self.session, self.speculation = model, session, speculation
+        self.sampling, self.vocab_size = sampling, vocab_size
+        self.text: list[int] = []
+        self.end = 0
+        """Length that the text may reach."""
+
+    def tokens(self, prompt: Sequence[int], max_tokens: int, chunk: int) -> Iterator[int]:
+        """The tokens after `prompt`; more than `max_tokens` must not be asked for."""
+        self.text, self.end = list(prompt), len(prompt) + max_tokens
+        self.sampler = Sampler(self.sampling, prompt, self.vocab_size)
+        token, guesses = self._read(prompt, chunk), list[int]()
+        ahead = False  # the first token waits for nothing
+        while True:
+            # A step is launched before the last token is known, so that the device never waits for
+            # Python; but where a guess may come true, which would make it superfluous.
+            start = time.perf_counter()
+            more = ahead and not guesses and len(self.text) + 1 < self.end
+            following = self._step(token) if more else None
+            value = int(token.item())  # type: ignore[arg-type]
+            if following is not None:
+                self.session.ids.append(value)
+                if self.speculation:
+                    self.speculation.stepped(time.perf_counter() - start)
+            self.text.append(value)
+            yield value
+            confirmed = guesses[1:] if guesses and guesses[0] == value else []
+            guesses = confirmed if guesses else self._guesses()
+            if following is not None:
+                token = following
+                continue
+            while guesses:
+                yield from self._verified(guesses)
+                guesses = self._guesses()
+            token, ahead = self._step(mx.array([self.text[-1]])), True
+            self.session.ids.append(self.text[-1])
+
+    def _read(self, prompt: Sequence[int], chunk: int) -> mx.array:
+        """Read the prompt; the first token (1,)."""
+        for begin in range(self.session.rewind(prompt), len(prompt), chunk):
+            part = prompt[begin : begin + chunk]
+            hidden = self.session.read(self.model, part, len(prompt))
+        token = self.sampler(self.model.logits(hidden)[:, -1])
+        mx.async_eval(token, self.sampler.state)
+        return token
+
+    def _step(self, token: mx.array) -> mx.array:
+        """Launch the pass that reads `token` (1,); the next token."""
+        hidden = self.model.hidden(token[None], self.session.cache)
+        following = self.sampler(self.model.logits(hidden)[:, -1])
+        mx.async_eval(following, self.sampler.state)
+        if self.speculation:
+            self.speculation.passes += 1
+        return following
+
+    def _guesses(self) -> list[int]:
+        """What is worth checking at the next pass."""
+        threshold = self.session.threshold
+        limit = self.end if threshold is None else min(self.end, threshold)
+        room = limit - len(self.text) - 1  # beyond a threshold, each position is rotated anew
+        return self.speculation.guesses(self.text, room) if self.speculation and room > 0 else []
+
+    def _verified(self, guesses: list[int]) -> Iterator[int]:
+        """Read the last token and the guesses in one pass; those that are right, and one more."""
+        assert self.speculation
+        start = time.perf_counter()
+        read = [self.text[-1], *guesses]
+        hidden = self.model.hidden(mx.array([read]), self.session.cache)
+        values = self.sampler.check(self.model.logits(hidden)[0], guesses)
+        mx.eval([layer.state for layer in self.session.cache], self.sampler.state)
+        for layer in self.session.cache:
+            layer.trim(len(read) - len(values))
+        self.session.ids.extend(read[: len(values)])
+        self.speculation.checked(len(guesses), len(values) - 1, time.perf_counter() - start)
+        for value in values:
+            self.text.append(value)
+            yield value

@@ -73,20 +73,50 @@ class Sampler:
 
     def __call__(self, logits: mx.array) -> mx.array:
         """The next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
-        broken = mx.isnan(logits).any()
-        logits = logits[0, : self.vocab_size].astype(mx.float32)
+        token, self.key = self._next(logits[0], self.seen, self.key)
         if self.seen is not None:
+            self.seen[mx.maximum(token, 0)] = True
+        return token.reshape(1)
+
+    def check(self, logits: mx.array, guesses: Sequence[int]) -> list[int]:
+        """The next tokens, from logits (1 + guesses, V) of a pass that read the guesses: those
+        that were right, and one more. Each is what it would have been without them."""
+        seen, key = self.seen, self.key
+        tokens, keys = [], []
+        for row, guess in enumerate((*guesses, None)):
+            token, key = self._next(logits[row], seen, key)
+            tokens.append(token)
+            keys.append(key)
+            if seen is not None and guess is not None:
+                seen = mx.array(seen)
+                seen[guess] = True
+        drawn: list[int] = mx.stack(tokens).tolist()  # type: ignore[assignment]
+        pairs = enumerate(zip(drawn, guesses, strict=False))
+        right = next((i for i, (token, guess) in pairs if token != guess), len(guesses))
+        self.key = keys[right]
+        if self.seen is not None:
+            self.seen[mx.maximum(mx.array(drawn[: right + 1]), 0)] = True
+        return drawn[: right + 1]
+
+    def _next(
+        self, logits: mx.array, seen: mx.array | None, key: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """The next token from logits (V,), and the key to draw the one after it with."""
+        broken = mx.isnan(logits).any()
+        logits = logits[: self.vocab_size].astype(mx.float32)
+        if seen is not None:
             penalty = self.sampling.repetition_penalty
             punished = mx.where(logits > 0, logits / penalty, logits * penalty)
-            logits = mx.where(self.seen, punished, logits)
-        token = mx.argmax(logits) if self.sampling.temperature == 0 else self._draw(logits)
-        if self.seen is not None:
-            self.seen[token] = True
-        return mx.where(broken, NOT_A_NUMBER, token.astype(mx.int32)).reshape(1)
+            logits = mx.where(seen, punished, logits)
+        if self.sampling.temperature == 0:
+            token = mx.argmax(logits)
+        else:
+            key, own = mx.random.split(key)
+            token = self._draw(logits, own)
+        return mx.where(broken, NOT_A_NUMBER, token.astype(mx.int32)), key
 
-    def _draw(self, logits: mx.array) -> mx.array:
+    def _draw(self, logits: mx.array, key: mx.array) -> mx.array:
         how = self.sampling
-        self.key, key = mx.random.split(self.key)
         # Less the largest first, so that a tiny temperature makes the others -inf, not all inf.
         logits = (logits - logits.max()) / max(how.temperature, 1e-30)
         if how.top_k == 0 and how.top_p == 1 and how.min_p == 0:

@@ -1,0 +1,107 @@
+"""A model by name: found, fetched, and loaded with its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from . import device as devices
+from .config import Config
+from .engine import Sampling
+from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
+from .lm import LM
+from .local import folder_of
+from .registry import Card, resolve
+from .template import BUILTIN, Template
+from .tokenizer import Tokenizer, load_tokenizer
+from .weights import load_model
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    fuse: bool = True,
+    adapter: str | Path | None = None,
+    draft: str | Path | None = None,
+    progress: bool = True,
+) -> LM:
+    """Load a model by card name, folder or hub repository (`org/name`), downloading it if need be.
+
+    `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
+    keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`, `draft` a
+    smaller model of the same vocabulary that guesses ahead. Raises ModelNotFoundError,
+    DownloadError, ConfigError, WeightsError or TokenizerError.
+
+        lm = load("demo")
+    """
+    card = resolve(str(name))
+    devices.select(device)
+    folder = folder_of(card, progress=progress)
+    try:
+        lm = _load_folder(card, folder, dtype, fuse)
+    except (ConfigError, WeightsError, TokenizerError) as error:
+        if card.path is not None:
+            raise
+        raise type(error)(
+            f"{error}. If its files are damaged: `minicpm-mlx rm {card.name}`, then "
+            f"`minicpm-mlx pull {card.name}`"
+        ) from None
+    if adapter is not None:
+        lm.use_adapter(adapter)
+    if draft is not None:
+        lm.draft = load(draft, dtype=dtype, device=device, progress=progress)
+        _check_vocabulary(lm, lm.draft)
+    return lm
+
+
+def _check_vocabulary(lm: LM, draft: LM) -> None:
+    probe = "The quick brown fox, 12345.\n敏捷的棕色狐狸。"
+    mine, its = lm.tokenizer, draft.tokenizer
+    if mine.vocab_size != its.vocab_size or mine.encode(probe) != its.encode(probe):
+        raise InvalidArgumentError(
+            f"draft {draft.card.name} has another vocabulary than {lm.card.name}; expected a "
+            "smaller model of the same family"
+        )
+
+
+def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
+    # The config first: a model that cannot be should not wait for its tokenizer.
+    config = Config.load(folder)
+    tokenizer = tokenizer_of(card, folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{config.vocab_size}; are its files those of another model?"
+        )
+    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
+    return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
+
+
+def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
+    tokenizer = load_tokenizer(folder, eos=card.eos or None)
+    if card.template is not None:
+        tokenizer.template = Template(BUILTIN[card.template])
+    return tokenizer
+
+
+def _default_sampling(card: Card, folder: Path) -> Sampling:
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    values: dict[str, Any] = {
+        name: getattr(card, name) for name in names if getattr(card, name) is not None
+    }
+    if values:
+        return Sampling(**values)
+    path = folder / "generation_config.json"
+    with suppress(OSError, ValueError, AttributeError):
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.get("do_sample"):
+            values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
+    try:
+        return Sampling(**values)
+    except InvalidArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from None
