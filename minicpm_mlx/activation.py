@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 from .config import Config
@@ -15,5 +17,15 @@ class Activation:
 
     def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
         if self.threshold is None:
-            return gate * mx.sigmoid(gate) * up
-        return mx.where(gate > self.threshold, gate, 0) * up
+            return _silu(gate, up)
+        return _relu(gate, up, mx.array(self.threshold, gate.dtype))
+
+
+@partial(mx.compile, shapeless=True)  # one kernel instead of three
+def _silu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+@partial(mx.compile, shapeless=True)
+def _relu(gate: mx.array, up: mx.array, threshold: mx.array) -> mx.array:
+    return mx.where(gate > threshold, gate, 0) * up

@@ -97,8 +97,7 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.scale = attention.scale
-        slow = device.slow_exponentials()
-        self.attention = exponentials.attention if slow else mx.fast.scaled_dot_product_attention
+        self.attention = exponentials.attention if device.slow_exponentials() else None
         self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = scaled(attention.o_proj, scale)
 

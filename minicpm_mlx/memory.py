@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from . import device
 from .config import Config
-from .engine import CHUNK, group_of
+from .engine import CHUNK, group_of, working_memory
 from .errors import InvalidArgumentError
 
 
@@ -62,9 +62,7 @@ def plan(
     bits = float(8 * compute.size)
     if kv_bits is not None:  # a scale and a bias for each group
         bits = kv_bits + 2 * bits / group_of(config.head_dim)
-    experts = config.num_experts_per_tok if config.num_experts else 1
-    widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
-    working = 2 * CHUNK * widths * compute.size + 8 * config.vocab_size
+    working = working_memory(config, CHUNK, compute.size) + 8 * config.vocab_size
     if device.on_cpu():  # where attention holds its scores
         working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
     return Plan(

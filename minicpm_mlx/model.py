@@ -155,15 +155,19 @@ def attend(
     scale: float,
     mask: Mask,
     cache: Any,
-    attention: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention,
+    attention: Callable[..., mx.array] | None = None,
 ) -> mx.array:
-    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
+    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D).
+
+    `attention` takes the place of MLX's.
+    """
     B, _, T, _ = q.shape
     if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
         out = _attend_packed(q, cache.append(k, v), scale, cache)
     else:
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
+        attention = attention or mx.fast.scaled_dot_product_attention
         out = attention(q, k, v, scale=scale, mask=mask)
     return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
 

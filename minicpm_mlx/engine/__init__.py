@@ -3,7 +3,7 @@
 from .batch import WIDTH, Batch
 from .cache import KVCache, group_of
 from .draft import Draft
-from .generate import CHUNK, LanguageModel, Session, generate
+from .generate import CHUNK, LanguageModel, Session, generate, working_memory
 from .sampling import Sampler, Sampling
 from .speculative import Lookup, Speculation
 
@@ -21,4 +21,5 @@ __all__ = [
     "Speculation",
     "generate",
     "group_of",
+    "working_memory",
 ]

@@ -20,12 +20,14 @@ def group_of(head_dim: int) -> int:
 
 
 class KVCache:
-    """Keys and values of one layer, (B, K, T, D); room is added 256 positions at a time.
+    """Keys and values of one layer, (B, K, T, D).
 
+    Room is added a quarter at a time, so that a text of any length is copied a few times in all.
     With `bits` (8 or 4) they are kept in that many.
     """
 
     step = 256
+    """Positions that room is a multiple of."""
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
@@ -68,10 +70,10 @@ class KVCache:
         end = start + new[0].shape[2]
         if not room:
             room = tuple(self._room(part, end) for part in new)
-        elif end > room[0].shape[2]:
+        elif end > (before := room[0].shape[2]):
+            more = max(end, before + before // 4) - start
             room = tuple(
-                mx.concatenate([old[..., :start, :], self._room(old, end - start)], axis=2)
-                for old in room
+                mx.concatenate([old[..., :start, :], self._room(old, more)], axis=2) for old in room
             )
         for old, part in zip(room, new, strict=True):
             old[..., start:end, :] = part

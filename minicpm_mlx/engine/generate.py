@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from .. import device
 from ..arguments import at_least_one, expect, shown
 from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
@@ -18,7 +19,8 @@ from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .speculative import Speculation
 
 CHUNK = 512
-"""Prompt tokens a forward pass: more gains no speed and takes more memory."""
+"""Prompt tokens a forward pass, at least where memory allows, and at most on a CPU: there more gain
+no speed."""
 
 
 class LanguageModel(Protocol):
@@ -117,14 +119,15 @@ def generate(
     eos: Collection[int] = (),
     session: Session | None = None,
     vocab_size: int | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     speculation: Speculation | None = None,
 ) -> Generator[int, None, None]:
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
     An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
     next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. `speculation` may
-    make it faster, and leaves the text as it is. The length of the context is the caller's affair:
+    make it faster, and leaves the text as it is. `chunk` tokens of the prompt are read at once, by
+    default as many as memory has room for. The length of the context is the caller's affair:
     a model runs on beyond it, only worse.
 
     Each `next` may come from another thread. Raises InvalidArgumentError for an empty prompt, ids
@@ -139,7 +142,24 @@ def generate(
     expect("session", session, Session, "a Session, as a model's session() gives")
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
     stream = Stream(model, session, sampling, vocab_size, speculation)
-    return _limited(stream, prompt, max_tokens, eos, chunk)
+    return _limited(stream, prompt, max_tokens, eos, chunk or chunk_of(model.config))
+
+
+def working_memory(config: Config, tokens: int, size: int) -> int:
+    """Bytes of activations while `tokens` are read at once, at most, in numbers of `size` bytes; an
+    estimate."""
+    experts = config.num_experts_per_tok if config.num_experts else 1
+    widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
+    return 2 * tokens * widths * size
+
+
+def chunk_of(config: Config) -> int:
+    """Prompt tokens to read at once: as many as take a twentieth of the memory there is."""
+    if device.on_cpu():
+        return CHUNK
+    room = device.available_memory() // 20
+    sizes = (4 * CHUNK, 2 * CHUNK, CHUNK, CHUNK // 2)
+    return next((n for n in sizes if working_memory(config, n, 2) <= room), CHUNK // 4)
 
 
 def _check(config: Config, prompt: Sequence[int]) -> None:

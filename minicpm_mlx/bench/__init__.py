@@ -1,0 +1,1 @@
+"""Measured speed, counted work, and what they let one expect of other machines."""

@@ -1,0 +1,80 @@
+"""Models of a published shape with random 4-bit weights, to measure without a download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .. import device
+from ..config import Config
+from ..config_parts import Quantization
+from ..errors import InvalidArgumentError
+from ..fuse import FusedModel, fuse
+from ..model import Model
+from ..onerow import split_matrices
+from ..quantize import dequantize, packed_as
+
+MUP = {"architectures": ["MiniCPMForCausalLM"], "scale_emb": 12, "scale_depth": 1.4}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "2b-shape": {
+        **MUP,
+        "dim_model_base": 256,
+        "hidden_size": 2304,
+        "intermediate_size": 5760,
+        "num_attention_heads": 36,
+        "num_hidden_layers": 40,
+        "vocab_size": 122753,
+        "max_position_embeddings": 4096,
+    },
+    "1b-shape": {
+        **MUP,
+        "dim_model_base": 256,
+        "hidden_size": 1536,
+        "intermediate_size": 3840,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 52,
+        "vocab_size": 73440,
+        "max_position_embeddings": 4096,
+    },
+}
+"""Config by name; depths beyond the trained context are measured all the same."""
+
+
+def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
+    """A model of that shape in its inference form, its weights drawn in 4 bits, groups of 64."""
+    if isinstance(shape, str) and shape not in SHAPES:
+        raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
+    config = Config.from_dict(SHAPES[shape]) if isinstance(shape, str) else shape
+    compute = device.choose_dtype(mx.bfloat16, dtype)
+    packing = Quantization(bits=4, group_size=64)
+    model = Model(config)  # whose dense values are never computed
+    count = sum(array.size for _, array in _arrays(model))
+    names = [name.removesuffix(".weight") for name, array in _arrays(model) if array.ndim == 2]
+    packed_as(model, dict.fromkeys(names, packing))
+    mx.random.seed(0)
+    model.load_weights([(name, _drawn(name, array, compute)) for name, array in _arrays(model)])
+    fused = fuse(model)
+    if (dense := device.unpack_to(compute, count)) is not None:
+        dequantize(fused, dense)
+        mx.eval(fused.parameters())
+    split_matrices(fused)
+    return fused
+
+
+def _drawn(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+    if array.dtype == mx.uint32:
+        return mx.random.randint(0, 2**31 - 1, array.shape, mx.uint32)
+    if name.endswith(".scales"):  # small, so that nothing overflows float16 in 40 layers
+        return mx.full(array.shape, 0.004, dtype)
+    if name.endswith(".biases"):
+        return mx.full(array.shape, -0.03, dtype)
+    return mx.ones(array.shape, dtype)
+
+
+def _arrays(model: Model) -> list[tuple[str, mx.array]]:
+    found: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return found
