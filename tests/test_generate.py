@@ -160,3 +160,21 @@ def test_a_cache_in_8_bits_answers_as_one_in_full(demo: mm.LM) -> None:
 def test_other_bits_are_refused(demo: mm.LM, wrong: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="kv_bits must be 8 or 4"):
         demo.session(kv_bits=wrong)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_tokens_take_no_memory_but_the_cache(model: Any) -> None:
+    session = Session(model.config)
+    stream = generate(model, PROMPT, max_tokens=20_000, session=session, sampling=Sampling())
+    for _ in range(1000):
+        next(stream)
+    mx.clear_cache()
+    before = mx.get_active_memory() - sum(layer.nbytes for layer in session.cache)
+    for _ in stream:
+        pass
+    mx.clear_cache()
+    after = mx.get_active_memory() - sum(layer.nbytes for layer in session.cache)
+    assert session.cache[0].offset == len(PROMPT) + 20_000 - 1
+    assert after - before < 200_000
+    room = session.cache[0].keys[0].shape[2]
+    assert room < 1.3 * session.cache[0].offset

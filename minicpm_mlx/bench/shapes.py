@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from .. import device
 from ..config import Config
 from ..config_parts import Quantization
 from ..errors import InvalidArgumentError
 from ..fuse import FusedModel, fuse
+from ..memory import parameter_count
 from ..model import Model
 from ..onerow import split_matrices
 from ..quantize import dequantize, packed_as
+from ..weights.load import parameters
 
 MUP = {"architectures": ["MiniCPMForCausalLM"], "scale_emb": 12, "scale_depth": 1.4}
 
@@ -50,19 +51,29 @@ def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
         raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
     config = Config.from_dict(SHAPES[shape]) if isinstance(shape, str) else shape
     compute = device.choose_dtype(mx.bfloat16, dtype)
-    packing = Quantization(bits=4, group_size=64)
-    model = Model(config)  # whose dense values are never computed
-    count = sum(array.size for _, array in _arrays(model))
-    names = [name.removesuffix(".weight") for name, array in _arrays(model) if array.ndim == 2]
-    packed_as(model, dict.fromkeys(names, packing))
-    mx.random.seed(0)
-    model.load_weights([(name, _drawn(name, array, compute)) for name, array in _arrays(model)])
+    model = _packed(config)
+    model.load_weights(list(random_arrays(config, compute).items()))
     fused = fuse(model)
-    if (dense := device.unpack_to(compute, count)) is not None:
+    if (dense := device.unpack_to(compute, parameter_count(config))) is not None:
         dequantize(fused, dense)
         mx.eval(fused.parameters())
     split_matrices(fused)
     return fused
+
+
+def random_arrays(config: Config, dtype: mx.Dtype) -> dict[str, mx.array]:
+    """Random tensors of a 4-bit checkpoint, by name, the floats in `dtype`."""
+    mx.random.seed(0)
+    return {name: _drawn(name, array, dtype) for name, array in parameters(_packed(config)).items()}
+
+
+def _packed(config: Config) -> Model:
+    """A model in 4 bits, groups of 64, whose values are never computed."""
+    model = Model(config)
+    matrices = [name for name, array in parameters(model).items() if array.ndim == 2]
+    packing = Quantization(bits=4, group_size=64)
+    packed_as(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), packing))
+    return model
 
 
 def _drawn(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -73,8 +84,3 @@ def _drawn(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
     if name.endswith(".biases"):
         return mx.full(array.shape, -0.03, dtype)
     return mx.ones(array.shape, dtype)
-
-
-def _arrays(model: Model) -> list[tuple[str, mx.array]]:
-    found: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
-    return found
