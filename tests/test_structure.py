@@ -32,7 +32,7 @@ ROWS = [
     {"lm"},
     {"loading"},
     {"chat", "auto", "doctor"},
-    {"sessions", "bench"},
+    {"sessions", "bench", "perplexity"},
 ]
 """A module imports from its own row and the rows above; cli/ is below them all."""
 
