@@ -13,7 +13,7 @@ import typer
 from minicpm_mlx import __version__
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
-from . import bench, chat, doctor, generate, manage, options, ppl
+from . import bench, chat, doctor, generate, manage, options, ppl, quantize
 
 app = typer.Typer(
     name="minicpm-mlx",
@@ -30,6 +30,7 @@ app.command("list")(manage.list_models)
 app.command("show")(manage.show)
 app.command("rm")(manage.remove)
 app.command("bench")(bench.bench)
+app.command("quantize")(quantize.quantize)
 app.command("ppl")(ppl.ppl)
 app.command("doctor")(doctor.doctor)
 

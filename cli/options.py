@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -141,6 +142,16 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
             raise InvalidArgumentError(not_text("standard input", error, offset)) from None
         yield (text if offset else text.removeprefix("\ufeff")).replace("\r\n", "\n")
         offset += len(line)
+
+
+def text_of(path: Path) -> str:
+    """What a file says, in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(not_text(str(path), error)) from None
 
 
 def not_text(what: str, error: UnicodeDecodeError, offset: int = 0) -> str:

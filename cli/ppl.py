@@ -37,12 +37,7 @@ def ppl(
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.perplexity import score
 
-    try:
-        words = text.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidArgumentError(f"{text}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(options.not_text(str(text), error)) from None
+    words = options.text_of(text)
     lm = options.load(model, dtype, device, adapter=adapter)
     ids = lm.tokenizer.encode(words, add_bos=not no_bos)
     if limit is not None:

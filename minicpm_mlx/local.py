@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from .errors import DownloadError, InvalidArgumentError
@@ -74,35 +72,19 @@ def _from_hub(card: Card, progress: bool) -> Path:
         raise DownloadError(f"{error}; to try the program without it: --model demo") from None
     if card.bits is None:
         return source
-    return _kept(_quantized_name(card), lambda folder: _quantize(source, card, folder))
+    return _kept(_quantized_name(card), lambda folder: _packed(source, card, folder))
 
 
 def _quantized_name(card: Card) -> str:
     return f"{card.name}-{card.bits}bit-g{card.group_size}"
 
 
-def _quantize(source: Path, card: Card, folder: Path) -> None:
-    """Write the checkpoint in `source`, rounded to the card's bits, to `folder`, as MLX does."""
-    import mlx.core as mx
-
-    from .config import Config
+def _packed(source: Path, card: Card, folder: Path) -> None:
     from .config_parts import Quantization
-    from .quantize import quantize
-    from .weights.load import assemble, parameters, read_checked
+    from .quantized import write_quantized
 
-    config = Config.load(source)
-    model = assemble(config, read_checked(source, config, card.file), None)
     packing = Quantization(bits=card.bits or 4, group_size=card.group_size or 64)
-    quantize(model, packing)
-    for layer in model.layers:  # layer by layer, so that the source is never in memory whole
-        mx.eval(layer.parameters())
-    mx.save_safetensors(str(folder / "model.safetensors"), parameters(model), {"format": "mlx"})
-    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    raw["quantization"] = asdict(packing)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2), encoding="utf-8")
-    for pattern in ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja"):
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+    write_quantized(source, folder, packing, weights=card.file)
 
 
 def _kept(name: str, make: Callable[[Path], None]) -> Path:
@@ -111,10 +93,19 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     _sweep(name)
+    make_whole(folder, make, "set MINICPM_MLX_HOME to a folder with room that you may write to")
+    return folder
+
+
+def make_whole(folder: Path, make: Callable[[Path], None], advice: str) -> None:
+    """Have `make` fill a folder beside `folder`, which then takes its place, wholly or not at all.
+
+    DownloadError, with `advice`, where it cannot be written.
+    """
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         make(partial)
         try:
             partial.rename(folder)
@@ -128,15 +119,14 @@ def _kept(name: str, make: Callable[[Path], None]) -> Path:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space, or " if full else ""
+        room = "free some space, or " if full else ""
         raise DownloadError(
-            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {advice}"
-            "set MINICPM_MLX_HOME to a folder with room that you may write to"
+            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"
+            f"{advice}"
         ) from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _sweep(name: str) -> None:

@@ -28,7 +28,7 @@ def packed_as(model: nn.Module, how: Mapping[str, Quantization]) -> None:
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, int | str]:
         packing = how.get(path)
-        if packing is None or not _packable(module, packing.group_size):
+        if packing is None or not packable(module, packing.group_size):
             return False
         return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
 
@@ -44,7 +44,7 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
     packed: dict[str, Quantization] = {}
 
     def choose(path: str, module: nn.Module) -> bool:
-        if _packable(module, packing.group_size) and not path.endswith("mlp.gate"):
+        if packable(module, packing.group_size) and not path.endswith("mlp.gate"):
             packed[path] = packing
         return path in packed
 
@@ -63,7 +63,8 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
     return packed
 
 
-def _packable(module: nn.Module, group_size: int) -> bool:
+def packable(module: nn.Module, group_size: int) -> bool:
+    """Whether a module is a matrix whose rows divide into groups of that size."""
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0
 
 

@@ -245,10 +245,10 @@ import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-from minicpm_mlx import local
+from minicpm_mlx import hub, local
 from minicpm_mlx.errors import DownloadError
 from minicpm_mlx.registry import Card
-local.hub.fetch = lambda *a, **k: Path({str(source)!r})
+hub.fetch = lambda *a, **k: Path({str(source)!r})
 try:
     local.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
 except DownloadError as error:
@@ -498,7 +498,7 @@ def test_a_damaged_kept_copy_names_the_way_to_a_new_one(
 ) -> None:
     folder = local.folder_of(CARD)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    monkeypatch.setattr("minicpm_mlx.lm.resolve", lambda name: CARD)
+    monkeypatch.setattr("minicpm_mlx.loading.resolve", lambda name: CARD)
     with pytest.raises(WeightsError, match="`minicpm-mlx rm tiny-q`, then `minicpm-mlx pull"):
         mm.load("tiny-q")
     with pytest.raises(WeightsError) as caught:

@@ -148,7 +148,7 @@ def test_a_quantized_copy_loads_as_it_was_saved(
 ) -> None:
     monkeypatch.setattr(device, "unpack_to", lambda dtype, parameters: None)
     card = Card(name="tiny", path=GOLDEN / case, bits=bits, group_size=32)
-    local._quantize(GOLDEN / case, card, tmp_path)
+    local._packed(GOLDEN / case, card, tmp_path)
     packing = {"bits": bits, "group_size": 32, "mode": "affine"}
     assert json.loads((tmp_path / "config.json").read_text())["quantization"] == packing
     expected = load_model(GOLDEN / case, dtype="float32")

@@ -2,7 +2,8 @@
 
 A guess never changes what is drawn: every token is drawn from the model's own logits, and a guess
 that it equals has saved a pass. So greedy text is the same with guesses and without, and so is
-sampled text with the same seed.
+sampled text with the same seed; but for rounding, since a pass over several tokens may sum in
+another order than one over one, and tip a tie.
 """
 
 from __future__ import annotations
