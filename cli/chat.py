@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import keys, options
 from .talk import LEAVE, Loading, Talk, is_here
 from .theme import console
 from .words import LANGUAGES, Words
@@ -124,7 +124,7 @@ def chat(
         say,
         interactive=interactive,
         markdown=not plain,
-        name=(saved.name if saved else _new_name()) if interactive and not no_save else None,
+        name=saved.name if saved else _new_name() if interactive and not no_save else None,
         saved=saved,
         changes=settings | sampling,
         load=load,
@@ -134,13 +134,15 @@ def chat(
         assert talk.chat  # a model that cannot be loaded is named, whether or not anything is asked
         for question in questions:
             talk.ask(question)
+        talk.keep_cache()
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, _hang_up)
     if saved:
-        talk.note("resumed", name=saved.name, count=len(saved.messages))
+        talk.note("resumed", name=saved.name, messages=say.some("message", len(saved.messages)))
     try:
-        converse(talk, _typed(talk))
+        with keys.quiet():
+            converse(talk, _typed(talk))
     finally:
         talk.save()
         talk.keep_cache()
@@ -154,35 +156,44 @@ def converse(talk: Talk, read: Callable[[], str | None]) -> None:
     from .commands import COMMANDS
 
     while (text := read()) is not None:
+        edited, talk.editing = talk.editing, None
         stripped = text.strip()
         if not stripped:
             continue
         name, *rest = stripped.split(maxsplit=1)
-        if name in LEAVE:
+        command = COMMANDS.get(name)
+        if command and not command.lines and "\n" in stripped:
+            command = None
+        if command and rest and not command.takes:
+            talk.note("usage", usage=name, style="error")
+            continue
+        if command and name in LEAVE:
             return
+        keys.mark_pastes(True)
         try:
-            if command := COMMANDS.get(name):
+            if command:
                 command.run(talk, *rest or [""])
-            elif _meant_as_command(name, rest, COMMANDS):
+            elif _meant_as_command(stripped, name, rest, COMMANDS):
                 talk.note("unknown", style="error", name=name)
             else:
-                talk.ask(text)
+                talk.ask(text, edited)
         except KeyboardInterrupt:
             talk.note("stopped")
         except MiniCPMError as error:
             if talk.broken:
                 raise
-            talk.print(str(error), style="error")
             if isinstance(error, ContextLengthError):
-                talk.note("full", style="warning")
+                talk.overflow(error)
+            else:
+                talk.print(str(error), style="error")
             talk.print("")
     if talk.loading.failed:
         talk.loading.wait()  # raises why
 
 
-def _meant_as_command(name: str, rest: list[str], commands: Iterable[str]) -> bool:
+def _meant_as_command(text: str, name: str, rest: list[str], commands: Iterable[str]) -> bool:
     """Whether a command is misspelled here, rather than a path mentioned."""
-    if not re.fullmatch(r"/[^/]*", name):
+    if "\n" in text or not re.fullmatch(r"/[^/]*", name):
         return False
     return not rest or bool(difflib.get_close_matches(name, commands, cutoff=0.75))
 
@@ -250,12 +261,8 @@ def _greet(wanted: str, say: Words) -> str:
     card = resolve(wanted)
     if not is_here(card):
         print(say("absent", model=card.name, gb=card.size_gb or "?"))
-        try:
-            answer = input(say("offer")).strip().lower()[:1]
-        except EOFError:
-            print()
-            answer = "q"
-        if answer not in ("d", "t"):
+        answer = _choice(say("offer"), "dtq")
+        if answer == "q":
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", say)
@@ -269,6 +276,18 @@ def _greet(wanted: str, say: Words) -> str:
             console().print(line, style="quiet")
     console().print()
     return wanted
+
+
+def _choice(question: str, letters: str) -> str:
+    """Asks until the answer begins with one of the letters; at the end of input, the last."""
+    while True:
+        try:
+            answer = input(question).strip().lower()[:1]
+        except EOFError:
+            print()
+            return letters[-1]
+        if answer and answer in letters:
+            return answer
 
 
 def _typed(talk: Talk) -> Callable[[], str | None]:

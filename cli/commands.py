@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-import shlex
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import attach, count, save, typed_path
 from .talk import CHAT_SETTINGS, LEAVE, is_here, settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Command:
     run: Callable[[Talk, str], None]
     takes: str
     help: tuple[str, str]
+    lines: bool = False
+    """Whether what it takes may have several lines; else such a text is a message."""
 
 
 def help_(talk: Talk, _: str) -> None:
@@ -42,9 +45,13 @@ def system(talk: Talk, text: str) -> None:
     talk.note("system", text=now) if now else talk.note("no_system")
 
 
+SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
+
+
 def set_(talk: Talk, text: str) -> None:
     chat, known = talk.chat, settings(talk.chat)
-    name, _, value = (part.strip() for part in text.partition(" "))
+    name, value = SETTING.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
+    name = name.lower()
     if not name:
         show(talk, "")
         return
@@ -52,7 +59,7 @@ def set_(talk: Talk, text: str) -> None:
         talk.note("no_setting", style="error", name=name, names=", ".join(known))
         return
     if not value:
-        talk.note("set", name=name, value=known[name])
+        talk.note("set", name=name, value=_or_dash(known[name]))
         return
     try:
         new = parsed(name, value)
@@ -69,7 +76,11 @@ def set_(talk: Talk, text: str) -> None:
             changed.session = chat.session
         talk.use(changed)
     talk.save()
-    talk.note("set", name=name, value=settings(talk.chat)[name])
+    talk.note("set", name=name, value=_or_dash(settings(talk.chat)[name]))
+
+
+def _or_dash(value: object) -> object:
+    return "-" if value is None else value
 
 
 WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits")
@@ -90,27 +101,8 @@ def show(talk: Talk, _: str) -> None:
     facts = {"model": lm.card.name, "adapter": lm.adapter, "session": talk.name}
     facts["system"] = chat.system
     for name, value in (facts | settings(chat)).items():
-        talk.print(f"{name:20} {'-' if value is None else value}")
+        talk.print(f"{name:20} {_or_dash(value)}")
     talk.print("")
-
-
-def save(talk: Talk, text: str) -> None:
-    from minicpm_mlx import sessions
-
-    if text.endswith(".md"):
-        path, document = typed_path(text), sessions.markdown(talk.chat, Path(text).stem)
-        try:
-            path.write_text(document, encoding="utf-8", errors="replace")
-        except OSError as error:
-            talk.note("failed", style="error", path=path, reason=error.strerror or error)
-        else:
-            talk.note("exported", path=path)
-        return
-    name = text or talk.name or sessions.new_name()
-    sessions.save(talk.chat, name)
-    talk.name = name
-    talk.keep_cache()
-    talk.note("saved", name=name)
 
 
 def load(talk: Talk, text: str) -> None:
@@ -138,7 +130,11 @@ def sessions_(talk: Talk, _: str) -> None:
     if not found:
         talk.note("none")
     for saved in found[:30]:
-        talk.print(f"{saved.name:24} {saved.model:20} {saved.title[:60]}")
+        size = talk.say.some("message", len(saved.messages))
+        row = f"{saved.written:%Y-%m-%d %H:%M}  {saved.name:20}  {size:>12}  {saved.title}"
+        talk.print(" ".join(row.split("\n")), cut=True)
+    if len(found) > 30:
+        talk.note("more", count=len(found) - 30)
     talk.print("")
 
 
@@ -147,13 +143,14 @@ def new(talk: Talk, _: str) -> None:
 
     talk.keep_cache()
     talk.use(replace(talk.chat, messages=[], forgotten=0))
-    talk.name = sessions.new_name() if talk.name is not None else None
+    talk.keeper.start(sessions.new_name() if talk.name is not None else None)
+    talk.drop_draft()
     talk.note("new")
 
 
 def clear(talk: Talk, _: str) -> None:
     talk.chat.clear()
-    talk.attached.clear()
+    talk.drop_draft()
     talk.save()
     talk.note("cleared")
 
@@ -172,20 +169,28 @@ def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
 
 @_of_a_turn
 def undo(talk: Talk) -> None:
-    question = talk.chat.undo()
+    from minicpm_mlx.chat import without_files
+
+    _, question = without_files(talk.chat.undo())
     talk.save()
-    talk.note("undone", text=question.partition("\n")[0][:60])
+    talk.print(talk.say("undone", text=question.strip().partition("\n")[0]), cut=True)
 
 
 @_of_a_turn
 def retry(talk: Talk) -> None:
-    talk.show(talk.chat.retry())
+    chat = talk.chat
+    talk.asked = chat.messages[chat.last_question()]["content"]
+    talk.show(chat.retry())
 
 
 @_of_a_turn
 def edit(talk: Talk) -> None:
-    talk.draft = talk.chat.undo()
-    talk.save()
+    """The turn stays until the next message takes its place."""
+    from minicpm_mlx.chat import without_files
+
+    chat = talk.chat
+    question = chat.messages[chat.last_question()]["content"]
+    talk.editing, talk.draft = without_files(question)
 
 
 def copy(talk: Talk, _: str) -> None:
@@ -210,47 +215,6 @@ def _takes(program: list[str], text: str) -> bool:
         program, input=text.encode(errors="replace"), stdout=quiet, stderr=quiet, check=False
     )
     return done.returncode == 0
-
-
-def attach(talk: Talk, text: str) -> None:
-    if not text:
-        talk.note("usage", usage="/attach FILE", style="error")
-        return
-    path, chat = typed_path(text), talk.chat
-    waiting = sum(_count(talk, body) for _, body in talk.attached)
-    used = chat.tokens() if chat.on_overflow == "stop" else 0  # else older turns make room
-    room = max(chat.context_length - used - waiting, 0)
-    try:
-        if path.exists() and not path.is_file():  # a device would never end
-            talk.note("no_file", style="error", path=path)
-            return
-        size = path.stat().st_size
-        body = path.read_text(encoding="utf-8-sig") if size <= 100 * room else ""
-    except UnicodeDecodeError:
-        talk.note("binary", style="error", path=path)
-        return
-    except OSError as error:
-        talk.note("failed", style="error", path=path, reason=error.strerror or error)
-        return
-    count = _count(talk, body) if body else size // 4  # so much could not fit: not worth counting
-    if count >= room:
-        talk.note("too_long", style="error", path=path, count=count, room=room)
-        return
-    talk.attached.append((path.name, body))
-    talk.note("attached", name=path.name, count=count)
-
-
-def _count(talk: Talk, text: str) -> int:
-    return len(talk.chat.lm.tokenizer.encode(text, add_bos=False))
-
-
-def typed_path(text: str) -> Path:
-    """A path as typed, or as a terminal writes one that is dropped on it: quoted, or with \\."""
-    try:
-        whole, parts = Path(text).expanduser(), shlex.split(text)
-    except (RuntimeError, ValueError):  # no such user; one quote
-        return Path(text)
-    return Path(parts[0]).expanduser() if len(parts) == 1 and not whole.exists() else whole
 
 
 def model(talk: Talk, text: str) -> None:
@@ -289,12 +253,14 @@ def stats(talk: Talk, _: str) -> None:
     speed = later / seconds if seconds > 0 and later > 0 else 0.0
     passes = sum(s.passes for s in done)
     each = later / passes if passes else 1.0
-    talk.note("total", turns=len(done), tokens=tokens, speed=speed, each=each)
+    some = talk.say.some
+    turns, all_tokens = some("reply", len(done)), some("token", tokens)
+    talk.note("total", turns=turns, tokens=all_tokens, speed=speed, each=each)
     layers, bits = chat.session.cache, chat.kv_bits
     loss, share = IN_BITS.get(bits or 0, ("", 0))
     talk.note(
         "cache",
-        used=layers[0].offset,
+        used=some("token", layers[0].offset),
         mb=sum(layer.nbytes for layer in layers) / 1e6,
         bits=talk.say("in_bits", bits=bits, loss=loss, share=share) if bits else "",
     )
@@ -304,18 +270,20 @@ def stats(talk: Talk, _: str) -> None:
 def tokens(talk: Talk, text: str) -> None:
     chat = talk.chat
     if text:
-        talk.note("count", count=_count(talk, text))
+        talk.print(talk.say.some("token", count(talk, text)))
     else:
         talk.note("context", used=chat.tokens(), all=chat.context_length)
 
 
 COMMANDS = {
     "/help": Command(help_, "", ("this list", "显示本列表")),
-    "/system": Command(system, "[TEXT|off]", ("what the model is told first", "系统提示")),
+    "/system": Command(
+        system, "[TEXT|off]", ("what the model is told first", "系统提示"), lines=True
+    ),
     "/set": Command(set_, "NAME VALUE", ("change a setting", "修改设置")),
     "/show": Command(show, "", ("model and settings", "模型与设置")),
     "/save": Command(
-        save, "[NAME|FILE.md]", ("save, or export as Markdown", "保存或导出为 Markdown")
+        save, "[-f] [NAME|FILE.md]", ("save, or export as Markdown", "保存或导出为 Markdown")
     ),
     "/load": Command(load, "NAME", ("go on with a saved session", "继续指定的会话")),
     "/sessions": Command(sessions_, "", ("saved sessions", "已保存的会话")),
@@ -325,11 +293,11 @@ COMMANDS = {
     "/retry": Command(retry, "", ("answer the last question anew", "重新回答")),
     "/edit": Command(edit, "", ("change the last question", "修改上一个问题")),
     "/copy": Command(copy, "", ("the last reply to the clipboard", "复制上一条回复")),
-    "/attach": Command(attach, "FILE", ("send a text file along", "附上文本文件")),
+    "/attach": Command(attach, "[FILE|off]", ("send a text file along", "附上文本文件")),
     "/model": Command(model, "[NAME]", ("go on with another model", "换用其他模型")),
     "/adapter": Command(adapter, "[FOLDER|off]", ("put on a LoRA adapter", "换用 LoRA 适配器")),
     "/stats": Command(stats, "", ("speed and memory so far", "速度与内存统计")),
-    "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元")),
+    "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元"), lines=True),
     "/clear": Command(clear, "", ("forget the turns", "清空对话")),
     **{name: Command(lambda *_: None, "", ("leave", "退出")) for name in LEAVE},
 }
@@ -338,11 +306,14 @@ COMMANDS = {
 def arguments(command: str) -> Iterable[str] | None:
     """What may follow a command; None: a path."""
     from minicpm_mlx import registry, sessions
+    from minicpm_mlx.errors import SessionError
 
     if command in ("/attach", "/save", "/adapter"):
         return None
     if command in ("/load", "/resume"):
-        return [saved.name for saved in sessions.listed()]
+        with suppress(SessionError):
+            return [saved.name for saved in sessions.listed()]
+        return []
     if command == "/model":
         return registry.cards()
     if command == "/set":

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import cache
 from itertools import groupby
 from string import punctuation
-from typing import NamedTuple
 
 from rich import box
 from rich.cells import cell_len
@@ -22,18 +21,11 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from .lines import DELIMITERS, FENCE, HEADING, Line, classify
 from .theme import STYLES
 
 UNSAFE = re.compile(r"[^\n\t -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")
 """They could move the cursor or reorder a line (bidi overrides), or have no encoding."""
-
-MARKER = re.compile(r"( *)(?:(>) ?|([-+*]|\d{1,9}[.)])(?: +|$))")
-RULE = re.compile(r" *([-*_])(?: *\1){2,} *")
-HEADING = re.compile(r"#{1,6} +([^ ].*)")
-FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,})[ {.]*([\w+#-]*).*")
-KINDS = {"rule": RULE, "heading": HEADING, "row": re.compile(r"\|.*"), "fence": FENCE}
-DELIMITERS = re.compile(r"\| *:?-+:? *(?:\| *:?-+:? *)*\|? *")
-UNSURE = re.compile(r" *(?:#{1,6} *|`{1,2}|~{1,2}|[-+*]|\d{1,9}[.)]?|([-*_])(?: *\1)* *)?")
 
 PLAIN = re.compile(r"[^\\`*_~$\[\]!\n]+")
 CODE = re.compile(r"(`+)(?=[^`])(.*?)(?<!`)\1(?=[^`])")
@@ -54,42 +46,6 @@ def look(name: str) -> Style:
     return Style.parse(STYLES.get(name, name))
 
 
-class Line(NamedTuple):
-    """What the beginning of a line says of it."""
-
-    kind: str  # "blank", "text", "heading", "rule", "fence" or "row" (of a table)
-    first: str = ""  # written in front of it: indentation, bars of quotes, a list item's mark
-    hang: str = ""  # the same for the lines it is wrapped to
-    rest: str = ""  # what follows these in the source
-    quotes: int = 0
-    inside: int = 0  # columns of list items and indentation, which a fence's lines have again
-
-
-def classify(line: str, formula: bool = False) -> Line | None:
-    """The line's kind; None while more of the line (a newline ends it) could still change that."""
-    ended, rest = line.endswith("\n"), line.rstrip("\n").expandtabs(4)
-    first, hang, quotes, inside = "", "", 0, 0
-    for _ in range(0 if formula else 16):  # deeper nesting is taken as text
-        if not ended and UNSURE.fullmatch(rest):
-            return None
-        if RULE.fullmatch(rest) or not (marker := MARKER.match(rest)):
-            break
-        indent, quote, item = marker.groups()
-        mark = indent + ("│ " if quote else "• " if item in "-+*" else f"{item} ")
-        first, hang = first + mark, hang + (mark if quote else " " * len(mark))
-        quotes, inside = (quotes + 1, 0) if quote else (quotes, inside + marker.end())
-        rest = rest[marker.end() :]
-    text = rest.lstrip(" ")
-    if not text.strip() and not (ended and first):
-        return Line("blank") if ended else None
-    indent = " " * (len(rest) - len(text))
-    found = (kind for kind, pattern in KINDS.items() if pattern.fullmatch(text))
-    kind = "text" if formula else next(found, "text")
-    if kind in ("row", "fence") and not ended:
-        return None  # an info string must have no backtick, and a row is drawn with its table
-    return Line(kind, first + indent, hang + indent, text, quotes, inside + len(indent))
-
-
 def may_break(before: str, after: str) -> bool:
     """Whether a line may end between two characters of a word: beside wide ones."""
     wide = cell_len(after) and max(cell_len(before), cell_len(after)) > 1
@@ -99,8 +55,10 @@ def may_break(before: str, after: str) -> bool:
 class Page:
     """Writes lines, wrapped between words."""
 
-    def __init__(self, console: Console, width: int | None) -> None:
-        self.console, self._width = console, width
+    def __init__(
+        self, console: Console, width: int | None, before: Callable[[], object] | None
+    ) -> None:
+        self.console, self._width, self._before = console, width, before
         self._out: list[Segment] = []
         self.blank = self._started = False  # blank: the next line comes after an empty one
         self._hang = ""
@@ -159,6 +117,8 @@ class Page:
         self._out += [*segments, Segment("\n")]
 
     def flush(self) -> None:
+        if self._before and any(segment.text for segment in self._out):
+            self._before()
         self.console.print(Segments(self._out), end="", soft_wrap=True)
         self._out.clear()
 
@@ -329,15 +289,26 @@ def table(rows: list[str]) -> Table:
 
 
 class MarkdownStream:
-    """Writes Markdown while it arrives, `width` cells wide (None: as the console is by then)."""
+    """Writes Markdown while it arrives, `width` cells wide (None: as the console is by then);
+    calls `before` each time that it is about to write."""
 
-    def __init__(self, console: Console, width: int | None = None) -> None:
-        self._page = Page(console, width)
+    def __init__(
+        self,
+        console: Console,
+        width: int | None = None,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        self._page = Page(console, width, before)
         self._inline = Inline(self._page.put)
         self._line = ""  # what has come of a line whose kind is not known yet
         self._flowing = False  # in a line whose words are written as they come
         self._code: Code | None = None
         self._rows: list[Line] = []
+
+    @property
+    def at_line_start(self) -> bool:
+        """Whether the line that the next words will be written to is still empty."""
+        return not self._flowing
 
     def feed(self, piece: str) -> None:
         """Takes any piece of the reply, cut anywhere."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
@@ -35,9 +36,12 @@ class Prompt:
             enable_open_in_editor=True,
             enable_suspend=True,
             tempfile_suffix=".md",
-            multiline=Condition(lambda: _is_open(self.session.default_buffer.text)),
+            multiline=Condition(lambda: self._typed and _is_open(self._text)),
             prompt_continuation="  ",
         )
+        self._text = ""  # as it was before the last key
+        self._typed = self._quotes = False  # quotes begin it: typed; typed now or earlier
+        self.session.default_buffer.on_text_changed += self._changed
 
     def read(self, default: str = "", until: Callable[[], bool] = lambda: False) -> str | None:
         """What was typed; None at the end of input, or as soon as `until` says so. Raises
@@ -53,6 +57,7 @@ class Prompt:
         def begin() -> None:
             self.session.app.create_background_task(watch())
 
+        self._text, self._typed, self._quotes = default, False, False
         try:
             text = self.session.prompt(
                 FormattedText([("bold ansicyan", "> ")]),
@@ -65,10 +70,19 @@ class Prompt:
             if self.session.default_buffer.text:
                 return ""
             raise
-        stripped = text.strip()
-        if stripped.startswith(QUOTES) and stripped.endswith(QUOTES) and len(stripped) >= 6:
-            return stripped[3:-3].strip("\n")
+        if self._quotes and not _is_open(text):
+            return text.strip()[3:-3].strip("\n")
         return text
+
+    def _changed(self, buffer: Buffer) -> None:
+        """Quotes open a text of several lines where they were typed, not where they were pasted,
+        which would leave Enter unable to send it."""
+        before, self._text = self._text, buffer.text
+        if not _is_quoted(self._text):
+            self._typed = self._quotes = False
+        elif not _is_quoted(before):
+            self._typed = len(self._text) - len(before) == 1
+            self._quotes = self._typed or self._text in self.session.history.get_strings()
 
 
 class SlashCompleter(Completer):
@@ -96,10 +110,14 @@ class SlashCompleter(Completer):
                 yield Completion(choice, start_position=-len(wanted))
 
 
+def _is_quoted(text: str) -> bool:
+    return text.lstrip().startswith(QUOTES)
+
+
 def _is_open(text: str) -> bool:
     """Whether a text in triple quotes waits for its end."""
     text = text.strip()
-    return text.startswith(QUOTES) and not (len(text) >= 6 and text.endswith(QUOTES))
+    return _is_quoted(text) and not (len(text) >= 6 and text.endswith(QUOTES))
 
 
 def _history(path: Path | None) -> History:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from . import keys
+from .keep import Keeper
 from .theme import console
 from .words import Words
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
+    from minicpm_mlx.chat import Files
+    from minicpm_mlx.errors import ContextLengthError
     from minicpm_mlx.sessions import Saved
 
-    from .markdown import MarkdownStream
+    from .waiting import Waiting
 
 
 LEAVE = ("/exit", "/quit")
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NO_TEXT = re.compile(r"[\ud800-\udfff]")
+"""A byte of a file's name that is no UTF-8, as Python reads it; printing it would fail."""
 
 
 class PlainStream:
@@ -53,7 +58,7 @@ class Loading:
         self._error: BaseException | None = None
         self._ended = Event()  # Thread.join would take a Ctrl-C for the thread's end
         if background:
-            Thread(target=self._run, args=(load,), daemon=True).start()
+            Thread(target=self._run_and_stay, args=(load,), daemon=True).start()
         else:
             self._run(load)
 
@@ -63,6 +68,12 @@ class Loading:
         except BaseException as error:
             self._error = error
         self._ended.set()
+
+    def _run_and_stay(self, load: Callable[[], LM]) -> None:
+        self._run(load)
+        # MLX takes down what it made for a thread when that ends, and aborts a program that ends at
+        # the same moment: so the thread stays.
+        Event().wait()
 
     @property
     def done(self) -> bool:
@@ -113,23 +124,32 @@ class Talk:
         self.say = say
         self.interactive = interactive
         self.markdown = markdown
-        self.name = name
-        """Under which the conversation is saved; None: not at all."""
-        self.attached: list[tuple[str, str]] = []
-        """Files that go with the next message: name, text."""
+        self.keeper = Keeper(name, self.note)
+        self.attached: Files = []
+        """Files that go with the next message."""
         self.adapter = adapter
         """Whether sessions bring their adapters along."""
         self.broken = False
         """There is no model to talk with, or no conversation to go on with."""
         self.draft = ""
         """What the next prompt begins with."""
+        self.editing: Files | None = None
+        """The files of the last question, where the next message is to take its place."""
+        self.asked = ""
+        """The last message sent, its files included."""
         self.replies: list[Stats] = []
         self._make = chat
         self._saved = saved
         self._changes = changes or {}  # what the command line wants otherwise than saved
         self._chat: Chat | None = None
         self._told = 0
-        self._warned = False  # that saving fails
+        if saved:
+            self._offer(saved.take_unanswered())
+
+    @property
+    def name(self) -> str | None:
+        """Under which the conversation is saved; None: not at all."""
+        return self.keeper.name
 
     @property
     def chat(self) -> Chat:
@@ -157,57 +177,108 @@ class Talk:
             chat.lm.room = room
             self.note("bounded", style="warning", context=room)
 
-    def ask(self, text: str) -> None:
-        """Answer a message of the user's, with the files attached to it."""
-        files = "".join(f"{name}:\n```\n{body}\n```\n\n" for name, body in self.attached)
-        self.show(self.chat.reply(files + text))
-        self.attached.clear()
+    def ask(self, text: str, edited: Files | None = None) -> None:
+        """Answer a message of the user's, with the files attached to it; `edited`: those of the
+        last question, whose place it takes. Until a word of the answer has come, it is the draft
+        of the next prompt."""
+        from minicpm_mlx.chat import with_files
 
-    def show(self, pieces: Generator[Piece, None, None]) -> None:
-        """Stream a reply and save; Ctrl-C breaks it off, and what came stays."""
+        self.draft, self.editing = text, edited
+        try:
+            chat = self.chat
+            self.asked = with_files([*(edited or ()), *self.attached], text)
+            turn = chat.reply if edited is None else chat.edit
+            self._keep_question(len(chat.messages) if edited is None else chat.last_question())
+            said = self.show(turn(self.asked))
+        except Exception:
+            self.draft, self.editing = "", None
+            raise
+        if said:
+            self.draft, self.editing = "", None
+            self.attached.clear()
+
+    def show(self, pieces: Generator[Piece, None, None]) -> bool:
+        """Stream a reply and save; Ctrl-C breaks it off, and what came stays. Whether any did."""
         last: Piece | None = None
+        said, count = False, 0
         stream = self._stream()
-        with _undisturbed() if self.interactive else nullcontext(), ExitStack() as at_end:
+        with keys.one_interrupt() if self.interactive else nullcontext(), ExitStack() as at_end:
             at_end.callback(self.save)  # also where the terminal has gone and writing to it fails
             try:
                 with closing(stream), closing(pieces):
                     for piece in pieces:
                         stream.feed(piece.text)
-                        last = piece
+                        last, said = piece, said or bool(piece.text)
+                        count += len(piece.token_ids)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
         if self.interactive:
-            self._conclude(last)
+            self._conclude(last, count)
+        return said
 
     def save(self) -> None:
         """Keep the conversation; where that fails, say so once and go on."""
-        from minicpm_mlx import sessions
-
-        if self.name is None or self._chat is None:
-            return
-        if self._chat.messages or sessions.path_of(self.name).exists():
-            self._keep(sessions.save)
+        if self._chat is not None:
+            self.keeper.save(self._chat)
 
     def keep_cache(self) -> None:
         """Keep the key-value cache as well, so that going on later reads nothing again."""
-        from minicpm_mlx import sessions
-
-        if self._chat is not None and self._chat.messages and self._chat.session.ids:
-            self._keep(sessions.save_cache)
+        if self._chat is not None:
+            self.keeper.keep_cache(self._chat)
 
     def resume(self, saved: Saved) -> None:
         """Go on with a saved conversation, with the model that is loaded."""
+        question = saved.take_unanswered()
         self.use(self._restored(self.chat.lm, saved))
-        self.name = saved.name  # only now: what cannot be restored must not be written over
-        self.note("resumed", name=saved.name, count=len(saved.messages))
+        self.drop_draft()
+        self._offer(question)
+        self.note(
+            "resumed", name=saved.name, messages=self.say.some("message", len(saved.messages))
+        )
+
+    def drop_draft(self) -> None:
+        """Forget what was to go with the next message: another conversation begins."""
+        self.attached, self.draft, self.editing = [], "", None
+
+    def overflow(self, error: ContextLengthError) -> None:
+        """Say what did not fit, and what would help."""
+        chat = self.chat
+        alone, room = chat.alone(self.asked), chat.context_length - 1
+        if alone > room:
+            self.note("alone", style="error", count=alone, room=room)
+            if self.attached:
+                self.note("drop", style="warning")
+            return
+        self.print(str(error), style="error")
+        self.note("full" if chat.on_overflow == "stop" else "full_slides", style="warning")
 
     def note(self, key: str, *, style: str = "quiet", **values: object) -> None:
         """A line of the program's own, apart from what the model says."""
         self.print(self.say(key, **values), style=style)
 
-    def print(self, text: str, style: str = "quiet") -> None:
-        console(stderr=not self.interactive).print(text, style=style)
+    def print(self, text: str, style: str = "quiet", *, cut: bool = False) -> None:
+        """Lines of our own; `cut`: to the terminal's width."""
+        text = CONTROLS.sub("", NO_TEXT.sub("\ufffd", text))
+        out = console(stderr=not self.interactive)
+        out.print(text, style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
+
+    def _offer(self, question: str) -> None:
+        """Make a draft of a question that the program was killed over."""
+        from minicpm_mlx.chat import without_files
+
+        if self.interactive and question:
+            self.attached, self.draft = without_files(question)
+
+    def _keep_question(self, at: int) -> None:
+        """Save with the question as message `at`, so that a program killed meanwhile has it."""
+        chat = self.chat
+        messages = chat.messages
+        chat.messages = [*messages[:at], {"role": "user", "content": self.asked}]
+        try:
+            self.save()
+        finally:
+            chat.messages = messages
 
     def _restored(self, lm: LM, saved: Saved) -> Chat:
         from minicpm_mlx import sessions
@@ -224,33 +295,22 @@ class Talk:
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
             self.note("rereads")
+        self.keeper.follow(saved, chat)  # only now: what cannot be restored is not written over
         return chat
 
-    def _keep(self, write: Callable[[Chat, str], object]) -> None:
-        from minicpm_mlx.errors import SessionError
-
-        if self.name is None or self._chat is None:
-            return
-        try:
-            write(self._chat, self.name)
-            self._warned = False
-        except SessionError as error:
-            if not self._warned:
-                self.note("unsaved", style="warning", error=error)
-            self._warned = True
-
-    def _stream(self) -> MarkdownStream | PlainStream:
+    def _stream(self) -> Waiting | PlainStream:
         """What a reply is written to."""
         if not (self.interactive and self.markdown):
             return PlainStream(safe=self.interactive)
-        from .markdown import MarkdownStream
+        from .waiting import Waiting
 
-        return MarkdownStream(console())
+        return Waiting(lambda seconds: self.say("waiting", seconds=seconds))
 
-    def _conclude(self, last: Piece | None) -> None:
+    def _conclude(self, last: Piece | None, count: int) -> None:
         """The quiet line under a reply, and what else the user should know."""
         if last is None or last.stats is None:
-            self.note("stopped")
+            came = f" · {self.say.some('token', count)}" if count else ""
+            self.print(self.say("stopped") + came)
         else:
             self.replies.append(last.stats)
             self.print(self.summary(last.stats))
@@ -270,48 +330,13 @@ class Talk:
         say, count = self.say, stats.completion_tokens
         used = stats.prompt_tokens + count
         parts = [
-            say("token" if count == 1 else "tokens", count=count),
+            say.some("token", count),
             say("speed", speed=stats.decode_tps) if count > 1 else "",
             say("first", seconds=stats.ttft),
             say("context", used=used, all=self.chat.context_length),
             say("memory", gb=stats.peak_memory / 1e9),
         ]
         return " · ".join(part for part in parts if part)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """While a reply comes: keys typed ahead are not echoed into it, and only the first Ctrl-C
-    counts, since the reply is then being brought to its end."""
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        with _no_echo():
-            yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _no_echo() -> Iterator[None]:
-    import termios  # not on Windows, where nothing here runs
-
-    if not sys.stdin.isatty():
-        yield
-        return
-    shown = termios.tcgetattr(sys.stdin)
-    quiet = termios.tcgetattr(sys.stdin)
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
-    try:
-        yield
-    finally:
-        with suppress(termios.error):  # the terminal has gone
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
 
 
 CHAT_SETTINGS = ("max_tokens", "context", "on_overflow", "kv_bits")

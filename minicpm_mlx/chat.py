@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import re
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -77,25 +78,38 @@ class Chat:
         ContextLengthError: the conversation no longer fits.
         """
         self._again = 0
-        return self._turn([*self.messages, {"role": "user", "content": text}])
+        asked = [*self.messages, {"role": "user", "content": text}]
+        return self._turn(asked, self.forgotten)
+
+    def edit(self, text: str) -> Generator[Piece, None, None]:
+        """Ask `text` in the last question's place; the old turn stays unless an answer comes."""
+        self._again = 0
+        at = self.last_question()
+        asked = [*self.messages[:at], {"role": "user", "content": text}]
+        return self._turn(asked, self._shown_before(at))
 
     def retry(self) -> Generator[Piece, None, None]:
         """Answer the last question anew; the old answer stays unless a new one comes."""
         if [message["role"] for message in self.messages[-2:]] != ["user", "assistant"]:
             raise InvalidArgumentError("there is no answer yet to try again")
         self._again += 1
-        return self._turn(self.messages[:-1])
+        asked = self.messages[:-1]
+        return self._turn(asked, min(self.forgotten, len(asked) - 1))
 
     def undo(self) -> str:
         """Take the last question and its answer back; the question."""
+        at = self.last_question()
+        question = self.messages[at]["content"]
+        del self.messages[at:]
+        self.forgotten = self._shown_before(at)
+        return question
+
+    def last_question(self) -> int:
+        """Where in the messages the last question is."""
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             raise InvalidArgumentError("there is no turn to take back")
-        question = self.messages[asked[-1]]["content"]
-        del self.messages[asked[-1] :]
-        if self.forgotten >= len(self.messages):
-            self.forgotten = 0  # one long question pushed all others out: what fits is shown again
-        return question
+        return asked[-1]
 
     def clear(self) -> None:
         """Forget the turns; the system text stays."""
@@ -107,10 +121,19 @@ class Chat:
         shown = self._shown()
         return len(self.lm.encode(shown)) if shown else 0
 
-    def _turn(self, asked: list[dict[str, str]]) -> Generator[Piece, None, None]:
+    def alone(self, text: str) -> int:
+        """Tokens of a message and the system text, without any turn before it."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return len(self.lm.encode([*system, {"role": "user", "content": text}]))
+
+    def _shown_before(self, at: int) -> int:
+        """`forgotten` once message `at` has gone: where it had pushed out all others, what fits is
+        shown again."""
+        return self.forgotten if self.forgotten < at else 0
+
+    def _turn(self, asked: list[dict[str, str]], forgotten: int) -> Generator[Piece, None, None]:
         before, slid = list(self.messages), self.forgotten
-        self.messages[:] = asked
-        self.forgotten = min(slid, len(asked) - 1)  # the question itself is always shown
+        self.messages[:], self.forgotten = asked, forgotten
         said: list[str] = []
         try:
             ids = self._fitting()
@@ -142,6 +165,11 @@ class Chat:
             while limit - len(ids) < limit // 3 and self._slide():
                 ids = self.lm.encode(self._shown())
         if len(ids) >= limit:
+            alone = self.alone(self.messages[-1]["content"])
+            if alone >= limit:
+                raise ContextLengthError(
+                    f"this message alone has {alone} tokens and the context is {limit}; shorten it"
+                )
             raise ContextLengthError(
                 f"the conversation has {len(ids)} tokens and the context is {limit}; take a turn "
                 "back or begin anew"
@@ -166,3 +194,30 @@ class Chat:
         if how.seed is None or not self._again:
             return how
         return replace(how, seed=(how.seed + self._again) % 2**64)
+
+
+# Files within a message
+
+Files = list[tuple[str, str]]
+"""Name and text of each."""
+
+_FILE = re.compile(r"([^\n]+):\n(`{3,})\n(.*?)\n\2\n\n", re.S)
+
+
+def with_files(files: Iterable[tuple[str, str]], text: str) -> str:
+    """A message with files before it, each under its name in a fence."""
+    parts = []
+    for name, body in files:
+        longest = max(map(len, re.findall("`+", body)), default=0)
+        fence = "`" * max(longest + 1, 3)  # longer than any within
+        parts.append(f"{name}:\n{fence}\n{body}\n{fence}\n\n")
+    return "".join(parts) + text
+
+
+def without_files(message: str) -> tuple[Files, str]:
+    """The files of a message that `with_files` made, and its text."""
+    files, end = [], 0
+    while found := _FILE.match(message, end):
+        files.append((found[1], found[3]))
+        end = found.end()
+    return files, message[end:]

@@ -6,22 +6,24 @@ leaves the one that was there.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from .arguments import is_whole, shown
-from .chat import Chat
+from .chat import Chat, without_files
 from .engine import KVCache, Sampling, Session
 from .errors import InvalidArgumentError, SessionError
 from .lm import LM
@@ -32,6 +34,8 @@ from .weights.safetensors import read
 
 FORMAT = 1
 _NAME = re.compile(r"[^\W_][\w .+-]{0,79}")
+
+Version = tuple[int, int, int]  # inode, size, when written in ns: each save makes another
 
 
 @dataclass(kw_only=True)
@@ -53,12 +57,26 @@ class Saved:
     settings: dict[str, Any] = field(default_factory=dict)
     """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow."""
     format: int = FORMAT
+    version: Version | None = field(default=None, init=False, compare=False)
 
     @property
     def title(self) -> str:
         """The first question's first line."""
         first = next((m["content"] for m in self.messages if m["role"] == "user"), "")
-        return first.strip().partition("\n")[0]
+        return without_files(first)[1].strip().partition("\n")[0]
+
+    @property
+    def written(self) -> datetime:
+        """When the file it was read from was written."""
+        return datetime.fromtimestamp(self.version[2] / 1e9 if self.version else 0)
+
+    def take_unanswered(self) -> str:
+        """Take a question that no answer follows out of the messages; "" where there is none."""
+        if not self.messages or self.messages[-1]["role"] != "user":
+            return ""
+        question = self.messages.pop()["content"]
+        self.forgotten = min(self.forgotten, len(self.messages))
+        return question
 
 
 def directory() -> Path:
@@ -76,29 +94,47 @@ def path_of(name: str) -> Path:
     return directory() / f"{name}.json"
 
 
+def version(name: str) -> Version | None:
+    """Tells whether a session's file is still the one last read or written; None: no file."""
+    try:
+        found = path_of(name).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def new_name() -> str:
     """A name that no session has: the time."""
     stem = datetime.now().strftime("%Y-%m-%d %H.%M.%S")
-    names = (stem, *(f"{stem}-{n}" for n in range(2, 1000)))
-    return next(name for name in names if not path_of(name).exists())
+    return next(name for name in _like(stem) if version(name) is None)
+
+
+def _like(name: str) -> Iterator[str]:
+    """The name, and others to take where it is taken."""
+    return chain([name], (f"{name[:50]}-{n}" for n in count(2)))
+
+
+def snapshot(chat: Chat) -> Saved:
+    """What would be saved, but for the name and the time."""
+    how = chat.lm.sampling if chat.sampling is None else chat.sampling
+    return Saved(
+        name="",
+        model=_model_name(chat.lm),
+        identity=identity(chat.lm),
+        adapter=str(chat.lm.adapter) if chat.lm.adapter else None,
+        updated="",
+        system=chat.system,
+        messages=list(chat.messages),
+        forgotten=chat.forgotten,
+        settings=asdict(how) | {key: getattr(chat, key) for key in _CHAT_SETTINGS},
+    )
 
 
 def save(chat: Chat, name: str) -> Path:
     """Write the conversation; what was kept under that name is replaced, wholly or not at all."""
-    path = path_of(name)
-    how = chat.lm.sampling if chat.sampling is None else chat.sampling
-    saved = Saved(
-        name=name,
-        model=_model_name(chat.lm),
-        identity=identity(chat.lm),
-        adapter=str(chat.lm.adapter) if chat.lm.adapter else None,
-        updated=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
-        system=chat.system,
-        messages=chat.messages,
-        forgotten=chat.forgotten,
-        settings=asdict(how) | {key: getattr(chat, key) for key in _CHAT_SETTINGS},
-    )
-    raw = asdict(saved)
+    path, now = path_of(name), datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    raw = asdict(replace(snapshot(chat), name=name, updated=now))
+    del raw["version"]
     if problem := _problem(raw):
         raise SessionError(f"{path}: not saved, for it could not be read again ({problem})")
     text = json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
@@ -107,32 +143,80 @@ def save(chat: Chat, name: str) -> Path:
     return path
 
 
+def save_new(chat: Chat, name: str) -> str:
+    """Write a session of its own, named `name` or, where that is taken, like it; the name."""
+    with _saving(path_of(name)):
+        directory().mkdir(parents=True, exist_ok=True)
+        name = next(free for free in _like(name) if _claimed(path_of(free)))
+    try:
+        save(chat, name)
+    except BaseException:
+        path_of(name).unlink(missing_ok=True)
+        raise
+    return name
+
+
+def _claimed(path: Path) -> bool:
+    """Whether the file could be made: of two that try at once, one can."""
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(name: str) -> None:
+    """Delete a session and its cache, as far as they are there."""
+    for path in (path_of(name), cache_path(name)):
+        with _saving(path):
+            path.unlink(missing_ok=True)
+
+
 _CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
 
 
 def load(name: str) -> Saved:
     """Read a session; SessionError where there is none, or it is damaged or foreign."""
-    path = path_of(name)
+    path, found = path_of(name), version(name)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(_whole(json.dumps(raw, ensure_ascii=False)))
     except FileNotFoundError:
-        raise SessionError(f"no session {name!r} in {directory()}; /sessions lists them") from None
+        near = difflib.get_close_matches(name, _names(), cutoff=0.0)
+        nearest = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
+        raise SessionError(f"no session {name!r} in {directory()}{nearest}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SessionError(f"{path}: cannot be read ({error}); it was left as it is") from None
     problem = _problem(raw)
     if problem:
         raise SessionError(f"{path}: {problem}; it was left as it is")
-    known = {f.name for f in fields(Saved)}
-    return Saved(**{key: value for key, value in raw.items() if key in known} | {"name": name})
+    known = {f.name for f in fields(Saved) if f.init}
+    saved = Saved(**{key: value for key, value in raw.items() if key in known} | {"name": name})
+    saved.version = found  # of before it was read: a change meanwhile is noticed
+    return saved
+
+
+def _whole(text: str) -> str:
+    """The text with half surrogate pairs replaced, which no tokenizer or terminal takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def listed() -> list[Saved]:
-    """Every session that can be read, the last one first."""
+    """Every session that can be read, the last one first; SessionError where the folder cannot."""
     found = []
-    for path in directory().glob("*.json"):
+    for name in _names():
         with suppress(SessionError):
-            found.append(load(path.stem))
-    return sorted(found, key=lambda saved: saved.updated, reverse=True)
+            found.append(load(name))
+    return sorted(found, key=lambda saved: (saved.written, saved.updated), reverse=True)
+
+
+def _names() -> list[str]:
+    try:
+        return [path.stem for path in directory().iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise SessionError(f"{directory()}: cannot be read ({error.strerror or error})") from None
 
 
 def restore(saved: Saved, lm: LM, **changes: Any) -> Chat:
@@ -280,20 +364,27 @@ def _sample(file: Path, digest: Any, whole: bool) -> None:
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     partial: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
-        write(partial)
-        partial.replace(path)
+        with _saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+            os.close(handle)
+            partial = Path(name)
+            write(partial)
+            partial.replace(path)
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # MLX raises the latter where the disk is full
         reason = getattr(error, "strerror", None) or error
         raise SessionError(
             f"{path}: could not be saved ({reason}); what was saved before is still there"
         ) from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
 
 
 def _model_name(lm: LM) -> str:

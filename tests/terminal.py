@@ -15,6 +15,7 @@ import time
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
 ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
+SIGN = re.compile(r"\x1b\[2m⋯[^\x1b]*\x1b\[0m\x1b\[K")  # written over as soon as there are words
 PATIENCE = 60.0  # seconds before a screen that does not change is called stuck
 
 ENTER, TAB, ESCAPE, UP = "\r", "\t", "\x1b", "\x1b[A"
@@ -46,7 +47,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        return ESCAPES.sub("", self.raw.decode(errors="ignore"))
+        return ESCAPES.sub("", SIGN.sub("", self.raw.decode(errors="ignore")))
 
     def wait(self, pattern: str) -> re.Match[str]:
         """Reads until `pattern` appears after what was last waited for."""

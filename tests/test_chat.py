@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx import sessions
+from minicpm_mlx.chat import with_files, without_files
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.reply import collect
 
@@ -215,6 +216,19 @@ def test_retry_and_undo_need_something_to_work_on(demo: mm.LM) -> None:
     assert len(chat.messages) == 2
 
 
+def test_edit_asks_in_the_last_questions_place(demo: mm.LM, fresh: Fresh) -> None:
+    chat = new_chat(demo)
+    ask(chat, QUESTIONS[0])
+    with pytest.raises(ContextLengthError):
+        collect(chat.edit("word " * 9000))
+    assert [m["content"] for m in chat.messages[::2]] == [QUESTIONS[0]]
+    reply = collect(chat.edit(QUESTIONS[1]))
+    assert [m["content"] for m in chat.messages] == [QUESTIONS[1], reply.text]
+    assert reply.token_ids == fresh(chat)
+    with pytest.raises(InvalidArgumentError, match="no turn to take back"):
+        new_chat(demo).edit("x")
+
+
 def test_undo_takes_back_a_question_without_an_answer(demo: mm.LM) -> None:
     chat = new_chat(demo, messages=[{"role": "user", "content": "Hi"}])
     assert chat.undo() == "Hi"
@@ -265,7 +279,9 @@ def test_question_longer_than_the_context_is_refused_and_slides_nothing_out(demo
     chat = new_chat(demo, context=90, on_overflow="slide")
     ask(chat, QUESTIONS[0])
     before = [dict(message) for message in chat.messages]
-    with pytest.raises(ContextLengthError, match="the context is 90"):
+    alone = chat.alone("word " * 90)
+    says = f"this message alone has {alone} tokens and the context is 90; shorten it"
+    with pytest.raises(ContextLengthError, match=says):
         ask(chat, "word " * 90)
     assert (chat.messages, chat.forgotten) == (before, 0)
 
@@ -323,6 +339,24 @@ def test_wrong_settings_are_refused_where_they_are_made(
         mm.Chat(demo, **wrong)
 
 
+# Files
+
+
+@given(
+    files=st.lists(st.tuples(st.sampled_from(["a.txt", "b:\ufffd", "c d"]), st.text("`\nab:"))),
+    text=st.text("`\nab "),
+)
+def test_files_of_a_message_come_out_as_they_went_in(
+    files: list[tuple[str, str]], text: str
+) -> None:
+    assert without_files(with_files(files, "?" + text)) == (files, "?" + text)
+
+
+def test_fence_is_longer_than_those_within() -> None:
+    assert with_files([("a", "x")], "?") == "a:\n```\nx\n```\n\n?"
+    assert with_files([("a", "````md\n```")], "") == "a:\n`````\n````md\n```\n`````\n\n"
+
+
 # Any order of turns
 
 
@@ -354,6 +388,7 @@ class Parrot:
 
 STEPS = st.one_of(
     st.integers(1, 70).map(lambda n: ("ask", n)),
+    st.integers(1, 70).map(lambda n: ("edit", n)),
     st.sampled_from([("retry", 0), ("undo", 0), ("clear", 0), ("break", 5), ("fail", 5)]),
 )
 
@@ -386,7 +421,10 @@ def test_no_order_of_turns_loses_one_or_shows_half_of_one(
                 pieces.close()
                 assert chat.messages[-1]["content"] == "x"
             else:
-                list(chat.retry() if step == "retry" else chat.reply(question))
+                turns = {"retry": chat.retry, "edit": lambda: chat.edit(question)}  # noqa: B023
+                list(turns.get(step, lambda: chat.reply(question))())  # noqa: B023
+                kept = len(before) - 2 * (step in turns)
+                assert chat.messages[:-2] == before[:kept]
                 asked, said = (message["content"] for message in chat.messages[-2:])
                 assert said
                 assert asked.startswith(said)

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import CASES, GOLDEN
+import typer
+from fake import FakeLM
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
@@ -21,7 +21,7 @@ from terminal import ALT_ENTER, CODE, CTRL_C, CTRL_D, ENTER, PROMPT, STATS, UP, 
 import minicpm_mlx as mm
 from minicpm_mlx.cli import chat as command
 from minicpm_mlx.cli import options, theme
-from minicpm_mlx.cli.commands import typed_path
+from minicpm_mlx.cli.files import typed_path
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.cli.prompt import Prompt
 from minicpm_mlx.cli.talk import Loading
@@ -29,7 +29,6 @@ from minicpm_mlx.cli.talk import Talk as Conversation
 from minicpm_mlx.cli.words import Words
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
-from minicpm_mlx.reply import Stats
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +86,7 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
     terminal.wait("dragon")
     terminal.wait(r"\n[A-Z]\w* \w+ \w+ ")  # some words of it
     terminal.send(CTRL_C)
-    terminal.wait(r"\nstopped\n")
+    terminal.wait(r"\nstopped · \d+ tokens?\n")
     terminal.wait(PROMPT)
     terminal.send("/clear" + ENTER)
     terminal.wait("conversation cleared")
@@ -109,14 +108,42 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
         ("\x1b[200~one\ntwo\n\x1b[201~" + ENTER, "one\ntwo\n"),  # pasted
         ("half" + CTRL_C, ""),
         (CTRL_D, None),
+        ('"""a' + ENTER + 'b"""' + ENTER, "a\nb"),
+        ('\x1b[200~"""a\nb\x1b[201~' + ENTER, '"""a\nb'),
+        ('\x1b[200~"""a\nb"""\n\x1b[201~' + ENTER, '"""a\nb"""\n'),
+        ('\x1b[200~"""a\x1b[201~\x15"""b' + ENTER + '"""' + ENTER, "b"),
+        ('see """' + ENTER, 'see """'),
     ],
-    ids=["chinese", "alt-enter", "pasted", "ctrl-c", "ctrl-d"],
+    ids=[
+        "chinese",
+        "alt-enter",
+        "pasted",
+        "ctrl-c",
+        "ctrl-d",
+        "quotes",
+        "quotes pasted",
+        "quotes pasted at both ends",
+        "quotes typed over what was pasted",
+        "quotes within",
+    ],
 )
 def test_what_is_typed_is_what_is_read(keys: str, read: str | None) -> None:
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
         typed.send_text(keys)
         prompt = Prompt(None, [], lambda command: [])
         assert prompt.read() == read
+
+
+def test_quotes_recalled_are_quotes_and_a_draft_is_sent_with_enter() -> None:
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        prompt = Prompt(None, [], lambda command: [])
+        for keys, draft, read in (
+            ('"""a' + ENTER + 'b"""' + ENTER, "", "a\nb"),
+            (UP + ENTER, "", "a\nb"),
+            ("!" + ENTER, '"""c', '"""c!'),
+        ):
+            typed.send_text(keys)
+            assert prompt.read(draft) == read
 
 
 # Through a pipe
@@ -139,46 +166,6 @@ def test_a_pipe_gets_plain_replies_alone(demo_folder: Path) -> None:
 
 
 # Turn by turn
-
-
-class FakeLM:
-    """Answers each prompt with the next of `replies`; an exception among them is raised."""
-
-    def __init__(self, *replies: list[object]) -> None:
-        self.replies = list(replies)
-        self.prompts: list[list[dict[str, str]]] = []
-        self.context_length = 64
-        self.config = mm.Config.load(GOLDEN / CASES[0])
-        self.card = SimpleNamespace(name="[fake]", note="a :smile: note", note_zh="")
-        self.tokenizer = SimpleNamespace(template=None)
-        self.sampling = mm.Sampling()
-
-    def session(self, kv_bits: int | None = None) -> object:
-        return object()
-
-    def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        self.shown = [dict(message) for message in messages]
-        return list(range(9))
-
-    def stream(self, prompt: list[int], **_: Any) -> Iterator[mm.Piece]:
-        self.prompts.append(self.shown)
-        return self._pieces(self.replies.pop(0))
-
-    def _pieces(self, reply: list[object]) -> Iterator[mm.Piece]:
-        for text in reply:
-            if isinstance(text, BaseException):
-                raise text
-            yield mm.Piece(text=str(text), token_ids=(1,))
-        stats = Stats(
-            prompt_tokens=9,
-            cached_tokens=0,
-            completion_tokens=len(reply),
-            passes=len(reply) - 1,
-            ttft=0.5,
-            seconds=1.5,
-            peak_memory=0,
-        )
-        yield mm.Piece(text="", finish_reason="stop", stats=stats)
 
 
 Talk = Callable[..., tuple[mm.Chat, str]]
@@ -273,7 +260,7 @@ def test_text_that_holds_a_slash_is_no_command(talk: Talk, text: str) -> None:
 def test_a_reply_that_is_stopped_stays_as_far_as_it_came(talk: Talk) -> None:
     lm = FakeLM(["One", " two", KeyboardInterrupt()], ["Three."])
     chat, out = talk(lm, "first", "second")
-    assert out.startswith("One two\nstopped\n")
+    assert out.startswith("One two\nstopped · 2 tokens\n")
     assert roles(chat)[1] == ("assistant", "One two")
     assert len(chat.messages) == 4
 
@@ -315,6 +302,20 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
     monkeypatch.setattr("minicpm_mlx.local.folder_of", lambda card: fetched.append(card.name))
     assert command._greet("minicpm-2b-dpo", Words("en")) == chosen
     assert fetched == ([chosen] if answer == "d" else [])
+
+
+def test_any_other_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["", "yes", "?", "Q"])
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    with pytest.raises(typer.Exit):
+        command._greet("minicpm-2b-dpo", Words("en"))
+    assert not list(answers)
+
+
+def test_counts_are_singular_and_plural() -> None:
+    english, chinese = Words("en"), Words("zh")
+    assert [english.some("reply", n) for n in (0, 1, 2)] == ["0 replies", "1 reply", "2 replies"]
+    assert [chinese.some("message", n) for n in (1, 2)] == ["1 条消息", "2 条消息"]
 
 
 # With the demo in this process

@@ -29,7 +29,7 @@ GREEDY = mm.Sampling(temperature=0)
 TURNS = [
     {"role": "user", "content": '山东省最高的山是哪座山？ 🐟\n"two"\tlines \\n \x00 \u2028'},
     {"role": "assistant", "content": "泰山。\n\n```python\nprint('🐈‍⬛')\n```\n"},
-    {"role": "user", "content": " half a pair: \ud83d, after a \\\udc1f "},
+    {"role": "user", "content": " whole: \ufffd, after a \\\ufffd "},
     {"role": "assistant", "content": "?"},
 ]
 
@@ -192,6 +192,39 @@ def test_other_names_work_for_session_and_cache(demo: mm.LM, name: str) -> None:
     assert [saved.name for saved in sessions.listed()] == [name]
 
 
+def test_name_is_claimed_by_who_saves_first(demo: mm.LM, folder: Path) -> None:
+    names = [sessions.save_new(new_chat(demo), "a") for _ in range(3)]
+    assert names == ["a", "a-2", "a-3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a-2.json", "a-3.json", "a.json"]
+    assert sessions.save_new(new_chat(demo), "𠀀" * 60) == "𠀀" * 60
+    assert sessions.save_new(new_chat(demo), "𠀀" * 60) == "𠀀" * 50 + "-2"
+
+
+def test_claim_that_comes_to_nothing_leaves_no_file(
+    demo: mm.LM, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "write_text", failing(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(SessionError, match="full"):
+        sessions.save_new(new_chat(demo), "a")
+    assert list(folder.iterdir()) == []
+
+
+def test_version_changes_with_each_save(demo: mm.LM) -> None:
+    assert sessions.version("a") is None
+    seen = set()
+    for _ in range(5):
+        sessions.save(new_chat(demo), "a")
+        seen.add(sessions.version("a"))
+    assert len(seen) == 5
+    assert sessions.load("a").version == sessions.version("a")
+    sessions.save_cache(new_chat(demo), "a")
+    assert sessions.version("a") in seen
+    sessions.remove("a")
+    sessions.remove("a")
+    assert sessions.version("a") is None
+    assert not sessions.cache_path("a").exists()
+
+
 def test_new_name_is_no_sessions(demo: mm.LM) -> None:
     names = [
         sessions.new_name() for _ in range(3) if sessions.save(new_chat(demo), sessions.new_name())
@@ -260,9 +293,9 @@ def test_folder_that_cannot_be_made_is_one_line(demo: mm.LM, folder: Path) -> No
     folder.write_text("a file")
     with pytest.raises(SessionError, match="could not be saved"):
         sessions.save(new_chat(demo), "a")
-    assert sessions.listed() == []
-    with pytest.raises(SessionError, match="cannot be read"):
-        sessions.load("a")
+    for use in (sessions.listed, lambda: sessions.load("a")):
+        with pytest.raises(SessionError, match="cannot be read"):
+            use()
 
 
 def test_session_of_a_model_whose_folder_is_gone_is_saved(demo: mm.LM, tmp_path: Path) -> None:
@@ -277,7 +310,8 @@ from types import SimpleNamespace as N
 from minicpm_mlx import Sampling, sessions
 sessions.identity = lambda lm: "x"
 text = sys.argv[1] * int(sys.argv[2])
-chat = N(lm=N(card=N(path=None, name="demo", repo=None)), sampling=Sampling(), system=None,
+lm = N(card=N(path=None, name="demo", repo=None), adapter=None)
+chat = N(lm=lm, sampling=Sampling(), system=None,
     messages=[{"role": "user", "content": text}], forgotten=0,
     max_tokens=None, stop=[], context=None, kv_bits=None, on_overflow="stop")
 for _ in range(100):
@@ -315,9 +349,34 @@ def refused(name: str, message: str) -> None:
     assert path.read_bytes() == before
 
 
-def test_missing_session_is_named(demo: mm.LM) -> None:
-    with pytest.raises(SessionError, match="no session 'nothing' in "):
+def test_missing_session_is_named_with_the_nearest(demo: mm.LM) -> None:
+    with pytest.raises(SessionError, match=r"no session 'nothing' in .*sessions$"):
         sessions.load("nothing")
+    for name in ("recipes", "garden", "travel", "things"):
+        sessions.save(new_chat(demo), name)
+    with pytest.raises(SessionError, match="; the nearest are 'recipes'"):
+        sessions.load("recipe")
+    with pytest.raises(SessionError, match="; the nearest are 'things'"):
+        sessions.load("nothing")
+
+
+def test_half_a_surrogate_pair_is_replaced(demo: mm.LM, folder: Path) -> None:
+    raw = sound(demo) | {"system": "\ud83d\udc1f \udc1f"}
+    raw["messages"][0]["content"] = "a \ud83d b"
+    path = put(folder, "half", "")
+    path.write_text(json.dumps(raw))  # as JSON's own escapes
+    saved = sessions.load("half")
+    assert (saved.title, saved.system) == ("a \ufffd b", "🐟 \ufffd")
+    assert saved.messages[1:] == TURNS[1:]
+
+
+def test_unanswered_question_is_taken_out(demo: mm.LM) -> None:
+    raw = sound(demo)
+    raw["messages"].append({"role": "user", "content": "And?"})
+    saved = sessions.Saved(**raw | {"forgotten": 5})
+    assert saved.take_unanswered() == "And?"
+    assert (saved.messages, saved.forgotten) == (TURNS, 4)
+    assert saved.take_unanswered() == ""
 
 
 @pytest.mark.parametrize("other", [[], [1], 5, None, True, "text", {}, {"a": 1}, {"messages": []}])
@@ -524,6 +583,8 @@ def test_list_begins_with_the_last_saved_and_skips_what_is_broken(
         sessions.save(new_chat(demo), name)
     sessions.save(new_chat(demo), "a")
     sessions.save_cache(new_chat(demo), "a")
+    for age, name in enumerate(("a", "山", "c", "b")):  # by the files' times, whatever they say
+        os.utime(sessions.path_of(name), (1e9 - age, 1e9 - age))
     put(folder, "broken", "{")
     put(folder, "other", [1])
     put(folder, "_x", sound(demo))
@@ -739,7 +800,7 @@ def test_cache_of_another_model_is_left_aside(
 ) -> None:
     chat = resumed(demo, talk)
     monkeypatch.setattr(sessions, "identity", lambda lm: "another")
-    reason = "weights, tokenizer or template are others than those it was made with"
+    reason = "weights, adapter, tokenizer or template are others than those it was made with"
     assert sessions.restore_cache(chat, "a") == reason
     goes_on(chat, False)
 
