@@ -1,4 +1,5 @@
-"""Seconds to the first token of a growing conversation, and of a resumed one.
+"""Seconds to the first token of a growing conversation, and of a resumed one; and the speed that the
+chat says under a reply, against what `bench` measures for as many tokens in as long a context.
 
 python benchmarks/chat_turns.py [--rounds 3] [--json results/NAME.json]
 """
@@ -21,6 +22,7 @@ def main() -> None:
 
     import minicpm_mlx as mm
     from minicpm_mlx import sessions
+    from minicpm_mlx.bench.measure import Model, Work, measure
 
     lm = mm.load("demo")
     greedy = mm.Sampling()
@@ -30,6 +32,16 @@ def main() -> None:
         assert last is not None
         return last
 
+    def benched(gen: int, depth: int) -> float:
+        work = Work(gen=gen, depth=depth)
+        (record,) = measure(Model(name="demo", model=lm.model), [work], repetitions=1, warmup=False)
+        return record.rates[0]
+
+    stats_line = []
+    for _ in range(options.rounds):
+        told = ask(mm.Chat(lm, sampling=greedy, max_tokens=65), "Tell me about bread.")
+        rate = benched(told.completion_tokens - 1, told.prompt_tokens)
+        stats_line.append(told.decode_tps / rate)
     turns: dict[int, list[float]] = {2: [], 10: []}
     full, resumed = [], []
     for _ in range(options.rounds):
@@ -49,6 +61,7 @@ def main() -> None:
             assert sessions.restore_cache(again, "bread") is None
             resumed.append(ask(again, "And what else?").ttft)
     found = report.Report(rounds=options.rounds, prompt_tokens=stats.prompt_tokens)
+    found.add("stats line over bench", stats_line, "")
     for name, values in (
         ("turn 2", turns[2]),
         ("turn 10", turns[10]),

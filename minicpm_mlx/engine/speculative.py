@@ -18,6 +18,10 @@ MOST = 16
 SURE = 8
 """Tokens that were there before, from which on more of them make a guess no surer."""
 
+PRIOR = {2: 0.25, 3: 0.5}
+"""Share of guesses that come true, until it is known, by how many tokens were there before; else
+0.8."""
+
 RECENT = 16
 """Places where a pair was seen last that are looked at."""
 
@@ -97,7 +101,7 @@ class Speculation:
 
     def _worth(self) -> int:
         """The number of guesses that gives most tokens a second."""
-        hit, best, length = self.hits.get(self.kind, 0.8), 1.0, 0
+        hit, best, length = self.hits.get(self.kind, PRIOR.get(self.kind, 0.8)), 1.0, 0
         tokens = 1.0
         for count in range(1, MOST + 1):
             tokens += hit**count
@@ -109,7 +113,7 @@ class Speculation:
     def checked(self, guessed: int, right: int, seconds: float) -> None:
         """Learn from a pass over guesses, so many of them right."""
         self.passes += 1
-        hit = self.hits.get(self.kind, 0.8)
+        hit = self.hits.get(self.kind, PRIOR.get(self.kind, 0.8))
         for came_true in [True] * right + [False] * (right < guessed):
             hit += 0.15 * (came_true - hit)
         self.hits[self.kind] = hit
@@ -121,4 +125,4 @@ class Speculation:
         """Learn from a plain pass, made while the one before it was waited for."""
         self.plain = seconds if self.plain is None else self.plain + 0.1 * (seconds - self.plain)
         for kind, hit in self.hits.items():  # what did not pay is tried again, if seldom
-            self.hits[kind] = hit + 0.002 * (0.8 - hit)
+            self.hits[kind] = hit + 0.002 * (PRIOR.get(kind, 0.8) - hit)
