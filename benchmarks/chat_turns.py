@@ -1,5 +1,5 @@
-"""Seconds to the first token of a growing conversation, and of a resumed one; and the speed that the
-chat says under a reply, against what `bench` measures for as many tokens in as long a context.
+"""Seconds to the first token of a growing conversation, and of a resumed one; and the speed that
+the chat says under a reply, against what `bench` measures for as much in as long a context.
 
 python benchmarks/chat_turns.py [--rounds 3] [--json results/NAME.json]
 """

@@ -17,6 +17,7 @@ from test_fuse import random_model
 
 import minicpm_mlx as mm
 from minicpm_mlx import load_model
+from minicpm_mlx.bench.measure import PASSAGE
 from minicpm_mlx.config import Config
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import Draft, Lookup, Sampling, Session, Speculation, generate
@@ -211,10 +212,10 @@ def test_guesses_that_do_not_come_true_end_and_those_that_do_grow() -> None:
 
 
 def test_the_demo_quotes_in_fewer_passes(demo: mm.LM) -> None:
-    text = "The old lighthouse keeper climbed the stairs every evening and lit the great lamp."
-    prompt = [{"role": "user", "content": f"Quote this text word for word:\n\n{text}"}]
-    plain = demo.generate(prompt, max_tokens=32, speculate=False)
-    quick = demo.generate(prompt, max_tokens=32)
+    prompt = [{"role": "user", "content": f"Quote this text word for word:\n\n{PASSAGE}"}]
+    greedy = Sampling()
+    plain = demo.generate(prompt, max_tokens=40, sampling=greedy, speculate=False)
+    quick = demo.generate(prompt, max_tokens=40, sampling=greedy)
     assert quick.token_ids == plain.token_ids
     assert plain.stats.passes >= len(plain.token_ids) - 1
     assert quick.stats.passes <= len(plain.token_ids) / 1.8

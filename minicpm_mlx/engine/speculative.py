@@ -18,7 +18,7 @@ MOST = 16
 SURE = 8
 """Tokens that were there before, from which on more of them make a guess no surer."""
 
-PRIOR = {2: 0.25, 3: 0.5}
+PRIOR = {2: 0.4, 3: 0.65}
 """Share of guesses that come true, until it is known, by how many tokens were there before; else
 0.8."""
 
