@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -49,7 +50,7 @@ class Prompt:
         begun."""
 
         async def watch() -> None:
-            while not until():
+            while not (until() or put_off):
                 await asyncio.sleep(0.2)
             if not self.session.app.is_done:
                 self.session.app.exit(exception=EOFError)
@@ -59,11 +60,12 @@ class Prompt:
 
         self._text, self._typed, self._quotes = default, False, False
         try:
-            text = self.session.prompt(
-                FormattedText([("bold ansicyan", "> ")]),
-                default=default,
-                pre_run=begin,
-            )
+            with _put_off(signal.SIGTERM) as put_off:
+                text = self.session.prompt(
+                    FormattedText([("bold ansicyan", "> ")]),
+                    default=default,
+                    pre_run=begin,
+                )
         except EOFError:
             return None
         except KeyboardInterrupt:
@@ -108,6 +110,20 @@ class SlashCompleter(Completer):
         for choice in choices:
             if choice.lower().startswith(wanted.lower()):
                 yield Completion(choice, start_position=-len(wanted))
+
+
+@contextmanager
+def _put_off(number: signal.Signals) -> Iterator[list[int]]:
+    """Have a signal wait until the prompt has ended, which it is to do when the list has it: what a
+    handler raises inside the event loop would be printed, and not heard."""
+    came: list[int] = []
+    before = signal.signal(number, lambda found, _: came.append(found))
+    try:
+        yield came
+    finally:
+        signal.signal(number, before)
+        if came:
+            signal.raise_signal(number)
 
 
 def _is_quoted(text: str) -> bool:

@@ -229,7 +229,10 @@ class LM:
             width=at_least_one("width", width),
         )
         start = time.perf_counter()
-        streams = [batch.add(ids, max_tokens=limit, sampling=how) for ids, limit, _ in asked]
+        places = {
+            batch.add(ids, max_tokens=limit, sampling=how): place
+            for place, (ids, limit, _) in enumerate(asked)
+        }
         told = [Transcript(self.tokenizer, stops) for _, _, stops in asked]
         pieces: list[list[Piece]] = [[] for _ in asked]
         first: dict[int, float] = {}
@@ -237,7 +240,7 @@ class LM:
             while drawn := batch.step():
                 now = time.perf_counter() - start
                 for stream, token, reason in drawn:
-                    index = streams.index(stream)
+                    index = places[stream]
                     first.setdefault(index, now)
                     pieces[index].append(told[index].add(token))
                     if not reason and not told[index].ended:
