@@ -28,7 +28,7 @@ ROWS = [
     },
     {"moe", "model", "fuse", "quantize", "onerow", "gptq", "calibrated"},
     {"weights", "engine", "reply"},
-    {"quantized"},
+    {"quantized", "convert", "merge", "export", "receipt"},
     {"adapt", "demo", "local", "memory"},
     {"lm"},
     {"loading"},
