@@ -13,7 +13,19 @@ import typer
 from minicpm_mlx import __version__
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
-from . import bench, chat, doctor, generate, manage, options, ppl, quantize
+from . import (
+    bench,
+    chat,
+    convert,
+    doctor,
+    export_adapter,
+    fuse,
+    generate,
+    manage,
+    options,
+    ppl,
+    quantize,
+)
 
 app = typer.Typer(
     name="minicpm-mlx",
@@ -31,7 +43,10 @@ app.command("show")(manage.show)
 app.command("rm")(manage.remove)
 app.command("bench")(bench.bench)
 app.command("quantize")(quantize.quantize)
+app.command("convert")(convert.convert)
 app.command("ppl")(ppl.ppl)
+app.command("fuse")(fuse.fuse)
+app.command("export-adapter")(export_adapter.export_adapter)
 app.command("doctor")(doctor.doctor)
 
 

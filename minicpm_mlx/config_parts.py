@@ -69,6 +69,11 @@ class Quantization:
     mode: str = "affine"
     """"affine" (scale and bias) or one of MLX's float formats."""
 
+    @property
+    def bits_per_weight(self) -> float:
+        """With its share of a group's scale and bias, of 16 bits each, or of a scale of 8."""
+        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+
     def __post_init__(self) -> None:
         check_types(self, "quantization.")
         if self.mode not in PACKINGS:
@@ -109,12 +114,8 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
     """MLX's `quantization`: defaults, and under a module's path what differs there."""
     found = raw.get("quantization")
     if found is None:
-        if "quantization_config" in raw:
-            raise ConfigError(
-                "config.json: quantization_config belongs to another runtime; expected an MLX "
-                "checkpoint (`quantization`) or plain weights"
-            )
-        return {}
+        foreign = raw.get("quantization_config")
+        return {} if foreign is None else {"quantization": _foreign_packing(foreign)}
     if not isinstance(found, Mapping):
         raise ConfigError(f"config.json: quantization must be an object, got {kind_of(found)}")
     default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
@@ -133,6 +134,40 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
             "config.json: quantization must state bits and group_size, and mode at most, got "
             f"{shown(dict(found))}"
         ) from None
+
+
+def _foreign_packing(stated: object) -> Quantization:
+    """GPTQ's or AWQ's 4 bits as MLX packs them (see weights/int4.py), stated as transformers does.
+
+    ConfigError for whatever has no such form, saying what was found.
+    """
+    if not isinstance(stated, Mapping):
+        raise ConfigError(
+            f"config.json: quantization_config must be an object, got {kind_of(stated)}"
+        )
+    method = stated.get("quant_method")
+    bits = stated.get("bits", stated.get("w_bit"))
+    group_size = stated.get("group_size", stated.get("q_group_size"))
+    usual = "gemm" if method == "awq" else "gptq"
+    form = stated.get("checkpoint_format", stated.get("format", stated.get("version", usual)))
+    wanted = ("gemm",) if method == "awq" else ("gptq", "gptq_v2")
+    if method not in ("gptq", "awq"):
+        found = f"quant_method {shown(method)}"
+    elif bits != 4:
+        found = f"{method} in {shown(bits)} bits"
+    elif group_size not in (32, 64, 128):
+        found = f"{method} in groups of {shown(group_size)}"
+    elif str(form).lower() not in wanted or stated.get("is_marlin_format"):
+        found = f"{method} in the format {'marlin' if form in wanted else shown(form)}"
+    elif method == "awq" and not stated.get("zero_point", True):
+        found = "awq without zero points"
+    else:
+        return Quantization(group_size=group_size, bits=4)
+    raise ConfigError(
+        f"config.json: quantization_config is {found}; expected MLX's own `quantization`, or gptq "
+        "(format gptq or gptq_v2) or awq (gemm, with zero points) in 4 bits and groups of 32, 64 "
+        "or 128; take the unquantized checkpoint and `minicpm-mlx quantize`"
+    )
 
 
 _PLAIN_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}

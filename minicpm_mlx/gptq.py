@@ -3,10 +3,13 @@
 Columns are rounded one after the other, and the error of each is made good, as far as the inputs
 seen while calibrating allow, by the columns still to come (Frantar et al., arXiv 2210.17323). The
 grid of each group is the best of several, by the squared error weighted with the inputs' size.
+
+Inside, matrices lie transposed, (in, out), so that a column's weights are neighbours in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -17,6 +20,12 @@ Floats = npt.NDArray[np.float32]
 
 DAMPING = 0.01
 """Share of the mean diagonal that is added to it, so that it can be inverted."""
+
+FEWER = 8
+"""Grids that are tried of fewer steps than there are codes for."""
+
+ROWS = 4096
+"""Outputs that are rounded at once: what is in use then fits the processor's cache."""
 
 SHRINKS = tuple(1 - 0.04 * step for step in range(1, 9))
 """Grids that clip the outermost weights, as shares of the group's range."""
@@ -39,39 +48,66 @@ def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype
 
     Scales and biases are such as `dtype` can hold.
     """
-    weight = weight.copy()
-    out, width = weight.shape
-    upper = _upper(hessian)
-    importance = np.diag(hessian).astype(np.float32)
-    codes = np.empty((out, width), np.uint8)
-    scales = np.empty((out, width // group), np.float32)
+    upper, importance = _upper(hessian), np.diag(hessian).astype(np.float32)
+    parts = [
+        _round(weight[start : start + ROWS].T.copy(), upper, importance, bits, group, dtype)
+        for start in range(0, len(weight), ROWS)
+    ]
+    return Packed(*(np.concatenate(arrays, axis=1).T for arrays in zip(*parts, strict=True)))
+
+
+def _round(
+    rest: Floats, upper: Floats, importance: Floats, bits: int, group: int, dtype: mx.Dtype
+) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
+    """Codes, scales and biases, transposed, of `rest` (in, out), which is used up."""
+    width, out = rest.shape
+    codes = np.empty((width, out), np.uint8)
+    scales = np.empty((width // group, out), np.float32)
     biases = np.empty_like(scales)
     most = 2**bits - 1
     for start in range(0, width, group):
         end = start + group
-        block = weight[:, start:end]
-        scale, bias = grid(block, importance[start:end], most, dtype)
+        block = rest[start:end]
+        scale, bias = _grid(block, importance[start:end], most, dtype)
         errors = np.empty_like(block)
         for at in range(group):
-            column = block[:, at]
-            code = np.clip(np.rint((column - bias) / scale), 0, most)
-            codes[:, start + at] = code
+            code = np.clip(np.rint((block[at] - bias) / scale), 0, most)
+            codes[start + at] = code
             row = upper[start + at, start:end]
-            errors[:, at] = (column - (code * scale + bias)) / row[at]
-            block[:, at + 1 :] -= errors[:, at : at + 1] * row[at + 1 :]
-        weight[:, end:] -= errors @ upper[start:end, end:]
-        scales[:, start // group], biases[:, start // group] = scale, bias
-    return Packed(codes, scales, biases)
+            errors[at] = (block[at] - (code * scale + bias)) / row[at]
+            block[at + 1 :] -= row[at + 1 :, None] * errors[at]
+        rest[end:] -= upper[start:end, end:].T @ errors
+        scales[start // group], biases[start // group] = scale, bias
+    return codes, scales, biases
+
+
+def nearest(weight: Floats, importance: Floats, bits: int, group: int, dtype: mx.Dtype) -> Floats:
+    """`weight` (out, in) with each number rounded alone, on the grids that gptq begins with.
+
+    `importance` (in,) is the mean square of the inputs.
+    """
+    rounded = np.empty((weight.shape[1], weight.shape[0]), np.float32)
+    most = 2**bits - 1
+    for start in range(0, weight.shape[1], group):
+        inside = slice(start, start + group)
+        block = np.ascontiguousarray(weight[:, inside].T)
+        scale, bias = _grid(block, importance[inside], most, dtype)
+        rounded[inside] = np.clip(np.rint((block - bias) / scale), 0, most) * scale + bias
+    return rounded.T
 
 
 def _upper(hessian: Floats) -> Floats:
-    """The upper Cholesky factor of the inverse of the damped Hessian."""
-    damped = hessian.astype(np.float64)
+    """U, upper triangular, of which UT U is the inverse of the damped Hessian.
+
+    With both axes reversed H = L LT; U is then the inverse of L, reversed again.
+    """
+    damped = hessian.astype(np.float32)
     diagonal = np.diag(damped).copy()
     diagonal[diagonal == 0] = 1.0  # an input that was never seen
     diagonal += DAMPING * diagonal.mean()
     np.fill_diagonal(damped, diagonal)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    lower = mx.linalg.cholesky(mx.array(damped[::-1, ::-1].copy()), stream=mx.cpu)
+    return np.array(mx.linalg.tri_inv(lower, stream=mx.cpu))[::-1, ::-1].copy()
 
 
 def grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
@@ -80,20 +116,37 @@ def grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple
     Tried are the range of the weights in `most` steps, in fewer (which finds again the grid of
     weights that were rounded before), and parts of it.
     """
-    low, high = block.min(axis=1), block.max(axis=1)
-    steps = [(low, (high - low) / count) for count in range(most, most // 2, -1)]
-    clipped = [(low * share, (high - low) * share / most) for share in SHRINKS]
-    best = np.full(len(block), np.inf, np.float32)
-    scale, bias = np.ones_like(low), np.zeros_like(low)
-    for offset, step in steps + clipped:
-        step = _rounded(np.where(step > 0, step, 1.0), dtype)
-        offset = _rounded(offset, dtype)
-        code = np.clip(np.rint((block - offset[:, None]) / step[:, None]), 0, most)
-        error = ((code * step[:, None] + offset[:, None] - block) ** 2) @ importance
-        better = error < best
-        best = np.where(better, error, best)
+    return _grid(np.ascontiguousarray(block.T), importance, most, dtype)
+
+
+def _grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
+    """The same for the columns of `block` (group, out)."""
+    best = np.full(block.shape[1], np.inf, np.float32)
+    scale, bias = np.ones_like(best), np.zeros_like(best)
+    error = np.empty_like(block)
+    for offset, step in _candidates(block, most, dtype):
+        np.subtract(block, offset, out=error)
+        np.divide(error, step, out=error)
+        # in steps: the distance to the nearest code
+        error -= np.clip(np.rint(error), 0, most)
+        np.multiply(error, error, out=error)
+        found = (importance @ error) * step * step
+        better = found < best
+        best = np.where(better, found, best)
         scale, bias = np.where(better, step, scale), np.where(better, offset, bias)
     return scale, bias
+
+
+def _candidates(block: Floats, most: int, dtype: mx.Dtype) -> Iterator[tuple[Floats, Floats]]:
+    """Bias and scale of each grid that is tried."""
+    low, high = block.min(axis=0), block.max(axis=0)
+    counts = range(most, max(most - FEWER, most // 2), -1)
+    steps = [(low, (high - low) / count) for count in counts]
+    clipped = [(low * share, (high - low) * share / most) for share in SHRINKS]
+    for offset, step in steps + clipped:
+        step = _rounded(step, dtype)
+        # no range at all, or too small a one for the format: any step will do
+        yield _rounded(offset, dtype), np.where(step > 0, step, np.float32(1.0))
 
 
 def _rounded(values: Floats, dtype: mx.Dtype) -> Floats:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ def read_checkpoint(folder: Path, weights: str | None = None) -> Checkpoint:
     """
     config = Config.load(folder)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.quantization and raw.get("quantization") is None:  # it was GPTQ's or AWQ's
+        raw["quantization"] = asdict(config.quantization)
+    raw.pop("quantization_config", None)  # or mlx-lm's second copy
     return Checkpoint(raw=raw, tensors=read_checked(folder, config, weights))
 
 

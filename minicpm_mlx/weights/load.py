@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from ..fuse import FusedModel
 from ..model import Model
 from ..onerow import split_matrices
 from ..quantize import dequantize, packed_as
-from . import files
+from . import files, int4
 from .lazy import LazyTensor, printable
 
 
@@ -59,14 +60,22 @@ def load_model(
 
 def read_checked(folder: Path, config: Config, weights: str | None = None) -> dict[str, LazyTensor]:
     """The tensors in `folder` that make the model of `config`: all of them, in the right shapes."""
-    tensors = {
-        name: tensor
-        for name, tensor in files.read(folder, weights).items()
-        if not _is_surplus(name, config)
-    }
-    model = _empty(config, tensors)
-    _check(parameters(model), tensors, folder)
-    return tensors
+    tensors = files.read(folder, weights)
+    if int4.is_packed(tensors):
+        tensors = int4.in_mlx_form(tensors, folder)
+    return checked(tensors, config, folder)
+
+
+def checked(
+    tensors: Mapping[str, LazyTensor], config: Config, where: Path
+) -> dict[str, LazyTensor]:
+    """Those of `tensors` that make the model of `config`; WeightsError unless they are all there.
+
+    `where` is the folder or file they are from, for messages.
+    """
+    kept = {name: tensor for name, tensor in tensors.items() if not _is_surplus(name, config)}
+    _check(parameters(_empty(config, kept)), kept, where)
+    return kept
 
 
 def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | None) -> Model:
@@ -82,7 +91,7 @@ def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | N
 def _empty(config: Config, tensors: dict[str, LazyTensor]) -> Model:
     """A model whose modules are packed as the tensors are; MLX computes none of its values."""
     model = Model(config)
-    packed_as(model, _packings(tensors, config))
+    packed_as(model, packings(tensors, config))
     return model
 
 
@@ -99,7 +108,7 @@ def _is_surplus(name: str, config: Config) -> bool:
     )
 
 
-def _packings(tensors: dict[str, LazyTensor], config: Config) -> dict[str, Quantization]:
+def packings(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str, Quantization]:
     """How each module that has scales is packed."""
     special = dict(config.layer_quantization)
     modules = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
@@ -115,36 +124,39 @@ def _packings(tensors: dict[str, LazyTensor], config: Config) -> dict[str, Quant
     }
 
 
-def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], folder: Path) -> None:
+def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], where: Path) -> None:
     for name, array in expected.items():
         if name not in tensors:
-            raise WeightsError(f"{folder}: {name} is missing; config.json calls for {array.shape}")
+            raise WeightsError(f"{where}: {name} is missing; config.json calls for {array.shape}")
         shape, dtype = tensors[name].shape, tensors[name].dtype
         if shape != array.shape:
             raise WeightsError(
-                f"{folder}: {name} has shape {shape}; config.json calls for {array.shape}"
+                f"{where}: {name} has shape {shape}; config.json calls for {array.shape}"
             )
         if _is_float(array.dtype) and not _is_float(dtype):
-            raise WeightsError(f"{folder}: {name} is {_plain(dtype)}; expected a float type")
+            raise WeightsError(f"{where}: {name} is {_plain(dtype)}; expected a float type")
         if not _is_float(array.dtype) and dtype != array.dtype:  # codes, and scales of float modes
             raise WeightsError(
-                f"{folder}: {name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed"
+                f"{where}: {name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed"
             )
     surplus = sorted(set(tensors) - set(expected))
     if surplus:
         raise WeightsError(
-            f"{folder}: {printable(surplus[0])} is not part of this architecture"
+            f"{where}: {printable(surplus[0])} is not part of this architecture"
             + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")
             + "; is config.json that of another model?"
         )
 
 
 def _stored_dtype(tensors: dict[str, LazyTensor]) -> mx.Dtype:
-    """The float format of the checkpoint: its widest tensor's, norms aside."""
-    kinds = {tensor.dtype for name, tensor in tensors.items() if "norm" not in name}
-    for dtype in (mx.float32, mx.float16, mx.bfloat16):
-        if dtype in kinds:
-            return dtype
+    """The float format of the checkpoint: its widest weights', norms aside, or its scales'."""
+    weights = {name: tensor.dtype for name, tensor in tensors.items() if "norm" not in name}
+    scales = {name for name in weights if name.endswith((".scales", ".biases"))}
+    for names in (weights.keys() - scales, scales):
+        kinds = {weights[name] for name in names}
+        for dtype in (mx.float32, mx.float16, mx.bfloat16):
+            if dtype in kinds:
+                return dtype
     return mx.float32
 
 

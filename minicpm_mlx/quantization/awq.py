@@ -1,0 +1,86 @@
+"""AWQ: columns that see large inputs are made larger before rounding, and clipped weights.
+
+Lin et al., arXiv 2306.00978. The search is mlx-lm's, which does not know this architecture but can
+be told what reads what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config_parts import Quantization
+from ..model import MLP, Block
+from ..quantize import replace
+from .pieces import Run, at
+
+GRID = 20
+"""Scales that are tried."""
+
+UNCLIPPED = ["q_proj", "k_proj"]
+"""Whose outputs are compared with each other, so that clipping them harms."""
+
+
+class Catcher(nn.Module):
+    """A projection that keeps its inputs."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+        self.seen: list[mx.array] = []
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.seen.append(x)
+        return self.layer(x)
+
+
+def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[mx.array]) -> None:
+    """Change the matrices and norms of `block`, so that rounding to the nearest costs less.
+
+    What it computes of `xs`, its inputs, stays the same but for clipped weights.
+    """
+    from mlx_lm.quant.awq import ScaleConfig, clip_block, scale_block
+
+    packing = next(iter(plan.values()))
+
+    def rounded(weight: mx.array) -> mx.array:
+        how: Any = {"group_size": packing.group_size, "bits": packing.bits}
+        return mx.dequantize(*mx.quantize(weight, **how), **how)
+
+    _catch(block, list(plan), run, xs)
+    attention = {"rotate": run.rotate, "mask": run.mask, "cache": None}
+    scaled = [
+        ScaleConfig(
+            block="self_attn",
+            prev="input_layernorm",
+            layers=["q_proj", "k_proj", "v_proj"],
+            kwargs=list(attention),
+        )
+    ]
+    if isinstance(block.mlp, MLP):
+        scaled += [
+            ScaleConfig(prev="mlp.up_proj", layers=["mlp.down_proj"]),
+            ScaleConfig(
+                block="mlp", prev="post_attention_layernorm", layers=["gate_proj", "up_proj"]
+            ),
+        ]
+    scale_block(block, scaled, rounded, attention, GRID)
+    router = [] if isinstance(block.mlp, MLP) else ["mlp.gate"]
+    clip_block(block, UNCLIPPED + router, rounded, packing.group_size)
+    for name in plan:
+        del at(block, name)["input_feat"]
+
+
+def _catch(block: Block, names: list[str], run: Run, xs: list[mx.array]) -> None:
+    """Give each matrix its inputs, under the name that mlx-lm's search looks for."""
+    catchers = {name: Catcher(at(block, name)) for name in names}
+    for name, catcher in catchers.items():
+        replace(block, name, catcher)
+    for x in xs:
+        mx.eval(run(block, x))
+    for name, catcher in catchers.items():
+        catcher.layer.input_feat = mx.concatenate(catcher.seen)  # (texts, T, in)
+        replace(block, name, catcher.layer)

@@ -1,0 +1,165 @@
+"""The work of quantizing: layer by layer, each kept on the disk as it is done.
+
+A job that was interrupted finds what it had done and goes on; memory holds a layer, not a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config_parts import Quantization
+from ..model import Block
+from ..weights import safetensors
+from ..weights.checkpoint import Checkpoint
+from ..weights.lazy import LazyTensor
+from ..weights.load import parameters
+from . import awq, sensitivity
+from .pieces import Pieces, Run, dense, products
+from .plan import Plan, allocate, sizes, stated, uniform
+from .recipe import Recipe
+from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest
+
+Progress = Callable[[str], object]
+
+
+class Job:
+    """One checkpoint to be made smaller by one recipe, in a folder for what is done."""
+
+    def __init__(
+        self,
+        source: Checkpoint,
+        recipe: Recipe,
+        texts: Sequence[Sequence[int]],
+        folder: Path,
+        progress: Progress = lambda _: None,
+    ):
+        self.source, self.recipe, self.texts = source, recipe, texts
+        self.folder, self.progress = folder, progress
+        self.pieces = Pieces(source)
+
+    def run(self) -> Checkpoint:
+        """The smaller checkpoint; its tensors are read from the folder when they are loaded."""
+        plan = self.plan()
+        layers = self.source.config.num_hidden_layers
+        run, xs = None, list[mx.array]()
+        if self.recipe.calibrated:
+            run, xs = self.pieces.runner(len(self.texts[0])), self.pieces.start(self.texts)
+        found: dict[str, LazyTensor] = {}
+        for number in range(layers):
+            prefix = f"model.layers.{number}."
+            inside = {
+                path.removeprefix(prefix): how
+                for path, how in plan.items()
+                if path.startswith(prefix)
+            }
+            part = self._part(f"layer-{number:04d}", partial(self._layer, number, inside, run, xs))
+            found |= {prefix + name: tensor for name, tensor in part.items()}
+            if run is not None:
+                block = _filled(Block(self.source.config), part, inside)
+                xs = [run(block, x) for x in xs]
+                mx.eval(xs)
+            self.progress(f"layer {number + 1} of {layers}")
+        outside = {path: how for path, how in plan.items() if "layers." not in path}
+        found |= self._part("ends", partial(self._ends, outside, xs))
+        raw = dict(self.source.raw) | {"quantization": stated(plan), "torch_dtype": "float16"}
+        raw.pop("quantization_config", None)  # mlx-lm's second copy
+        return Checkpoint(raw=raw, tensors=found)
+
+    def plan(self) -> Plan:
+        """How each matrix is packed."""
+        if self.recipe.method != "mixed":
+            return uniform(self.source, self.recipe.packing)
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            # Fewer texts than for rounding: sums of squares need less than products.
+            costs, hessian = sensitivity.costs(
+                self.pieces,
+                self.texts[: max(1, len(self.texts) // 3)],
+                seed=self.recipe.seed,
+                progress=self.progress,
+            )
+            np.save(self.folder / "embedding.npy", hessian)
+            plan = allocate(costs, sizes(self.source), self.recipe.target)
+            whole = path.with_suffix(".tmp")
+            whole.write_text(json.dumps({name: asdict(how) for name, how in plan.items()}))
+            whole.rename(path)
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Quantization(**how) for name, how in plan.items()}
+
+    def _part(self, name: str, make: Callable[[], Mapping[str, mx.array]]) -> dict[str, LazyTensor]:
+        """Arrays kept in a file of that name; `make` makes them if there is none."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            whole = self.folder / f"{name}.tmp.safetensors"
+            mx.save_safetensors(str(whole), dict(make()))
+            whole.rename(path)
+        return safetensors.read(path)
+
+    def _layer(
+        self, number: int, plan: Plan, run: Run | None, xs: list[mx.array]
+    ) -> dict[str, mx.array]:
+        block = self.pieces.layer(number)
+        if run is None:
+            round_nearest(block, plan)
+        elif self.recipe.method == "awq":
+            awq.rescale(block, plan, run, xs)
+            round_nearest(block, plan)
+        else:
+            round_gptq(block, plan, run, xs)
+        return {name: _kept(array) for name, array in parameters(block).items()}
+
+    def _ends(self, plan: Plan, xs: list[mx.array]) -> dict[str, mx.array]:
+        """What comes before the first layer and after the last."""
+        names = [name for name in self.source.tensors if "layers." not in name]
+        found = {name: _kept(self.pieces[name]) for name in names if name.endswith("norm.weight")}
+        tied = self.source.config.tie_word_embeddings
+        for path in ["model.embed_tokens"] + ["lm_head"] * (not tied):
+            weight = self.pieces[f"{path}.weight"]
+            if path not in plan:
+                found[f"{path}.weight"] = _kept(weight)
+                continue
+            layer = self._outer(path, weight, plan[path], xs)
+            found |= {f"{path}.{name}": array for name, array in parameters(layer).items()}
+            self.progress("head" if path == "lm_head" else "embedding")
+        return found
+
+    def _outer(
+        self, path: str, weight: mx.array, packing: Quantization, xs: list[mx.array]
+    ) -> nn.Module:
+        """The embedding or the head, packed."""
+        layer = nn.Linear(1, 1, bias=False)
+        layer.weight = weight
+        if self.recipe.method in ("rtn", "awq"):
+            holder = nn.Module()
+            holder.layer = layer
+            round_nearest(holder, {"layer": packing})
+            return holder.layer
+        head = sum((products(self.pieces.finish(x)) for x in xs), mx.array(0.0))
+        hessian = np.array(head)
+        if path == "model.embed_tokens":
+            known = self.folder / "embedding.npy"
+            if known.is_file():
+                hessian = np.load(known)
+            elif not self.source.config.tie_word_embeddings:  # looked up, a row at a time
+                hessian = np.eye(weight.shape[1], dtype=np.float32)
+        return module(layer, by_gptq(np.array(weight), hessian, packing), packing)
+
+
+def _kept(array: mx.array) -> mx.array:
+    """As it is written: floats in the format of the scales, so that all of a model's agree."""
+    return array.astype(SCALES) if array.dtype == mx.float32 else array
+
+
+def _filled(block: Block, part: Mapping[str, LazyTensor], plan: Plan) -> Block:
+    """`block` as it will be, with packed matrices unpacked."""
+    block.load_weights([(name, dense(name, part, plan)) for name in parameters(block)])
+    mx.eval(block.parameters())
+    return block

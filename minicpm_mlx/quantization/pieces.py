@@ -1,0 +1,115 @@
+"""A checkpoint's model a piece at a time, in float32: what is not in use is not in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..config_parts import Quantization
+from ..model import Block, Mask, prepare
+from ..repack import unpack
+from ..rope import Rope, Rotation
+from ..weights.checkpoint import Checkpoint
+from ..weights.lazy import LazyTensor
+from ..weights.load import packings, parameters
+
+ROWS = 256
+"""Positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How blocks are run on texts of one length."""
+
+    rotate: Rotation
+    mask: Mask
+
+    def __call__(self, block: Block, x: mx.array) -> mx.array:
+        """The block's output for its input (1, T, hidden)."""
+        return block(x, self.rotate, self.mask, None)
+
+
+class Pieces:
+    """The pieces of one model; each call reads its piece anew."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.config = checkpoint.config
+        self.tensors = checkpoint.tensors
+        self.rope = Rope(self.config)
+        self.packings = packings(checkpoint.tensors, self.config)
+
+    def __getitem__(self, name: str) -> mx.array:
+        """The parameter `name`, unpacked where it is packed."""
+        return dense(name, self.tensors, self.packings)
+
+    def layer(self, number: int) -> Block:
+        """Block `number`."""
+        block = Block(self.config)
+        prefix = f"model.layers.{number}."
+        block.load_weights([(name, self[prefix + name]) for name in parameters(block)])
+        mx.eval(block.parameters())
+        return block
+
+    @property
+    def head_name(self) -> str:
+        """What the head multiplies by, (V, hidden): the embedding, where it is tied."""
+        tied = self.config.tie_word_embeddings
+        return "model.embed_tokens.weight" if tied else "lm_head.weight"
+
+    def start(self, texts: Sequence[Sequence[int]]) -> list[mx.array]:
+        """What the first block reads of each text: (1, T, hidden)."""
+        weight = self["model.embed_tokens.weight"]
+        xs = [weight[mx.array([list(text)])] * self.config.scale_emb for text in texts]
+        mx.eval(xs)
+        return xs
+
+    def runner(self, length: int) -> Run:
+        """How blocks are run on texts of `length` tokens."""
+        ids = mx.zeros((1, length), mx.int32)
+        rotate, mask, _ = prepare(self.rope, ids, None, self.config.num_hidden_layers, None)
+        return Run(rotate, mask)
+
+    def finish(self, x: mx.array) -> mx.array:
+        """What the head reads, of what the last block makes."""
+        weight, eps = self["model.norm.weight"], self.config.rms_norm_eps
+        return mx.fast.rms_norm(x, weight, eps) / self.config.logit_divisor
+
+
+def matrices(block: Block) -> list[str]:
+    """Paths of the matrices inside a block, but for a router, which is never packed."""
+    return [
+        name
+        for name, module in block.named_modules()
+        if type(module) is nn.Linear and name != "mlp.gate"
+    ]
+
+
+def products(x: mx.array) -> mx.array:
+    """The sum of x xT over all rows of x (..., width)."""
+    rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)
+    return rows.T @ rows
+
+
+def at(module: Any, path: str) -> Any:
+    """The module that `path` leads to inside another."""
+    for name in path.split("."):
+        module = module[int(name)] if isinstance(module, list) else module[name]
+    return module
+
+
+def dense(
+    name: str, tensors: Mapping[str, LazyTensor], packings: Mapping[str, Quantization]
+) -> mx.array:
+    """The parameter `name` of `tensors`, in float32, unpacked where it is packed."""
+    module, _, kind = name.rpartition(".")
+    packing = packings.get(module)
+    if packing is None or kind != "weight":
+        return tensors[name].load().astype(mx.float32)
+    kinds = ("weight", "scales", "biases")
+    return unpack(
+        {k: tensors[n].load() for k in kinds if (n := f"{module}.{k}") in tensors}, packing
+    )

@@ -1,0 +1,115 @@
+"""What a quantized folder is to be made by: everything that decides its bytes, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+
+from ..arguments import at_least_one, number
+from ..config_parts import PACKINGS, Quantization
+from ..errors import InvalidArgumentError
+
+METHODS = {
+    "rtn": "round to the nearest",
+    "awq": "columns with large inputs made larger first, weights clipped",
+    "gptq": "errors made good by the columns still to come",
+    "mixed": "gptq, with more bits for matrices that matter more",
+    "dwq": "gptq, then scales and biases learned from the model's own predictions",
+}
+"""How codes are found."""
+
+CHUNKS, LENGTH = 24, 512
+"""Pieces of the calibration text, and tokens in each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is made smaller."""
+
+    method: str = "mixed"
+    """One of METHODS."""
+    packing: Quantization = Quantization(bits=4, group_size=64)
+    """Of every matrix; of `mixed` it says only how many bits a weight may take on average."""
+    bits_per_weight: float | None = None
+    """Of `mixed`: that average, scales included; by default that of `packing`."""
+    samples: int = CHUNKS
+    """Pieces of the calibration text that are looked at."""
+    length: int = LENGTH
+    """Tokens in each."""
+    seed: int = 0
+    """Which pieces."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidArgumentError(
+                f"method must be one of {', '.join(METHODS)}, got {self.method!r}"
+            )
+        if self.packing.mode != "affine" and self.method != "rtn":
+            raise InvalidArgumentError(
+                f"{self.method} is for the affine mode; mode {self.packing.mode} goes with rtn"
+            )
+        if self.bits_per_weight is not None and self.method != "mixed":
+            raise InvalidArgumentError(
+                f"a number of bits per weight goes with mixed, not with {self.method}"
+            )
+        if not 2 <= number("bits per weight", self.target) <= 16:
+            raise InvalidArgumentError(
+                f"bits per weight must be between 2 and 16, got {self.bits_per_weight:g}"
+            )
+        at_least_one("samples", self.samples)
+        at_least_one("length", self.length)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a text is looked at."""
+        return self.method != "rtn"
+
+    @property
+    def target(self) -> float:
+        """Bits a weight on average."""
+        if self.bits_per_weight is not None:
+            return self.bits_per_weight
+        return self.packing.bits_per_weight
+
+
+def packing(bits: int | None, group_size: int | None, mode: str = "affine") -> Quantization:
+    """A packing of `mode`, by default with its usual bits and group size."""
+    if mode not in PACKINGS:
+        raise InvalidArgumentError(f"mode must be one of {', '.join(PACKINGS)}, got {mode!r}")
+    widths, groups = PACKINGS[mode]
+    usual = (4, 64) if mode == "affine" else (widths[0], groups[0])
+    bits, group_size = bits or usual[0], group_size or usual[1]
+    if bits not in widths or group_size not in groups:
+        raise InvalidArgumentError(
+            f"{mode} packs into {_any(widths)} bits in groups of {_any(groups)}, got {bits} bits "
+            f"in groups of {group_size}"
+        )
+    return Quantization(bits=bits, group_size=group_size, mode=mode)
+
+
+def _any(choices: Sequence[int]) -> str:
+    return ", ".join(map(str, choices))
+
+
+def samples(ids: Sequence[int], count: int, length: int, seed: int = 0) -> list[list[int]]:
+    """`count` pieces of `length` tokens, from all over a text; the same for the same seed.
+
+    They do not overlap; there are fewer of them where the text does not hold so many.
+    InvalidArgumentError: it does not hold one.
+    """
+    count, length = at_least_one("samples", count), at_least_one("length", length)
+    if len(ids) < length:
+        raise InvalidArgumentError(
+            f"the calibration text has {len(ids)} tokens; expected {length} or more"
+        )
+    pieces = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
+    chosen = random.Random(seed).sample(range(len(pieces)), min(count, len(pieces)))
+    return [pieces[number] for number in sorted(chosen)]
+
+
+def bundled_text() -> str:
+    """The text that comes with this library: English, Chinese, code and others."""
+    return resources.files("minicpm_mlx").joinpath("calibration.txt").read_text(encoding="utf-8")

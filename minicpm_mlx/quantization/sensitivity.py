@@ -1,0 +1,178 @@
+"""What rounding each matrix costs: the divergence it adds, to second order.
+
+The divergence of a model's predictions from its own before a small change of one matrix is half the
+change, squared in the metric of the Fisher information. That is taken as the product of two parts
+(Martens and Grosse, arXiv 1503.05671): the mean products of the matrix's inputs, and the mean
+square of the loss's gradient with respect to each output, for tokens drawn from the model itself.
+One pass forwards and one backwards, a layer at a time, give both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..config_parts import Quantization
+from ..gptq import Floats, nearest
+from ..model import Block
+from ..quantize import replace
+from .pieces import ROWS, Pieces, Run, at, matrices, products
+from .plan import CHOICES
+
+SAMPLED = 128
+"""Rows of a matrix that are rounded to learn what rounding all of them costs."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What is known of one matrix (out, in)."""
+
+    inputs: Floats
+    """(in, in): sum of x xT over the tokens."""
+    outputs: Floats
+    """(out,): sum of squared gradients over the tokens."""
+
+
+class Tap(nn.Module):
+    """A projection that keeps its input and adds a number to its output: 0, of which the gradient
+    is wanted."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer, self.zero, self.seen = layer, None, mx.array(0.0)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        self.seen = x
+        out = self.layer(x)
+        return out if self.zero is None else out + self.zero
+
+
+def costs(
+    pieces: Pieces,
+    texts: Sequence[Sequence[int]],
+    *,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda _: None,
+) -> tuple[dict[str, dict[Quantization, float]], Floats]:
+    """By matrix what each packing costs, in nats a token, measured on `texts`, alike in length.
+
+    Also the embedding's Hessian for `gptq`: as a head it is multiplied by the last states, and as
+    the first layer it is looked up.
+    """
+    layers = pieces.config.num_hidden_layers
+    run = pieces.runner(len(texts[0]))
+    inputs = [pieces.start(texts)]
+    for number in range(layers):
+        block = pieces.layer(number)
+        inputs.append([_done(run(block, x)) for x in inputs[-1]])
+        progress(f"forwards {number + 1} of {layers}")
+    head, gradients, outputs = _head(pieces, inputs.pop(), seed)
+    tokens = sum(len(text) for text in texts)
+    found: dict[str, dict[Quantization, float]] = {}
+    for number in reversed(range(layers)):
+        block = pieces.layer(number)
+        known, gradients = _backwards(block, run, inputs.pop(), gradients)
+        for name, sensitivity in known.items():
+            weight = np.array(at(block, name).weight)
+            found[f"model.layers.{number}.{name}"] = _costs(weight, sensitivity, tokens)
+        progress(f"backwards {layers - number} of {layers}")
+    looked_up = sum((products(g) for g in gradients), mx.array(0.0)) * pieces.config.scale_emb**2
+    first, counts = np.array(looked_up), np.bincount(np.concatenate(texts), minlength=len(outputs))
+    weight = np.array(pieces["model.embed_tokens.weight"])
+    as_input = Sensitivity(first, counts.astype(np.float32))
+    if pieces.config.tie_word_embeddings:
+        as_head = _costs(weight, Sensitivity(head, outputs), tokens)
+        found["model.embed_tokens"] = {
+            packing: cost + as_head[packing]
+            for packing, cost in _costs(weight, as_input, tokens).items()
+        }
+        return found, head * outputs.sum() + first * counts.sum()
+    found["model.embed_tokens"] = _costs(weight, as_input, tokens)
+    found["lm_head"] = _costs(
+        np.array(pieces["lm_head.weight"]), Sensitivity(head, outputs), tokens
+    )
+    return found, first
+
+
+def _done(array: mx.array) -> mx.array:
+    mx.eval(array)
+    return array
+
+
+def _head(pieces: Pieces, xs: list[mx.array], seed: int) -> tuple[Floats, list[mx.array], Floats]:
+    """Products of the head's inputs, gradients at the last block's output, and at the head's.
+
+    The latter are summed in expectation: p (1 - p) for each token of the vocabulary.
+    """
+    weight = pieces[pieces.head_name]
+    inputs = sum((products(pieces.finish(x)) for x in xs), mx.array(0.0))
+    outputs, key = mx.zeros((weight.shape[0],)), mx.random.key(seed)
+    gradients = []
+    for x in xs:
+        hidden, parts = pieces.finish(x)[0], []
+        for begin in range(0, len(hidden), ROWS):
+            logits = hidden[begin : begin + ROWS] @ weight.T
+            key, draw = mx.random.split(key)
+            p, drawn = mx.softmax(logits, axis=-1), mx.random.categorical(logits, key=draw)
+            outputs = outputs + (p * (1 - p)).sum(axis=0)
+            parts.append(p @ weight - weight[drawn])
+            mx.eval(outputs, parts)
+        (gradient,) = mx.vjp(pieces.finish, [x], [mx.concatenate(parts)[None]])[1]
+        gradients.append(_done(gradient))
+    return np.array(inputs), gradients, np.array(outputs)
+
+
+def _backwards(
+    block: Block, run: Run, xs: list[mx.array], gradients: list[mx.array]
+) -> tuple[dict[str, Sensitivity], list[mx.array]]:
+    """The sensitivity of each matrix of a block, and the gradients at its input.
+
+    `xs` are its inputs, `gradients` those at its output; both are used up.
+    """
+    taps: dict[str, Any] = {name: Tap(at(block, name)) for name in matrices(block)}
+    for name, tap in taps.items():
+        replace(block, name, tap)
+
+    def tapped(x: mx.array, *zeros: mx.array | None) -> mx.array:
+        for tap, zero in zip(taps.values(), zeros, strict=True):
+            tap.zero = zero
+        return run(block, x)
+
+    inputs = dict.fromkeys(taps, mx.array(0.0))
+    outputs = dict.fromkeys(taps, mx.array(0.0))
+    before = []
+    while xs:
+        x, gradient = xs.pop(0), gradients.pop(0)
+        tapped(x, *[None] * len(taps))
+        inputs = {name: inputs[name] + products(tap.seen) for name, tap in taps.items()}
+        mx.eval(inputs)
+        zeros = [mx.zeros((1, x.shape[1], len(tap.layer.weight))) for tap in taps.values()]
+        first, *others = mx.vjp(tapped, [x, *zeros], [gradient])[1]
+        squares = [(other[0] ** 2).sum(axis=0) for other in others]
+        outputs = {n: outputs[n] + s for n, s in zip(taps, squares, strict=True)}
+        mx.eval(first, outputs)
+        before.append(first)
+    for name, tap in taps.items():
+        replace(block, name, tap.layer)
+    return {n: Sensitivity(np.array(inputs[n]), np.array(outputs[n])) for n in taps}, before
+
+
+def _costs(weight: Floats, known: Sensitivity, tokens: int) -> dict[Quantization, float]:
+    """What each packing of CHOICES costs that the rows of `weight` divide into."""
+    every = max(1, len(weight) // SAMPLED)
+    rows, outputs = np.ascontiguousarray(weight[::every]), known.outputs[::every]
+    share = known.outputs.sum() / max(float(outputs.sum()), 1e-30)
+    importance = np.diag(known.inputs).astype(np.float32)
+    found = {}
+    for packing in CHOICES:
+        if weight.shape[1] % packing.group_size == 0:
+            rounded = nearest(rows, importance, packing.bits, packing.group_size, mx.float16)
+            error = rows - rounded
+            squares = ((error @ known.inputs) * error).sum(axis=1)
+            found[packing] = float(squares @ outputs) * share / 2 / tokens**2
+    return found

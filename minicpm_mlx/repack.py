@@ -1,0 +1,104 @@
+"""A packed matrix that was changed a little, packed again in the same bits.
+
+It lay on a grid of few levels, group by group, and a small change moves it between them. Per group
+there is a choice: to stay on the grid it has, where all that did not change is still exact, or to
+lie on another that fits what it is now. Whichever is nearer to the changed weights is taken, so
+that the error is never larger than the change itself would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .config_parts import Quantization
+from .gptq import Floats, Packed, grid, packed
+
+Parts = Mapping[str, mx.array]
+"""A packed matrix: `weight`, `scales` and, in affine mode, `biases`, as a checkpoint has them."""
+
+
+Codes = npt.NDArray[np.uint8]
+
+GROUPS = 1024
+"""Groups looked at together: what is in use then fits the processor's cache."""
+
+ENOUGH = 1 / 24
+"""Mean squared error, in steps of a grid as wide as the group, below which no other is looked for.
+A new grid has 1/12 on average, as every rounding has."""
+
+
+def unpack(parts: Parts, packing: Quantization) -> mx.array:
+    """The matrix (out, in) in float32."""
+    dense = mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=packing.group_size,
+        bits=packing.bits,
+        mode=packing.mode,
+    )
+    return dense.astype(mx.float32)
+
+
+def repack(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.array]:
+    """`wanted` (out, in), float32, in the packing of `old`, from which it was made."""
+    if packing.mode == "affine":
+        return _affine(wanted, old, packing)
+    weight, scales, *_ = mx.quantize(
+        wanted, group_size=packing.group_size, bits=packing.bits, mode=packing.mode
+    )
+    new = {"weight": weight, "scales": scales}
+    groups = (*scales.shape, -1)  # a group fills whole words, so that it can be taken as it is
+
+    def error(parts: Parts) -> mx.array:
+        return ((unpack(parts, packing) - wanted) ** 2).reshape(groups).sum(axis=-1)
+
+    kept = error(old) <= error(new)
+    weight = mx.where(kept[..., None], old["weight"].reshape(groups), weight.reshape(groups))
+    return {
+        "weight": weight.reshape(old["weight"].shape),
+        "scales": mx.where(kept, old["scales"], scales),
+    }
+
+
+def _affine(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.array]:
+    stored, shape = old["scales"].dtype, old["scales"].shape
+    block = np.array(wanted).reshape(-1, packing.group_size)  # (groups, weights)
+    scale, bias = (np.array(old[p].astype(mx.float32)).reshape(-1) for p in ("scales", "biases"))
+    codes = np.empty(block.shape, np.uint8)
+    for start in range(0, len(block), GROUPS):
+        some = slice(start, start + GROUPS)
+        codes[some] = _regrid(block[some], scale[some], bias[some], packing.bits, stored)
+    found = Packed(codes.reshape(wanted.shape), scale.reshape(shape), bias.reshape(shape))
+    return {
+        "weight": packed(found, packing.bits),
+        "scales": mx.array(found.scales).astype(stored),
+        "biases": mx.array(found.biases).astype(stored),
+    }
+
+
+def _regrid(block: Floats, scale: Floats, bias: Floats, bits: int, stored: mx.Dtype) -> Codes:
+    """The codes of `block` (groups, weights); `scale` and `bias` (groups,) are changed in place."""
+    most, size = 2**bits - 1, block.shape[1]
+    codes, error = _rounded(block, scale, bias, most)
+    step = (block.max(axis=1) - block.min(axis=1)) / most
+    [worse] = np.nonzero(error > ENOUGH * size * step**2)
+    if worse.size:
+        new = grid(block[worse], np.ones(size, np.float32), most, stored)
+        new_codes, new_error = _rounded(block[worse], *new, most)
+        better = new_error < error[worse]
+        moved = worse[better]
+        codes[moved], scale[moved], bias[moved] = (a[better] for a in (new_codes, *new))
+    return codes
+
+
+def _rounded(block: Floats, scale: Floats, bias: Floats, most: int) -> tuple[Codes, Floats]:
+    """The codes nearest to `block` (groups, weights) on a grid, and each group's squared error."""
+    step = np.where(scale == 0, np.float32(1), scale)[:, None]  # a group of zeros may have none
+    code = np.clip(np.rint((block - bias[:, None]) / step), 0, most)
+    error = ((code * scale[:, None] + bias[:, None] - block) ** 2).sum(axis=1)
+    return code.astype(np.uint8), error

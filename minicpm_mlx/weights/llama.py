@@ -1,0 +1,268 @@
+"""MiniCPM checkpoints in the names and numbers of a Llama, and back.
+
+A Llama has no muP multipliers, so they go into its weights, in one of two ways:
+- `fold`, as OpenBMB publishes its llama format: embedding x scale_emb, o_proj and down_proj x
+  residual_scale, a head of its own / logit_divisor. A tied embedding becomes two matrices.
+- `fold_tied`, as small as the source: the residual stream is carried in units of scale_emb (see
+  fuse.py), so the embedding stays as it is and stays tied.
+A packed matrix keeps its codes; its scales and biases are multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from ..arguments import number, shown, whole
+from ..config import Config
+from ..config_parts import MAX_SIZE
+from ..errors import InvalidArgumentError, WeightsError
+from .checkpoint import Checkpoint
+from .derived import packings, times
+from .lazy import LazyTensor
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
+BRANCHES = ("self_attn.o_proj", "mlp.down_proj")
+"""The last projection of each residual branch."""
+
+EPS = {mx.float32: 2**-23, mx.float16: 2**-10, mx.bfloat16: 2**-7}
+"""By float format, the step after 1."""
+
+MUP_KEYS = ("scale_emb", "scale_depth", "dim_model_base")
+ELSEWHERE = ("auto_map", "rope_parameters", "dtype", *MUP_KEYS)
+"""Keys of config.json that say something else, or nothing, in another architecture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """muP's constants, as config.json names them."""
+
+    scale_emb: float
+    """The embedding is multiplied by it."""
+    scale_depth: float
+    """Branches are multiplied by it over the root of the number of layers."""
+    dim_model_base: int
+    """The last hidden state is divided by hidden_size over it."""
+
+    def __post_init__(self) -> None:
+        whole("dim_model_base", self.dim_model_base)
+        for name, value in asdict(self).items():
+            if not 0 < number(name, value) < MAX_SIZE:
+                raise InvalidArgumentError(f"{name} must be above 0, got {shown(value)}")
+
+
+def fold(checkpoint: Checkpoint) -> Checkpoint:
+    """The llama format: a LlamaForCausalLM with a head of its own, exact but for rounding.
+
+    Raises InvalidArgumentError for what transformers' Llama cannot express, WeightsError for
+    packed matrices whose scales cannot be multiplied.
+    """
+    config = checkpoint.config
+    check_plain(config, "llama")
+    check_rotation(config, "llama")
+    tensors = dict(checkpoint.tensors)
+    raw = _llama_config(checkpoint.raw, config)
+    if config.tie_word_embeddings and config.scale_emb * config.logit_divisor != 1.0:
+        tensors |= {
+            name.replace(EMBEDDING, HEAD): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(EMBEDDING)
+        }
+        raw["tie_word_embeddings"] = False
+        _copy_packing(raw, EMBEDDING, HEAD)
+    factors = {EMBEDDING: config.scale_emb, HEAD: 1 / config.logit_divisor}
+    factors |= dict.fromkeys(_branches(config), config.residual_scale)
+    return Checkpoint(raw=raw, tensors=multiplied(checkpoint, tensors, factors))
+
+
+def fold_tied(checkpoint: Checkpoint) -> Checkpoint:
+    """The mlx format: a LlamaForCausalLM that shares its embedding as the source does.
+
+    Raises as `fold`, of what mlx-lm's Llama cannot express.
+    """
+    config = checkpoint.config
+    check_plain(config, "mlx")
+    check_rotation(config, "mlx")
+    raw = _llama_config(checkpoint.raw, config)
+    raw["rms_norm_eps"] = config.rms_norm_eps / config.scale_emb**2
+    factors = {NORM: 1 / config.logit_divisor}
+    factors |= dict.fromkeys(_branches(config), config.residual_scale / config.scale_emb)
+    return Checkpoint(raw=raw, tensors=multiplied(checkpoint, checkpoint.tensors, factors))
+
+
+def unfold(checkpoint: Checkpoint, scales: Scales, tie: bool | None = None) -> Checkpoint:
+    """A MiniCPM of those constants that computes what this Llama does.
+
+    Where the Llama has a head of its own, `tie` says whether it is the embedding over again; by
+    default both are read and compared. Raises WeightsError as `fold`.
+    """
+    config = checkpoint.config
+    raw = _minicpm_config(checkpoint.raw, config, scales)
+    target = Config.from_dict(raw)
+    factors = dict.fromkeys(_branches(config), 1 / target.residual_scale)
+    factors[EMBEDDING] = 1 / target.scale_emb
+    if config.tie_word_embeddings:  # the head then has the embedding's factor as well
+        factors[NORM] = target.scale_emb * target.logit_divisor
+    else:
+        factors[HEAD] = target.logit_divisor
+    tensors = multiplied(checkpoint, checkpoint.tensors, factors)
+    if not config.tie_word_embeddings and (_same_head(tensors) if tie is None else tie):
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(f"{HEAD}.")}
+        raw["tie_word_embeddings"] = True
+        if isinstance(raw.get("quantization"), dict):
+            raw["quantization"] = {k: v for k, v in raw["quantization"].items() if k != HEAD}
+    return Checkpoint(raw=raw, tensors=tensors)
+
+
+def check_plain(config: Config, target: str) -> None:
+    """Refuse what no Llama has."""
+    if config.num_experts:
+        found = f"a mixture of {config.num_experts} experts a layer"
+    elif config.hidden_act != "silu":
+        found = f"the activation {config.hidden_act}"
+    else:
+        return
+    raise InvalidArgumentError(
+        f"format {target}: this model has {found}, which a Llama cannot express; choose format mup"
+    )
+
+
+def check_rotation(config: Config, target: str) -> None:
+    """Refuse a longrope that would be rotated otherwise; the other kinds all agree.
+
+    Where the context is longer than the trained one, MiniCPM takes the long factors for texts of
+    every length, and so does mlx-lm, always; transformers takes the short ones for short texts.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind != "longrope":
+        return
+    always_long = config.max_position_embeddings > scaling.original_max_position_embeddings
+    if target == "llama" and always_long:
+        raise InvalidArgumentError(
+            "format llama: this model's longrope uses the long factors for short texts as well, "
+            "and transformers' Llama would not; choose format mlx or mup"
+        )
+    if target == "mlx" and not always_long:
+        raise InvalidArgumentError(
+            "format mlx: this model's longrope uses the short factors for short texts, and "
+            "mlx-lm's Llama would not; choose format llama or mup"
+        )
+
+
+def multiplied(
+    checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], factors: Mapping[str, float]
+) -> dict[str, LazyTensor]:
+    """`tensors`, each module's output multiplied by its factor, where it has one.
+
+    `checkpoint` says how they are packed.
+    """
+    how = packings(checkpoint)
+    how |= {HEAD: how[EMBEDDING]} if EMBEDDING in how and HEAD not in how else {}
+    found = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        factor = factors.get(module, 1.0)
+        packed = f"{module}.scales" in tensors
+        if packed and factor != 1.0 and how[module].mode != "affine":
+            raise WeightsError(
+                f"{module} is packed as {how[module].mode}, whose coarse scales cannot be "
+                "multiplied; add --dequantize"
+            )
+        codes = packed and part == "weight"
+        found[name] = tensor if codes else times(name, tensor, factor)
+    return found
+
+
+def _branches(config: Config) -> list[str]:
+    layers = range(config.num_hidden_layers)
+    return [f"model.layers.{i}.{branch}" for i in layers for branch in BRANCHES]
+
+
+def _llama_config(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """config.json of the same shape as a Llama, with nothing left to the reader's defaults."""
+    kept = {key: value for key, value in raw.items() if key not in ELSEWHERE}
+    return kept | {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        **_stated(config),
+    }
+
+
+def _minicpm_config(raw: Mapping[str, Any], config: Config, scales: Scales) -> dict[str, Any]:
+    kept = {key: value for key, value in raw.items() if key not in ELSEWHERE}
+    return kept | {
+        "architectures": ["MiniCPMForCausalLM"],
+        "model_type": "minicpm",
+        **_stated(config),
+        **asdict(scales),
+    }
+
+
+def _stated(config: Config) -> dict[str, Any]:
+    """What the two families read alike but do not take for granted alike."""
+    eos = config.eos_token_ids
+    return {
+        "attention_bias": config.attention_bias,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
+        "max_position_embeddings": config.max_position_embeddings,
+        "num_key_value_heads": config.num_key_value_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": _rope_scaling(config),
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+
+
+def _rope_scaling(config: Config) -> dict[str, Any] | None:
+    scaling = config.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind != "longrope":  # no third key: older readers count them
+        return {"type": scaling.kind, "factor": scaling.factor}
+    return {
+        "rope_type": scaling.kind,
+        "type": scaling.kind,
+        "short_factor": list(scaling.short_factor),
+        "long_factor": list(scaling.long_factor),
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
+
+
+def _copy_packing(raw: dict[str, Any], source: str, target: str) -> None:
+    """Where `quantization` says how `source` is packed, let it say the same of `target`."""
+    stated = raw.get("quantization")
+    if isinstance(stated, dict) and source in stated:
+        raw["quantization"] = stated | {target: stated[source]}
+
+
+def _same_head(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Whether the head is the embedding, but for what rounding each of them to its format did."""
+    parts = [name.removeprefix(EMBEDDING) for name in tensors if name.startswith(EMBEDDING)]
+    heads = [name.removeprefix(HEAD) for name in tensors if name.startswith(f"{HEAD}.")]
+    return sorted(parts) == sorted(heads) and all(
+        _same(tensors[EMBEDDING + part], tensors[HEAD + part]) for part in parts
+    )
+
+
+def _same(one: LazyTensor, other: LazyTensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    left, right = one.load(), other.load()
+    if not mx.issubdtype(one.dtype, mx.floating):
+        return bool(mx.array_equal(left, right).item())
+    limit = 4 * EPS[one.dtype]  # two roundings each, there and back
+    # Below float16's normal numbers, steps are as wide as in them.
+    floor = mx.abs(left).max().astype(mx.float32) * (limit * 2**-10)
+    rows = max(1, (1 << 24) // max(1, one.shape[-1]))  # in blocks: the comparison is in float32
+    for start in range(0, one.shape[0], rows):
+        a, b = (array[start : start + rows].astype(mx.float32) for array in (left, right))
+        if not (mx.abs(a - b) <= limit * mx.abs(a) + floor).all().item():
+            return False
+    return True
