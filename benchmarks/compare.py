@@ -20,11 +20,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import report
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 PROMPT, NEW = 512, 128
 """Tokens read, and tokens made."""
@@ -95,7 +99,8 @@ def llama_format(source: Path, folder: Path, *, dense: bool) -> None:
     import mlx.core as mx
 
     config = json.loads((source / "config.json").read_text())
-    arrays = dict(mx.load(str(source / "model.safetensors")))
+    loaded: Any = mx.load(str(source / "model.safetensors"))
+    arrays: dict[str, mx.array] = dict(loaded)
     branch = config["scale_depth"] / math.sqrt(config["num_hidden_layers"])
     for name in arrays:
         module, kind = name.rsplit(".", 1)
@@ -118,7 +123,8 @@ def llama_format(source: Path, folder: Path, *, dense: bool) -> None:
         shutil.copy(path, folder / path.name)
 
 
-def unpacked(arrays, config):  # type: ignore[no-untyped-def]
+def unpacked(arrays: dict[str, mx.array], config: dict[str, Any]) -> Iterator[tuple[str, mx.array]]:
+    """The tensors of a quantized checkpoint by name, the packed matrices in float32."""
     import mlx.core as mx
 
     how = config["quantization"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +15,11 @@ from . import options
 from .theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx.bench.measure import Model
+    from minicpm_mlx.bench.measure import Model, Work
 
 
 def bench(
+    context: typer.Context,
     model: options.Model = options.DEFAULT_MODEL,
     prompts: Annotated[
         str, typer.Option("--n-prompt", "-p", help="Prompt lengths to read, such as 512,1024.")
@@ -48,8 +51,8 @@ def bench(
         float | None, typer.Option("--bandwidth", help="GB/s of the memory, for the roofline.")
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", help="md, csv, json, jsonl or sql.")
-    ] = "md",
+        str | None, typer.Option("--output", "-o", help="md (default), csv, json, jsonl or sql.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Also draw a chart: a PNG file.")
     ] = None,
@@ -62,18 +65,23 @@ def bench(
     ] = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    as_json: options.Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON array; the same as -o json.")
+    ] = False,
 ) -> None:
     """Measure tokens a second; `--model 2b-shape` needs no download."""
     from minicpm_mlx.arguments import at_least_one
-    from minicpm_mlx.bench import formats, measure
+    from minicpm_mlx.bench import chart, formats, measure
     from minicpm_mlx.bench.chips import bandwidth as bandwidth_of
     from minicpm_mlx.device import chip
     from minicpm_mlx.errors import InvalidArgumentError
 
-    kind = "json" if as_json else output
-    if kind not in formats.FORMATS:
-        raise InvalidArgumentError(f"--output must be one of {', '.join(formats.FORMATS)}")
+    unmeasured = "predict" if predict else "compare" if compare else None
+    kind = _format(output, as_json, unmeasured)
+    if unmeasured:
+        _refuse_others(context, unmeasured)
+        print(_predicted(kind) if predict else _compared(kind, *compare or ()))
+        return
     at_least_one("repetitions", repetitions)
     todo = measure.works(
         prompts=_numbers("--n-prompt", prompts, 0),
@@ -84,24 +92,73 @@ def bench(
         first=first,
         guess=guess,
     )
+    if kv_bits not in (None, 4, 8):
+        raise InvalidArgumentError(f"--kv-bits must be 8 or 4, got {kv_bits}")
     if kv_bits is not None and any(work.batch > 1 for work in todo):
         raise InvalidArgumentError("--kv-bits is for one stream; leave out --batch")
-    if predict or compare:
-        print(_predicted(kind) if predict else _compared(kind, *compare or ()))
-        return
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise InvalidArgumentError(f"--bandwidth must be GB/s above 0, got {bandwidth}")
+    if plot is not None:
+        chart.check(plot)
     subject = _loaded(model, dtype, device, kv_bits, bandwidth)
     if guess and not subject.quote:
         raise InvalidArgumentError(f"--guess needs a model that can quote; {model} cannot")
     if subject.bandwidth is None:
         subject = replace(subject, bandwidth=bandwidth_of(chip()))
-    facts = measure.environment(subject)
     rows: list[dict[str, Any]] = []
-    for record in measure.measure(subject, todo, repetitions=repetitions, warmup=not no_warmup):
-        rows.append({**facts, **record.row()})
-        console(stderr=True).print(f"{rows[-1]['test']}: {rows[-1]['avg_ts']} tok/s", style="quiet")
-    print(formats.FORMATS[kind](rows))
+    try:
+        for row in _measured(subject, todo, repetitions, not no_warmup):
+            rows.append(row)
+    finally:  # what was measured is printed, also when the rest is broken off
+        if rows:
+            print(formats.FORMATS[kind](rows))
     if plot is not None:
-        formats.plot(rows, plot)
+        chart.draw(rows, plot)
+
+
+def _measured(
+    subject: Model, todo: list[Work], repetitions: int, warmup: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are measured, each told on standard error before and after."""
+    from minicpm_mlx.bench import formats, measure
+
+    facts, err = measure.environment(subject), console(stderr=True)
+    records = measure.measure(subject, todo, repetitions=repetitions, warmup=warmup)
+    for work in todo:
+        if err.is_terminal:
+            err.print(f"{work.name} …", style="quiet", end="\r")
+        row = {**facts, **next(records).row()}
+        err.print(f"{work.name}: {formats.result(row, 'tok/s')}", style="quiet")
+        yield row
+
+
+def _format(output: str | None, as_json: bool, unmeasured: str | None) -> str:
+    from minicpm_mlx.bench import formats
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    kind = output or ("json" if as_json else "md")
+    known = ["md", "json"] if unmeasured else list(formats.FORMATS)
+    if kind not in known:
+        where = f" with --{unmeasured}" if unmeasured else ""
+        raise InvalidArgumentError(
+            f"--output must be one of {', '.join(known)}{where}, got {kind!r}"
+        )
+    if as_json and kind != "json":
+        raise InvalidArgumentError(f"--json contradicts --output {kind}; leave one out")
+    return kind
+
+
+def _refuse_others(context: typer.Context, unmeasured: str) -> None:
+    """Refuse options that say what to measure, and how, where nothing is measured."""
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "")
+        honoured = option.name in (unmeasured, "output", "as_json")
+        if given is not None and given.name != "DEFAULT" and not honoured:
+            raise InvalidArgumentError(
+                f"--{unmeasured} measures nothing, so {option.opts[0]} has no meaning; leave it out"
+            )
 
 
 def _loaded(
@@ -177,12 +234,14 @@ def _predicted(kind: str) -> str:
 
 def _numbers(option: str, text: str, least: int) -> list[int]:
     """Whole numbers with commas between them."""
+    from minicpm_mlx.arguments import shown
     from minicpm_mlx.errors import InvalidArgumentError
 
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= least for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 and int(part) >= least for part in parts):
         raise InvalidArgumentError(
-            f"{option} must be whole numbers from {least} on, such as 128,512; got {text!r}"
+            f"{option} must be whole numbers from {least} to 999999999, such as 128,512; "
+            f"got {shown(text)}"
         )
     return [int(part) for part in parts]
 

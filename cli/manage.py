@@ -71,6 +71,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
     """Show what a card says and, where the model is here, its configuration."""
     from minicpm_mlx.config import Config
     from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.quantization.receipt import read_receipt, summary
     from minicpm_mlx.registry import cards, resolve
 
     card = resolve(model)
@@ -81,7 +82,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
             f"`minicpm-mlx pull {model}` gets it"
         )
     facts: dict[str, Any] = {key: value for key, value in asdict(card).items() if value}
-    facts["folder"] = folder
+    facts["folder"], receipt = folder, None
     if folder is not None and folder.is_dir():
         config = Config.load(folder)
         facts["kept_gb"] = _gigabytes(folder)
@@ -91,7 +92,9 @@ def show(model: Name, as_json: options.Json = False) -> None:
         if not config.num_experts:
             del facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
+        receipt = read_receipt(folder)
     if as_json:
+        facts |= {} if receipt is None else {"receipt": receipt}
         print(json.dumps(facts, ensure_ascii=False, default=str))
         return
     from rich.table import Table
@@ -99,7 +102,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="title", no_wrap=True)
     table.add_column()
-    for key, value in facts.items():
+    for key, value in {**facts, **({} if receipt is None else summary(receipt))}.items():
         if not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
             table.add_row(key, "not downloaded" if value is None else str(value))
     console().print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,3 +158,25 @@ def not_text(what: str, error: UnicodeDecodeError, offset: int = 0) -> str:
     """The message for bytes that did not decode, `offset` bytes into `what`."""
     at, byte = offset + error.start, error.object[error.start]
     return f"{what} is not {error.encoding} (byte {at}, {byte:#04x}); convert it first"
+
+
+def new_folder(folder: Path) -> None:
+    """InvalidArgumentError unless `folder` is yet to be made, in a folder that is there."""
+    if folder.exists() or folder.is_symlink():
+        raise InvalidArgumentError(f"'{folder}' exists; give a folder that does not")
+    if not folder.parent.is_dir():
+        raise InvalidArgumentError(f"'{folder.parent}' is no folder; make it first")
+
+
+def progress() -> Callable[[str], None]:
+    """A line on the terminal that says what is being done, each time anew; "" takes it away."""
+    from .theme import console
+
+    err = console(stderr=True)
+
+    def tell(what: str) -> None:
+        if err.is_terminal:
+            err.file.write(f"\r\x1b[2K{what[: err.width - 1]}")
+            err.file.flush()
+
+    return tell

@@ -35,13 +35,14 @@ def ppl(
     """Perplexity of a text, and how far a model is from the one it was made from."""
     from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.perplexity import score
+    from minicpm_mlx.perplexity import checked, score
 
+    checked(context, stride)
+    if limit is not None:
+        at_least_one("limit", limit)
     words = options.text_of(text)
     lm = options.load(model, dtype, device, adapter=adapter)
-    ids = lm.tokenizer.encode(words, add_bos=not no_bos)
-    if limit is not None:
-        ids = ids[: at_least_one("limit", limit)]
+    ids = lm.tokenizer.encode(words, add_bos=not no_bos)[:limit]
     other = None if reference is None else options.load(reference, dtype, device)
     if other and other.tokenizer.encode(words, add_bos=not no_bos)[: len(ids)] != ids:
         raise InvalidArgumentError(

@@ -1,72 +1,130 @@
-"""`minicpm-mlx quantize`: a model in fewer bits."""
+"""`minicpm-mlx quantize`: a model in fewer bits, with a receipt of what that cost."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .theme import console
 
+if TYPE_CHECKING:
+    from minicpm_mlx.quantization.recipe import Recipe
+    from minicpm_mlx.quantization.write import Text
+
 
 def quantize(
-    source: Annotated[str, typer.Argument(help="Card, folder or repository, not quantized.")],
+    source: Annotated[str, typer.Argument(help="Card, folder, repository or .gguf file.")],
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
-    bits: Annotated[int, typer.Option("--bits", help="2, 3, 4, 5, 6 or 8.")] = 4,
-    group_size: Annotated[
-        int, typer.Option("--group-size", help="Weights a scale: 32, 64 or 128.")
-    ] = 64,
-    method: Annotated[str, typer.Option("--method", help="rtn, or gptq: slower, better.")] = "rtn",
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Text that gptq looks at, in UTF-8.")
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="mixed: gptq, with more bits where they count. gptq. awq. "
+            "dwq: gptq, then learned. rtn: rounding, in seconds.",
+        ),
+    ] = "mixed",
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="2, 3, 4, 5, 6 or 8; of mixed about so many.")
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Pieces of it.")] = 32,
-    length: Annotated[int, typer.Option("--length", help="Tokens a piece.")] = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Which pieces.")] = 0,
+    group_size: Annotated[
+        int | None, typer.Option("--group-size", help="Weights a scale: 32, 64 or 128.")
+    ] = None,
+    bpw: Annotated[
+        float | None,
+        typer.Option("--bpw", help="Of mixed: bits per weight on average, scales included."),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="affine, or with rtn mxfp4, mxfp8 or nvfp4.")
+    ] = "affine",
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Text file, or folder of .txt and .md, to look at."),
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluate", help="Text to measure the receipt on.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Pieces to look at.")] = None,
+    length: Annotated[int | None, typer.Option("--length", help="Tokens a piece.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which pieces.")] = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Write a model in fewer bits, as MLX and mlx-lm read it."""
+    """Write a model in fewer bits, as MLX and mlx-lm read it; interrupted, it can be gone on with.
+
+    Without a text it looks at one that comes with the program, in English and Chinese.
+    """
+    from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.quantization.receipt import summary
+    from minicpm_mlx.quantization.recipe import Recipe, packing
+
+    if bpw is not None and (bits is not None or group_size is not None):
+        raise InvalidArgumentError("--bpw and --bits or --group-size both say how small; leave one")
+    looked_at = {"samples": samples, "length": length, "seed": seed}
+    given = {name: value for name, value in looked_at.items() if value is not None}
+    recipe = Recipe(
+        method=method, packing=packing(bits, group_size, mode), bits_per_weight=bpw, **given
+    )
+    if not recipe.calibrated and (given or calibration is not None):
+        name = next(iter(given), "calibration")
+        raise InvalidArgumentError(f"--{name} is for methods that look at a text; rtn does not")
+    options.new_folder(folder)
+    found = _made(source, folder, recipe, _text(calibration), _text(evaluation))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        console().print(f"{folder}", style="good", highlight=False)
+        for name, value in summary(found).items():
+            console().print(f"  {name}: {value}", highlight=False)
+
+
+def _made(
+    source: str, folder: Path, recipe: Recipe, calibration: Text | None, evaluation: Text | None
+) -> dict[str, Any]:
     from dataclasses import replace
 
-    from minicpm_mlx import quantized
-    from minicpm_mlx.config_parts import Quantization
-    from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.loading import tokenizer_of
     from minicpm_mlx.local import folder_of, make_whole
+    from minicpm_mlx.quantization.write import write_quantized
     from minicpm_mlx.registry import resolve
+    from minicpm_mlx.tokenizer import tokenizer_of
 
-    if method not in quantized.METHODS:
-        raise InvalidArgumentError(
-            f"--method must be one of {', '.join(quantized.METHODS)}, got {method!r}"
-        )
-    if bits not in (2, 3, 4, 5, 6, 8) or group_size not in (32, 64, 128):
-        raise InvalidArgumentError(
-            f"--bits must be 2 to 6 or 8 and --group-size 32, 64 or 128, got {bits}, {group_size}"
-        )
-    if (method == "gptq") != (calibration is not None):
-        raise InvalidArgumentError("--method gptq and --calibration FILE go together")
-    if folder.exists():
-        raise InvalidArgumentError(f"{folder} exists; give a folder that does not")
     options.select(None, None)
     card = replace(resolve(source), bits=None, group_size=None)
     origin = folder_of(card)
-    texts: list[list[int]] = []
-    if calibration is not None:
-        ids = tokenizer_of(card, origin).encode(options.text_of(calibration), add_bos=False)
-        texts = quantized.samples(ids, samples, length, seed)
-    err = console(stderr=True)
-    make_whole(
-        folder,
-        lambda partial: quantized.write_quantized(
-            origin,
-            partial,
-            Quantization(bits=bits, group_size=group_size),
-            texts=texts,
-            weights=card.file if card.repo else None,
-            progress=lambda what: err.print(what, style="quiet"),
-        ),
-        "give another folder",
-    )
-    size = (folder / "model.safetensors").stat().st_size
-    console().print(f"{folder}: {size / 1e9:.2f} GB", style="good")
+    tell, found = options.progress(), dict[str, Any]()
+
+    def make(partial: Path) -> None:
+        found.update(
+            write_quantized(
+                origin,
+                partial,
+                recipe,
+                tokenizer_of(card, origin),
+                name=card.repo or card.name,
+                weights=card.file if card.repo else None,
+                calibration=calibration,
+                evaluation=evaluation,
+                progress=tell,
+            )
+        )
+
+    make_whole(folder, make, "give another folder", resume=True)
+    tell("")
+    return found
+
+
+def _text(path: Path | None) -> Text | None:
+    """A file's text, or that of all .txt and .md files in a folder."""
+    from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.quantization.write import Text
+
+    if path is None:
+        return None
+    if not path.is_dir():
+        return Text(path.name, options.text_of(path))
+    files = sorted(file for kind in ("*.txt", "*.md") for file in path.rglob(kind))
+    if not files:
+        raise InvalidArgumentError(f"{path}: expected .txt or .md files in it, found none")
+    return Text(path.name, "\n\n".join(options.text_of(file) for file in files))

@@ -283,6 +283,7 @@ class Talk:
     def _restored(self, lm: LM, saved: Saved) -> Chat:
         from minicpm_mlx import sessions
         from minicpm_mlx.errors import MiniCPMError
+        from minicpm_mlx.identity import identity
 
         if self.adapter and saved.adapter != (lm.adapter and str(lm.adapter)):
             try:
@@ -291,7 +292,7 @@ class Talk:
                 self.note("no_longer", style="warning", error=error)
         chat = sessions.restore(saved, lm, **self._changes)
         reason = sessions.restore_cache(chat, saved.name)
-        if saved.identity != sessions.identity(lm):
+        if saved.identity != identity(lm):
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
             self.note("rereads")

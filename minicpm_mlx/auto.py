@@ -15,10 +15,10 @@ from typing import Any
 from .device import on_cpu, select
 from .errors import InvalidArgumentError
 from .lm import LM
-from .loading import load, tokenizer_of
+from .loading import load
 from .local import folder_of
 from .registry import resolve
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, tokenizer_of
 
 PLACES = {None: None, "auto": None, "cuda": None, "mps": None, "gpu": None, "cpu": "cpu"}
 """device_map to our device: any accelerator means the one MLX has."""

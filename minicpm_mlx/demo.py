@@ -8,25 +8,22 @@ it a muP model with the same output: a small real model that exercises everythin
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from .errors import MissingPackageError
 from .registry import Card
-from .weights import gguf
+from .weights.checkpoint import Checkpoint
+from .weights.gguf import convert_gguf
+from .weights.lazy import LazyTensor
 
 VERSION = 1
 """Raised when the conversion changes, so that a kept copy is made anew."""
 
 SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE = 12.0, 1.4, 256
 """MiniCPM's own muP constants."""
-
-CONTROL = 3
-"""GGUF's token type for special tokens."""
 
 
 def stamp(card: Card) -> str:
@@ -49,78 +46,36 @@ def source(card: Card) -> Path:
 
 def convert(gguf_file: Path, folder: Path) -> None:
     """Write the MiniCPM form of a llama GGUF file to `folder`."""
-    metadata, arrays, bits = gguf.read(gguf_file)
-    layers, hidden = metadata["llama.block_count"], metadata["llama.embedding_length"]
-    branch = math.sqrt(layers) / SCALE_DEPTH
-    for name in list(arrays):
-        module, kind = name.rsplit(".", 1)
-        if module == "model.norm":
-            arrays[name] *= SCALE_EMB * hidden / DIM_MODEL_BASE
-        elif kind in ("scales", "biases"):
-            if module == "model.embed_tokens":
-                arrays[name] /= SCALE_EMB
-            elif module.endswith(("o_proj", "down_proj")):
-                arrays[name] *= branch
-    mx.save_safetensors(str(folder / "model.safetensors"), arrays, {"format": "mlx"})
-    _write_tokenizer(metadata, folder)
-    config = _config(metadata, bits)
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    convert_gguf(gguf_file, folder, _with_mup)
 
 
-def _config(metadata: dict[str, Any], bits: dict[str, int]) -> dict[str, Any]:
-    packing: dict[str, Any] = {"group_size": gguf.GROUP, "bits": 4}
-    for module, width in bits.items():
-        if width != packing["bits"]:
-            packing[module] = {"group_size": gguf.GROUP, "bits": width}
-    return {
+def _with_mup(llama: Checkpoint) -> Checkpoint:
+    """The same model with MiniCPM's constants, its scales in float32 so that they round least."""
+    layers, hidden = llama.config.num_hidden_layers, llama.config.hidden_size
+    raw = llama.raw | {
         "architectures": ["MiniCPMForCausalLM"],
         "model_type": "minicpm",
         "_name_or_path": "SmolLM2-135M-Instruct in MiniCPM's muP form",
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
-        "hidden_act": "silu",
-        "hidden_size": metadata["llama.embedding_length"],
-        "intermediate_size": metadata["llama.feed_forward_length"],
-        "max_position_embeddings": metadata["llama.context_length"],
-        "num_attention_heads": metadata["llama.attention.head_count"],
-        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "num_hidden_layers": metadata["llama.block_count"],
-        "rms_norm_eps": round(metadata["llama.attention.layer_norm_rms_epsilon"], 9),
-        "rope_theta": metadata["llama.rope.freq_base"],
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-        "vocab_size": metadata["llama.vocab_size"],
         "scale_emb": SCALE_EMB,
         "scale_depth": SCALE_DEPTH,
         "dim_model_base": DIM_MODEL_BASE,
-        "quantization": packing,
     }
+    branch = math.sqrt(layers) / SCALE_DEPTH
+    tensors = {}
+    for name, tensor in llama.tensors.items():
+        module, part = name.rsplit(".", 1)
+        if module == "model.norm":
+            tensors[name] = _changed(tensor, times=SCALE_EMB * hidden / DIM_MODEL_BASE)
+        elif part == "weight":  # codes, and the other norms
+            tensors[name] = tensor
+        elif module == "model.embed_tokens":
+            tensors[name] = _changed(tensor, over=SCALE_EMB)
+        else:
+            ends_branch = module.endswith(("o_proj", "down_proj"))
+            tensors[name] = _changed(tensor, times=branch if ends_branch else 1.0)
+    return Checkpoint(raw=raw, tensors=tensors)
 
 
-def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
-    """tokenizer.json from GGUF's byte-level BPE, split as SmolLM2's own tokenizer does."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = metadata["tokenizer.ggml.token_type"]
-    special = [t for t, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
-    # Not save(): of a full disk it raises no OSError.
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    settings = {
-        "add_bos_token": False,
-        "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
-        "chat_template": metadata["tokenizer.chat_template"],
-    }
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+def _changed(tensor: LazyTensor, *, times: float = 1.0, over: float = 1.0) -> LazyTensor:
+    load = tensor.load
+    return LazyTensor(tensor.shape, mx.float32, lambda: load().astype(mx.float32) * times / over)

@@ -14,8 +14,7 @@ from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsEr
 from .lm import LM
 from .local import folder_of
 from .registry import Card, resolve
-from .template import BUILTIN, Template
-from .tokenizer import Tokenizer, load_tokenizer
+from .tokenizer import tokenizer_of
 from .weights import load_model
 
 
@@ -79,14 +78,6 @@ def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
         )
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
     return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
-
-
-def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
-    tokenizer = load_tokenizer(folder, eos=card.eos or None)
-    if card.template is not None:
-        tokenizer.template = Template(BUILTIN[card.template])
-    return tokenizer
 
 
 def _default_sampling(card: Card, folder: Path) -> Sampling:

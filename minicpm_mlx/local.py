@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
+import os
 import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DownloadError, InvalidArgumentError
+from .errors import DownloadError
 from .registry import Card, cache_dir
+
+PARTIAL = "-partial"
+"""What the name of a folder ends with that can be gone on from."""
+
+GGUF_VERSION = 1
+"""Raised when the conversion of .gguf files changes, so that kept ones are made anew."""
 
 
 def folder_of(card: Card, *, progress: bool = True) -> Path:
     """The folder that holds the card's model, after whatever is needed to have it.
 
-    A repository is downloaded to the hub's cache; the demo is converted, and a card with `bits`
-    quantized, to this library's. Raises ModelNotFoundError or DownloadError.
+    A repository is downloaded to the hub's cache; the demo and .gguf files are converted, and a
+    card with `bits` quantized, to this library's. Raises ModelNotFoundError or DownloadError.
     """
     if card.path is not None:
-        if card.path.is_file():
-            raise InvalidArgumentError(
-                f"{card.path}: GGUF files cannot be loaded yet; expected a folder with config.json "
-                "and weights"
-            )
-        return card.path
+        return _from_gguf(card) if card.path.is_file() else card.path
     if card.package is not None:
         from . import demo
 
@@ -36,6 +42,9 @@ def folder_of(card: Card, *, progress: bool = True) -> Path:
 
 def kept_folder(card: Card) -> Path | None:
     """The same folder if it is already there; touches no network and makes nothing."""
+    if card.path is not None and card.path.is_file():
+        folder = cache_dir() / _converted_name(card)
+        return folder if (folder / "config.json").is_file() else None
     if card.path is not None:
         return card.path
     if card.package is not None:
@@ -54,7 +63,10 @@ def made_folders(card: Card) -> list[Path]:
 
     What a process left half made when it was killed is among them.
     """
-    made = re.compile(rf"{re.escape(card.name)}-(v\d+-[0-9a-f]+|\d+bit-g\d+)")
+    kinds = r"v\d+-[0-9a-f]+|\d+bit-g\d+(-mixed)?"
+    if card.path is not None:
+        kinds = rf"gguf-{_short_hash(card.path)}-[0-9a-f]{{8}}"
+    made = re.compile(rf"{re.escape(card.name)}-({kinds})")
     half = re.compile(rf"\.{made.pattern}-\w+")
     found = sorted(cache_dir().glob("*"))
     return [path for path in found if made.fullmatch(path.name) or half.fullmatch(path.name)]
@@ -72,41 +84,92 @@ def _from_hub(card: Card, progress: bool) -> Path:
         raise DownloadError(f"{error}; to try the program without it: --model demo") from None
     if card.bits is None:
         return source
-    return _kept(_quantized_name(card), lambda folder: _packed(source, card, folder))
+    return _kept(
+        _quantized_name(card),
+        lambda folder: _packed(source, card, folder, progress),
+        resume=True,
+    )
+
+
+def _from_gguf(card: Card) -> Path:
+    """The folder that a .gguf file was converted to; those of an older such file are deleted."""
+    from .weights.gguf import convert_gguf
+
+    file = card.path
+    assert file is not None
+    folder = _kept(_converted_name(card), lambda folder: convert_gguf(file, folder))
+    for older in made_folders(card):
+        if older != folder and not older.name.startswith("."):
+            shutil.rmtree(older, ignore_errors=True)
+    return folder
+
+
+def _converted_name(card: Card) -> str:
+    """A name that changes with the file's place, its size and its time, and the conversion."""
+    assert card.path is not None
+    stat = card.path.stat()
+    content = _short_hash(GGUF_VERSION, stat.st_size, stat.st_mtime_ns)
+    return f"{card.name}-gguf-{_short_hash(card.path)}-{content}"
+
+
+def _short_hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode(errors="replace")).hexdigest()[:8]
 
 
 def _quantized_name(card: Card) -> str:
-    return f"{card.name}-{card.bits}bit-g{card.group_size}"
+    return f"{card.name}-{card.bits}bit-g{card.group_size}-mixed"
 
 
-def _packed(source: Path, card: Card, folder: Path) -> None:
-    from .config_parts import Quantization
-    from .quantized import write_quantized
+def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
+    from .quantization.recipe import Recipe, packing
+    from .quantization.write import write_quantized
+    from .tokenizer import tokenizer_of
 
-    packing = Quantization(bits=card.bits or 4, group_size=card.group_size or 64)
-    write_quantized(source, folder, packing, weights=card.file)
+    def tell(what: str) -> None:
+        if progress and sys.stderr is not None and sys.stderr.isatty():
+            print(f"\r\x1b[2K{card.name}, once: {what}", end="", file=sys.stderr, flush=True)
+
+    write_quantized(
+        source,
+        folder,
+        Recipe(packing=packing(card.bits, card.group_size)),
+        tokenizer_of(card, source),
+        name=str(card.repo),
+        weights=card.file,
+        progress=tell,
+    )
 
 
-def _kept(name: str, make: Callable[[Path], None]) -> Path:
+def _kept(name: str, make: Callable[[Path], object], *, resume: bool = False) -> Path:
     """The cache's folder `name`; where it is missing, `make` fills it, wholly or not at all."""
     folder = cache_dir() / name
     if (folder / "config.json").is_file():
         return folder
     _sweep(name)
-    make_whole(folder, make, "set MINICPM_MLX_HOME to a folder with room that you may write to")
+    advice = "set MINICPM_MLX_HOME to a folder with room that you may write to"
+    make_whole(folder, make, advice, resume=resume)
     return folder
 
 
-def make_whole(folder: Path, make: Callable[[Path], None], advice: str) -> None:
+def make_whole(
+    folder: Path, make: Callable[[Path], object], advice: str, *, resume: bool = False
+) -> None:
     """Have `make` fill a folder beside `folder`, which then takes its place, wholly or not at all.
 
-    DownloadError, with `advice`, where it cannot be written.
+    With `resume` what was made is left there when it is interrupted, for `make` to go on from.
+    DownloadError, with `advice`, where it cannot be written, or another process is making it.
     """
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        make(partial)
+        if resume:
+            partial = folder.parent / f".{folder.name}{PARTIAL}"
+            partial.mkdir(exist_ok=True)
+        else:
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        with _alone(partial, folder):
+            make(partial)
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
         try:
             partial.rename(folder)
         except OSError:
@@ -125,12 +188,35 @@ def make_whole(folder: Path, make: Callable[[Path], None], advice: str) -> None:
             f"{advice}"
         ) from None
     finally:
-        if partial is not None:
+        if partial is not None and not (resume and partial.is_dir() and any(partial.iterdir())):
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _alone(partial: Path, folder: Path) -> Iterator[None]:
+    """Keeps a second process from filling the same folder; the lock ends with the process."""
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DownloadError(
+                f"{folder}: another process is making it; wait for it, or end it"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _sweep(name: str) -> None:
     """Delete what processes that were killed left half made of the cache's folder `name`."""
     for half in cache_dir().glob(f".{name}-*"):
-        if time.time() - half.stat().st_mtime > 24 * 3600:  # else another may be at it
+        kept = half.name.endswith(PARTIAL)  # to be gone on from
+        if not kept and time.time() - half.stat().st_mtime > 24 * 3600:  # else another's at work
             shutil.rmtree(half, ignore_errors=True)

@@ -32,7 +32,8 @@ def split_matrices(model: nn.Module) -> None:
 
 
 def _is_large(weight: mx.array) -> bool:
-    return weight.dtype == mx.float32 and weight.size >= COPIED and weight.shape[0] > 1
+    matrix = weight.ndim == 2 and len(weight) > 1  # and no stack of experts
+    return matrix and weight.dtype == mx.float32 and weight.size >= COPIED
 
 
 class SplitLinear(nn.Module):

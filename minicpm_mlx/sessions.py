@@ -7,7 +7,6 @@ leaves the one that was there.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -26,10 +25,10 @@ from .arguments import is_whole, shown
 from .chat import Chat, without_files
 from .engine import KVCache, Sampling, Session
 from .errors import InvalidArgumentError, SessionError
+from .identity import identity
 from .lm import LM
 from .registry import cache_dir
 from .weights.lazy import LazyTensor
-from .weights.load import parameters
 from .weights.safetensors import read
 
 FORMAT = 1
@@ -46,7 +45,7 @@ class Saved:
     model: str
     """Card name, repository or folder, to load the model by."""
     identity: str
-    """Changes with weights, adapter, tokenizer and template; see `identity`."""
+    """Changes with weights, adapter, tokenizer and template; see identity.py."""
     updated: str
     """When, in ISO 8601."""
     adapter: str | None = None
@@ -320,42 +319,6 @@ def _expected(
             B, K, _, D = like.shape
             expected[f"{number}.{part}"] = ((B, K, count, D), like.dtype)
     return expected
-
-
-def identity(lm: LM) -> str:
-    """A hash of what decides an answer: weights, adapter, config, tokenizer, template, dtype.
-
-    Of weights it takes the size and samples all over, not each byte: a moment for gigabytes.
-    """
-    digest = hashlib.sha256(str(FORMAT).encode())
-    template = lm.tokenizer.template
-    digest.update((template.source if template else "").encode())
-    digest.update((lm.model.adapter or "").encode())
-    dtypes = {str(array.dtype) for array in parameters(lm.model).values()}
-    digest.update(f"{type(lm.model).__name__} {sorted(dtypes)} {lm.config}".encode())
-    with suppress(OSError):  # a folder that is gone since: what was said can still be saved
-        for file in sorted(lm.folder.iterdir()) if lm.folder else ():
-            if file.suffix in _SMALL + _LARGE and file.is_file():
-                digest.update(file.name.encode())
-                _sample(file, digest, whole=file.suffix in _SMALL)
-    return digest.hexdigest()[:32]
-
-
-_SMALL = (".json", ".model", ".jinja")
-_LARGE = (".safetensors", ".bin", ".gguf")
-
-
-def _sample(file: Path, digest: Any, whole: bool) -> None:
-    size = file.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    block, most = 1 << 14, 128
-    with file.open("rb") as data:
-        if whole or size <= block * most:
-            digest.update(data.read())
-            return
-        for number in range(most):
-            data.seek((size - block) * number // (most - 1))
-            digest.update(data.read(block))
 
 
 # Files

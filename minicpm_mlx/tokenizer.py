@@ -23,6 +23,8 @@ from .tokenizer_files import TokenizerFiles, refusing, short
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+    from .registry import Card
+
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
 T = TypeVar("T")
@@ -218,39 +220,56 @@ def _from_json(data: bytes) -> Backend:
 def _from_sentencepiece(data: bytes) -> Backend:
     """What transformers writes as the tokenizer.json of a byte-pair tokenizer.model."""
     from sentencepiece import SentencePieceProcessor
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     source = SentencePieceProcessor(model_proto=data)
     ids = list(range(len(source)))
     pieces, scores = source.id_to_piece(ids), source.get_score(ids)
-    vocab = {piece: i for i, piece in enumerate(pieces)}
     if not all(score.is_integer() for score in scores):
         raise ValueError("its type is not BPE")  # whose scores are ranks
     if source.normalize(_PROBE).removeprefix("▁") != _PROBE.replace(" ", "▁"):
         raise ValueError("it normalises text")
 
-    unknown, bos_id = pieces[source.unk_id()], source.bos_id()
+    return sentencepiece_backend(
+        pieces,
+        scores,
+        unknown=source.unk_id(),
+        bos_id=source.bos_id() if source.bos_id() >= 0 else None,
+        special=[i for i in ids if source.is_control(i)],
+    )
+
+
+def sentencepiece_backend(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    *,
+    unknown: int,
+    bos_id: int | None,
+    special: Iterable[int],
+    prefix: bool = True,
+) -> Backend:
+    """The byte-pair tokenizer of SentencePiece's pieces, whose scores rank them.
+
+    `prefix` puts a space before the first word. Raises whatever the tokenizers library does.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     merges = _merges(vocab, scores)
     backend = Tokenizer(
-        models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(vocab, merges, unk_token=pieces[unknown], fuse_unk=True, byte_fallback=True)
     )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    if bos_id >= 0:
+    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if prefix:
+        spaces.insert(0, normalizers.Prepend("▁"))
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = normalizers.Sequence(spaces)
+    backend.decoder = decoders.Sequence(steps)
+    if bos_id is not None:
         backend.post_processor = processors.TemplateProcessing(
             single=[pieces[bos_id], "$A"], special_tokens=[(pieces[bos_id], bos_id)]
         )
-    control = [i for i in ids if source.is_control(i)]
-    backend.add_special_tokens([unknown, *(pieces[i] for i in control)])
+    backend.add_special_tokens([pieces[unknown], *(pieces[i] for i in special)])
     return backend
 
 
@@ -370,3 +389,11 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {
         chr(0x100 + i): byte for i, byte in enumerate(others)
     }
+
+
+def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
+    tokenizer = load_tokenizer(folder, eos=card.eos or None)
+    if card.template is not None:
+        tokenizer.template = Template(BUILTIN[card.template])
+    return tokenizer

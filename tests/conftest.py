@@ -5,12 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
 
@@ -27,6 +33,27 @@ def need_shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{'/'.join(parts)} is not beside the repository in ../shared")
     return path
+
+
+def same(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> None:
+    """Assert that two arrays agree in shape, type and, but for rounding, values."""
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+    np.testing.assert_allclose(np.array(a), np.array(b), rtol=tolerance, atol=1e-5)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs `minicpm-mlx` with the arguments given, in this process; its exit status."""
+    from minicpm_mlx.cli.main import main
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    return run
 
 
 @pytest.fixture(scope="session", autouse=True)

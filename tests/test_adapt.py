@@ -167,6 +167,8 @@ Q = "model.layers.0.self_attn.q_proj"
         (None, {"fine_tune_type": "full"}, "expected a LoRA or DoRA adapter, got full"),
         (None, {"lora_parameters": {"scale": "big"}}, "scale must be a number, got big"),
         (None, {"lora_parameters": {"scale": float("nan")}}, "must be a number, got nan"),
+        (None, {"lora_parameters": {"scale": 10**400}}, "scale must be a number, got 1000"),
+        (None, {"lora_parameters": {"scale": True}}, "must be a number, got True"),
         (None, {"lora_parameters": 3}, "must be a number, got None"),
         (None, {"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({f"{Q}.lora_a": mx.ones((64, 3))}, {}, "lacks its lora_b"),
@@ -191,6 +193,36 @@ def test_what_is_no_adapter_for_this_model_is_refused(
     with pytest.raises((ConfigError, WeightsError), match=message):
         adapt(model, read_adapter(folder))
     assert mx.array_equal(model(IDS), before)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number, got 1000"),
+        ({"lora_alpha": 1, "alpha_pattern": {"q_proj": 10**400}}, "must be a number, got 1000"),
+        ({"lora_alpha": float("-inf")}, "must be a number, got -inf"),
+        ({}, "must be a number, got None"),
+    ],
+)
+def test_peft_s_numbers_are_checked(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    parts = {f"{Q}.lora_A.weight": mx.ones((3, 64)), f"{Q}.lora_B.weight": mx.ones((64, 3))}
+    mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), parts)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
+    with pytest.raises(ConfigError, match=message):
+        read_adapter(tmp_path)
+
+
+def test_peft_s_names_may_hold_the_adapter_s_own(tmp_path: Path) -> None:
+    parts = {"lora_A": mx.ones((3, 64)), "lora_B": mx.ones((64, 3))}
+    parts["lora_magnitude_vector"] = mx.ones(64)
+    for ending in (".weight", ".default.weight"):
+        named = {f"base_model.model.{Q}.{part}{ending}": array for part, array in parts.items()}
+        mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), named)
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6}))
+        (delta,) = read_adapter(tmp_path).deltas.items()
+        assert delta[0] == Q
+        assert mx.array_equal(delta[1].b, 2 * mx.ones((3, 64)))
+        assert delta[1].magnitude is not None
 
 
 def test_folders_that_hold_none_are_named(tmp_path: Path) -> None:
@@ -241,18 +273,19 @@ def test_a_session_brings_its_adapter_along(
     demo: mm.LM, demo_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minicpm_mlx import sessions
+    from minicpm_mlx.identity import identity
 
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
     try:
         chat = mm.Chat(demo, max_tokens=4)
-        bare = sessions.identity(demo)
+        bare = identity(demo)
         demo.use_adapter(demo_adapter)
         list(chat.reply("Hello"))
         sessions.save(chat, "a")
         sessions.save_cache(chat, "a")
         saved = sessions.load("a")
         assert saved.adapter == str(demo_adapter)
-        assert saved.identity == sessions.identity(demo) != bare
+        assert saved.identity == identity(demo) != bare
         assert sessions.restore_cache(sessions.restore(saved, demo), "a") is None
         demo.use_adapter(None)
         reason = sessions.restore_cache(sessions.restore(saved, demo), "a")

@@ -8,24 +8,35 @@ import json
 import runpy
 import sqlite3
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from conftest import GOLDEN
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minicpm_mlx import Config, load_model, memory
-from minicpm_mlx.bench import chips, formats, machine, shapes
+from minicpm_mlx.bench import chart, chips, formats, machine, shapes
 from minicpm_mlx.bench.kernels import count, decode_step
 from minicpm_mlx.bench.measure import MORE, Model, Record, Work, environment, measure, works
-from minicpm_mlx.cli.main import main
 from minicpm_mlx.errors import InvalidArgumentError
 
 SMALL = Config.from_dict(
     {**shapes.SHAPES["2b-shape"], "hidden_size": 128, "intermediate_size": 192,
      "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 512}
 )  # fmt: skip
+
+
+MIXTURE = {
+    **{**shapes.SHAPES["2b-shape"], "hidden_size": 128, "intermediate_size": 128},
+    **{"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 512},
+    **{"num_experts": 8, "num_experts_per_tok": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,7 @@ def test_what_is_timed_is_the_work_and_nothing_else(
     began: list[int] = []
     monkeypatch.setattr(mx, "synchronize", lambda *_: began.append(len(spy.reads)))
     measured = Model(name="spy", model=spy)
-    monkeypatch.setattr(Model, "read", 0)
+    monkeypatch.setattr(Model, "read", lambda *_: 0)
     monkeypatch.setattr("minicpm_mlx.bench.measure._cache_bytes", lambda _: 0.0)
     list(measure(measured, [work], repetitions=1, warmup=False))
     assert spy.reads[began[0] :] == timed
@@ -124,6 +135,29 @@ def test_bytes_a_token_are_weights_and_half_the_new_cache(subject: Model) -> Non
     weights = memory.parameter_count(config) * 4
     assert record.bytes_per_token == pytest.approx(weights + 12 * cache)
     assert subject.size == weights
+
+
+def test_a_token_reads_the_experts_it_is_sent_to() -> None:
+    def read(changes: dict[str, Any], batch: int) -> float:
+        config = Config.from_dict({**MIXTURE, **changes})
+        return Model(name="mixture", model=shapes.random_model(config)).read(batch)
+
+    plain = read({"num_experts": 0}, 1)  # as wide as one expert
+    one, two, all_of_8 = (read({"num_experts_per_tok": k}, 1) for k in (1, 2, 8))
+    router = one - plain
+    expert = two - one
+    assert 0 < router < expert
+    assert all_of_8 == pytest.approx(one + 7 * expert)
+    assert read({"num_experts_per_tok": 8}, 5) == all_of_8
+    # Of two tokens sent to one expert each, the second meets another one in 7 of 8 cases.
+    assert read({"num_experts_per_tok": 1}, 2) == pytest.approx(one + 7 / 8 * expert)
+    assert read({"num_experts_per_tok": 1}, 1000) == pytest.approx(all_of_8)
+
+
+def test_a_whole_mixture_is_read_where_every_expert_sees_every_token() -> None:
+    model: Any = load_model(GOLDEN / "minicpm_moe_like")  # the twin
+    subject = Model(name="twin", model=model)
+    assert subject.read() == subject.size
 
 
 def test_every_kind_of_work_gives_a_row(rows: list[dict[str, Any]]) -> None:
@@ -169,7 +203,25 @@ def test_two_files_are_compared_test_by_test(rows: list[dict[str, Any]]) -> None
         formats.compare(rows, [{**row, "model": "another"} for row in rows])
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '[{"test": 1}]', "[1]", '{"a": 1}\n{'])
+ROW = '{"model": "a", "test": "pp1", "type_kv": "full", "avg_ns": %s, "stddev_ns": %s}'
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+SOUND = json.loads(ROW % (5, 0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[", "[]", "{}", '[{"test": 1}]', "[1]", '{"a": 1}\n{', "[" * 100_000, "[\0]"),
+        *(ROW % ("0", "0"), ROW % ("NaN", "0"), ROW % ("1e999", "0"), ROW % ("1" + "0" * 400, "0")),
+        *(ROW % ("5", "-1"), ROW % ("5", "null"), ROW % ("true", "0"), ROW % ('"5"', "0")),
+        *(json.dumps(SOUND | {key: []}) for key in formats.KEYS),
+    ],
+    ids=lambda text: text[-40:],
+)
 def test_a_file_that_is_no_measurement_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -177,10 +229,54 @@ def test_a_file_that_is_no_measurement_is_named(text: str, tmp_path: Path) -> No
         formats.read(path)
 
 
-def test_a_chart_is_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+@given(st.lists(st.fixed_dictionaries({k: st.just(v) | JSON for k, v in SOUND.items()}) | JSON))
+def test_whatever_is_read_can_be_compared(found: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(json.dumps([SOUND, *found]))
+        with suppress(InvalidArgumentError):
+            rows = formats.read(path)
+            assert len(formats.compare(rows, rows)) == len(rows)
+
+
+def drawn_lines(rows: list[dict[str, Any]], path: Path, monkeypatch: Any) -> dict[str, int]:
+    """Names of the lines of a chart of `rows`, with how many points they have."""
+    axes = pytest.importorskip("matplotlib.axes")
+    found: dict[str, int] = {}
+    plain = axes.Axes.errorbar
+
+    def errorbar(self: Any, x: Any, *args: Any, label: str, **options: Any) -> Any:
+        found[label] = found.get(label, 0) + len(x)
+        return plain(self, x, *args, label=label, **options)
+
+    monkeypatch.setattr(axes.Axes, "errorbar", errorbar)
+    chart.draw(rows, path)
+    return found
+
+
+def test_a_chart_is_drawn_of_what_can_be_compared(
+    rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "chart.png"
+    first = {**rows[0], "first_token": "cold"}  # seconds, among tokens a second
+    found = drawn_lines([*rows, first], path, monkeypatch)
+    assert found == {"pp12": 4, "tg4": 4, "pp6+tg3": 4}  # two depths, and two numbers of streams
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chart_s_title_is_any_name(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    formats.plot(rows, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    chart.draw([{**rows[0], "model": "$x^{$ 中文"}], tmp_path / "chart.png")
+    with pytest.raises(InvalidArgumentError, match=r"chart\.png: not drawn; a chart needs"):
+        chart.draw([row for row in rows if row["copy"]], tmp_path / "chart.png")
+
+
+def test_seconds_to_a_first_token_are_told_as_seconds(rows: list[dict[str, Any]]) -> None:
+    row = {**rows[0], "avg_ns": 1_500_000_000, "stddev_ns": 250_000_000, "first_token": "warm"}
+    assert formats.result(row, "tok/s") == "1.500 ± 0.250 s"
+    assert (
+        formats.result({**rows[0], "avg_ts": 2.5, "stddev_ts": 0}, "tok/s") == "2.50 ± 0.00 tok/s"
+    )
 
 
 def test_the_published_figures_are_what_the_prediction_rests_on() -> None:
@@ -210,7 +306,7 @@ def test_the_footprint_of_2b_is_that_of_its_shape() -> None:
     assert sum(decode_step(small).values()) == chips.MINICPM_2B.kernels
 
 
-def test_kernels_are_fewer_than_mlx_lm_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_are_fewer_than_mlx_lm_s() -> None:
     folder = Path(__file__).parents[1] / "benchmarks"
     sys.path.insert(0, str(folder))
     try:
@@ -243,6 +339,12 @@ def test_a_shape_s_random_model_computes(dtype: str) -> None:
     assert logits.astype(mx.float32).max().item() < 1e4
 
 
+def test_a_shape_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minicpm_mlx.device.available_memory", lambda: 1_000_000_000)
+    with pytest.raises(InvalidArgumentError, match="not enough memory"):
+        shapes.random_model("2b-shape")
+
+
 def test_shapes_are_those_of_the_family() -> None:
     assert memory.parameter_count(Config.from_dict(shapes.SHAPES["2b-shape"])) == pytest.approx(
         2.72e9, rel=0.01
@@ -251,23 +353,16 @@ def test_shapes_are_those_of_the_family() -> None:
         shapes.random_model("3b-shape")
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "bench", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    return int(left.value.code or 0)
-
-
 def test_the_command_measures_compares_and_draws(
     demo_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("matplotlib")
     chart = tmp_path / "chart.png"
     short = ["--model", "demo", "-p", "4", "-n", "2", "-r", "1", "--no-warmup"]
-    assert command(monkeypatch, *short, "--json", "--plot", str(chart), "--bandwidth", "20") == 0
+    assert command("bench", *short, "--json", "--plot", str(chart), "--bandwidth", "20") == 0
     out, err = capsys.readouterr()
     rows = json.loads(out)
     assert [row["test"] for row in rows] == ["pp4", "tg2"]
@@ -277,38 +372,109 @@ def test_the_command_measures_compares_and_draws(
     assert chart.stat().st_size > 1000
     saved = tmp_path / "a.json"
     saved.write_text(out)
-    assert command(monkeypatch, "--compare", str(saved), str(saved)) == 0
+    assert command("bench", "--compare", str(saved), str(saved)) == 0
     assert "1.00 ±" in capsys.readouterr().out
-    assert command(monkeypatch, "--predict", "--json") == 0
+    assert command("bench", "--predict", "--json") == 0
     assert {row["chip"] for row in json.loads(capsys.readouterr().out)} == chips.BANDWIDTHS.keys()
-    assert command(monkeypatch, "--predict") == 0
+    assert command("bench", "--predict") == 0
     assert "not measured" in capsys.readouterr().out
+
+
+MEASURED = ["--model", "demo", "-p", "4", "-n", "0", "-r", "1"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-p", "many"], "--n-prompt must be whole numbers from 0"),
+        (["-p", "9" * 5000], "--n-prompt must be whole numbers from 0 to 999999999"),
+        (["-d", "999999999"], "not enough memory: 1000000003 tokens of context"),
+        (["-p", "0"], "nothing is to be measured"),
+        (["-d", "5", "-b", "2"], "nothing is to be measured"),
+        (["-p", "512,16", "--first"], "expected prompts of more, got 512, 16"),
         (["-b", "0"], "--batch must be whole numbers from 1"),
         (["--pg", "5"], "--pg takes two numbers"),
-        (["-o", "yaml"], "--output must be one of md, csv"),
+        (["-o", "yaml"], "--output must be one of md, csv, json, jsonl, sql, got 'yaml'"),
+        (["-o", "sql", "--json"], "--json contradicts --output sql"),
         (["-r", "0"], "repetitions"),
         (["--kv-bits", "8", "-b", "2"], "--kv-bits is for one stream"),
-        (["--kv-bits", "5"], "kv_bits must be 8 or 4"),
-        (["--compare", "/nowhere", "/nowhere"], "cannot be read"),
+        (["--kv-bits", "5"], "--kv-bits must be 8 or 4, got 5"),
+        (["--bandwidth", "0"], "--bandwidth must be GB/s above 0, got 0.0"),
+        (["--bandwidth", "nan"], "--bandwidth must be GB/s above 0, got nan"),
+        (["--plot", "/nowhere/a.png"], "/nowhere/a.png: no chart can be written there"),
+        (["--plot", "/"], "/: no chart can be written there"),
     ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
 )
 def test_what_cannot_be_measured_is_one_line(
     arguments: list[str],
     message: str,
     demo_folder: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "--plot" in arguments:
+        pytest.importorskip("matplotlib")
+    assert command("bench", *MEASURED, *arguments) == 1
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--predict", "-o", "csv"], "--output must be one of md, json with --predict, got 'csv'"),
+        (["--compare", "a", "b", "-o", "sql"], "md, json with --compare, got 'sql'"),
+        (["--predict", "--plot", "a.png"], "--predict measures nothing, so --plot has no meaning"),
+        (["--predict", "--compare", "a", "b"], "so --compare has no meaning"),
+        (["--compare", "a", "b", "-n", "128"], "so --n-gen has no meaning"),
+        (["--compare", "/nowhere", "/nowhere"], "cannot be read"),
+    ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
+)
+def test_options_without_meaning_are_refused_where_nothing_is_measured(
+    arguments: list[str],
+    message: str,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("bench", *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_matplotlib_is_named_before_anything_is_measured(
+    demo_folder: Path,
+    command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command(monkeypatch, "--model", "demo", *arguments) == 1
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert command("bench", *MEASURED, "--plot", "a.png") == 1
+    out, err = capsys.readouterr()
+    assert err == "minicpm-mlx: a chart needs matplotlib: pip install 'minicpm-mlx[plot]'\n"
+    assert not out
+
+
+def test_what_was_measured_is_told_when_the_rest_is_broken_off(
+    demo_folder: Path,
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from minicpm_mlx.bench import measure as module
+
+    def interrupted(subject: Model, todo: list[Work], **how: Any) -> Any:
+        yield from measure(subject, todo[:1], **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "measure", interrupted)
+    assert command("bench", *MEASURED, "-p", "4,5", "--json") == 130
+    out, err = capsys.readouterr()
+    assert [row["test"] for row in json.loads(out)] == ["pp4"]
+    assert "pp4: " in err
+    assert err.endswith("minicpm-mlx: interrupted\n")
 
 
 def test_the_commit_is_the_clone_s() -> None:

@@ -12,7 +12,7 @@ import pytest
 from fake import FakeLM
 
 import minicpm_mlx as mm
-from minicpm_mlx import sessions
+from minicpm_mlx import identity, sessions
 from minicpm_mlx.cli import chat as command
 from minicpm_mlx.cli import theme
 from minicpm_mlx.cli.talk import Loading, Talk
@@ -24,7 +24,8 @@ from minicpm_mlx.errors import NumericsError, SessionError
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty sessions folder, not made yet; a terminal of no width."""
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(sessions, "identity", lambda lm: "x")
+    for module in (sessions, identity):
+        monkeypatch.setattr(module, "identity", lambda lm: "x")
     for name in ("FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     theme.console.cache_clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from test_fuse import IDS, MOE, random_model
 
 import minicpm_mlx as mm
 from minicpm_mlx.calibrated import quantize_gptq
-from minicpm_mlx.cli.main import main
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.fuse import fuse
@@ -127,22 +126,15 @@ def test_samples_are_the_same_for_the_same_seed() -> None:
         samples(text, 1, 101)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "quantize", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    return int(left.value.code or 0)
-
-
 def test_the_command_writes_a_folder_that_loads(
     demo: mm.LM,
     demo_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "eight"
-    assert command(monkeypatch, str(demo_folder), str(folder), "--bits", "8") == 0
+    assert command("quantize", str(demo_folder), str(folder), "--bits", "8") == 0
     assert "GB" in capsys.readouterr().out
     raw = json.loads((folder / "config.json").read_text())
     assert raw["quantization"] == {"bits": 8, "group_size": 64, "mode": "affine"}
@@ -169,9 +161,9 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(
     message: str,
     demo_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command(monkeypatch, *(a.format(tmp_path) for a in arguments)) == 1
+    assert command("quantize", *(a.format(tmp_path) for a in arguments)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError, WeightsError
-from minicpm_mlx.quantized import write_quantized
+from minicpm_mlx.quantization.job import Job
+from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
 from minicpm_mlx.weights.derived import cast, dense
 from minicpm_mlx.weights.llama import Scales, fold, fold_tied, unfold
@@ -56,11 +57,15 @@ def assert_same(found: Checkpoint, expected: Checkpoint, rtol: float) -> None:
             assert mx.array_equal(left, right), name
 
 
+def rounded(packing: Quantization, folder: Path) -> Checkpoint:
+    source = read_checkpoint(GOLDEN / "minicpm_2b_like")
+    return Job(source, Recipe(method="rtn", packing=packing), [], folder).run()
+
+
 @pytest.fixture
 def packed(tmp_path: Path) -> Checkpoint:
     """A golden case in 4 bits, its tied embedding among them."""
-    write_quantized(GOLDEN / "minicpm_2b_like", tmp_path, Quantization(bits=4, group_size=32))
-    return read_checkpoint(tmp_path)
+    return cast(rounded(Quantization(bits=4, group_size=32), tmp_path), mx.float32)
 
 
 @pytest.mark.parametrize("case", FOLDABLE)
@@ -191,8 +196,7 @@ def test_scales_that_are_powers_of_two_are_refused_and_can_be_unpacked(
     tmp_path: Path, form: Any
 ) -> None:
     four = Quantization(bits=4, group_size=32, mode="mxfp4")
-    write_quantized(GOLDEN / "minicpm_2b_like", tmp_path, four)
-    source = read_checkpoint(tmp_path)
+    source = rounded(four, tmp_path)
     with pytest.raises(WeightsError, match=r"packed as mxfp4.*--dequantize"):
         form(source)
     plain = dense(source)

@@ -20,16 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 import minicpm_mlx as mm
 from minicpm_mlx import demo, device, hub, local, registry
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
-from minicpm_mlx.quantize import quantize
+from minicpm_mlx.quantization.receipt import read_receipt
 from minicpm_mlx.registry import Card, cache_dir, resolve
 
 GOLDEN = Path(__file__).parent / "golden" / "minicpm_2b_like"
 CARD = Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64)
-KEPT = "tiny-q-4bit-g64"
+KEPT = "tiny-q-4bit-g64-mixed"
 
 
 def write_tokenizer(folder: Path, size: int = 512) -> None:
@@ -87,12 +85,17 @@ def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[
     folder = local.folder_of(CARD)
     assert folder == cache / KEPT
     assert names(cache) == [KEPT]
-    assert names(folder) == ["config.json", "model.safetensors", "tokenizer.json"]
+    files = ["README.md", "config.json", "model.safetensors", "receipt.json", "tokenizer.json"]
+    assert names(folder) == files
     before = (folder / "model.safetensors").stat()
     assert local.folder_of(CARD) == local.kept_folder(CARD) == folder
     assert fetches == ["org/tiny"]
     assert (folder / "model.safetensors").stat() == before
-    assert Config.load(folder).quantization == Quantization(bits=4, group_size=64)
+    receipt = read_receipt(folder)
+    assert receipt is not None
+    assert (receipt["method"], receipt["source"]["name"]) == ("mixed", "org/tiny")
+    assert 4 < receipt["bits_per_weight"] < 4.7
+    assert 0 < receipt["quality"]["kl_mean"] < 1
 
 
 def test_a_card_without_bits_is_used_where_it_was_downloaded(
@@ -102,12 +105,11 @@ def test_a_card_without_bits_is_used_where_it_was_downloaded(
     assert names(cache) == []
 
 
-def test_the_kept_copy_answers_as_the_same_model_quantized_in_memory(
+def test_the_kept_copy_answers_as_its_matrices_unpacked(
     cache: Path, fetches: list[str], source: Path
 ) -> None:
-    kept = mm.load(str(local.folder_of(CARD)))
-    twin = mm.load_model(source)
-    quantize(twin, Quantization(bits=4, group_size=64))
+    folder = local.folder_of(CARD)
+    kept, twin = mm.load(str(folder)), mm.load_model(folder)
     ids = kept.encode("Hello")
     logits, wanted = kept.model(mx.array([ids])), twin(mx.array([ids]))
     assert mx.abs(logits - wanted).max().item() < 1e-3
@@ -238,7 +240,9 @@ def test_an_error_that_is_not_the_disks_stays_itself(cache: Path) -> None:
     assert names(cache) == []
 
 
-def test_a_full_disk_leaves_no_half_of_a_quantized_copy(cache: Path, source: Path) -> None:
+def test_a_full_disk_leaves_no_half_of_a_quantized_copy(
+    cache: Path, source: Path, fetches: list[str]
+) -> None:
     """A real write that fails: files of this process may not grow beyond 64 KiB."""
     code = f"""
 import resource, signal, sys
@@ -258,38 +262,22 @@ except DownloadError as error:
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{cache / KEPT}: cannot be written" in done.stdout
     assert "free some space" in done.stdout
-    assert names(cache) == []
+    assert names(cache) == [f".{KEPT}-partial"]  # what there was room for
+    assert local.folder_of(CARD) == cache / KEPT  # and once there is room, it goes on from there
+    assert names(cache) == [KEPT]
 
 
 # The demo
-
-TINY_GGUF: dict[str, Any] = {
-    "llama.block_count": 1,
-    "llama.embedding_length": 64,
-    "llama.feed_forward_length": 64,
-    "llama.context_length": 64,
-    "llama.attention.head_count": 2,
-    "llama.attention.head_count_kv": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.freq_base": 1e4,
-    "llama.vocab_size": 3,
-    "tokenizer.ggml.bos_token_id": 1,
-    "tokenizer.ggml.eos_token_id": 2,
-    "tokenizer.ggml.tokens": ["a", "<s>", "</s>"],
-    "tokenizer.ggml.merges": [],
-    "tokenizer.ggml.token_type": [1, 3, 3],
-    "tokenizer.chat_template": "",
-}
 
 
 @pytest.fixture
 def small_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A demo package whose GGUF file is read in no time."""
-    path = tmp_path / "small.gguf"
-    path.write_bytes(b"GGUF")
-    arrays = {"model.norm.weight": mx.ones(64)}
+    from gguf_files import tensors, write
+
+    path = write(tmp_path / "small.gguf", tensors())
     monkeypatch.setattr(demo, "source", lambda card: path)
-    monkeypatch.setattr(demo.gguf, "read", lambda path: (TINY_GGUF, dict(arrays), {}))
+    monkeypatch.setattr(demo, "stamp", lambda card: "demo-v1-4")
 
 
 @pytest.mark.usefixtures("small_gguf")

@@ -4,8 +4,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 import pytest
+from conftest import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,11 +26,6 @@ class Net(nn.Module):
         super().__init__()
         self.layers = [nn.Linear(K, N, bias=bias)]
         self.embed = nn.Embedding(N, K)
-
-
-def same(a: mx.array, b: mx.array) -> None:
-    assert a.shape == b.shape
-    np.testing.assert_allclose(np.array(a), np.array(b), rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from test_fuse import random_model
 
 from minicpm_mlx import load_model, perplexity
-from minicpm_mlx.cli.main import main
-from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.errors import InvalidArgumentError, NumericsError
 from minicpm_mlx.perplexity import score, windows
 
 
@@ -73,7 +72,10 @@ def test_a_model_is_not_far_from_itself() -> None:
     ("ids", "options", "message"),
     [
         ([1], {}, "two tokens"),
-        ([1, 2], {"context": 0}, "context"),
+        ([1, 2], {"context": 0}, "context must be 1 or more"),
+        ([1, 2], {"context": 1}, "context must be 2 or more, got 1"),
+        ([1, 512], {}, r"ids outside 0\.\.511"),
+        ([-1, 2], {}, "ids outside"),
         ([1, 2], {"context": 4, "stride": 5}, "at most the context"),
     ],
 )
@@ -84,34 +86,65 @@ def test_what_cannot_be_scored_is_named(
         score(random_model(), ids, **options)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "ppl", "--model", "demo", *arguments])
-    with pytest.raises(SystemExit) as left:
-        main()
-    return int(left.value.code or 0)
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match="reference predicts 520 tokens and the model 512"
+    ):
+        score(random_model(), [1, 2, 3], reference=random_model(vocab_size=520))
+
+
+def test_a_model_that_gives_no_numbers_is_named() -> None:
+    broken: Any = random_model()
+    broken.model.norm.weight = broken.model.norm.weight * float("nan")
+    with pytest.raises(NumericsError, match="NaN"):
+        score(broken, [1, 2, 3])
+    with pytest.raises(NumericsError, match="NaN"):
+        score(random_model(), [1, 2, 3], reference=broken)
+
+
+def test_a_loss_beyond_all_numbers_is_infinite_perplexity() -> None:
+    assert perplexity.Score(tokens=1, context=2, stride=2, loss=710.0).perplexity == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--context", "1"], "context must be 2 or more"),
+        (["--context", "4", "--stride", "5"], "at most the context"),
+        (["--limit", "0"], "limit must be 1 or more"),
+    ],
+)
+def test_wrong_numbers_are_named_before_a_model_is_loaded(
+    arguments: list[str],
+    message: str,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("ppl", "--model", "none", "--text", __file__, *arguments) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_says_it_for_people_and_programs(
     demo_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 3)
     short = ["--text", str(text), "--limit", "30", "--context", "20", "--stride", "10"]
-    assert command(monkeypatch, *short, "--json") == 0
+    assert command("ppl", "--model", "demo", *short, "--json") == 0
     alone = json.loads(capsys.readouterr().out)
     assert (alone["tokens"], alone["kl"]) == (29, None)
     assert 1 < alone["perplexity"] < 100
-    assert command(monkeypatch, *short, "--reference", "demo") == 0
+    assert command("ppl", "--model", "demo", *short, "--reference", "demo") == 0
     out = capsys.readouterr().out
     assert f"perplexity {alone['perplexity']:.4f}" in out
     assert "KL 0.00000" in out
     assert "100.00%" in out
-    assert command(monkeypatch, "--text", str(tmp_path / "none.txt")) == 1
+    assert command("ppl", "--model", "demo", "--text", str(tmp_path / "none.txt")) == 1
     text.write_bytes(b"\xff\xfe")
-    assert command(monkeypatch, "--text", str(text)) == 1
+    assert command("ppl", "--model", "demo", "--text", str(text)) == 1
     err = capsys.readouterr().err
     assert "none.txt: No such file" in err
     assert "not utf-8" in err

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx import sessions
 from minicpm_mlx.errors import SessionError
+from minicpm_mlx.identity import identity
 from minicpm_mlx.reply import collect
 
 GREEDY = mm.Sampling(temperature=0)
@@ -82,7 +83,7 @@ def test_session_comes_back_as_it_was(demo: mm.LM, folder: Path) -> None:
     assert (saved.name, saved.model, saved.identity) == (
         "Ein Test",
         "demo",
-        sessions.identity(demo),
+        identity(demo),
     )
     assert saved.title == "山东省最高的山是哪座山？ 🐟"
     back = sessions.restore(saved, demo)
@@ -301,7 +302,7 @@ def test_folder_that_cannot_be_made_is_one_line(demo: mm.LM, folder: Path) -> No
 def test_session_of_a_model_whose_folder_is_gone_is_saved(demo: mm.LM, tmp_path: Path) -> None:
     gone = replace(demo, folder=tmp_path / "gone")
     sessions.save(new_chat(gone), "a")
-    assert sessions.load("a").identity != sessions.identity(demo)
+    assert sessions.load("a").identity != identity(demo)
 
 
 BOTH = """
@@ -803,85 +804,3 @@ def test_cache_of_another_model_is_left_aside(
     reason = "weights, adapter, tokenizer or template are others than those it was made with"
     assert sessions.restore_cache(chat, "a") == reason
     goes_on(chat, False)
-
-
-# Identity
-
-
-@pytest.fixture
-def linked(demo: mm.LM, tmp_path: Path) -> mm.LM:
-    """The demo model, as if loaded from a folder of links to its files."""
-    folder = tmp_path / "linked"
-    folder.mkdir()
-    assert demo.folder is not None
-    for file in demo.folder.iterdir():
-        (folder / file.name).symlink_to(file)
-    return replace(demo, folder=folder)
-
-
-def flip(path: Path, at: int) -> None:
-    """Change one byte of a linked file."""
-    original = path.resolve()
-    path.unlink()
-    shutil.copy(original, path)
-    with path.open("r+b") as file:
-        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-
-
-def test_identity_is_that_of_the_files_wherever_they_lie(demo: mm.LM, linked: mm.LM) -> None:
-    same = sessions.identity(demo)
-    assert sessions.identity(linked) == same
-    assert linked.folder is not None
-    (linked.folder / "README.md").write_text("words")
-    (linked.folder / "dir.json").mkdir()
-    (linked.folder / "config.json").touch()
-    assert sessions.identity(linked) == same
-    assert sessions.identity(replace(linked, sampling=mm.Sampling(temperature=1))) == same
-
-
-@pytest.mark.parametrize(
-    ("file", "at"),
-    [
-        ("config.json", 0),
-        ("config.json", -1),
-        ("tokenizer.json", 1),
-        ("tokenizer.json", -1),
-        ("tokenizer_config.json", 9),
-        ("model.safetensors", 8),
-        ("model.safetensors", -1),
-    ],
-)
-def test_identity_changes_with_one_byte(demo: mm.LM, linked: mm.LM, file: str, at: int) -> None:
-    assert linked.folder is not None
-    flip(linked.folder / file, at)
-    assert sessions.identity(linked) != sessions.identity(demo)
-
-
-def test_identity_takes_every_byte_of_a_large_tokenizer(linked: mm.LM) -> None:
-    assert linked.folder is not None
-    path = linked.folder / "tokenizer.json"
-    seen = set()
-    for at in (0, 3_000_001, 3_100_003):
-        path.unlink()
-        path.write_bytes(b" " * at + b"." + b" " * (6_000_000 - at))
-        seen.add(sessions.identity(linked))
-    assert len(seen) == 3
-
-
-def test_identity_changes_with_template_number_format_and_files(demo: mm.LM, linked: mm.LM) -> None:
-    same = sessions.identity(demo)
-    tokenizer = copy.copy(demo.tokenizer)
-    tokenizer.template = None
-    assert sessions.identity(replace(demo, tokenizer=tokenizer)) != same
-    twin = mm.Config(
-        **asdict(demo.config) | {"rope_theta": 5.0, "quantization": None, "layer_quantization": ()}
-    )
-    model = copy.copy(demo.model)
-    object.__setattr__(model, "config", twin)
-    assert sessions.identity(replace(demo, model=model)) != same
-    assert linked.folder is not None
-    (linked.folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert sessions.identity(linked) != same

@@ -1,4 +1,4 @@
-"""Measurements as people and programs read them; two compared; a chart."""
+"""Measurements as people and programs read them, and two of them compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidArgumentError, MissingPackageError
+from ..arguments import number
+from ..errors import InvalidArgumentError
 
 Row = Mapping[str, Any]
 """One measurement with its environment, flat."""
@@ -24,8 +25,6 @@ def markdown(rows: Sequence[Row]) -> str:
     head = ["model", "size", "params", "device", "test", "t/s", "roofline", "memory"]
     lines = [head, ["---"] * 3 + ["---"] + ["---"] + ["---:"] * 3]
     for row in rows:
-        seconds = f"{row['avg_ns'] / 1e9:.3f} ± {row['stddev_ns'] / 1e9:.3f} s"
-        rate = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
         lines.append(
             [
                 str(row["model"]),
@@ -33,12 +32,19 @@ def markdown(rows: Sequence[Row]) -> str:
                 f"{row['model_n_params'] / 1e9:.2f} B",
                 str(row["device"]),
                 str(row["test"]),
-                seconds if row["first_token"] else rate,
+                result(row),
                 "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %",
                 f"{row['peak_memory'] / 2**30:.2f} GiB",
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def result(row: Row, unit: str = "") -> str:
+    """What was measured: seconds to a first token, else tokens/s, which `unit` may name."""
+    if row["first_token"]:
+        return f"{row['avg_ns'] / 1e9:.3f} ± {row['stddev_ns'] / 1e9:.3f} s"
+    return f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f} {unit}".rstrip()
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -118,13 +124,19 @@ def _lines(text: str) -> list[Any]:
 
 
 def _is_row(row: Any) -> bool:
-    numbers = ("avg_ns", "stddev_ns")
-    return (
-        isinstance(row, dict)
-        and all(key in row for key in KEYS)
-        and all(isinstance(row.get(key), int | float) for key in numbers)
-        and row["avg_ns"] > 0
-    )
+    """Whether it has what `compare` needs."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in KEYS):
+        return False
+    average, deviation = (_number(row.get(key)) for key in ("avg_ns", "stddev_ns"))
+    return 0 < average < math.inf and 0 <= deviation < math.inf
+
+
+def _number(value: Any) -> float:
+    """A JSON number as a float; NaN for what is none."""
+    try:
+        return number("", value)
+    except InvalidArgumentError:
+        return math.nan
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
@@ -149,34 +161,3 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]
     if not found:
         raise InvalidArgumentError("the two files have no test of the same model in common")
     return found
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Throughput against context, and against streams at once, as a picture at `path`."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingPackageError(
-            "a chart needs matplotlib: pip install 'minicpm-mlx[plot]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [row for row in rows if not row["first_token"]]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, key, fixed, label in (
-        (left, "n_depth", "n_parallel", "tokens of context before"),
-        (right, "n_parallel", "n_depth", "streams at once"),
-    ):
-        least = min(row[fixed] for row in rows)
-        for kind in sorted({(row["n_prompt"], row["n_gen"]) for row in rows}):
-            line = [r for r in rows if (r["n_prompt"], r["n_gen"]) == kind and r[fixed] == least]
-            line.sort(key=lambda row: row[key])
-            name = "+".join(f"{n}{c}" for n, c in zip(("pp", "tg"), kind, strict=True) if c)
-            x, y = [row[key] for row in line], [row["avg_ts"] for row in line]
-            axes.errorbar(x, y, [row["stddev_ts"] for row in line], marker="o", label=name)
-        axes.set(xlabel=label, ylabel="tokens/s", ylim=(0, None))
-        axes.legend()
-    figure.suptitle(f"{rows[0]['model']} · {rows[0]['chip']}")
-    figure.savefig(path, format="png", dpi=120)
-    pyplot.close(figure)

@@ -12,8 +12,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..device import available_memory
 from ..doctor import examine
 from ..engine import Batch, LanguageModel, Lookup, Sampling, Session, Speculation, generate
+from ..errors import InvalidArgumentError
 from ..memory import parameter_count
 from .chips import GB
 from .machine import commit, power, thermal
@@ -80,12 +82,24 @@ class Model:
         found: Any = tree_flatten(self.model.parameters())
         return dict(found)
 
-    @property
-    def read(self) -> int:
-        """Bytes of weights a token reads: all, but for one row of an embedding that is no head."""
-        tied = self.model.config.tie_word_embeddings
+    def read(self, batch: int = 1) -> float:
+        """Bytes of weights that a pass of one token of each of `batch` streams reads.
+
+        All, but for an embedding that is no head, of which it reads rows, and experts that no token
+        is sent to: one token is sent to k of E; more of them, it is assumed, by chance.
+        """
+        config = self.model.config
+        met = 1.0
+        if config.num_experts:
+            met -= (1 - config.num_experts_per_tok / config.num_experts) ** batch
         arrays = self._arrays().items()
-        return sum(a.nbytes for name, a in arrays if tied or "embed_tokens" not in name)
+        read = {n: a for n, a in arrays if config.tie_word_embeddings or "embed_tokens" not in n}
+        return sum(a.nbytes * (met if _is_stack(a) else 1) for a in read.values())
+
+
+def _is_stack(array: mx.array) -> bool:
+    """Whether it holds the experts of a layer, which are stacked where a token meets but some."""
+    return array.ndim == 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +111,8 @@ class Record:
     peak_memory: int
     """Most bytes MLX held at once while it was measured."""
     bytes_per_token: float | None = None
-    """Of weights, keys and values, where tokens are made one by one."""
+    """Of weights, keys and values, where tokens are made one by one. With batch > 1 it is what a
+    pass reads, which makes a token for each stream."""
     bandwidth: float | None = None
     test_time: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -130,6 +145,8 @@ class Record:
             "n_depth": work.depth,
             "n_parallel": work.batch,
             "first_token": work.first,
+            "copy": work.copy,
+            "guess": work.guess,
             "test_time": self.test_time,
             "avg_ns": round(statistics.mean(seconds) * 1e9),
             "stddev_ns": round(_deviation(seconds) * 1e9),
@@ -157,7 +174,15 @@ def works(
     first: bool = False,
     guess: bool = False,
 ) -> list[Work]:
-    """All combinations, as llama-bench makes them; zeros are left out."""
+    """All combinations, as llama-bench makes them; zeros are left out.
+
+    InvalidArgumentError where nothing is left, or a prompt is too short for a warm first token.
+    """
+    if first and any(0 < n <= MORE for n in prompts):
+        raise InvalidArgumentError(
+            f"a warm first token reads the last {MORE} tokens of a prompt anew; expected prompts "
+            f"of more, got {', '.join(map(str, prompts))}"
+        )
     found: list[Work] = []
     for depth in depths:
         for batch in batches:
@@ -170,13 +195,28 @@ def works(
         found += [Work(prompt=n, first=kind) for n in prompts if n for kind in ("cold", "warm")]
     if guess:
         found += [Work(gen=n, copy=True, guess=on) for n in gens if n for on in (False, True)]
+    if not found:
+        raise InvalidArgumentError(
+            "nothing is to be measured; give a length above 0 to read (at a depth, of one stream) "
+            "or to make"
+        )
     return found
 
 
 def measure(
     subject: Model, todo: Sequence[Work], *, repetitions: int = 5, warmup: bool = True
 ) -> Iterator[Record]:
-    """Each work's record as it is done; random tokens, so that only their number matters."""
+    """Each work's record as it is done; random tokens, so that only their number matters.
+
+    InvalidArgumentError where memory has no room for the keys and values.
+    """
+    per_context = _cache_bytes(subject)
+    longest = max((w.depth + w.prompt + w.gen) * w.batch for w in todo)
+    if (needed := longest * per_context) > (free := available_memory()):
+        raise InvalidArgumentError(
+            f"not enough memory: {longest} tokens of context take {needed / GB:.1f} GB of cache, "
+            f"{free / GB:.1f} GB free; give smaller depths, lengths or batches"
+        )
     for work in todo:
         if warmup:
             _seconds(subject, work)
@@ -185,7 +225,7 @@ def measure(
         per_token = None
         if work.gen and not work.prompt and not work.copy:
             depth = work.depth + work.gen / 2
-            per_token = subject.read + _cache_bytes(subject) * depth * work.batch
+            per_token = subject.read(work.batch) + per_context * depth * work.batch
         yield Record(
             work=work,
             seconds=seconds,

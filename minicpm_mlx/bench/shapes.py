@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
-from .. import device
+from .. import device, memory
 from ..config import Config
 from ..config_parts import Quantization
 from ..errors import InvalidArgumentError
 from ..fuse import FusedModel, fuse
-from ..memory import parameter_count
 from ..model import Model
 from ..onerow import split_matrices
 from ..quantize import dequantize, packed_as
 from ..weights.load import parameters
+
+PACKING = Quantization(bits=4, group_size=64)
 
 MUP = {"architectures": ["MiniCPMForCausalLM"], "scale_emb": 12, "scale_depth": 1.4}
 
@@ -46,15 +48,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
-    """A model of that shape in its inference form, its weights drawn in 4 bits, groups of 64."""
+    """A model of that shape in its inference form, its weights drawn in 4 bits, groups of 64.
+
+    InvalidArgumentError for a shape that there is none of, or no memory for.
+    """
     if isinstance(shape, str) and shape not in SHAPES:
         raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
     config = Config.from_dict(SHAPES[shape]) if isinstance(shape, str) else shape
+    memory.check(memory.plan(replace(config, quantization=PACKING), dtype=dtype, context=256))
     compute = device.choose_dtype(mx.bfloat16, dtype)
     model = _packed(config)
     model.load_weights(list(random_arrays(config, compute).items()))
     fused = fuse(model)
-    if (dense := device.unpack_to(compute, parameter_count(config))) is not None:
+    if (dense := device.unpack_to(compute, memory.parameter_count(config))) is not None:
         dequantize(fused, dense)
         mx.eval(fused.parameters())
     split_matrices(fused)
@@ -71,8 +77,7 @@ def _packed(config: Config) -> Model:
     """A model in 4 bits, groups of 64, whose values are never computed."""
     model = Model(config)
     matrices = [name for name, array in parameters(model).items() if array.ndim == 2]
-    packing = Quantization(bits=4, group_size=64)
-    packed_as(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), packing))
+    packed_as(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), PACKING))
     return model
 
 

@@ -42,7 +42,7 @@ def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[m
 
     What it computes of `xs`, its inputs, stays the same but for clipped weights.
     """
-    from mlx_lm.quant.awq import ScaleConfig, clip_block, scale_block
+    import mlx_lm.quant.awq as theirs
 
     packing = next(iter(plan.values()))
 
@@ -52,8 +52,9 @@ def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[m
 
     _catch(block, list(plan), run, xs)
     attention = {"rotate": run.rotate, "mask": run.mask, "cache": None}
+    config: Any = theirs.ScaleConfig  # of paths where its types say modules, as in its own tables
     scaled = [
-        ScaleConfig(
+        config(
             block="self_attn",
             prev="input_layernorm",
             layers=["q_proj", "k_proj", "v_proj"],
@@ -62,14 +63,12 @@ def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[m
     ]
     if isinstance(block.mlp, MLP):
         scaled += [
-            ScaleConfig(prev="mlp.up_proj", layers=["mlp.down_proj"]),
-            ScaleConfig(
-                block="mlp", prev="post_attention_layernorm", layers=["gate_proj", "up_proj"]
-            ),
+            config(prev="mlp.up_proj", layers=["mlp.down_proj"]),
+            config(block="mlp", prev="post_attention_layernorm", layers=["gate_proj", "up_proj"]),
         ]
-    scale_block(block, scaled, rounded, attention, GRID)
+    theirs.scale_block(block, scaled, rounded, attention, GRID)
     router = [] if isinstance(block.mlp, MLP) else ["mlp.gate"]
-    clip_block(block, UNCLIPPED + router, rounded, packing.group_size)
+    theirs.clip_block(block, UNCLIPPED + router, rounded, packing.group_size)
     for name in plan:
         del at(block, name)["input_feat"]
 

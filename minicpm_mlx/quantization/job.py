@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,11 +21,17 @@ from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy import LazyTensor
 from ..weights.load import parameters
-from . import awq, sensitivity
+from . import awq, dwq, sensitivity
 from .pieces import Pieces, Run, dense, products
-from .plan import Plan, allocate, sizes, stated, uniform
+from .plan import Costs, Plan, allocate, sizes, stated, uniform
 from .recipe import Recipe
 from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest
+
+FEWER = 3
+"""One in so many texts says how sensitive matrices are: their sums need less than rounding does."""
+
+EMBEDDING = "embedding.safetensors"
+"""Where the embedding's Hessian is kept, of which its uses as first layer and as head are parts."""
 
 Progress = Callable[[str], object]
 
@@ -71,36 +77,50 @@ class Job:
         found |= self._part("ends", partial(self._ends, outside, xs))
         raw = dict(self.source.raw) | {"quantization": stated(plan), "torch_dtype": "float16"}
         raw.pop("quantization_config", None)  # mlx-lm's second copy
-        return Checkpoint(raw=raw, tensors=found)
+        smaller = Checkpoint(raw=raw, tensors=found)
+        if self.recipe.method == "dwq":
+            found |= self._part("learned", partial(self._learned, smaller))
+        return smaller
 
     def plan(self) -> Plan:
         """How each matrix is packed."""
         if self.recipe.method != "mixed":
             return uniform(self.source, self.recipe.packing)
-        path = self.folder / "plan.json"
+        return allocate(self._costs(), sizes(self.source), self.recipe.target)
+
+    def _costs(self) -> Costs:
+        path = self.folder / "costs.json"
         if not path.is_file():
-            # Fewer texts than for rounding: sums of squares need less than products.
             costs, hessian = sensitivity.costs(
                 self.pieces,
-                self.texts[: max(1, len(self.texts) // 3)],
+                self.texts[: max(1, len(self.texts) // FEWER)],
                 seed=self.recipe.seed,
                 progress=self.progress,
             )
-            np.save(self.folder / "embedding.npy", hessian)
-            plan = allocate(costs, sizes(self.source), self.recipe.target)
-            whole = path.with_suffix(".tmp")
-            whole.write_text(json.dumps({name: asdict(how) for name, how in plan.items()}))
-            whole.rename(path)
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        return {name: Quantization(**how) for name, how in plan.items()}
+            arrays = {"hessian": mx.array(hessian)}
+            _write(self.folder / EMBEDDING, lambda part: mx.save_safetensors(str(part), arrays))
+            found = {
+                name: [[how.bits, how.group_size, cost] for how, cost in choices.items()]
+                for name, choices in costs.items()
+            }
+            _write(path, lambda part: part.write_text(json.dumps(found)))
+        return {
+            name: {Quantization(bits=b, group_size=g): cost for b, g, cost in choices}
+            for name, choices in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+
+    def _learned(self, smaller: Checkpoint) -> dict[str, mx.array]:
+        found = dwq.learned(
+            self.source, smaller, self.texts, seed=self.recipe.seed, progress=self.progress
+        )
+        return {name: _kept(array) for name, array in found.items()}
 
     def _part(self, name: str, make: Callable[[], Mapping[str, mx.array]]) -> dict[str, LazyTensor]:
         """Arrays kept in a file of that name; `make` makes them if there is none."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
-            whole = self.folder / f"{name}.tmp.safetensors"
-            mx.save_safetensors(str(whole), dict(make()))
-            whole.rename(path)
+            arrays = dict(make())
+            _write(path, lambda part: mx.save_safetensors(str(part), arrays))
         return safetensors.read(path)
 
     def _layer(
@@ -138,19 +158,26 @@ class Job:
         layer = nn.Linear(1, 1, bias=False)
         layer.weight = weight
         if self.recipe.method in ("rtn", "awq"):
-            holder = nn.Module()
+            holder: Any = nn.Module()
             holder.layer = layer
             round_nearest(holder, {"layer": packing})
             return holder.layer
         head = sum((products(self.pieces.finish(x)) for x in xs), mx.array(0.0))
         hessian = np.array(head)
         if path == "model.embed_tokens":
-            known = self.folder / "embedding.npy"
+            known = self.folder / EMBEDDING
             if known.is_file():
-                hessian = np.load(known)
+                hessian = np.array(safetensors.read(known)["hessian"].load())
             elif not self.source.config.tie_word_embeddings:  # looked up, a row at a time
                 hessian = np.eye(weight.shape[1], dtype=np.float32)
         return module(layer, by_gptq(np.array(weight), hessian, packing), packing)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a file that takes the place of `path` when it is whole."""
+    part = path.with_name(f"part-{path.name}")
+    write(part)
+    part.rename(path)
 
 
 def _kept(array: mx.array) -> mx.array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 
 from ..arguments import at_least_one, number
@@ -24,6 +23,8 @@ METHODS = {
 CHUNKS, LENGTH = 24, 512
 """Pieces of the calibration text, and tokens in each."""
 
+USUAL = Quantization(bits=4, group_size=64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -31,7 +32,7 @@ class Recipe:
 
     method: str = "mixed"
     """One of METHODS."""
-    packing: Quantization = Quantization(bits=4, group_size=64)
+    packing: Quantization = USUAL
     """Of every matrix; of `mixed` it says only how many bits a weight may take on average."""
     bits_per_weight: float | None = None
     """Of `mixed`: that average, scales included; by default that of `packing`."""
@@ -94,20 +95,29 @@ def _any(choices: Sequence[int]) -> str:
     return ", ".join(map(str, choices))
 
 
-def samples(ids: Sequence[int], count: int, length: int, seed: int = 0) -> list[list[int]]:
-    """`count` pieces of `length` tokens, from all over a text; the same for the same seed.
+def pieces(
+    ids: Sequence[int], recipe: Recipe, *, whole: bool = False
+) -> tuple[list[list[int]], list[int]]:
+    """The pieces of a text that `recipe` looks at, and what is left of it to measure on.
 
-    They do not overlap; there are fewer of them where the text does not hold so many.
-    InvalidArgumentError: it does not hold one.
+    They are drawn by the recipe's seed from all over the text and do not overlap. At least a
+    quarter is left, or with `whole` nothing need be. InvalidArgumentError: the text is too short.
     """
-    count, length = at_least_one("samples", count), at_least_one("length", length)
-    if len(ids) < length:
+    length = recipe.length
+    found = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
+    most = len(found) if whole else len(found) - -(-len(found) // 4)
+    if most < 1:
         raise InvalidArgumentError(
-            f"the calibration text has {len(ids)} tokens; expected {length} or more"
+            f"the calibration text has {len(ids)} tokens; expected {length * (1 if whole else 2)} "
+            "or more: give a longer one, or a smaller length of pieces"
         )
-    pieces = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
-    chosen = random.Random(seed).sample(range(len(pieces)), min(count, len(pieces)))
-    return [pieces[number] for number in sorted(chosen)]
+    draw = random.Random(recipe.seed)
+    chosen = set(draw.sample(range(len(found)), min(recipe.samples, most)))
+    rest = [piece for number, piece in enumerate(found) if number not in chosen]
+    draw.shuffle(rest)  # of all kinds of text some, if not all are measured on
+    return [found[number] for number in sorted(chosen)], [
+        token for piece in rest for token in piece
+    ]
 
 
 def bundled_text() -> str:

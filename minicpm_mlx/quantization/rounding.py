@@ -34,7 +34,7 @@ class Recorder(nn.Module):
         return self.layer(x)
 
 
-def round_nearest(block: Block, plan: Mapping[str, Quantization]) -> None:
+def round_nearest(block: nn.Module, plan: Mapping[str, Quantization]) -> None:
     """Replace the matrices of `block` that are in `plan` by packed ones, as MLX rounds."""
     for name, packing in plan.items():
         layer = at(block, name)

@@ -174,5 +174,5 @@ def _costs(weight: Floats, known: Sensitivity, tokens: int) -> dict[Quantization
             rounded = nearest(rows, importance, packing.bits, packing.group_size, mx.float16)
             error = rows - rounded
             squares = ((error @ known.inputs) * error).sum(axis=1)
-            found[packing] = float(squares @ outputs) * share / 2 / tokens**2
+            found[packing] = float(squares @ outputs * share) / 2 / tokens**2
     return found

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from ..arguments import is_whole
-from ..errors import ConfigError, WeightsError
+from ..arguments import number
+from ..errors import ConfigError, InvalidArgumentError, WeightsError
 from . import safetensors, torch_zip
 from .lazy import LazyTensor, printable
 
@@ -73,7 +74,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     peft = path.name != "adapters.safetensors"
     found: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in FILES[path.name](path).items():
-        ending = next((e for e in sorted(_PARTS, key=len)[::-1] if name.endswith(e)), None)
+        ending = max(filter(name.endswith, _PARTS), key=len, default=None)
         if ending is None:
             raise WeightsError(
                 f"{path}: {printable(name)} is no part of a LoRA or DoRA adapter; only those can "
@@ -129,9 +130,10 @@ def _scale(
 
 
 def _number(path: Path, name: str, value: object) -> float:
-    if not (is_whole(value) or isinstance(value, float)) or not math.isfinite(value):  # type: ignore[arg-type]
-        raise ConfigError(f"{path}: {name} must be a number, got {printable(value)}")
-    return float(value)  # type: ignore[arg-type]
+    with suppress(InvalidArgumentError):
+        if math.isfinite(found := number(name, value)):
+            return found
+    raise ConfigError(f"{path}: {name} must be a number, got {printable(value)}")
 
 
 def _delta(

@@ -1,0 +1,26 @@
+"""`minicpm-mlx export-adapter`: an adapter for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .theme import console
+
+
+def export_adapter(
+    folder: Annotated[Path, typer.Argument(help="Folder of a LoRA or DoRA adapter.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write, or .gguf file; must not exist.")],
+    layout: Annotated[
+        str, typer.Option("--format", help="peft, mlx (mlx-lm), or gguf (llama.cpp --lora).")
+    ],
+    model: options.Model = options.DEFAULT_MODEL,
+) -> None:
+    """Write an adapter in the layout of PEFT, mlx-lm or llama.cpp."""
+    from minicpm_mlx import export
+
+    export.export_adapter(folder, target, layout, model=model)
+    console().print(f"{target}: written for {layout}", style="good")

@@ -1,0 +1,65 @@
+"""A chart of measurements: throughput against context, and against streams at once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import InvalidArgumentError, MissingPackageError
+from .formats import Row
+
+
+def check(path: Path) -> None:
+    """Find out before minutes are spent on measuring whether a chart could be written to `path`.
+
+    MissingPackageError without matplotlib; InvalidArgumentError where no file can be.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError("a chart needs matplotlib: pip install 'minicpm-mlx[plot]'")
+    written = path if path.exists() else path.parent
+    if path.is_dir() or not written.exists() or not os.access(written, os.W_OK):
+        raise InvalidArgumentError(
+            f"{path}: no chart can be written there; give a file in a folder that exists and can "
+            "be written to"
+        )
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw what `rows` say of throughput as a PNG file at `path`; errors as in `check`.
+
+    First tokens are seconds, and a quotation is another kind of work than its length says: both
+    are left out. InvalidArgumentError where nothing else was measured.
+    """
+    check(path)
+    rows = [row for row in rows if not row["first_token"] and not row["copy"]]
+    if not rows:
+        raise InvalidArgumentError(f"{path}: not drawn; a chart needs pp, tg or pg tests")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, key, fixed, label in (
+        (left, "n_depth", "n_parallel", "tokens of context before"),
+        (right, "n_parallel", "n_depth", "streams at once"),
+    ):
+        least = min(row[fixed] for row in rows)
+        for kind in sorted({(row["n_prompt"], row["n_gen"]) for row in rows}):
+            line = [r for r in rows if (r["n_prompt"], r["n_gen"]) == kind and r[fixed] == least]
+            line.sort(key=lambda row: row[key])
+            name = "+".join(f"{n}{c}" for n, c in zip(("pp", "tg"), kind, strict=True) if c)
+            x, y = [row[key] for row in line], [row["avg_ts"] for row in line]
+            axes.errorbar(x, y, [row["stddev_ts"] for row in line], marker="o", label=name)
+        axes.set(xlabel=label, ylabel="tokens/s", ylim=(0, None))
+        axes.legend()
+    # A folder's name may hold dollar signs, which would be taken for formulas.
+    figure.suptitle(f"{rows[0]['model']} · {rows[0]['chip']}", parse_math=False)
+    with warnings.catch_warnings():
+        # matplotlib's own font lacks Chinese, which a folder's name may be in.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(path, format="png", dpi=120)
+    pyplot.close(figure)

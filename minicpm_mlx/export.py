@@ -1,0 +1,165 @@
+"""Adapters for other programs: in PEFT's layout, mlx-lm's, or as a GGUF file for llama.cpp.
+
+Names are the base checkpoint's, whose muP form PEFT's users have too. An adapter was read with its
+scale in `b`, so each layout states one that comes to 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .adapt import _located as located
+from .adapt import places
+from .config import Config
+from .errors import DownloadError, InvalidArgumentError
+from .local import folder_of, make_whole
+from .model import Model
+from .registry import Card, resolve
+from .weights.adapters import Adapter, read_adapter
+from .weights.gguf.lora import write_lora
+
+LAYOUTS = ("peft", "mlx", "gguf")
+
+Written = tuple[str, dict[str, mx.array], dict[str, Any]]
+"""A layout's file name, its tensors and its adapter_config.json."""
+
+
+def export_adapter(
+    adapter: str | Path, target: str | Path, layout: str, *, model: str | Path
+) -> None:
+    """Write the adapter in the folder `adapter`, made for `model`, to `target` in another layout.
+
+    `model` is what `load` takes; its weights are not read. `target`, which must not exist, becomes
+    a folder, or for "gguf" a file. Raises InvalidArgumentError for what the layout cannot say, what
+    `use_adapter` raises, and DownloadError where `target` cannot be written.
+
+        export_adapter("adapters", "for-llama.gguf", "gguf", model="minicpm-2b-dpo")
+    """
+    if layout not in LAYOUTS:
+        raise InvalidArgumentError(f"the format must be {', '.join(LAYOUTS)}, got {layout!r}")
+    target = Path(target)
+    if target.exists():
+        raise InvalidArgumentError(f"{target} exists; give a name that does not")
+    card = resolve(str(model))
+    config = Config.load(folder_of(card))
+    found = read_adapter(Path(adapter).expanduser())
+    located(Model(config), found)  # MLX makes none of its weights
+    if layout == "gguf":
+        _make_file(target, lambda path: write_lora(path, found, config))
+    else:
+        written = _peft(found, config, card) if layout == "peft" else _mlx(found, config)
+        make_whole(target, lambda folder: _write(folder, *written), "give another folder")
+
+
+def _write(folder: Path, name: str, tensors: dict[str, mx.array], config: dict[str, Any]) -> None:
+    mx.save_safetensors(str(folder / name), tensors, {"format": "pt"})
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _peft(adapter: Adapter, config: Config, card: Card) -> Written:
+    dora = _is_dora(adapter)
+    tensors = {}
+    for module, delta in adapter.deltas.items():
+        stem = f"base_model.model.{module}"
+        tensors[f"{stem}.lora_A.weight"] = mx.contiguous(delta.a.T)  # (rank, in)
+        tensors[f"{stem}.lora_B.weight"] = mx.contiguous(delta.b.T)  # (out, rank)
+        if delta.magnitude is not None:
+            tensors[f"{stem}.lora_magnitude_vector"] = delta.magnitude
+    ranks = {module: len(delta.b) for module, delta in adapter.deltas.items()}
+    [(usual, _)] = Counter(ranks.values()).most_common(1)
+    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    return (
+        "adapter_model.safetensors",
+        tensors,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": card.repo or str(card.path or card.name),
+            "target_modules": _targets(set(ranks), config),
+            "r": usual,
+            "lora_alpha": usual,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "use_dora": dora,
+            "use_rslora": False,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+        },
+    )
+
+
+def _targets(modules: set[str], config: Config) -> list[str]:
+    """PEFT's target_modules: last names, where all modules so called are meant, else full ones."""
+    last = {module.rpartition(".")[2] for module in modules}
+    meant = {name for name in places(Model(config)) if name.rpartition(".")[2] in last}
+    return sorted(last if meant == modules else modules)
+
+
+def _mlx(adapter: Adapter, config: Config) -> Written:
+    """mlx-lm has one rank for all: smaller ones are filled up with zeros, which change nothing."""
+    dora = _is_dora(adapter)
+    rank = max(len(delta.b) for delta in adapter.deltas.values())
+    tensors, keys, first = {}, set(), config.num_hidden_layers
+    for module, delta in adapter.deltas.items():
+        more = rank - len(delta.b)
+        tensors[f"{module}.lora_a"] = mx.pad(delta.a, [(0, 0), (0, more)])  # (in, rank)
+        tensors[f"{module}.lora_b"] = mx.pad(delta.b, [(0, more), (0, 0)])  # (rank, out)
+        if delta.magnitude is not None:
+            tensors[f"{module}.m"] = delta.magnitude
+        match module.split("."):
+            case ["model", "layers", number, *inside]:
+                first = min(first, int(number))
+                keys.add(".".join(inside))
+            case _:
+                keys.add(module)
+    return (
+        "adapters.safetensors",
+        tensors,
+        {
+            "fine_tune_type": "dora" if dora else "lora",
+            "num_layers": config.num_hidden_layers - first,
+            "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
+        },
+    )
+
+
+def _is_dora(adapter: Adapter) -> bool:
+    """Whether all of it is DoRA; InvalidArgumentError where a part is, as no layout can say it."""
+    kinds = {delta.magnitude is not None for delta in adapter.deltas.values()}
+    if len(kinds) > 1:
+        raise InvalidArgumentError(
+            f"{adapter.folder}: some of its matrices have a magnitude (DoRA) and some have none; "
+            "expected one kind; merge it with `minicpm-mlx fuse`"
+        )
+    return kinds.pop()
+
+
+def _make_file(path: Path, make: Callable[[Path], object]) -> None:
+    """Have `make` write a file that then takes the place `path`, wholly or not at all."""
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        make(partial)
+        partial.chmod(0o644)
+        partial.rename(path)
+    except OSError as error:
+        raise DownloadError(
+            f"{path}: cannot be written ({error.strerror or error}); give another name"
+        ) from None
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)

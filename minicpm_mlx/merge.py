@@ -1,0 +1,294 @@
+"""Adapters merged into a checkpoint's weights, and a check that the change outlived the rounding.
+
+Where weights are packed in few bits, a change smaller than a step of their grid can vanish, or what
+rounding does to all weights can drown it. So the merged model is held against the base with the
+adapter on top of it, on a text, and not written where it is not nearer to that than the base is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .adapt import _located as located
+from .config_parts import Quantization
+from .engine import LanguageModel
+from .errors import InvalidArgumentError, WeightsError
+from .lm import LM
+from .loading import load
+from .local import folder_of, make_whole
+from .model import Model
+from .perplexity import score
+from .registry import resolve
+from .repack import repack, unpack
+from .weights import load_model
+from .weights.adapters import Adapter, Delta, read_adapter
+from .weights.checkpoint import Checkpoint, copy_beside, read_checkpoint, write_checkpoint
+from .weights.derived import PARTS, packings
+from .weights.lazy import LazyTensor, printable
+
+LOST = 0.5
+"""Share of the adapter's own divergence from which on the merged model's counts as a loss: from 1
+on, leaving the adapter away would have been as near to it; half leaves room for the text's luck."""
+
+NEGLIGIBLE = 1e-5
+"""Divergence in nats a token that 16-bit arithmetic makes by itself."""
+
+LENGTH = 512
+"""Most tokens of a text that are looked at; their logits are held in memory."""
+
+TALK = (
+    "What is the capital of France, and what is it known for?",
+    "The capital of France is Paris. It is known for the Eiffel Tower, the Louvre and its cafés.",
+    "Write a Python function that adds two numbers.",
+    "def add(a, b):\n    return a + b",
+    "山东省最高的山是哪座山？它比黄山高还是矮？",
+    "山东省最高的山是泰山，主峰海拔1532.7米。黄山主峰海拔1864.8米，所以泰山比黄山矮。",
+)
+"""A conversation to check on where no text is given: questions, each with its answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survival:
+    """How much of an adapter's change is in the merged weights."""
+
+    tokens: int
+    """Predicted."""
+    kl: float
+    """Mean divergence of the merged model from the base with the adapter on, in nats a token."""
+    kl_base: float
+    """The same of the base without it: what the adapter changes."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the merged model is hardly nearer to what it should be than the base is.
+
+        So is one whose divergence is not a number.
+        """
+        return not self.kl <= max(LOST * self.kl_base, NEGLIGIBLE)
+
+
+def fuse_adapter(
+    source: str | Path,
+    folder: str | Path,
+    adapter: str | Path,
+    *,
+    text: str | None = None,
+    dequantize: bool = False,
+    force: bool = False,
+    progress: Callable[[str], object] = lambda _: None,
+) -> Survival:
+    """Write to `folder`, which must not exist, `source` with `adapter` in its weights.
+
+    `source` is what `load` takes, in the bits it has there; `text` (by default a few sentences in
+    English and Chinese) is what the change is checked on. `dequantize` writes the changed matrices
+    dense. Without `force`, InvalidArgumentError where the change did not survive; also raises what
+    `load` and `use_adapter` raise, and DownloadError where `folder` cannot be written.
+
+        fuse_adapter("minicpm-2b-dpo", "tuned", "adapters")
+    """
+    target = Path(folder)
+    if target.exists():
+        raise InvalidArgumentError(f"{target} exists; give a folder that does not")
+    card = resolve(str(source))
+    origin = folder_of(card)
+    base = read_checkpoint(origin, card.file if card.repo else None)
+    changes = read_adapter(Path(adapter).expanduser())
+    fused = merged(base, changes, dequantize=dequantize)
+    progress("the adapter on the base")
+    ids, truth, kl_base = _expected(source, adapter, text, fuse=not base.config.num_experts)
+    found: list[Survival] = []
+
+    def make(partial_folder: Path) -> None:
+        progress("merging")
+        write_checkpoint(fused, partial_folder, progress=progress)
+        copy_beside(origin, partial_folder)
+        progress("checking")
+        model = load_model(partial_folder, fuse=not base.config.num_experts)
+        kl = score(model, ids, context=len(ids), reference=truth).kl
+        found.append(Survival(tokens=len(ids) - 1, kl=_known(kl), kl_base=kl_base))
+        if found[0].lost and not force:
+            raise InvalidArgumentError(_refusal(target, found[0], base, dequantize))
+
+    make_whole(target, make, "give another folder")
+    return found[0]
+
+
+def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False) -> Checkpoint:
+    """`checkpoint` with `adapter` in its weights, each matrix computed in float32 when it is read.
+
+    A matrix keeps its format: its float type, or its bits. With `dequantize`, packed ones that
+    change become dense, in the float type of their scales; mlx-lm reads them as this library does,
+    for which what has no scales is dense. WeightsError where the adapter does not fit.
+    """
+    config = checkpoint.config
+    located(Model(config), adapter)  # MLX makes none of its weights
+    how = packings(checkpoint)
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in checkpoint.tensors.items():
+        module, _, part = name.rpartition(".")
+        delta = adapter.deltas.get(module)
+        if delta is None or part == "bias":
+            tensors[name] = tensor
+        elif part == "weight":
+            parts = {p: t for p in PARTS if (t := checkpoint.tensors.get(f"{module}.{p}"))}
+            change = Change(delta, f"{adapter.folder}: {printable(module)}")
+            new = _matrix(parts, how.get(module), change, dequantize)
+            tensors |= {f"{module}.{p}": made for p, made in new.items()}
+    return Checkpoint(raw=_raw(checkpoint, tensors), tensors=tensors)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one matrix, to be merged into it."""
+
+    delta: Delta
+    where: str
+    """For messages."""
+
+    def __call__(self, weight: mx.array, kept_as: mx.Dtype) -> mx.array:
+        """The changed matrix (out, in), in float32; WeightsError where `kept_as` cannot hold it."""
+        delta = self.delta
+        whole = weight.astype(mx.float32) + (delta.a @ delta.b).T
+        if delta.magnitude is not None:
+            whole = whole * (delta.magnitude / mx.linalg.norm(whole, axis=1))[:, None]
+        if not mx.isfinite(whole.astype(kept_as)).all().item():
+            raise WeightsError(
+                f"{self.where}: merged, its numbers are infinite or none at all; expected an "
+                f"adapter whose change {str(kept_as).removeprefix('mlx.core.')} can hold"
+            )
+        return whole
+
+
+def _matrix(
+    parts: Mapping[str, LazyTensor], packing: Quantization | None, change: Change, dequantize: bool
+) -> dict[str, LazyTensor]:
+    """A changed matrix's tensors, computed when they are loaded."""
+    weight = parts["weight"]
+    if packing is None:
+        return {"weight": _dense(weight.shape, weight.dtype, weight.load, change)}
+    scales = parts["scales"].dtype
+    dtype = scales if mx.issubdtype(scales, mx.floating) else mx.bfloat16
+
+    def load() -> dict[str, mx.array]:
+        return {part: tensor.load() for part, tensor in parts.items()}
+
+    def again() -> dict[str, mx.array]:
+        old = load()
+        return repack(change(unpack(old, packing), dtype), old, packing)
+
+    if dequantize:
+        shape = (weight.shape[0], weight.shape[1] * 32 // packing.bits)
+        return {"weight": _dense(shape, dtype, lambda: unpack(load(), packing), change)}
+    together = Together(again)
+    return {
+        part: LazyTensor(tensor.shape, tensor.dtype, partial(together.take, part))
+        for part, tensor in parts.items()
+    }
+
+
+def _dense(
+    shape: tuple[int, ...], dtype: mx.Dtype, load: Callable[[], mx.array], change: Change
+) -> LazyTensor:
+    return LazyTensor(shape, dtype, lambda: change(load(), dtype).astype(dtype))
+
+
+class Together:
+    """Tensors that are computed at once and taken one by one; what was taken is not kept."""
+
+    def __init__(self, compute: Callable[[], dict[str, mx.array]]):
+        self._compute = compute
+        self._left: dict[str, mx.array] = {}
+
+    def take(self, part: str) -> mx.array:
+        if part not in self._left:
+            self._left = self._compute()
+        return self._left.pop(part)
+
+
+def _raw(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    """config.json, where no longer is said how matrices are packed that are dense now."""
+    raw = dict(checkpoint.raw)
+    how = raw.get("quantization")
+    if how is None:
+        return raw
+    raw.pop("quantization_config", None)  # mlx-lm's second copy
+    raw["quantization"] = {
+        key: value
+        for key, value in how.items()
+        if f"{key}.scales" not in checkpoint.tensors or f"{key}.scales" in tensors
+    }
+    if not any(name.endswith(".scales") for name in tensors):
+        del raw["quantization"]
+    return raw
+
+
+class Remembered:
+    """Stands for a model that read one text: gives the logits it gave then."""
+
+    adapter: str | None = None
+
+    def __init__(self, model: LanguageModel, ids: Sequence[int]):
+        self.config = model.config
+        self._logits = model.logits(model.hidden(mx.array([ids])))
+        mx.eval(self._logits)
+
+    def hidden(
+        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+    ) -> mx.array:
+        return self._logits
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+
+def _expected(
+    source: str | Path, adapter: str | Path, text: str | None, *, fuse: bool
+) -> tuple[list[int], Remembered, float]:
+    """The ids to check on, what the base says to them with the adapter on it, and how far it is
+    from that without. The base is no longer in memory then."""
+    lm = load(source, fuse=fuse, adapter=adapter, progress=False)
+    ids = _ids(lm, text)
+    truth = Remembered(lm.model, ids)
+    lm.use_adapter(None)
+    kl = score(lm.model, ids, context=len(ids), reference=truth).kl
+    del lm
+    gc.collect()
+    mx.clear_cache()
+    return ids, truth, _known(kl)
+
+
+def _ids(lm: LM, text: str | None) -> list[int]:
+    if text is not None:
+        ids = lm.tokenizer.encode(text)
+    elif lm.tokenizer.template is None:
+        ids = lm.tokenizer.encode("\n".join(TALK))
+    else:
+        roles = ("user", "assistant") * (len(TALK) // 2)
+        turns = [{"role": r, "content": c} for r, c in zip(roles, TALK, strict=True)]
+        ids = lm.tokenizer.chat_ids(turns, add_generation_prompt=False)
+    if len(ids) < 2:
+        raise InvalidArgumentError(f"expected a text of two tokens or more, got {len(ids)}")
+    return ids[: min(LENGTH, lm.context_length)]
+
+
+def _known(kl: float | None) -> float:
+    assert kl is not None, "score() was given a reference"
+    return kl
+
+
+def _refusal(target: Path, found: Survival, base: Checkpoint, dequantize: bool) -> str:
+    packed = base.config.quantization is not None and not dequantize
+    ways = "--dequantize (dequantize=True) writes the changed matrices dense, " if packed else ""
+    return (
+        f"{target}: not written, for the adapter's change was lost in rounding: the merged model "
+        f"is {found.kl:.6f} nats a token from the base with the adapter on it, and the base "
+        f"without it {found.kl_base:.6f}; expected at most {LOST:.0%} of that. {ways}--force "
+        "(force=True) writes it all the same; or merge into a base of more bits"
+    )

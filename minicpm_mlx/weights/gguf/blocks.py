@@ -1,0 +1,194 @@
+"""GGUF's ways to write numbers, and MLX's.
+
+Q4_0, Q4_1 and Q8_0 blocks hold 32 weights, a float16 scale and (Q4_1) a float16 minimum: the same
+as MLX's affine groups of 32, in another order. Their codes go back and forth unchanged. Other
+packed kinds have no counterpart and become float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ...config_parts import Quantization
+from ...errors import WeightsError
+from ..lazy import LazyTensor
+from .header import Bytes, Stored
+from .library import library
+from .names import Order
+
+GROUP = 32
+"""Weights a block, and a group."""
+
+BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+"""Kinds that MLX packs as well."""
+PLAIN = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+UNPACKED = ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+"""Kinds that are unpacked when read."""
+
+SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+"""Bytes a block."""
+HEAD = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2}
+"""Those of scale and minimum, which come first."""
+
+CHUNK = 1 << 22
+"""Weights unpacked or packed at once: the numbers between take eight times their room."""
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+# From GGUF
+
+
+def parts_of(tensor: Stored, module: str, part: str, order: Order) -> dict[str, LazyTensor]:
+    """A tensor of a file under the checkpoint's names, its rows put in `order` when loaded.
+
+    Raises WeightsError for a kind this library does not know.
+    """
+    kind, shape = tensor.kind, tensor.shape
+    if kind in BITS and len(shape) == 2 and part == "weight":
+        rows, width = shape
+        groups = (rows, width // GROUP)
+        return {
+            f"{module}.weight": LazyTensor(
+                (rows, width * BITS[kind] // 32), mx.uint32, partial(_codes, tensor, order)
+            ),
+            f"{module}.scales": LazyTensor(groups, mx.float16, partial(_scales, tensor, order)),
+            f"{module}.biases": LazyTensor(groups, mx.float16, partial(_biases, tensor, order)),
+        }
+    if kind in PLAIN:
+        load = partial(_plain, tensor, order)
+        return {f"{module}.{part}": LazyTensor(shape, PLAIN[kind], load)}
+    if kind in BITS or kind in UNPACKED:
+        load = partial(_unpacked, tensor, order)
+        return {f"{module}.{part}": LazyTensor(shape, mx.float16, load)}
+    raise WeightsError(
+        f"{tensor.name} is {kind}; expected one of {', '.join([*PLAIN, *BITS, *UNPACKED])}"
+    )
+
+
+def _codes(tensor: Stored, order: Order) -> mx.array:
+    """Byte j of a 4-bit block holds weight j low and weight j + 16 high; MLX packs neighbours."""
+    blocks = _blocks(tensor, order)[..., HEAD[tensor.kind] :]
+    if tensor.kind == "Q8_0":
+        packed = blocks ^ 128  # signed there, counted from 0 here
+    else:
+        codes = np.concatenate([blocks & 15, blocks >> 4], axis=-1)
+        packed = codes[..., ::2] | (codes[..., 1::2] << 4)
+    return mx.array(np.ascontiguousarray(packed).reshape(len(packed), -1).view(np.uint32))
+
+
+def _scales(tensor: Stored, order: Order) -> mx.array:
+    return mx.array(_halves(tensor, order)[..., 0])
+
+
+def _biases(tensor: Stored, order: Order) -> mx.array:
+    halves = _halves(tensor, order)
+    if tensor.kind == "Q4_1":
+        return mx.array(halves[..., 1])
+    with np.errstate(over="ignore"):
+        biases = halves[..., 0] * np.float16(-(1 << BITS[tensor.kind] >> 1))  # exact, or infinite
+    if (np.isinf(biases) & np.isfinite(halves[..., 0])).any():
+        raise WeightsError(
+            f"{tensor.name} has weights beyond float16, which this library keeps them in; is the "
+            "file damaged?"
+        )
+    return mx.array(biases)
+
+
+def _halves(tensor: Stored, order: Order) -> Floats:
+    """Scale and minimum of each block: (rows, groups, 1 or 2)."""
+    blocks = _blocks(tensor, order)[..., : HEAD[tensor.kind]]
+    return np.ascontiguousarray(blocks).view("<f2")
+
+
+def _blocks(tensor: Stored, order: Order) -> Bytes:
+    raw: Bytes = order(tensor.raw)
+    return raw.reshape(len(raw), -1, SIZES[tensor.kind])
+
+
+def _plain(tensor: Stored, order: Order) -> mx.array:
+    as_numbers = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[tensor.kind]
+    rows = np.ascontiguousarray(tensor.raw).view(as_numbers).reshape(tensor.shape)
+    array = mx.array(order(rows))
+    return array.view(mx.bfloat16) if tensor.kind == "BF16" else array
+
+
+def _unpacked(tensor: Stored, order: Order) -> mx.array:
+    constants = library()
+    kind = constants.GGMLQuantizationType[tensor.kind]
+    dense = np.empty((len(tensor.raw), tensor.shape[-1]), np.float16)
+    with np.errstate(all="ignore"):  # a damaged file's scales are what they are
+        for rows in _chunks(len(dense), dense.shape[1]):
+            dense[rows] = constants.quants.dequantize(tensor.raw[rows], kind)
+    return mx.array(order(dense.reshape(tensor.shape)))
+
+
+# To GGUF
+
+
+def kept_kind(packing: Quantization, scales: mx.array, biases: mx.array) -> str | None:
+    """The kind whose blocks hold the codes of a packed matrix as they are; None: there is none."""
+    if packing.mode != "affine" or packing.group_size != GROUP or packing.bits not in (4, 8):
+        return None
+    if mx.array_equal(biases, scales * -(1 << packing.bits >> 1)).item():
+        return "Q4_0" if packing.bits == 4 else "Q8_0"
+    return "Q4_1" if packing.bits == 4 else None
+
+
+def blocks_of(kind: str, codes: mx.array, scales: mx.array, biases: mx.array) -> Bytes:
+    """A packed matrix as blocks of `kind`, (rows, bytes); its scales are rounded to float16."""
+    rows, groups = scales.shape
+    bytes_of = np.array(codes).view(np.uint8).reshape(rows, groups, -1)
+    if kind == "Q8_0":
+        packed = bytes_of ^ 128
+    else:
+        spread = np.stack([bytes_of & 15, bytes_of >> 4], axis=-1).reshape(rows, groups, GROUP)
+        packed = spread[..., :16] | (spread[..., 16:] << 4)
+    heads = [scales, biases][: HEAD[kind] // 2]
+    halves = [np.array(head.astype(mx.float16))[..., None].view(np.uint8) for head in heads]
+    return np.concatenate([*halves, packed], axis=-1).reshape(rows, -1)
+
+
+def rounded(kind: str, matrix: mx.array) -> Bytes:
+    """Floats (rows, width) in `kind`, as bytes (rows, bytes): plain, or rounded to the nearest.
+
+    What float16 cannot hold becomes infinite; see `finite`.
+    """
+    if kind in PLAIN:
+        return _as_bytes(matrix.astype(PLAIN[kind]))
+    constants = library()
+    rows, width = matrix.shape
+    encoded = np.empty((rows, width // GROUP * SIZES[kind]), np.uint8)
+    with np.errstate(all="ignore"):
+        for part in _chunks(rows, width):
+            dense = np.array(matrix[part].astype(mx.float32))
+            encoded[part] = constants.quants.quantize(dense, constants.GGMLQuantizationType[kind])
+    return encoded
+
+
+def _as_bytes(matrix: mx.array) -> Bytes:
+    """What mx.array holds; NumPy knows no bfloat16."""
+    plain = matrix.view(mx.uint16) if matrix.dtype == mx.bfloat16 else matrix
+    return np.array(plain).view(np.uint8)
+
+
+def finite(kind: str, encoded: Bytes) -> bool:
+    """Whether the numbers that a kind holds in float16 are all finite."""
+    if kind == "F16":
+        return bool(np.isfinite(encoded.view("<f2")).all())
+    if kind not in BITS:
+        return True
+    blocks = encoded.reshape(len(encoded), -1, SIZES[kind])[..., : HEAD[kind]]
+    return bool(np.isfinite(np.ascontiguousarray(blocks).view("<f2")).all())
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of rows, of some `CHUNK` weights each."""
+    step = max(1, CHUNK // max(width, 1))
+    return (slice(start, start + step) for start in range(0, rows, step))

@@ -1,0 +1,90 @@
+"""An Ollama Modelfile: where the GGUF file is, how turns are written, where a reply ends."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...errors import TemplateError
+from ...template import BUILTIN, Template
+from ...tokenizer import Tokenizer
+
+MARK = "# Written by minicpm-mlx."
+"""Begins the files that may be overwritten."""
+
+GO = {
+    "minicpm": (
+        '{{ range .Messages }}{{ if eq .Role "user" }}<用户>{{ .Content }}<AI>'
+        "{{ else }}{{ .Content }}{{ end }}{{ end }}"
+    ),
+    "chatml": (
+        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
+        "<|im_start|>assistant\n"
+    ),
+}
+"""The family's own templates as Go's text/template, the system message among the messages."""
+
+STOPS = {"minicpm": ("<用户>", "<AI>"), "chatml": ("<|im_end|>", "<|im_start|>")}
+
+PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "repetition_penalty": "repeat_penalty",
+}
+"""generation_config.json's names and Ollama's."""
+
+PROBES = [
+    [{"role": role, "content": content} for role, content in turns]
+    for turns in (
+        [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V")],
+        [("user", "U")],  # where some templates add a system message of their own
+    )
+]
+
+
+def write_modelfile(gguf: Path, tokenizer: Tokenizer, source: Path) -> Path:
+    """Write a Modelfile beside a GGUF file: for `ollama create NAME -f` it.
+
+    A Modelfile that someone else wrote stays, and this one takes the GGUF file's name.
+    """
+    path = gguf.with_name("Modelfile")
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+        path = gguf.with_suffix(".Modelfile")
+    lines = [MARK, f"FROM ./{gguf.name}", *_template(tokenizer), *_parameters(source)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _template(tokenizer: Tokenizer) -> list[str]:
+    name = builtin_of(tokenizer.template)
+    if name is None:
+        return ["# No TEMPLATE: Ollama looks for one that fits the GGUF file's own."]
+    stops = [f'PARAMETER stop "{stop}"' for stop in STOPS[name]]
+    return [f'TEMPLATE """{GO[name]}"""', *stops]
+
+
+def builtin_of(template: Template | None) -> str | None:
+    """The name of the family's template that writes the same as this one."""
+    if template is None:
+        return None
+    with suppress(TemplateError):
+        for name, source in BUILTIN.items():
+            if all(template.render(probe) == Template(source).render(probe) for probe in PROBES):
+                return name
+    return None
+
+
+def _parameters(source: Path) -> list[str]:
+    """Sampling as the model's generation_config.json has it."""
+    found: dict[str, Any] = {}
+    with suppress(OSError, ValueError, AttributeError):
+        raw = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
+        found = {name: raw.get(name) for name in PARAMETERS} if raw.get("do_sample") else {}
+    return [
+        f"PARAMETER {PARAMETERS[name]} {value}"
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]

@@ -1,0 +1,91 @@
+"""GGUF's names for a model's tensors, and its order of the rows that are rotated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy.typing as npt
+
+from ...config import Config
+from ...errors import WeightsError
+from ..lazy import printable
+
+MODULES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+LAYER_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_FACTORS = {
+    "rope_factors_short.weight": "short_factor",
+    "rope_factors_long.weight": "long_factor",
+}
+"""Tensors that hold what config.json has in rope_scaling."""
+
+_IN_LAYER = re.compile(
+    r"blk\.(?P<layer>0|[1-9][0-9]{,4})\.(?P<module>\w+)\.(?P<part>weight|bias)", re.ASCII
+)
+_GGUF_NAMES = {name: part for part, name in (MODULES | LAYER_MODULES).items()}
+
+Array = npt.NDArray[Any]
+Order = Callable[[Array], Array]
+"""Rows (or a vector) of a tensor to the same in another order."""
+
+
+def checkpoint_name(name: str) -> tuple[str, str]:
+    """Module and part ("weight", "bias") of a tensor; WeightsError for one of no llama."""
+    module, _, part = name.rpartition(".")
+    if part == "weight" and module in MODULES:
+        return MODULES[module], part
+    if (match := _IN_LAYER.fullmatch(name)) and match["module"] in LAYER_MODULES:
+        return f"model.layers.{match['layer']}.{LAYER_MODULES[match['module']]}", match["part"]
+    known = ", ".join([*MODULES, *LAYER_MODULES])
+    raise WeightsError(f"tensor {printable(name)}: expected the weights of a llama, {known}")
+
+
+def gguf_name(module: str, part: str) -> str:
+    """GGUF's name of a checkpoint's tensor."""
+    match module.split("."):
+        case ["model", "layers", index, *inner]:
+            return f"blk.{index}.{_GGUF_NAMES['.'.join(inner)]}.{part}"
+    return f"{_GGUF_NAMES[module]}.{part}"
+
+
+def from_gguf(module: str, config: Config) -> Order:
+    """A module's rows to the checkpoint's order.
+
+    GGUF interleaves the two halves that rotate together in each head of q and k.
+    """
+    heads = _heads(module, config)
+    return lambda rows: _swapped(rows, heads, -1, 2) if heads else rows
+
+
+def to_gguf(module: str, config: Config) -> Order:
+    """A module's rows to GGUF's order."""
+    heads = _heads(module, config)
+    return lambda rows: _swapped(rows, heads, 2, -1) if heads else rows
+
+
+def _heads(module: str, config: Config) -> int:
+    """How many heads are rotated in a module's rows."""
+    if module.endswith("q_proj"):
+        return config.num_attention_heads
+    return config.num_key_value_heads if module.endswith("k_proj") else 0
+
+
+def _swapped(rows: Array, heads: int, first: int, second: int) -> Array:
+    split = rows.reshape(heads, first, second, *rows.shape[1:])
+    swapped: Array = split.swapaxes(1, 2).reshape(rows.shape)
+    return swapped
