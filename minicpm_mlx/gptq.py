@@ -86,14 +86,12 @@ def nearest(weight: Floats, importance: Floats, bits: int, group: int, dtype: mx
 
     `importance` (in,) is the mean square of the inputs.
     """
-    rounded = np.empty((weight.shape[1], weight.shape[0]), np.float32)
+    groups = np.ascontiguousarray(weight.T).reshape(-1, group, len(weight))
     most = 2**bits - 1
-    for start in range(0, weight.shape[1], group):
-        inside = slice(start, start + group)
-        block = np.ascontiguousarray(weight[:, inside].T)
-        scale, bias = _grid(block, importance[inside], most, dtype)
-        rounded[inside] = np.clip(np.rint((block - bias) / scale), 0, most) * scale + bias
-    return rounded.T
+    scale, bias = _grid(groups, importance.reshape(-1, group), most, dtype)
+    scale, bias = scale[:, None], bias[:, None]
+    rounded = np.clip(np.rint((groups - bias) / scale), 0, most) * scale + bias
+    return rounded.reshape(-1, len(weight)).T
 
 
 def _upper(hessian: Floats) -> Floats:
@@ -120,17 +118,16 @@ def grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple
 
 
 def _grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
-    """The same for the columns of `block` (group, out)."""
-    best = np.full(block.shape[1], np.inf, np.float32)
+    """The same for the columns of `block` (..., group, out), with `importance` (..., group)."""
+    best = np.full(block.shape[:-2] + block.shape[-1:], np.inf, np.float32)
     scale, bias = np.ones_like(best), np.zeros_like(best)
     error = np.empty_like(block)
     for offset, step in _candidates(block, most, dtype):
-        np.subtract(block, offset, out=error)
-        np.divide(error, step, out=error)
-        # in steps: the distance to the nearest code
-        error -= np.clip(np.rint(error), 0, most)
+        np.subtract(block, offset[..., None, :], out=error)
+        np.divide(error, step[..., None, :], out=error)
+        error -= np.clip(np.rint(error), 0, most)  # from the nearest code, in steps
         np.multiply(error, error, out=error)
-        found = (importance @ error) * step * step
+        found = (importance[..., None, :] @ error)[..., 0, :] * step * step
         better = found < best
         best = np.where(better, found, best)
         scale, bias = np.where(better, step, scale), np.where(better, offset, bias)
@@ -139,7 +136,7 @@ def _grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tupl
 
 def _candidates(block: Floats, most: int, dtype: mx.Dtype) -> Iterator[tuple[Floats, Floats]]:
     """Bias and scale of each grid that is tried."""
-    low, high = block.min(axis=0), block.max(axis=0)
+    low, high = block.min(axis=-2), block.max(axis=-2)
     counts = range(most, max(most - FEWER, most // 2), -1)
     steps = [(low, (high - low) / count) for count in counts]
     clipped = [(low * share, (high - low) * share / most) for share in SHRINKS]
@@ -150,6 +147,8 @@ def _candidates(block: Floats, most: int, dtype: mx.Dtype) -> Iterator[tuple[Flo
 
 
 def _rounded(values: Floats, dtype: mx.Dtype) -> Floats:
+    if dtype == mx.float16:  # NumPy has that itself
+        return values.astype(np.float16).astype(np.float32)
     return np.array(mx.array(values).astype(dtype).astype(mx.float32))
 
 

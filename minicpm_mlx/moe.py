@@ -15,7 +15,7 @@ def route(scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
     Softmax over all experts in float32, then the chosen weights are made to sum to 1.
     """
     weights = mx.softmax(scores.astype(mx.float32), axis=-1)
-    chosen = mx.argpartition(-weights, kth=k - 1, axis=-1)[..., :k]
+    chosen = mx.stop_gradient(mx.argpartition(-weights, kth=k - 1, axis=-1)[..., :k])
     weights = mx.take_along_axis(weights, chosen, axis=-1)
     return chosen, weights / weights.sum(axis=-1, keepdims=True)
 

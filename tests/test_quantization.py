@@ -25,7 +25,6 @@ import minicpm_mlx as mm
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.fuse import fuse
-from minicpm_mlx.perplexity import score
 from minicpm_mlx.quantization import job as jobs
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.pieces import Pieces
@@ -40,6 +39,7 @@ from minicpm_mlx.weights.lazy import LazyTensor
 from minicpm_mlx.weights.load import assemble, parameters
 
 RANDOM = np.random.default_rng(0)
+ROOT = Path(__file__).parents[1]
 CASE = GOLDEN / "minicpm_2b_like"
 SMALL = {"samples": 4, "length": 32}
 """Of calibration, for tiny models."""
@@ -103,7 +103,7 @@ def test_an_allocation_fits_and_keeps_units_alike(
     found: dict[str, list[float]], target: float
 ) -> None:
     by_path = {path: dict(zip(CHOICES, values, strict=True)) for path, values in found.items()}
-    shapes = {path: (8, 128) for path in by_path}
+    shapes = dict.fromkeys(by_path, (8, 128))
     if target < min(how.bits_per_weight for how in CHOICES):
         with pytest.raises(InvalidArgumentError, match=r"bits per weight or more, got"):
             allocate(by_path, shapes, target)
@@ -122,7 +122,7 @@ def test_more_room_never_costs_more() -> None:
         }
         for n in range(8)
     }
-    shapes = {path: (8, 128) for path in by_path}
+    shapes = dict.fromkeys(by_path, (8, 128))
     spent = [
         sum(by_path[path][how] for path, how in allocate(by_path, shapes, target).items())
         for target in (3.5, 4.0, 4.5, 5.0, 6.0, 8.0, 9.0)
@@ -199,14 +199,14 @@ MODEL_KEYS = {
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_makes_a_model_that_is_near_its_source(method: str, tmp_path: Path) -> None:
     source = read_checkpoint(CASE)
-    recipe = Recipe(method=method, packing=packing(4, 32), **SMALL)
+    recipe = Recipe(method=method, packing=packing(8, 32), **SMALL)
     smaller = Job(source, recipe, texts() if recipe.calibrated else [], tmp_path).run()
     ids = mx.array(texts(length=24))
     wanted, found = logits(source, ids), logits(smaller, ids)
-    assert 1e-4 < mx.square(found - wanted).mean().item() / mx.square(wanted).mean().item() < 0.05
+    assert 1e-7 < mx.square(found - wanted).mean().item() / mx.square(wanted).mean().item() < 0.01
     used = sum(math.prod(t.shape) * t.dtype.size for t in smaller.tensors.values())
     weights = sum(math.prod(t.shape) for t in source.tensors.values())
-    assert used * 8 / weights < 5.1
+    assert used * 8 / weights < 9.1
     whole = tmp_path / "whole"
     whole.mkdir()
     write_checkpoint(smaller, whole)
@@ -284,9 +284,10 @@ def test_the_demo_with_more_bits_where_they_count(demo_folder: Path, tmp_path: P
     assert far[0] < 0.4 * far[1]
 
 
+@pytest.mark.slow
 def test_the_fused_form_in_float16_is_finite_and_as_near_as_bfloat16(demo_folder: Path) -> None:
     """The scales of o_proj and down_proj are folded into halves; nothing overflows or vanishes."""
-    ids = mx.array([mm.load_tokenizer(demo_folder).encode("The capital of France is Paris. " * 4)])
+    ids = mx.array([mm.load_tokenizer(demo_folder).encode("The capital of France is Paris.")])
     exact = mm.load_model(demo_folder, "float32", fuse=True)(ids)
     halves, brains = (
         mm.load_model(demo_folder, dtype, fuse=True)(ids).astype(mx.float32)
@@ -313,9 +314,7 @@ def test_the_fused_form_in_float16_is_finite_and_as_near_as_bfloat16(demo_folder
         ({"seed": -1}, "seed"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_is_refused(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_a_recipe_that_cannot_be_followed_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         Recipe(**changes)
 
@@ -366,9 +365,10 @@ def test_the_command_writes_a_folder_with_its_receipt(
     command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = tmp_path / "eight"
-    made = ("quantize", str(demo_folder), str(folder), "--method", "rtn", "--bits", "8", "--json")
-    assert command(*made) == 0
+    folder, text = tmp_path / "eight", tmp_path / "text.md"
+    text.write_text((ROOT / "README.md").read_text(encoding="utf-8")[:1500], encoding="utf-8")
+    how = ("--method", "rtn", "--bits", "8", "--evaluate", str(text), "--json")
+    assert command("quantize", str(demo_folder), str(folder), *how) == 0
     receipt = json.loads(capsys.readouterr().out)
     assert receipt == read_receipt(folder)
     assert receipt["bits_per_weight"] == pytest.approx(8.51, abs=0.01)
@@ -428,8 +428,10 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(
 def test_an_interrupted_command_leaves_no_folder_and_the_next_goes_on(
     demo_folder: Path, tmp_path: Path
 ) -> None:
-    made = [sys.executable, "-m", "minicpm_mlx.cli", "quantize", str(demo_folder)]
-    made += [str(tmp_path / "four"), "--method", "rtn"]
+    code = "from minicpm_mlx.cli.main import main; main()"
+    made = [sys.executable, "-c", code, "quantize", str(demo_folder)]
+    (tmp_path / "text.md").write_text("It is a truth universally acknowledged. " * 5)
+    made += [str(tmp_path / "four"), "--method", "rtn", "--evaluate", str(tmp_path / "text.md")]
     process = subprocess.Popen(made, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     work = tmp_path / ".four-partial" / "work"
     deadline = time.monotonic() + 120

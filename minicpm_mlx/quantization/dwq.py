@@ -25,7 +25,7 @@ RATE = 1e-5
 """Learning rate of Adam."""
 
 LENGTH = 256
-"""Tokens of a step."""
+"""Most tokens of a step."""
 
 
 class Coded(nn.Module):
@@ -34,6 +34,7 @@ class Coded(nn.Module):
     def __init__(self, layer: Any):
         super().__init__()
         self.bits, self.group_size, self.mode = layer.bits, layer.group_size, layer.mode
+        self.weight = layer.weight  # for mlx-lm, which counts parameters
         self.scales, self.biases = (layer[n].astype(mx.float32) for n in ("scales", "biases"))
         ones, zeros = mx.ones_like(self.scales), mx.zeros_like(self.scales)
         how = {"group_size": layer.group_size, "bits": layer.bits}
@@ -75,10 +76,11 @@ def learned(
     if device.on_cpu():
         _as_codes(student)
     student.freeze()
+    length = min(LENGTH, len(texts[0]))
     data = [
-        (list(text[at : at + LENGTH]), 0)
+        (list(text[at : at + length]), 0)
         for text in texts
-        for at in range(0, len(text) - LENGTH + 1, LENGTH)
+        for at in range(0, len(text) - length + 1, length)
     ]
     steps = len(data)
 
@@ -95,7 +97,7 @@ def learned(
             data,
             data[:1],
             batch_size=1,
-            max_seq_length=LENGTH,
+            max_seq_length=length,
             seed=seed,
             dtype=mx.float32,
         )

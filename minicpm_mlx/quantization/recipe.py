@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from ..arguments import at_least_one, number
+from ..arguments import at_least_one, number, whole
 from ..config_parts import PACKINGS, Quantization
 from ..errors import InvalidArgumentError
 
@@ -61,7 +61,10 @@ class Recipe:
                 f"bits per weight must be between 2 and 16, got {self.bits_per_weight:g}"
             )
         at_least_one("samples", self.samples)
-        at_least_one("length", self.length)
+        if at_least_one("length", self.length) < 2:
+            raise InvalidArgumentError("length must be 2 or more, got 1")
+        if whole("seed", self.seed) < 0:
+            raise InvalidArgumentError(f"seed must be 0 or more, got {self.seed}")
 
     @property
     def calibrated(self) -> bool:
