@@ -54,12 +54,11 @@ def convert(
         scales = Scales(scale_emb=scale_emb, scale_depth=scale_depth, dim_model_base=dim_model_base)
     elif (scale_emb, scale_depth, dim_model_base) != (None, None, None):
         raise InvalidArgumentError("--scale-emb, --scale-depth and --dim-model-base go together")
-    if destination.exists():  # before anything is downloaded
-        raise InvalidArgumentError(f"{destination} exists; give a folder that does not")
+    options.new_folder(destination)  # before anything is downloaded
     options.select(None, None)
     card = replace(resolve(source), bits=None, group_size=None)
-    err = console(stderr=True)
-    convert_folder(
+    tell = options.progress()
+    written = convert_folder(
         folder_of(card),
         destination,
         format=format,
@@ -68,10 +67,18 @@ def convert(
         scales=scales,
         gguf_type=gguf_type,
         card=card,
-        progress=lambda what: (
-            err.print(f"{what:<30}", style="quiet", end="\r") if err.is_terminal else None
-        ),
+        progress=tell,
     )
+    tell("")
     files = [destination] if destination.is_file() else destination.iterdir()
     size = sum(path.stat().st_size for path in files)
     console().print(f"{destination}: {size / 1e9:.2f} GB", style="good")
+    if written is not None:
+        console().print(f"for Ollama: ollama create NAME -f {written.modelfile}", highlight=False)
+        if written.scale_error:
+            console(stderr=True).print(
+                f"scales were rounded to float16, by up to {written.scale_error:.1e} of the "
+                "largest in their matrix: that is all GGUF's blocks hold",
+                style="quiet",
+                highlight=False,
+            )

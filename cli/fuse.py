@@ -32,8 +32,9 @@ def fuse(
     from minicpm_mlx.merge import fuse_adapter
 
     words = None if text is None else options.text_of(text)
+    options.new_folder(folder)
     options.select(None, None)
-    err = console(stderr=True)
+    tell = options.progress()
     found = fuse_adapter(
         source,
         folder,
@@ -41,8 +42,9 @@ def fuse(
         text=words,
         dequantize=dequantize,
         force=force,
-        progress=lambda what: err.print(what, style="quiet"),
+        progress=tell,
     )
+    tell("")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if as_json:
         print(json.dumps({"folder": str(folder), "bytes": size} | asdict(found)))

@@ -121,9 +121,9 @@ def remove(
     from minicpm_mlx.registry import resolve
 
     card = resolve(model)
-    if card.path is not None:
-        raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
     made = [] if download else made_folders(card)
+    if card.path is not None and not made:  # of a .gguf file there may be a converted copy
+        raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
     size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size and not made:
         what = "the download of " if download else ""

@@ -48,7 +48,7 @@ def adapt(model: Model | FusedModel, adapter: Adapter | None) -> None:
 
     WeightsError where it does not fit; the model is then as it was.
     """
-    changes = {} if adapter is None else _located(model, adapter)
+    changes = {} if adapter is None else located(model, adapter)
     for path, module in list(model.named_modules()):
         if type(module) is Adapted:
             replace(model, path, module.layer)
@@ -60,7 +60,7 @@ def adapt(model: Model | FusedModel, adapter: Adapter | None) -> None:
     model.adapter = adapter.digest if adapter else None
 
 
-def _located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple[Place, Delta]]]:
+def located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple[Place, Delta]]]:
     """By layer of the model what is changed in it; WeightsError where that cannot be."""
     known = places(model)
     changes = defaultdict(list)

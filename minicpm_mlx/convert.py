@@ -24,7 +24,7 @@ from .tokenizer import load_tokenizer
 from .tokenizer_files import TokenizerFiles
 from .weights.checkpoint import Checkpoint, copy_beside, read_checkpoint, write_checkpoint
 from .weights.derived import cast, dense
-from .weights.gguf import KINDS, write_gguf
+from .weights.gguf import KINDS, Written, write_gguf
 from .weights.llama import Scales, fold, fold_tied, unfold
 
 FORMATS = ("mup", "llama", "mlx", "gguf")
@@ -57,7 +57,7 @@ def convert(
     card: Card | None = None,
     shard: int = SHARD,
     progress: Progress = lambda _: None,
-) -> None:
+) -> Written | None:
     """Write the model in the folder `source` in another format to `destination`, a new folder.
 
     `format` is one of FORMATS. `dtype` ("float32", "bfloat16", "float16") is that of all floats,
@@ -66,6 +66,7 @@ def convert(
     MiniCPM that a llama folder was made from, needed where it is to be one again. `gguf_type`, for
     gguf alone, is one of `weights.gguf.KINDS` (default F16), and `destination` may be a .gguf file.
     `card` knows the model's template, end tokens and file. `shard` is the size of a file in bytes.
+    Of a GGUF file, what became of its tensors is returned.
 
     Raises InvalidArgumentError for what the format cannot express and for a `destination` that
     exists, WeightsError for what `dtype` cannot hold, and what `read_checkpoint` raises.
@@ -77,8 +78,7 @@ def convert(
     checkpoint = read_checkpoint(source, card.file if card and card.repo else None)
     result = converted(checkpoint, format, dtype=dtype, dequantize=dequantize, scales=scales)
     if format == "gguf":
-        _write_gguf(result, source, destination, gguf_type or "F16", progress)
-        return
+        return _write_gguf(result, source, destination, gguf_type or "F16", progress)
 
     def make(folder: Path) -> None:
         write_checkpoint(result, folder, shard=shard, progress=progress)
@@ -94,6 +94,7 @@ def convert(
             )
 
     make_whole(destination, make, "give another folder")
+    return None
 
 
 def converted(
@@ -154,16 +155,18 @@ def _stored_dtype(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _write_gguf(
     checkpoint: Checkpoint, source: Path, destination: Path, kind: str, progress: Progress
-) -> None:
+) -> Written:
     if destination.suffix.lower() == ".gguf":
-        write_gguf(checkpoint, source, destination, kind, progress=progress)
-        return
+        return write_gguf(checkpoint, source, destination, kind, progress=progress)
+    found: list[Written] = []
 
     def make(folder: Path) -> None:
         name = f"{destination.name}-{kind}.gguf"
-        write_gguf(checkpoint, source, folder / name, kind, progress=progress)
+        found.append(write_gguf(checkpoint, source, folder / name, kind, progress=progress))
 
     make_whole(destination, make, "give another folder")
+    # It was written under another name.
+    return replace(found[0], modelfile=destination / found[0].modelfile.name)
 
 
 def _copy_papers(source: Path, folder: Path, *, with_code: bool) -> None:

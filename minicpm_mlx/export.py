@@ -16,8 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .adapt import _located as located
-from .adapt import places
+from .adapt import located, places
 from .config import Config
 from .errors import DownloadError, InvalidArgumentError
 from .local import folder_of, make_whole

@@ -158,15 +158,11 @@ def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[
     if not tensors:
         missing.append("weights (*.safetensors or pytorch_model*.bin)")
     if missing:
-        gguf = next(
-            (
-                f"; {n} is in a format that cannot be loaded yet"
-                for n in names
-                if n.endswith(".gguf")
-            ),
-            "",
+        gguf = next((name for name in names if name.endswith(".gguf")), None)
+        advice = f"; {gguf} can be loaded once it is here: give its path" if gguf else ""
+        raise DownloadError(
+            f"{repo}: expected a model, found no {' and no '.join(missing)}{advice}"
         )
-        raise DownloadError(f"{repo}: expected a model, found no {' and no '.join(missing)}{gguf}")
 
 
 def _complete(folder: Path, weights: str | None) -> bool:

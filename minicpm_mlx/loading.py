@@ -28,7 +28,9 @@ def load(
     draft: str | Path | None = None,
     progress: bool = True,
 ) -> LM:
-    """Load a model by card name, folder or hub repository (`org/name`), downloading it if need be.
+    """Load a model by card name, folder, .gguf file or hub repository (`org/name`).
+
+    What is not here is downloaded, and what is in another format converted, once.
 
     `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
     keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`, `draft` a

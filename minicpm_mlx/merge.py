@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .adapt import _located as located
+from .adapt import located
 from .config_parts import Quantization
 from .engine import LanguageModel
 from .errors import InvalidArgumentError, WeightsError
@@ -30,7 +30,7 @@ from .repack import repack, unpack
 from .weights import load_model
 from .weights.adapters import Adapter, Delta, read_adapter
 from .weights.checkpoint import Checkpoint, copy_beside, read_checkpoint, write_checkpoint
-from .weights.derived import PARTS, packings
+from .weights.derived import PARTS
 from .weights.lazy import LazyTensor, printable
 
 LOST = 0.5
@@ -129,7 +129,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False
     """
     config = checkpoint.config
     located(Model(config), adapter)  # MLX makes none of its weights
-    how = packings(checkpoint)
+    how = checkpoint.packings
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,9 @@ def test_a_file_without_permission_is_refused(path: Path) -> None:
     assert "permission" in refusal(path).lower()
 
 
+UNIT = 1 << (10 if sys.platform == "linux" else 20)
+"""A MiB as getrusage counts it."""
+
 EXAMPLE = {
     "a.weight": entry("F32", [2, 3], 0, 24),
     "b": entry("BF16", [], 24, 26),
@@ -180,12 +185,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "model.safetensors"
 
 
-@settings(max_examples=500, deadline=None, database=None)
-@given(changes=st.dictionaries(PLACES, BYTES, max_size=4), length=PLACES | st.none())
-@example(changes={}, length=None)
-def test_a_damaged_file_gives_tensors_or_a_named_error(
-    fuzzed: Path, changes: dict[int, int], length: int | None
-) -> None:
+def read_damaged(fuzzed: Path, changes: dict[int, int], length: int | None) -> None:
     content = bytearray(CONTENT)
     for place, byte in changes.items():
         content[place] = byte
@@ -199,6 +199,29 @@ def test_a_damaged_file_gives_tensors_or_a_named_error(
         mx.eval(array)
         assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype)
         assert array.nbytes <= len(CONTENT)
+
+
+DAMAGE = given(changes=st.dictionaries(PLACES, BYTES, max_size=4), length=PLACES | st.none())
+
+
+@settings(max_examples=500, deadline=None, database=None)
+@DAMAGE
+@example(changes={}, length=None)
+def test_a_damaged_file_gives_tensors_or_a_named_error(
+    fuzzed: Path, changes: dict[int, int], length: int | None
+) -> None:
+    read_damaged(fuzzed, changes, length)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, database=None)
+@DAMAGE
+def test_ten_thousand_damaged_files_take_no_memory(
+    fuzzed: Path, changes: dict[int, int], length: int | None
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read_damaged(fuzzed, changes, length)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * UNIT
 
 
 NUMBERS = st.integers(0, 9) | st.integers() | st.sampled_from([2**31, 2**32, 2**63, 2**64])

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import struct
 import sys
 import zipfile
@@ -409,6 +410,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 # Damage, at random.
 
+UNIT = 1 << (10 if sys.platform == "linux" else 20)
+"""A MiB as getrusage counts it."""
+
 EXAMPLE = (GOLDEN / "shared_storage.bin").read_bytes()
 PLACES = st.integers(0, len(EXAMPLE) - 1)
 
@@ -430,17 +434,37 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "model.bin"
 
 
-@settings(max_examples=400, deadline=None, database=None)
-@given(changes=st.dictionaries(PLACES, st.integers(0, 255), max_size=4), length=PLACES | st.none())
-@example(changes={}, length=None)
-def test_a_damaged_file_gives_tensors_or_a_named_error(
-    fuzzed: Path, changes: dict[int, int], length: int | None
-) -> None:
+def read_damaged(fuzzed: Path, changes: dict[int, int], length: int | None) -> None:
     content = bytearray(EXAMPLE)
     for place, byte in changes.items():
         content[place] = byte
     fuzzed.write_bytes(content[:length])
     tensors_or_a_named_error(fuzzed)
+
+
+DAMAGE = given(
+    changes=st.dictionaries(PLACES, st.integers(0, 255), max_size=4), length=PLACES | st.none()
+)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@DAMAGE
+@example(changes={}, length=None)
+def test_a_damaged_file_gives_tensors_or_a_named_error(
+    fuzzed: Path, changes: dict[int, int], length: int | None
+) -> None:
+    read_damaged(fuzzed, changes, length)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, database=None)
+@DAMAGE
+def test_ten_thousand_damaged_files_take_no_memory(
+    fuzzed: Path, changes: dict[int, int], length: int | None
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read_damaged(fuzzed, changes, length)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * UNIT
 
 
 INTS = st.integers(-3, 30) | st.integers() | st.booleans() | st.sampled_from([2**31, 2**60, 2**64])

@@ -15,7 +15,7 @@ from ..repack import unpack
 from ..rope import Rope, Rotation
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy import LazyTensor
-from ..weights.load import packings, parameters
+from ..weights.load import parameters
 
 ROWS = 256
 """Positions whose logits are held at once."""
@@ -40,7 +40,7 @@ class Pieces:
         self.config = checkpoint.config
         self.tensors = checkpoint.tensors
         self.rope = Rope(self.config)
-        self.packings = packings(checkpoint.tensors, self.config)
+        self.packings = checkpoint.packings
 
     def __getitem__(self, name: str) -> mx.array:
         """The parameter `name`, unpacked where it is packed."""

@@ -52,6 +52,8 @@ class Recipe:
             raise InvalidArgumentError(
                 f"{self.method} is for the affine mode; mode {self.packing.mode} goes with rtn"
             )
+        if self.method == "dwq" and self.packing.bits == 8:
+            raise InvalidArgumentError("dwq learns nothing in 8 bits; gptq does as well there")
         if self.bits_per_weight is not None and self.method != "mixed":
             raise InvalidArgumentError(
                 f"a number of bits per weight goes with mixed, not with {self.method}"

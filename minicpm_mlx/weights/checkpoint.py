@@ -16,8 +16,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import Config
+from ..config_parts import Quantization
 from .lazy import LazyTensor
-from .load import read_checked
+from .load import packings, read_checked
 
 SHARD = 5 << 30
 """Bytes of tensors a file holds at most, as mlx-lm and transformers cut them."""
@@ -39,6 +40,11 @@ class Checkpoint:
     def config(self) -> Config:
         """The config, read; ConfigError where it cannot be."""
         return Config.from_dict(self.raw)
+
+    @property
+    def packings(self) -> dict[str, Quantization]:
+        """How each module that is packed is packed, by its path."""
+        return packings(self.tensors, self.config)
 
 
 def read_checkpoint(folder: Path, weights: str | None = None) -> Checkpoint:

@@ -95,7 +95,7 @@ def cast(checkpoint: Checkpoint, dtype: mx.Dtype) -> Checkpoint:
 
 def dense(checkpoint: Checkpoint) -> Checkpoint:
     """Every packed matrix unpacked, in the format of its scales (bfloat16 in float modes)."""
-    how = packings(checkpoint)
+    how = checkpoint.packings
     tensors = {}
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")
@@ -105,15 +105,6 @@ def dense(checkpoint: Checkpoint) -> Checkpoint:
             tensors[name] = _unpacked(checkpoint.tensors, module, how[module])
     raw = {key: value for key, value in checkpoint.raw.items() if key != "quantization"}
     return Checkpoint(raw=raw, tensors=tensors)
-
-
-def packings(checkpoint: Checkpoint) -> dict[str, Quantization]:
-    """How each packed module is packed."""
-    config = checkpoint.config
-    special = dict(config.layer_quantization)
-    modules = [n.removesuffix(".scales") for n in checkpoint.tensors if n.endswith(".scales")]
-    default = config.quantization
-    return {m: how for m in modules if (how := special.get(m, default)) is not None}
 
 
 def _unpacked(tensors: Mapping[str, LazyTensor], module: str, packing: Quantization) -> LazyTensor:

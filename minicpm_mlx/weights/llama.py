@@ -21,7 +21,7 @@ from ..config import Config
 from ..config_parts import MAX_SIZE
 from ..errors import InvalidArgumentError, WeightsError
 from .checkpoint import Checkpoint
-from .derived import packings, times
+from .derived import times
 from .lazy import LazyTensor
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
@@ -159,7 +159,7 @@ def multiplied(
 
     `checkpoint` says how they are packed.
     """
-    how = packings(checkpoint)
+    how = checkpoint.packings
     how |= {HEAD: how[EMBEDDING]} if EMBEDDING in how and HEAD not in how else {}
     found = {}
     for name, tensor in tensors.items():

@@ -21,7 +21,7 @@ from ...errors import DownloadError, InvalidArgumentError, WeightsError
 from ...repack import unpack
 from ...tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
-from ..derived import PARTS, packings
+from ..derived import PARTS
 from ..lazy import LazyTensor, printable
 from ..llama import EMBEDDING, HEAD
 from .architecture import architecture_of, keys_of
@@ -133,7 +133,7 @@ def _rotation(config: Config) -> Iterator[_Planned]:
 
 
 def _tensors(checkpoint: Checkpoint, config: Config, kind: str) -> Iterator[_Planned]:
-    how = packings(checkpoint)
+    how = checkpoint.packings
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")
         order = to_gguf(module, config)
