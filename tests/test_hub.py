@@ -307,7 +307,7 @@ def test_other_refusals_say_the_status(server: Hub, status: int, said: str) -> N
 def test_a_repository_without_weights_is_refused_before_any_download(server: Hub) -> None:
     server.repos[REPO] = BASE | CLUTTER | {"model.gguf": b"GGUF"}
     with pytest.raises(
-        DownloadError, match=r"found no weights.*model\.gguf is in a format"
+        DownloadError, match=r"found no weights.*model\.gguf can be loaded once it is here"
     ) as caught:
         hub.fetch(REPO)
     one_line(caught)
