@@ -25,7 +25,7 @@ FEWER = 8
 """Grids that are tried of fewer steps than there are codes for."""
 
 ROWS = 4096
-"""Outputs that are rounded at once: what is in use then fits the processor's cache."""
+"""Rows that are best rounded at once."""
 
 SHRINKS = tuple(1 - 0.04 * step for step in range(1, 9))
 """Grids that clip the outermost weights, as shares of the group's range."""
@@ -43,17 +43,24 @@ class Packed:
     """(out, in / group)"""
 
 
-def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype) -> Packed:
-    """Round `weight` (out, in), whose inputs x had `hessian`, the sum of x xT (in, in).
+class Rounder:
+    """Rounds matrices whose inputs x had `hessian`, the sum of x xT (in, in), a few rows at a time.
 
-    Scales and biases are such as `dtype` can hold.
+    Rows do not touch each other, and what is in use of a few fits the processor's cache.
     """
-    upper, importance = _upper(hessian), np.diag(hessian).astype(np.float32)
-    parts = [
-        _round(weight[start : start + ROWS].T.copy(), upper, importance, bits, group, dtype)
-        for start in range(0, len(weight), ROWS)
-    ]
-    return Packed(*(np.concatenate(arrays, axis=1).T for arrays in zip(*parts, strict=True)))
+
+    def __init__(self, hessian: Floats):
+        self.upper, self.importance = _upper(hessian), np.diag(hessian).astype(np.float32)
+
+    def __call__(self, rows: Floats, bits: int, group: int, dtype: mx.Dtype) -> Packed:
+        """`rows` (n, in) in `bits`, with scales and biases such as `dtype` can hold."""
+        found = _round(rows.T.copy(), self.upper, self.importance, bits, group, dtype)
+        return Packed(*(array.T for array in found))
+
+
+def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype) -> Packed:
+    """Round `weight` (out, in) at once; see Rounder."""
+    return Rounder(hessian)(weight, bits, group, dtype)
 
 
 def _round(

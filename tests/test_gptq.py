@@ -8,8 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from minicpm_mlx import gptq as rounding
+from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.gptq import _upper, gptq, grid, nearest, packed
+from minicpm_mlx.quantization import rounding
 
 RANDOM = np.random.default_rng(0)
 
@@ -95,10 +96,12 @@ def test_columns_one_by_one_as_the_paper_has_it() -> None:
 def test_rows_in_parts_are_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = RANDOM.normal(size=(23, 64)).astype(np.float32)
     x = RANDOM.normal(size=(200, 64)).astype(np.float32)
-    whole = unpacked(gptq(weight, x.T @ x, 4, 32, mx.float16), 32)
+    packing = Quantization(bits=4, group_size=32)
+    whole = rounding.by_gptq(mx.array(weight), x.T @ x, packing)
     monkeypatch.setattr(rounding, "ROWS", 5)
-    parts = unpacked(gptq(weight, x.T @ x, 4, 32, mx.float16), 32)
-    np.testing.assert_allclose(parts, whole, atol=1e-6)
+    parts = rounding.by_gptq(mx.array(weight), x.T @ x, packing)
+    unpack = [mx.dequantize(*arrays, group_size=32, bits=4) for arrays in (whole, parts)]
+    np.testing.assert_allclose(np.array(unpack[0]), np.array(unpack[1]), atol=1e-6)
 
 
 def test_nearest_is_the_grid_group_by_group() -> None:

@@ -72,6 +72,7 @@ class Job:
                 block = _filled(Block(self.source.config), part, inside)
                 xs = [run(block, x) for x in xs]
                 mx.eval(xs)
+            mx.clear_cache()  # freed buffers of all shapes add up
             self.progress(f"layer {number + 1} of {layers}")
         outside = {path: how for path, how in plan.items() if "layers." not in path}
         found |= self._part("ends", partial(self._ends, outside, xs))
@@ -170,7 +171,7 @@ class Job:
                 hessian = np.array(safetensors.read(known)["hessian"].load())
             elif not self.source.config.tie_word_embeddings:  # looked up, a row at a time
                 hessian = np.eye(weight.shape[1], dtype=np.float32)
-        return module(layer, by_gptq(np.array(weight), hessian, packing), packing)
+        return module(layer, by_gptq(weight, hessian, packing), packing)
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -61,11 +62,20 @@ class Pieces:
         return "model.embed_tokens.weight" if tied else "lm_head.weight"
 
     def start(self, texts: Sequence[Sequence[int]]) -> list[mx.array]:
-        """What the first block reads of each text: (1, T, hidden)."""
-        weight = self["model.embed_tokens.weight"]
-        xs = [weight[mx.array([list(text)])] * self.config.scale_emb for text in texts]
+        """What the first block reads of each text, alike in length: (1, T, hidden)."""
+        rows = self._rows(mx.array([list(text) for text in texts])) * self.config.scale_emb
+        xs = mx.split(rows, len(texts))
         mx.eval(xs)
         return xs
+
+    def _rows(self, ids: mx.array) -> mx.array:
+        """The embedding's rows, without unpacking others."""
+        name = "model.embed_tokens"
+        tensors = {k: v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
+        chosen = {
+            k: LazyTensor(v.shape, v.dtype, partial(_taken, v, ids)) for k, v in tensors.items()
+        }
+        return dense(f"{name}.weight", chosen, self.packings)
 
     def runner(self, length: int) -> Run:
         """How blocks are run on texts of `length` tokens."""
@@ -77,6 +87,10 @@ class Pieces:
         """What the head reads, of what the last block makes."""
         weight, eps = self["model.norm.weight"], self.config.rms_norm_eps
         return mx.fast.rms_norm(x, weight, eps) / self.config.logit_divisor
+
+
+def _taken(tensor: LazyTensor, ids: mx.array) -> mx.array:
+    return tensor.load()[ids]
 
 
 def matrices(block: Block) -> list[str]:

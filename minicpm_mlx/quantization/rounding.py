@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config_parts import Quantization
-from ..gptq import Floats, Packed, gptq, packed
+from ..gptq import ROWS, Floats, Rounder, packed
 from ..model import Block
 from ..quantize import replace
 from .pieces import Run, at, products
@@ -59,7 +59,7 @@ def round_gptq(
         replace(block, name, recorder.layer)
     for members in _reading_alike(plan):
         layers, packing = [at(block, name) for name in members], plan[members[0]]
-        weight = np.concatenate([np.array(layer.weight) for layer in layers])
+        weight = mx.concatenate([layer.weight for layer in layers])
         found = by_gptq(weight, np.array(recorded[members[0]].hessian), packing)
         rows = np.cumsum([len(layer.weight) for layer in layers])[:-1]
         for name, layer, *arrays in zip(
@@ -68,11 +68,16 @@ def round_gptq(
             replace(block, name, module(layer, tuple(arrays), packing))
 
 
-def by_gptq(weight: Floats, hessian: Floats, packing: Quantization) -> tuple[mx.array, ...]:
-    """Codes, scales and biases of a matrix, as MLX keeps them."""
-    found: Packed = gptq(weight, hessian, packing.bits, packing.group_size, SCALES)
-    scales = (mx.array(array).astype(SCALES) for array in (found.scales, found.biases))
-    return (packed(found, packing.bits), *scales)
+def by_gptq(weight: mx.array, hessian: Floats, packing: Quantization) -> tuple[mx.array, ...]:
+    """Codes, scales and biases of a matrix (out, in), as MLX keeps them."""
+    rounder, parts = Rounder(hessian), []
+    for start in range(0, len(weight), ROWS):
+        rows = np.array(weight[start : start + ROWS].astype(mx.float32))
+        found = rounder(rows, packing.bits, packing.group_size, SCALES)
+        scales = (mx.array(array).astype(SCALES) for array in (found.scales, found.biases))
+        parts.append((packed(found, packing.bits), *scales))
+        mx.eval(parts[-1])
+    return tuple(mx.concatenate(list(arrays)) for arrays in zip(*parts, strict=True))
 
 
 def module(layer: nn.Module, arrays: Sequence[mx.array], packing: Quantization) -> nn.Module:

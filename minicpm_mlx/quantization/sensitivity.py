@@ -78,12 +78,12 @@ def costs(
         block = pieces.layer(number)
         known, gradients = _backwards(block, run, inputs.pop(), gradients)
         for name, sensitivity in known.items():
-            weight = np.array(at(block, name).weight)
+            weight = at(block, name).weight
             found[f"model.layers.{number}.{name}"] = _costs(weight, sensitivity, tokens)
         progress(f"backwards {layers - number} of {layers}")
     looked_up = sum((products(g) for g in gradients), mx.array(0.0)) * pieces.config.scale_emb**2
     first, counts = np.array(looked_up), np.bincount(np.concatenate(texts), minlength=len(outputs))
-    weight = np.array(pieces["model.embed_tokens.weight"])
+    weight = pieces["model.embed_tokens.weight"]
     as_input = Sensitivity(first, counts.astype(np.float32))
     if pieces.config.tie_word_embeddings:
         as_head = _costs(weight, Sensitivity(head, outputs), tokens)
@@ -93,9 +93,7 @@ def costs(
         }
         return found, head * outputs.sum() + first * counts.sum()
     found["model.embed_tokens"] = _costs(weight, as_input, tokens)
-    found["lm_head"] = _costs(
-        np.array(pieces["lm_head.weight"]), Sensitivity(head, outputs), tokens
-    )
+    found["lm_head"] = _costs(pieces["lm_head.weight"], Sensitivity(head, outputs), tokens)
     return found, first
 
 
@@ -162,10 +160,10 @@ def _backwards(
     return {n: Sensitivity(np.array(inputs[n]), np.array(outputs[n])) for n in taps}, before
 
 
-def _costs(weight: Floats, known: Sensitivity, tokens: int) -> dict[Quantization, float]:
+def _costs(weight: mx.array, known: Sensitivity, tokens: int) -> dict[Quantization, float]:
     """What each packing of CHOICES costs that the rows of `weight` divide into."""
     every = max(1, len(weight) // SAMPLED)
-    rows, outputs = np.ascontiguousarray(weight[::every]), known.outputs[::every]
+    rows, outputs = np.array(weight[::every]), known.outputs[::every]
     share = known.outputs.sum() / max(float(outputs.sum()), 1e-30)
     importance = np.diag(known.inputs).astype(np.float32)
     found = {}
