@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,13 @@ def convert(
         Path, typer.Argument(help="Folder (or .gguf file) to write; it must not exist.")
     ],
     format: Annotated[
-        str, typer.Option("--format", help="mup, llama (OpenBMB's), mlx (for mlx-lm) or gguf.")
-    ] = "mlx",
+        str | None,
+        typer.Option(
+            "--format",
+            help="mup, llama (OpenBMB's), mlx (for mlx-lm) or gguf; by default mlx, or gguf for a "
+            ".gguf file.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", help="float32, bfloat16 or float16; by default as stored."),
@@ -54,6 +60,8 @@ def convert(
         scales = Scales(scale_emb=scale_emb, scale_depth=scale_depth, dim_model_base=dim_model_base)
     elif (scale_emb, scale_depth, dim_model_base) != (None, None, None):
         raise InvalidArgumentError("--scale-emb, --scale-depth and --dim-model-base go together")
+    if format is None:
+        format = "gguf" if destination.suffix.lower() == ".gguf" else "mlx"
     options.new_folder(destination)  # before anything is downloaded
     options.select(None, None)
     card = replace(resolve(source), bits=None, group_size=None)
@@ -74,7 +82,10 @@ def convert(
     size = sum(path.stat().st_size for path in files)
     console().print(f"{destination}: {size / 1e9:.2f} GB", style="good")
     if written is not None:
-        console().print(f"for Ollama: ollama create NAME -f {written.modelfile}", highlight=False)
+        console().print(
+            f"for Ollama: ollama create NAME -f {shlex.quote(str(written.modelfile))}",
+            highlight=False,
+        )
         if written.scale_error:
             console(stderr=True).print(
                 f"scales were rounded to float16, by up to {written.scale_error:.1e} of the "

@@ -52,6 +52,12 @@ def fuse(
     out = console()
     out.print(f"{folder}: {size / 1e9:.2f} GB", style="good", highlight=False)
     out.print(
-        f"against the adapter on the base, {found.tokens} tokens: KL {found.kl:.6f}; "
-        f"of the base without it {found.kl_base:.6f}"
+        f"against the adapter on the base, {found.tokens} tokens: KL {found.kl:.2g}; "
+        f"of the base without it {found.kl_base:.2g}",
+        highlight=False,
     )
+    if found.unknown:
+        console(stderr=True).print(
+            "the adapter changes so little that nothing can be said of what survived",
+            style="notice",
+        )

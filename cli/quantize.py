@@ -24,7 +24,7 @@ def quantize(
         typer.Option(
             "--method",
             help="mixed: gptq, with more bits where they count. gptq. awq. "
-            "dwq: gptq, then learned. rtn: rounding, in seconds.",
+            "dwq: gptq, then learned. rtn: to the nearest, fast.",
         ),
     ] = "mixed",
     bits: Annotated[
@@ -88,7 +88,6 @@ def _made(
     from minicpm_mlx.local import folder_of, make_whole
     from minicpm_mlx.quantization.write import write_quantized
     from minicpm_mlx.registry import resolve
-    from minicpm_mlx.tokenizer import tokenizer_of
 
     options.select(None, None)
     card = replace(resolve(source), bits=None, group_size=None)
@@ -101,9 +100,7 @@ def _made(
                 origin,
                 partial,
                 recipe,
-                tokenizer_of(card, origin),
-                name=card.repo or card.name,
-                weights=card.file if card.repo else None,
+                card,
                 calibration=calibration,
                 evaluation=evaluation,
                 progress=tell,

@@ -6,23 +6,19 @@ whole or not at all.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from .companions import copy_companions
 from .device import DTYPES
-from .errors import InvalidArgumentError, TemplateError
+from .errors import InvalidArgumentError
 from .local import make_whole
 from .registry import Card
-from .template import BUILTIN, Template
-from .tokenizer import load_tokenizer
-from .tokenizer_files import TokenizerFiles
-from .weights.checkpoint import Checkpoint, copy_beside, read_checkpoint, write_checkpoint
+from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .weights.derived import cast, dense
 from .weights.gguf import KINDS, Written, write_gguf
 from .weights.llama import Scales, fold, fold_tied, unfold
@@ -33,14 +29,6 @@ it; a LlamaForCausalLM as small as the source, for mlx-lm; and llama.cpp's file.
 
 SHARD = 2 << 30
 """Bytes of tensors a file holds at most, and so about what a conversion takes of memory."""
-
-PAPERS = ("README*", "LICENSE*", "NOTICE*")
-"""Files that go along if they are at most PAPER_SIZE bytes long."""
-
-PAPER_SIZE = 1 << 20
-
-CODE = "*_minicpm.py"
-"""The reference implementation, which the auto_map of a mup config.json names. Never run here."""
 
 Progress = Callable[[str], object]
 
@@ -73,6 +61,10 @@ def convert(
     """
     source, destination = Path(source), Path(destination)
     _check(format, dtype, gguf_type)
+    if format != "gguf" and destination.suffix.lower() == ".gguf":
+        raise InvalidArgumentError(
+            f"{destination}: format {format} is a folder; expected format gguf, or another name"
+        )
     if destination.exists():
         raise InvalidArgumentError(f"{destination} exists; give a folder that does not")
     checkpoint = read_checkpoint(source, card.file if card and card.repo else None)
@@ -82,16 +74,7 @@ def convert(
 
     def make(folder: Path) -> None:
         write_checkpoint(result, folder, shard=shard, progress=progress)
-        copy_beside(source, folder)
-        _copy_papers(source, folder, with_code=format == "mup")
-        if format != "mup":
-            _state_template(source, folder, card, with_bos=format == "mlx")
-            _state_ends(folder, card)
-        if format == "mlx" and (folder / "tokenizer.json").exists():
-            # Under the name of LlamaTokenizer, transformers 5 builds another: " a" loses its space.
-            _update(
-                folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}
-            )
+        copy_companions(source, folder, card, code=format == "mup", for_mlx_lm=format == "mlx")
 
     make_whole(destination, make, "give another folder")
     return None
@@ -167,58 +150,3 @@ def _write_gguf(
     make_whole(destination, make, "give another folder")
     # It was written under another name.
     return replace(found[0], modelfile=destination / found[0].modelfile.name)
-
-
-def _copy_papers(source: Path, folder: Path, *, with_code: bool) -> None:
-    patterns = (*PAPERS, CODE) if with_code else PAPERS
-    for path in (path for pattern in patterns for path in source.glob(pattern)):
-        if path.is_file() and path.stat().st_size <= PAPER_SIZE:
-            shutil.copyfile(path, folder / path.name)
-
-
-def _state_template(source: Path, folder: Path, card: Card | None, *, with_bos: bool) -> None:
-    """Write down the template that this library would use, for readers that do not know it.
-
-    `with_bos` lets it begin with the token that leads every text: mlx-lm adds none to a chat.
-    """
-    if not any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        return
-    tokenizer = load_tokenizer(source)
-    template = tokenizer.template
-    if card and card.template:
-        template = Template(BUILTIN[card.template], template.bos_token if template else "")
-    if template is None:
-        return
-    text = template.source
-    if with_bos and tokenizer.adds_bos and not _begins_with_bos(template):
-        text = "{{ bos_token }}" + text
-    if text == TokenizerFiles(source).chat_template:
-        return
-    (folder / "chat_template.jinja").unlink(missing_ok=True)  # which would be read first
-    _update(folder / "tokenizer_config.json", {"chat_template": text})
-
-
-def _begins_with_bos(template: Template) -> bool:
-    try:
-        text = template.render([{"role": "user", "content": "x"}])
-    except TemplateError:
-        return True  # not ours to mend
-    return bool(template.bos_token) and text.startswith(template.bos_token)
-
-
-def _state_ends(folder: Path, card: Card | None) -> None:
-    """Write the card's end tokens where other programs look for them."""
-    if card is None or not card.eos:
-        return
-    ends = card.eos[0] if len(card.eos) == 1 else list(card.eos)
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            _update(folder / name, {"eos_token_id": ends})
-
-
-def _update(path: Path, values: Mapping[str, Any]) -> None:
-    raw: dict[str, Any] = {}
-    if path.exists():
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    raw.update(values)
-    path.write_text(json.dumps(raw, indent=2, ensure_ascii=False), encoding="utf-8")

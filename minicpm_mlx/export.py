@@ -47,6 +47,10 @@ def export_adapter(
     target = Path(target)
     if target.exists():
         raise InvalidArgumentError(f"{target} exists; give a name that does not")
+    if layout != "gguf" and target.suffix.lower() == ".gguf":
+        raise InvalidArgumentError(
+            f"{target}: format {layout} is a folder; expected format gguf, or another name"
+        )
     card = resolve(str(model))
     config = Config.load(folder_of(card))
     found = read_adapter(Path(adapter).expanduser())

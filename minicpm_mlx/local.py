@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import DownloadError
@@ -65,7 +65,7 @@ def made_folders(card: Card) -> list[Path]:
     """
     kinds = r"v\d+-[0-9a-f]+|\d+bit-g\d+(-mixed)?"
     if card.path is not None:
-        kinds = rf"gguf-{_short_hash(card.path)}-[0-9a-f]{{8}}"
+        kinds = rf"gguf-{_short_hash(card.path.resolve())}-[0-9a-f]{{8}}"
     made = re.compile(rf"{re.escape(card.name)}-({kinds})")
     half = re.compile(rf"\.{made.pattern}-\w+")
     found = sorted(cache_dir().glob("*"))
@@ -109,7 +109,7 @@ def _converted_name(card: Card) -> str:
     assert card.path is not None
     stat = card.path.stat()
     content = _short_hash(GGUF_VERSION, stat.st_size, stat.st_mtime_ns)
-    return f"{card.name}-gguf-{_short_hash(card.path)}-{content}"
+    return f"{card.name}-gguf-{_short_hash(card.path.resolve())}-{content}"
 
 
 def _short_hash(*parts: object) -> str:
@@ -123,7 +123,6 @@ def _quantized_name(card: Card) -> str:
 def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
     from .quantization.recipe import Recipe, packing
     from .quantization.write import write_quantized
-    from .tokenizer import tokenizer_of
 
     def tell(what: str) -> None:
         if progress and sys.stderr is not None and sys.stderr.isatty():
@@ -133,9 +132,7 @@ def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
         source,
         folder,
         Recipe(packing=packing(card.bits, card.group_size)),
-        tokenizer_of(card, source),
-        name=str(card.repo),
-        weights=card.file,
+        card,
         progress=tell,
     )
 
@@ -145,7 +142,6 @@ def _kept(name: str, make: Callable[[Path], object], *, resume: bool = False) ->
     folder = cache_dir() / name
     if (folder / "config.json").is_file():
         return folder
-    _sweep(name)
     advice = "set MINICPM_MLX_HOME to a folder with room that you may write to"
     make_whole(folder, make, advice, resume=resume)
     return folder
@@ -159,25 +155,27 @@ def make_whole(
     With `resume` what was made is left there when it is interrupted, for `make` to go on from.
     DownloadError, with `advice`, where it cannot be written, or another process is making it.
     """
-    partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if resume:
             partial = folder.parent / f".{folder.name}{PARTIAL}"
             partial.mkdir(exist_ok=True)
         else:
+            _sweep(folder)
             partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        with _alone(partial, folder):
-            make(partial)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            if not (folder / "config.json").is_file():  # damaged; else another was faster
-                shutil.rmtree(folder)
-                partial.rename(folder)
+        with _alone(partial, folder):  # deleted, and given its name, by none but who filled it
+            try:
+                make(partial)
+                partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
+                _take_place(partial, folder)
+            finally:
+                begun = resume and partial.is_dir() and any(partial.iterdir())
+                if not begun:
+                    shutil.rmtree(partial, ignore_errors=True)
+    except KeyboardInterrupt:
+        if resume and partial.is_dir():
+            raise KeyboardInterrupt(f"the same again goes on with what is in {partial}") from None
+        raise
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full
@@ -187,9 +185,17 @@ def make_whole(
             f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"
             f"{advice}"
         ) from None
-    finally:
-        if partial is not None and not (resume and partial.is_dir() and any(partial.iterdir())):
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        if not (folder / "config.json").is_file():  # damaged; else another was faster
+            shutil.rmtree(folder)
+            partial.rename(folder)
 
 
 @contextmanager
@@ -214,9 +220,10 @@ def _umask() -> int:
     return mask
 
 
-def _sweep(name: str) -> None:
-    """Delete what processes that were killed left half made of the cache's folder `name`."""
-    for half in cache_dir().glob(f".{name}-*"):
-        kept = half.name.endswith(PARTIAL)  # to be gone on from
-        if not kept and time.time() - half.stat().st_mtime > 24 * 3600:  # else another's at work
-            shutil.rmtree(half, ignore_errors=True)
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed left half made of `folder`."""
+    for half in folder.parent.glob(f".{folder.name}-????????"):
+        # One that is being filled is locked, or is about to be.
+        with suppress(DownloadError, OSError), _alone(half, folder):
+            if time.time() - half.stat().st_mtime > 60:
+                shutil.rmtree(half, ignore_errors=True)

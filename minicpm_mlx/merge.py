@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from .adapt import located
+from .companions import copy_companions
 from .config_parts import Quantization
 from .engine import LanguageModel
 from .errors import InvalidArgumentError, WeightsError
@@ -29,7 +30,7 @@ from .registry import resolve
 from .repack import repack, unpack
 from .weights import load_model
 from .weights.adapters import Adapter, Delta, read_adapter
-from .weights.checkpoint import Checkpoint, copy_beside, read_checkpoint, write_checkpoint
+from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .weights.derived import PARTS
 from .weights.lazy import LazyTensor, printable
 
@@ -73,6 +74,11 @@ class Survival:
         """
         return not self.kl <= max(LOST * self.kl_base, NEGLIGIBLE)
 
+    @property
+    def unknown(self) -> bool:
+        """Whether the adapter changes so little that nothing can be said of what survived."""
+        return self.kl_base < NEGLIGIBLE
+
 
 def fuse_adapter(
     source: str | Path,
@@ -108,7 +114,7 @@ def fuse_adapter(
     def make(partial_folder: Path) -> None:
         progress("merging")
         write_checkpoint(fused, partial_folder, progress=progress)
-        copy_beside(origin, partial_folder)
+        copy_companions(origin, partial_folder, card)
         progress("checking")
         model = load_model(partial_folder, fuse=not base.config.num_experts)
         kl = score(model, ids, context=len(ids), reference=truth).kl

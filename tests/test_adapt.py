@@ -20,6 +20,7 @@ from minicpm_mlx.errors import ConfigError, WeightsError
 from minicpm_mlx.fuse import fuse
 from minicpm_mlx.model import Model
 from minicpm_mlx.quantize import quantize, replace
+from minicpm_mlx.weights import adapters
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head")
@@ -199,6 +200,7 @@ def test_what_is_no_adapter_for_this_model_is_refused(
     ("config", "message"),
     [
         ({"lora_alpha": 10**400}, "lora_alpha must be a number, got 1000"),
+        ({"lora_alpha": 1, "init_lora_weights": "pissa_niter_4"}, "changes the base model"),
         ({"lora_alpha": 1, "alpha_pattern": {"q_proj": 10**400}}, "must be a number, got 1000"),
         ({"lora_alpha": float("-inf")}, "must be a number, got -inf"),
         ({}, "must be a number, got None"),
@@ -300,3 +302,32 @@ def test_names_are_the_checkpoint_s() -> None:
     arrays: Any = tree_flatten(model.parameters())
     matrices = {n.removesuffix(".weight") for n, a in arrays if a.ndim == 2 and "embed" not in n}
     assert places(model).keys() == matrices == places(fuse(model)).keys()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matches"),
+    [
+        ("v_proj", True),
+        (r"layers\.[0-9]+\.self_attn\.v_proj", True),
+        ("^model.layers.0.self_attn.v_proj", True),
+        ("self_attn", False),
+        ("proj", False),
+        ("q_proj|k_proj", False),
+    ],
+)
+def test_a_pattern_of_alpha_is_matched_as_peft_does(pattern: str, matches: bool) -> None:
+    config = {"lora_alpha": 16, "alpha_pattern": {pattern: 36, ".*": 16}}
+    module = "model.layers.0.self_attn.v_proj"
+    assert adapters._alpha(config, Path("c"), module) == (36 if matches else 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"lora_alpha": 1, "alpha_pattern": {"(": 2}}, "is no regular expression"),
+        ({"lora_alpha": 1, "alpha_pattern": 3}, "must be an object"),
+    ],
+)
+def test_patterns_that_are_none_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapters._alpha(config, Path("c"), "model.layers.0.self_attn.v_proj")

@@ -259,7 +259,7 @@ def test_tokenizer_papers_and_sampling_go_along(tmp_path: Path) -> None:
     along = {"README.md", "LICENSE", "generation_config.json", "tokenizer.json"}
     files = {"config.json", "model.safetensors"}
     for format, more in {
-        "mup": {"modeling_minicpm.py"},
+        "mup": {"modeling_minicpm.py", "tokenizer_config.json"},
         "llama": {"tokenizer_config.json"},
         "mlx": {"tokenizer_config.json"},
     }.items():

@@ -86,7 +86,7 @@ def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[
     assert folder == cache / KEPT
     assert names(cache) == [KEPT]
     files = ["README.md", "config.json", "model.safetensors", "receipt.json", "tokenizer.json"]
-    assert names(folder) == files
+    assert names(folder) == [*files, "tokenizer_config.json"]  # with the family's template
     before = (folder / "model.safetensors").stat()
     assert local.folder_of(CARD) == local.kept_folder(CARD) == folder
     assert fetches == ["org/tiny"]
@@ -191,13 +191,32 @@ def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
     assert names(cache) == []
 
 
-def test_what_a_killed_process_left_is_swept_away_a_day_later(cache: Path) -> None:
-    old, fresh, other = (cache / name for name in (".model-v1-abc", ".model-v1-def", ".model-v2-x"))
-    for folder in (old, fresh, other):
+def test_what_a_killed_process_left_is_swept_away(cache: Path) -> None:
+    left = [".model-v1-abcdefgh", ".model-v1-fresh_01", ".model-v1-filling_", ".model-v2-abcdefgh"]
+    old, fresh, filling, other = (cache / name for name in left)
+    for folder in (old, fresh, filling, other):
         folder.mkdir(parents=True)
-    os.utime(old, (1, 1))
-    local._kept("model-v1", lambda folder: (folder / "config.json").touch())
-    assert sorted(path.name for path in cache.iterdir()) == [fresh.name, other.name, "model-v1"]
+    for folder in (old, filling, other):
+        os.utime(folder, (1, 1))
+    with local._alone(filling, cache / "model-v1"):
+        local._kept("model-v1", lambda folder: (folder / "config.json").touch())
+    assert names(cache) == sorted([fresh.name, filling.name, other.name, "model-v1"])
+
+
+def test_two_processes_do_not_make_the_same(cache: Path) -> None:
+    """The second is refused, and leaves the first one's work alone."""
+
+    def make(folder: Path) -> None:
+        if not second:
+            second.append("tried")
+            with pytest.raises(DownloadError, match="another process is making it"):
+                local.make_whole(cache / "model", make, "", resume=True)
+        (folder / "config.json").touch()
+
+    second: list[str] = []
+    local.make_whole(cache / "model", make, "", resume=True)
+    assert second
+    assert names(cache) == ["model"]
 
 
 def test_an_empty_kept_folder_is_filled(cache: Path) -> None:

@@ -19,6 +19,7 @@ import minicpm_mlx as mm
 from minicpm_mlx import merge
 from minicpm_mlx.adapt import adapt, places
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.companions import copy_companions
 from minicpm_mlx.config_parts import PACKINGS, Quantization
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
 from minicpm_mlx.merge import Survival, fuse_adapter, merged
@@ -27,7 +28,7 @@ from minicpm_mlx.quantize import quantize
 from minicpm_mlx.repack import repack, unpack
 from minicpm_mlx.weights import load_model
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
-from minicpm_mlx.weights.checkpoint import copy_beside, read_checkpoint, write_checkpoint
+from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
 from minicpm_mlx.weights.load import parameters
 
 NAN = float("nan")
@@ -248,7 +249,7 @@ def base(tmp_path: Path, demo_folder: Path) -> Path:
 
 def talking(tmp_path: Path, demo_folder: Path, packing: Quantization | None, **more: Any) -> Path:
     source = checkpoint(tmp_path / "base", packing, **SPEAKS, **more)
-    copy_beside(demo_folder, source)
+    copy_companions(demo_folder, source)
     return source
 
 
@@ -387,11 +388,10 @@ def hostile(folder: Path, **parts: mx.array) -> Path:
 @pytest.mark.parametrize(
     "parts",
     [
-        {"lora_b": mx.full((2, 64), float("nan"))},
         {"lora_a": mx.full((64, 2), 1e30), "lora_b": mx.full((2, 64), 1e30)},
         {"m": mx.full((64,), float("inf"))},
     ],
-    ids=["nan", "overflow", "infinite magnitude"],
+    ids=["overflow", "infinite magnitude"],
 )
 def test_a_merge_that_is_not_finite_is_refused(
     parts: dict[str, mx.array], form: Quantization | None, tmp_path: Path
@@ -457,7 +457,7 @@ def test_the_command(
     assert not (tmp_path / "two").exists()
     status, out, err = fuse_command("two", tiny, "--text", str(text), "--dequantize")
     assert status == 0
-    assert "KL 0.0000" in out
+    assert "of the base without it" in out
 
 
 @pytest.mark.slow

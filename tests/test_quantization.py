@@ -33,7 +33,9 @@ from minicpm_mlx.quantization.quality import quality
 from minicpm_mlx.quantization.receipt import model_card, read_receipt, summary
 from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, pieces
 from minicpm_mlx.quantization.sensitivity import costs
+from minicpm_mlx.quantization.write import Text, write_quantized
 from minicpm_mlx.quantize import dequantize, quantize
+from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minicpm_mlx.weights.lazy import LazyTensor
 from minicpm_mlx.weights.load import assemble, parameters
@@ -454,3 +456,28 @@ def test_an_interrupted_command_leaves_no_folder_and_the_next_goes_on(
     assert again.returncode == 0
     assert (tmp_path / "four" / "receipt.json").is_file()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_another_job_left_does_not_get_into_this_one(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    """Nor do files beside the weights that the same job had copied: they may have changed."""
+    card = resolve(str(demo_folder))
+    text = Text("words", "It is a truth universally acknowledged. " * 3)
+    left = tmp_path / "generation_config.json"
+    for recipe in (Recipe(method="rtn"), Recipe(method="rtn", packing=packing(8, 64))):
+        left.write_text('{"do_sample": true, "temperature": 99}')
+        (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"half")
+        found = write_quantized(demo_folder, tmp_path, recipe, card, evaluation=text)
+        assert not left.exists()
+        assert {path.name for path in tmp_path.glob("*.safetensors")} == {"model.safetensors"}
+        assert found["bits"] == recipe.packing.bits
+
+
+def test_a_layer_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    source, recipe = read_checkpoint(CASE), Recipe(method="rtn", packing=packing(4, 32))
+    whole = {k: v.load() for k, v in Job(source, recipe, [], tmp_path).run().tensors.items()}
+    layer = tmp_path / "layer-0001.safetensors"
+    layer.write_bytes(layer.read_bytes()[:-50])
+    again = Job(source, recipe, [], tmp_path).run().tensors
+    assert all(mx.array_equal(again[name].load(), array) for name, array in whole.items())

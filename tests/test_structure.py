@@ -28,7 +28,7 @@ ROWS = [
     },
     {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack"},
     {"weights", "engine", "reply"},
-    {"memory", "perplexity"},
+    {"memory", "perplexity", "companions"},
     {"quantization"},
     {"adapt", "demo", "local", "convert", "export"},
     {"lm"},

@@ -6,7 +6,9 @@ A job that was interrupted finds what it had done and goes on; memory holds a la
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config_parts import Quantization
+from ..errors import WeightsError
 from ..model import Block
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint
@@ -119,9 +122,10 @@ class Job:
     def _part(self, name: str, make: Callable[[], Mapping[str, mx.array]]) -> dict[str, LazyTensor]:
         """Arrays kept in a file of that name; `make` makes them if there is none."""
         path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
-            arrays = dict(make())
-            _write(path, lambda part: mx.save_safetensors(str(part), arrays))
+        with suppress(WeightsError):  # not there yet, or cut off by a machine that went down
+            return safetensors.read(path)
+        arrays = dict(make())
+        _write(path, lambda part: mx.save_safetensors(str(part), arrays))
         return safetensors.read(path)
 
     def _layer(
@@ -178,6 +182,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a file that takes the place of `path` when it is whole."""
     part = path.with_name(f"part-{path.name}")
     write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
     part.rename(path)
 
 

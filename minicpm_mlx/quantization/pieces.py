@@ -64,7 +64,7 @@ class Pieces:
     def start(self, texts: Sequence[Sequence[int]]) -> list[mx.array]:
         """What the first block reads of each text, alike in length: (1, T, hidden)."""
         rows = self._rows(mx.array([list(text) for text in texts])) * self.config.scale_emb
-        xs = mx.split(rows, len(texts))
+        xs = list(mx.split(rows, len(texts)))
         mx.eval(xs)
         return xs
 

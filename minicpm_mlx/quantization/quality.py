@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -11,6 +11,8 @@ from ..perplexity import Score, score
 from ..weights.checkpoint import Checkpoint
 from .pieces import Pieces
 
+Progress = Callable[[str], object]
+
 CONTEXT = 512
 """Tokens that a prediction sees at most."""
 
@@ -18,7 +20,9 @@ CONTEXT = 512
 class Walked:
     """A model that has read its windows of a text already, all of them layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]]):
+    def __init__(
+        self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], progress: Progress
+    ):
         pieces = Pieces(checkpoint)
         self.config: Config = pieces.config
         xs = pieces.start(windows)
@@ -27,6 +31,8 @@ class Walked:
             block = pieces.layer(number)
             xs = [run(block, x) for x in xs]
             mx.eval(xs)
+            mx.clear_cache()
+            progress(f"layer {number + 1} of {self.config.num_hidden_layers}")
         self._states = iter([pieces.finish(x) for x in xs])
         self._head = pieces[pieces.head_name]
 
@@ -39,7 +45,12 @@ class Walked:
 
 
 def quality(
-    source: Checkpoint, smaller: Checkpoint, ids: Sequence[int], context: int = CONTEXT
+    source: Checkpoint,
+    smaller: Checkpoint,
+    ids: Sequence[int],
+    context: int = CONTEXT,
+    *,
+    progress: Progress = lambda _: None,
 ) -> Score:
     """What `smaller` makes of a text, with its divergence from `source`; computed in float32.
 
@@ -49,6 +60,6 @@ def quality(
     context = min(context, len(ids))
     windows = [list(ids[at : at + context]) for at in range(0, len(ids) - context + 1, context)]
     whole = [token for window in windows for token in window]
-    return score(
-        Walked(smaller, windows), whole, context=context, reference=Walked(source, windows)
-    )
+    model = Walked(smaller, windows, lambda what: progress(f"measuring the result, {what}"))
+    reference = Walked(source, windows, lambda what: progress(f"measuring the source, {what}"))
+    return score(model, whole, context=context, reference=reference)

@@ -10,12 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..companions import RECEIPT
 from ..errors import ConfigError
 from ..perplexity import Score
 from ..weights.checkpoint import Checkpoint
 from .recipe import METHODS, Recipe
-
-FILE = "receipt.json"
 
 
 def receipt(
@@ -41,7 +40,6 @@ def receipt(
     if calibration is not None:
         made["calibration"] = {
             **calibration,
-            "samples": recipe.samples,
             "length": recipe.length,
             "seed": recipe.seed,
         }
@@ -74,7 +72,7 @@ def receipt(
 
 def read_receipt(folder: Path) -> dict[str, Any] | None:
     """The receipt in `folder`, if there is one; ConfigError where it is damaged."""
-    path = folder / FILE
+    path = folder / RECEIPT
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -169,7 +167,7 @@ Made of {name} by minicpm-mlx {found["versions"]["minicpm-mlx"]}, method {found[
 | size of the weights | {found["size_bytes"] / 1e9:.2f} GB | |
 
 Measured on {quality["tokens"]} tokens of {quality["text"]}, each predicted from up to
-{quality["context"]} before it. `{FILE}` holds the rest: hashes, versions, seeds.
+{quality["context"]} before it. `{RECEIPT}` holds the rest: hashes, versions, seeds.
 
 ```sh
 minicpm-mlx chat --model .

@@ -87,7 +87,8 @@ def packing(bits: int | None, group_size: int | None, mode: str = "affine") -> Q
         raise InvalidArgumentError(f"mode must be one of {', '.join(PACKINGS)}, got {mode!r}")
     widths, groups = PACKINGS[mode]
     usual = (4, 64) if mode == "affine" else (widths[0], groups[0])
-    bits, group_size = bits or usual[0], group_size or usual[1]
+    bits = usual[0] if bits is None else bits
+    group_size = usual[1] if group_size is None else group_size
     if bits not in widths or group_size not in groups:
         raise InvalidArgumentError(
             f"{mode} packs into {_any(widths)} bits in groups of {_any(groups)}, got {bits} bits "

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..companions import RECEIPT, copy_companions
 from ..errors import InvalidArgumentError
 from ..memory import parameter_count
-from ..tokenizer import Tokenizer
-from ..weights.checkpoint import copy_beside, read_checkpoint, write_checkpoint
+from ..registry import Card
+from ..tokenizer import tokenizer_of
+from ..weights.checkpoint import read_checkpoint, write_checkpoint
 from .job import Job
 from .quality import CONTEXT, quality
-from .receipt import FILE, model_card, receipt, text_hash, weight_files
+from .receipt import model_card, receipt, text_hash, weight_files
 from .recipe import Recipe, bundled_text, pieces
 
 WINDOWS = 8
@@ -34,10 +36,8 @@ def write_quantized(
     source: Path,
     folder: Path,
     recipe: Recipe,
-    tokenizer: Tokenizer,
+    card: Card,
     *,
-    name: str,
-    weights: str | None = None,
     calibration: Text | None = None,
     evaluation: Text | None = None,
     progress: Callable[[str], object] = lambda _: None,
@@ -46,10 +46,11 @@ def write_quantized(
 
     By default both texts are the one that comes with this library; it is evaluated on pieces that
     were not calibrated on. What an interrupted call left in `folder` is gone on from, if it was of
-    the same job. `weights` names a torch file that has no usual name, `name` the source in the
-    receipt, which is returned. Never is more in memory than a layer, or the result.
+    the same job. `card` knows the source's tokenizer, file and name. Returns the receipt. Never is
+    more in memory than a layer, or the result.
     """
-    checkpoint = read_checkpoint(source, weights)
+    checkpoint = read_checkpoint(source, card.file if card.repo else None)
+    tokenizer = tokenizer_of(card, source)
     calibration = calibration or Text("the bundled text", bundled_text())
     ids = tokenizer.encode(calibration.text, add_bos=False)
     texts, rest = (
@@ -61,27 +62,26 @@ def write_quantized(
     if len(rest) < 2:
         raise InvalidArgumentError(
             f"{named.name}: {len(rest)} tokens are left to measure on; expected two or more. "
-            "Name a text to measure on, or calibrate on fewer samples"
+            "Give a longer text to measure on (--evaluate)"
         )
     job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source)]
     work = _work(folder, job)
     smaller = Job(checkpoint, recipe, texts, work, progress).run()
     progress("writing")
     write_checkpoint(smaller, folder)
-    copy_beside(source, folder)
-    progress("measuring")
+    copy_companions(source, folder, card)
     found = receipt(
-        name=name,
+        name=card.repo or card.name,
         source=source,
         folder=folder,
         recipe=recipe,
         smaller=smaller,
         weights=parameter_count(checkpoint.config),
-        calibration=_stated(calibration) if recipe.calibrated else None,
+        calibration={**_stated(calibration), "samples": len(texts)} if texts else None,
         evaluation=_stated(named) if evaluation else {"text": named.name},
-        score=quality(checkpoint, smaller, rest[: WINDOWS * CONTEXT]),
+        score=quality(checkpoint, smaller, rest[: WINDOWS * CONTEXT], progress=progress),
     )
-    (folder / FILE).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+    (folder / RECEIPT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
     (folder / "README.md").write_text(model_card(found), encoding="utf-8")
     shutil.rmtree(work)
     return found
@@ -100,8 +100,13 @@ def _work(folder: Path, job: object) -> Path:
     """Where the job keeps what it has done: what another job left there is deleted."""
     work, note = folder / "work", folder / "work" / "job.json"
     told = json.dumps(job)
-    if not note.is_file() or note.read_text(encoding="utf-8") != told:
-        shutil.rmtree(work, ignore_errors=True)
+    same = note.is_file() and note.read_text(encoding="utf-8") == told
+    for path in folder.iterdir():  # files beside the weights may have changed, or be another job's
+        if path.is_dir() and not (same and path == work):
+            shutil.rmtree(path)
+        elif path != work:
+            path.unlink()
+    if not same:
         work.mkdir()
         note.write_text(told, encoding="utf-8")
     return work

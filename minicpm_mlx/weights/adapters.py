@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ FILES = {
     "adapter_model.bin": torch_zip.read,
 }
 """mlx-lm's file, and PEFT's."""
+
+CHANGED = ("pissa", "olora", "corda", "loftq")
+"""PEFT's ways to begin that leave another base than the one that is loaded here."""
 
 _PARTS = {
     ".lora_a": "a",
@@ -106,6 +110,12 @@ def _config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a LoRA or DoRA adapter, got {printable(kind)}")
     if config.get("fan_in_fan_out"):
         raise ConfigError(f"{path}: fan_in_fan_out is for layers that this family has not")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(CHANGED):
+        raise ConfigError(
+            f"{path}: init_lora_weights is {printable(start)}, which changes the base model as "
+            "well; save it from PEFT as a plain LoRA (path_initial_model_for_weight_conversion)"
+        )
     return config
 
 
@@ -117,16 +127,29 @@ def _scale(
         parameters = config.get("lora_parameters")
         scale = parameters.get("scale") if isinstance(parameters, dict) else None
         return _number(path, "lora_parameters.scale", scale)
-    by_module = config.get("alpha_pattern")
-    alpha = config.get("lora_alpha")
-    for name, value in by_module.items() if isinstance(by_module, dict) else ():
-        if f".{module}".endswith(f".{name}"):
-            alpha = value
+    alpha = _alpha(config, path, module)
     shape = parts["a"].shape if "a" in parts else ()
     rank = max(shape[0], 1) if shape else 1
     return _number(path, "lora_alpha", alpha) / (
         math.sqrt(rank) if config.get("use_rslora") else rank
     )
+
+
+def _alpha(config: dict[str, Any], path: Path, module: str) -> object:
+    """PEFT's alpha for a module: that of the first pattern that matches the end of its path."""
+    by_module = config.get("alpha_pattern") or {}
+    if not isinstance(by_module, dict):
+        raise ConfigError(f"{path}: alpha_pattern must be an object, got {printable(by_module)}")
+    for pattern, alpha in by_module.items():
+        try:
+            matches = re.match(rf"(.*\.)?({pattern})$", module)
+        except (re.error, OverflowError, RecursionError):
+            raise ConfigError(
+                f"{path}: alpha_pattern holds {printable(pattern)}, which is no regular expression"
+            ) from None
+        if matches:
+            return alpha
+    return config.get("lora_alpha")
 
 
 def _number(path: Path, name: str, value: object) -> float:
@@ -147,6 +170,8 @@ def _delta(
     if ndims | {"m": 1} != {"a": 2, "b": 2, "m": 1} or ndims.get("m", 1) != 1 or not floats:
         raise WeightsError(f"{path}: {printable(module)}: expected two matrices of floats")
     a, b = (parts[part].load().astype(mx.float32) for part in "ab")
+    if not (mx.isfinite(a).all() & mx.isfinite(b).all()).item():
+        raise WeightsError(f"{path}: {printable(module)}: holds numbers that are not finite")
     if peft:
         a, b = a.T, b.T
     if a.shape[1] != b.shape[0]:

@@ -7,7 +7,6 @@ loaded, from those it comes from. `write` loads one shard after the other.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,6 @@ from .load import packings, read_checked
 
 SHARD = 5 << 30
 """Bytes of tensors a file holds at most, as mlx-lm and transformers cut them."""
-
-BESIDE = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja")
-"""Files that go along with the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +82,6 @@ def write_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": where}
         _write_json(folder / "model.safetensors.index.json", index)
     _write_json(folder / "config.json", checkpoint.raw)
-
-
-def copy_beside(source: Path, folder: Path) -> None:
-    """Copy what belongs to a checkpoint besides its weights: the tokenizer, sampling defaults."""
-    for pattern in BESIDE:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
 
 
 def _shards(tensors: Mapping[str, LazyTensor], most: int) -> Iterator[list[str]]:

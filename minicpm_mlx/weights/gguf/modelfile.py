@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...errors import TemplateError
+from ...errors import TemplateError, WeightsError
 from ...template import BUILTIN, Template
 from ...tokenizer import Tokenizer
 
@@ -48,14 +48,24 @@ PROBES = [
 def write_modelfile(gguf: Path, tokenizer: Tokenizer, source: Path) -> Path:
     """Write a Modelfile beside a GGUF file: for `ollama create NAME -f` it.
 
-    A Modelfile that someone else wrote stays, and this one takes the GGUF file's name.
+    A Modelfile of another file, or that someone else wrote, stays: this one takes the GGUF file's
+    name then. WeightsError where that is taken too.
     """
-    path = gguf.with_name("Modelfile")
-    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
-        path = gguf.with_suffix(".Modelfile")
+    begin = f"{MARK}\nFROM ./{gguf.name}\n"
+    candidates = (gguf.with_name("Modelfile"), gguf.with_suffix(".Modelfile"))
+    path = next((path for path in candidates if _is_free(path, begin)), None)
+    if path is None:
+        raise WeightsError(f"{candidates[1]}: exists; move it, or choose another name for {gguf}")
     lines = [MARK, f"FROM ./{gguf.name}", *_template(tokenizer), *_parameters(source)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _is_free(path: Path, begin: str) -> bool:
+    """Whether a file may be written there: none is, or one for the same GGUF file."""
+    if not path.exists():
+        return True
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(begin)
 
 
 def _template(tokenizer: Tokenizer) -> list[str]:

@@ -119,6 +119,8 @@ def _byte_level(found: _Vocabulary) -> Backend:
 
     cut = splitter(found.pre)
     merges = [tuple(merge.split(" ", 1)) for merge in found.listed("merges", str)]
+    if not merges:
+        raise found.wrong("merges", "a list of texts", None)
     vocab = {token: i for i, token in enumerate(found.tokens)}
     with found.refusing_damage():
         backend = Tokenizer(
