@@ -8,7 +8,7 @@ it a muP model with the same output: a small real model that exercises everythin
 from __future__ import annotations
 
 import importlib.util
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,14 +16,17 @@ import mlx.core as mx
 from .errors import MissingPackageError
 from .registry import Card
 from .weights.checkpoint import Checkpoint
+from .weights.derived import cast
 from .weights.gguf import convert_gguf
-from .weights.lazy import LazyTensor
+from .weights.llama import Scales, unfold
 
 VERSION = 1
 """Raised when the conversion changes, so that a kept copy is made anew."""
 
-SCALE_EMB, SCALE_DEPTH, DIM_MODEL_BASE = 12.0, 1.4, 256
+SCALES = Scales(scale_emb=12.0, scale_depth=1.4, dim_model_base=256)
 """MiniCPM's own muP constants."""
+
+NAME = "SmolLM2-135M-Instruct in MiniCPM's muP form"
 
 
 def stamp(card: Card) -> str:
@@ -51,31 +54,5 @@ def convert(gguf_file: Path, folder: Path) -> None:
 
 def _with_mup(llama: Checkpoint) -> Checkpoint:
     """The same model with MiniCPM's constants, its scales in float32 so that they round least."""
-    layers, hidden = llama.config.num_hidden_layers, llama.config.hidden_size
-    raw = llama.raw | {
-        "architectures": ["MiniCPMForCausalLM"],
-        "model_type": "minicpm",
-        "_name_or_path": "SmolLM2-135M-Instruct in MiniCPM's muP form",
-        "scale_emb": SCALE_EMB,
-        "scale_depth": SCALE_DEPTH,
-        "dim_model_base": DIM_MODEL_BASE,
-    }
-    branch = math.sqrt(layers) / SCALE_DEPTH
-    tensors = {}
-    for name, tensor in llama.tensors.items():
-        module, part = name.rsplit(".", 1)
-        if module == "model.norm":
-            tensors[name] = _changed(tensor, times=SCALE_EMB * hidden / DIM_MODEL_BASE)
-        elif part == "weight":  # codes, and the other norms
-            tensors[name] = tensor
-        elif module == "model.embed_tokens":
-            tensors[name] = _changed(tensor, over=SCALE_EMB)
-        else:
-            ends_branch = module.endswith(("o_proj", "down_proj"))
-            tensors[name] = _changed(tensor, times=branch if ends_branch else 1.0)
-    return Checkpoint(raw=raw, tensors=tensors)
-
-
-def _changed(tensor: LazyTensor, *, times: float = 1.0, over: float = 1.0) -> LazyTensor:
-    load = tensor.load
-    return LazyTensor(tensor.shape, mx.float32, lambda: load().astype(mx.float32) * times / over)
+    found = unfold(cast(llama, mx.float32), SCALES)
+    return replace(found, raw=found.raw | {"_name_or_path": NAME})

@@ -162,15 +162,16 @@ def _backwards(
 
 def _costs(weight: mx.array, known: Sensitivity, tokens: int) -> dict[Quantization, float]:
     """What each packing of CHOICES costs that the rows of `weight` divide into."""
-    every = max(1, len(weight) // SAMPLED)
-    rows, outputs = np.array(weight[::every]), known.outputs[::every]
+    matter = np.flatnonzero(known.outputs)  # of an embedding the rows of tokens that were met
+    rows = matter[:: max(1, len(matter) // SAMPLED)]
+    sample, outputs = np.array(weight[mx.array(rows)]), known.outputs[rows]
     share = known.outputs.sum() / max(float(outputs.sum()), 1e-30)
     importance = np.diag(known.inputs).astype(np.float32)
     found = {}
     for packing in CHOICES:
         if weight.shape[1] % packing.group_size == 0:
-            rounded = nearest(rows, importance, packing.bits, packing.group_size, mx.float16)
-            error = rows - rounded
+            rounded = nearest(sample, importance, packing.bits, packing.group_size, mx.float16)
+            error = sample - rounded
             squares = ((error @ known.inputs) * error).sum(axis=1)
             found[packing] = float(squares @ outputs * share) / 2 / tokens**2
     return found
