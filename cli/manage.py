@@ -92,6 +92,9 @@ def show(model: Name, as_json: options.Json = False) -> None:
         if not config.num_experts:
             del facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
+        if config.quantization and not as_json:  # most of them; the receipt has the rest
+            how = config.quantization
+            facts["quantization"] = f"{how.bits} bits, groups of {how.group_size}, {how.mode}"
         receipt = read_receipt(folder)
     if as_json:
         facts |= {} if receipt is None else {"receipt": receipt}
@@ -104,7 +107,8 @@ def show(model: Name, as_json: options.Json = False) -> None:
     table.add_column()
     for key, value in {**facts, **({} if receipt is None else summary(receipt))}.items():
         if not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
-            table.add_row(key, "not downloaded" if value is None else str(value))
+            missing = "not converted yet" if card.path else "not downloaded"
+            table.add_row(key, missing if value is None else str(value))
     console().print(table)
 
 

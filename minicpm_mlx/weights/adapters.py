@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..arguments import number
+from ..arguments import number, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
 from . import safetensors, torch_zip
 from .lazy import LazyTensor, printable
@@ -68,6 +68,9 @@ class Adapter:
 def read_adapter(folder: str | Path) -> Adapter:
     """Read the adapter in `folder`; ConfigError or WeightsError for what is none, or damaged."""
     folder = Path(folder)
+    if not folder.is_dir():
+        there = "a file; give the folder that holds it" if folder.exists() else "no such folder"
+        raise WeightsError(f"{folder}: expected an adapter's folder, found {there}")
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
         raise WeightsError(
@@ -156,7 +159,7 @@ def _number(path: Path, name: str, value: object) -> float:
     with suppress(InvalidArgumentError):
         if math.isfinite(found := number(name, value)):
             return found
-    raise ConfigError(f"{path}: {name} must be a number, got {printable(value)}")
+    raise ConfigError(f"{path}: {name} must be a number, got {printable(shown(value))}")
 
 
 def _delta(
