@@ -51,7 +51,9 @@ class Scales:
         whole("dim_model_base", self.dim_model_base)
         for name, value in asdict(self).items():
             if not 0 < number(name, value) < MAX_SIZE:
-                raise InvalidArgumentError(f"{name} must be above 0 and below 2**31, got {shown(value)}")
+                raise InvalidArgumentError(
+                    f"{name} must be above 0 and below 2**31, got {shown(value)}"
+                )
 
 
 def fold(checkpoint: Checkpoint) -> Checkpoint:
