@@ -67,8 +67,8 @@ def main() -> None:
         status = app(standalone_mode=False)
     except MiniCPMError as error:
         _fail(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        _fail(f"interrupted; {stop}" if str(stop) else "interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

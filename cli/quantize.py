@@ -85,7 +85,8 @@ def _made(
 ) -> dict[str, Any]:
     from dataclasses import replace
 
-    from minicpm_mlx.local import folder_of, make_whole
+    from minicpm_mlx.errors import DownloadError
+    from minicpm_mlx.local import folder_of, make_whole, partial_of
     from minicpm_mlx.quantization.write import write_quantized
     from minicpm_mlx.registry import resolve
 
@@ -107,7 +108,14 @@ def _made(
             )
         )
 
-    make_whole(folder, make, "give another folder", resume=True)
+    try:
+        make_whole(folder, make, "give another folder", resume=True)
+    except (KeyboardInterrupt, DownloadError):
+        tell("")
+        if (kept := partial_of(folder)).is_dir():
+            what = f"what is done is kept in {kept}; the same command goes on with it"
+            console(stderr=True).print(what, style="quiet", highlight=False)
+        raise
     tell("")
     return found
 

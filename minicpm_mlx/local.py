@@ -158,7 +158,7 @@ def make_whole(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if resume:
-            partial = folder.parent / f".{folder.name}{PARTIAL}"
+            partial = partial_of(folder)
             partial.mkdir(exist_ok=True)
         else:
             _sweep(folder)
@@ -172,10 +172,6 @@ def make_whole(
                 begun = resume and partial.is_dir() and any(partial.iterdir())
                 if not begun:
                     shutil.rmtree(partial, ignore_errors=True)
-    except KeyboardInterrupt:
-        if resume and partial.is_dir():
-            raise KeyboardInterrupt(f"the same again goes on with what is in {partial}") from None
-        raise
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full
@@ -185,6 +181,11 @@ def make_whole(
             f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"
             f"{advice}"
         ) from None
+
+
+def partial_of(folder: Path) -> Path:
+    """Where what is made of `folder` lies until it is whole, if it can be gone on from."""
+    return folder.parent / f".{folder.name}{PARTIAL}"
 
 
 def _take_place(partial: Path, folder: Path) -> None:
