@@ -166,7 +166,7 @@ Q = "model.layers.0.self_attn.q_proj"
     ("tensors", "config", "message"),
     [
         (None, {"fine_tune_type": "full"}, "expected a LoRA or DoRA adapter, got full"),
-        (None, {"lora_parameters": {"scale": "big"}}, "scale must be a number, got big"),
+        (None, {"lora_parameters": {"scale": "big"}}, "scale must be a number, got 'big'"),
         (None, {"lora_parameters": {"scale": float("nan")}}, "must be a number, got nan"),
         (None, {"lora_parameters": {"scale": 10**400}}, "scale must be a number, got 1000"),
         (None, {"lora_parameters": {"scale": True}}, "must be a number, got True"),

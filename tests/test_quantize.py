@@ -11,14 +11,16 @@ import pytest
 from conftest import CASES, GOLDEN
 from mlx.utils import tree_flatten
 
-from minicpm_mlx import device, load_model, local
+from minicpm_mlx import device, load_model
 from minicpm_mlx import quantize as quantizing
 from minicpm_mlx.config import Config
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model import Model
+from minicpm_mlx.quantization.job import Job
+from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.quantize import dequantize, packed_as, quantize
-from minicpm_mlx.registry import Card
+from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])
 FOUR = Quantization(bits=4, group_size=32)
@@ -147,12 +149,18 @@ def test_a_quantized_copy_loads_as_it_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, bits: int
 ) -> None:
     monkeypatch.setattr(device, "unpack_to", lambda dtype, parameters: None)
-    card = Card(name="tiny", path=GOLDEN / case, bits=bits, group_size=32)
-    local._packed(GOLDEN / case, card, tmp_path)
-    packing = {"bits": bits, "group_size": 32, "mode": "affine"}
-    assert json.loads((tmp_path / "config.json").read_text())["quantization"] == packing
+    packing = Quantization(bits=bits, group_size=32)
+    (tmp_path / "work").mkdir()
+    job = Job(
+        read_checkpoint(GOLDEN / case), Recipe(method="rtn", packing=packing), [], tmp_path / "work"
+    )
+    write_checkpoint(job.run(), tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())["quantization"]
+    assert stated == {"bits": bits, "group_size": 32, "mode": "affine"}
     expected = load_model(GOLDEN / case, dtype="float32")
-    quantize(expected, Quantization(**packing))  # type: ignore[arg-type]
+    quantize(expected, packing)
+    expected.apply(lambda array: array.astype(mx.float16) if array.dtype == mx.float32 else array)
+    expected.apply(lambda array: array.astype(mx.float32) if array.dtype == mx.float16 else array)
     found = load_model(tmp_path, dtype="float32")
     assert names(found) == names(expected)
     assert mx.array_equal(found(IDS), expected(IDS))
