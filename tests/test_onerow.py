@@ -72,4 +72,5 @@ def test_a_model_decodes_the_same_and_keeps_one_copy(
         lm.model.logits(lm.model.hidden(mx.array([[5]]), lm.session().cache))
         for lm in (demo, plain)
     )
-    same(whole, split)
+    largest = mx.abs(whole).max()  # of which float32's rounding is a share, also in small ones
+    same(whole / largest, split / largest)
