@@ -31,7 +31,6 @@ WAYS = {
     "mxfp8": "--method rtn --mode mxfp8",
     "gptq 4 bits g64": "--method gptq --bits 4",
     "mixed 4.5 bits": "--method mixed --bpw 4.5",
-    "mixed 4.6 bits": "--method mixed --bpw 4.59",
     "mixed 5.1 bits": "--method mixed --bpw 5.09",
     "dwq 4 bits g64": "--method dwq --bits 4",
     "awq 4 bits g64, 4 samples": "--method awq --bits 4 --samples 4",

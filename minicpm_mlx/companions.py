@@ -53,6 +53,7 @@ def copy_companions(
             shutil.copyfile(path, folder / path.name)
     _state_template(source, folder, card, with_bos=for_mlx_lm)
     _state_ends(folder, card)
+    _state_sampling(folder, card)
     if for_mlx_lm and (folder / "tokenizer.json").exists():
         # Under the name of LlamaTokenizer, transformers 5 builds another: " a" loses its space.
         _update(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -96,6 +97,15 @@ def _state_ends(folder: Path, card: Card | None) -> None:
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
             _update(folder / name, {"eos_token_id": ends})
+
+
+def _state_sampling(folder: Path, card: Card | None) -> None:
+    """Write the card's sampling where other programs look for it."""
+    values = {} if card is None else card.sampling
+    if values:
+        greedy = values.get("temperature") == 0  # which transformers states so
+        stated = {name: value for name, value in values.items() if value or not greedy}
+        _update(folder / "generation_config.json", {"do_sample": not greedy} | stated)
 
 
 def _update(path: Path, values: Mapping[str, Any]) -> None:

@@ -83,16 +83,16 @@ def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
 
 
 def _default_sampling(card: Card, folder: Path) -> Sampling:
-    names = ("temperature", "top_p", "top_k", "repetition_penalty")
-    values: dict[str, Any] = {
-        name: getattr(card, name) for name in names if getattr(card, name) is not None
-    }
+    values: dict[str, Any] = dict(card.sampling)
     if values:
         return Sampling(**values)
     path = folder / "generation_config.json"
     with suppress(OSError, ValueError, AttributeError):
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("do_sample"):
+        names = ["temperature", "top_p", "top_k", "repetition_penalty"]
+        if raw.get("do_sample") is False:
+            raw, names = raw | {"temperature": 0}, ["temperature", "repetition_penalty"]
+        if "do_sample" in raw:
             values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
     try:
         return Sampling(**values)

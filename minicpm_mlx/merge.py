@@ -26,12 +26,12 @@ from .loading import load
 from .local import folder_of, make_whole
 from .model import Model
 from .perplexity import score
+from .quantize import PARTS
 from .registry import resolve
 from .repack import repack, unpack
 from .weights import load_model
 from .weights.adapters import Adapter, Delta, read_adapter
 from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .weights.derived import PARTS
 from .weights.lazy import LazyTensor, printable
 
 LOST = 0.5

@@ -16,6 +16,9 @@ from .config_parts import Quantization
 from .device import on_cpu
 from .errors import InvalidArgumentError
 
+PARTS = ("weight", "scales", "biases")
+"""A packed matrix: codes, and what turns a group's into weights; float modes have no biases."""
+
 THREADS = 2
 """That unpack on a CPU; more wait for the memory."""
 

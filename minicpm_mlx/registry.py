@@ -68,6 +68,12 @@ class Card:
     path: Path | None = None
     """Local folder or .gguf file, where this is no card."""
 
+    @property
+    def sampling(self) -> dict[str, float]:
+        """What it says of sampling, by the name that generation_config.json has for it."""
+        names = ("temperature", "top_p", "top_k", "repetition_penalty")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def __post_init__(self) -> None:
         for field in fields(self):
             _check(field.name, getattr(self, field.name), _RULES[field.name])

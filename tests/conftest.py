@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
 
@@ -40,6 +41,17 @@ def same(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> None:
     assert a.shape == b.shape
     assert a.dtype == b.dtype
     np.testing.assert_allclose(np.array(a), np.array(b), rtol=tolerance, atol=1e-5)
+
+
+def write_tokenizer(folder: Path, size: int = 512) -> None:
+    """A tokenizer.json of single bytes, padded to `size` tokens with words never met."""
+    alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture

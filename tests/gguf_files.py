@@ -18,6 +18,26 @@ gguf = pytest.importorskip("gguf")
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 from gguf import quants  # noqa: E402
 
+TEXTS = [
+    "Hello world",
+    "  two spaces  and\n\nlines\t1234567",
+    "你好，世界！敏捷的棕色狐狸。",
+    "🙂 emoji 👩‍👩‍👧 𠮷",
+    "<用户>山东省最高的山是哪座山？<AI>",
+    "<|im_start|>user\nHi 你好<|im_end|>\n",
+    "I'll don't WE'RE naïve café x=3.14;",
+    "",
+    "ａｂｃ ① ﬁ",
+    " ",
+    "\n",
+    "<s>你好</s> and <unk>",
+    "...。。。 ---   ```python\nprint('hi')\n```",
+    "０１２３ ¥￥ ‼ <td>x</td> <reserved_12>",
+    "\x00\x01 é",
+    "aaaaaaaaaaaaaaaa      bbbb",
+]
+"""Of all kinds, for tokenizers."""
+
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB = 64, 4, 2, 16, 96, 270
 SHAPES = {
     "token_embd": (VOCAB, HIDDEN),

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from conftest import write_tokenizer
 
 from minicpm_mlx import hub
 from minicpm_mlx.cli.main import main
@@ -55,17 +55,6 @@ def one_line(err: str) -> str:
     assert err.endswith("\n")
     assert len(err.splitlines()) == 1, err
     return err.removeprefix("minicpm-mlx: ").rstrip("\n")
-
-
-def write_tokenizer(folder: Path, size: int = 512) -> None:
-    """A tokenizer.json of single bytes, padded to `size` tokens with words never met."""
-    alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import CASES, GOLDEN, need_shared
+from conftest import CASES, GOLDEN, need_shared, write_tokenizer
 from mlx.utils import tree_flatten
-from test_bad_input import write_tokenizer
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.main import main
@@ -315,6 +314,19 @@ def test_the_card_says_template_and_end_tokens(tmp_path: Path) -> None:
     assert Config.load(tmp_path / "out").eos_token_ids == (5, 9)
     text = mm.load_tokenizer(tmp_path / "out").chat_text([{"role": "user", "content": "Hi"}])
     assert "<|im_start|>user\nHi<|im_end|>" in text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_the_card_s_sampling_goes_along(tmp_path: Path, temperature: float) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(CASE, source)
+    write_tokenizer(source)
+    card = Card(name="x", path=source, temperature=temperature, repetition_penalty=1.1)
+    convert(source, tmp_path / "out", card=card)
+    stated = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert stated["do_sample"] is (temperature > 0)
+    found = mm.load(tmp_path / "out").sampling
+    assert (found.temperature, found.repetition_penalty) == (temperature, 1.1)
 
 
 def test_the_reference_s_config_is_kept_as_it_was(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conftest import GOLDEN, need_shared
-from gguf_files import llama_cpp, with_tokenizer
+from gguf_files import TEXTS, llama_cpp, with_tokenizer
 
 import minicpm_mlx as mm
 from minicpm_mlx import demo as demo_model
@@ -31,22 +31,6 @@ QUESTIONS = [
     "Count from 1 to 10.",
     "Why is the sky blue?",
     "Name three fruits.",
-]
-TEXTS = [
-    "Hello world",
-    "  two spaces  and\n\nlines\t1234567",
-    "你好，世界！敏捷的棕色狐狸。",
-    "🙂 emoji 👩‍👩‍👧 𠮷",
-    "<用户>山东省最高的山是哪座山？<AI>",
-    "<|im_start|>user\nHi 你好<|im_end|>\n",
-    "I'll don't WE'RE naïve café x=3.14;",
-    " ",
-    "\n",
-    "ａｂｃ ① ﬁ",
-    "<s>你好</s> and",
-    "...。。。。。。 ---   ```python\nprint('hi')\n```",
-    "０１２３ ¥￥ ‼ <td>x</td> <reserved_12>",
-    "aaaaaaaaaaaaaaaa      bbbb",
 ]
 
 

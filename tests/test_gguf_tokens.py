@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import need_shared
-from gguf_files import byte_tokenizer, tensors, write
+from gguf_files import TEXTS, byte_tokenizer, tensors, write
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 import minicpm_mlx as mm
@@ -19,22 +19,6 @@ from minicpm_mlx.weights.gguf import convert_gguf
 from minicpm_mlx.weights.gguf.header import GgufFile, read_header
 from minicpm_mlx.weights.gguf.tokens import tokenizer_keys, write_tokenizer
 
-TEXTS = [
-    "Hello world",
-    "  two spaces  and\n\nlines\t1234567",
-    "你好，世界！敏捷的棕色狐狸。",
-    "🙂 emoji 👩‍👩‍👧 𠮷",
-    "<用户>山东省最高的山是哪座山？<AI>",
-    "<|im_start|>user\nHi 你好<|im_end|>\n",
-    "",
-    " ",
-    "\n",
-    "<s>你好</s> and <unk>",
-    "...。。。 ---   ```python\nprint('hi')\n```",
-    "０１２３ ¥￥ ‼ <td>x</td> <reserved_12>",
-    "\x00\x01 é",
-    "aaaaaaaaaaaaaaaa      bbbb",
-]
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "你好"},

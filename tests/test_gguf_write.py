@@ -125,9 +125,7 @@ def packed(whole: Checkpoint, bits: int, group_size: int) -> Checkpoint:
             made = mx.quantize(matrix, group_size=group_size, bits=bits)
             parts = dict(zip(("weight", "scales", "biases"), made, strict=True))
         for part, array in parts.items():
-            tensors[name.replace("weight", part)] = LazyTensor(
-                array.shape, array.dtype, lambda array=array: array
-            )
+            tensors[name.replace("weight", part)] = LazyTensor.of(array)
     raw = whole.raw | {"quantization": {"group_size": group_size, "bits": bits}}
     return Checkpoint(raw=raw, tensors=tensors)
 
@@ -251,6 +249,15 @@ def test_an_interrupted_write_leaves_nothing(
         write_gguf(changed, model, tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").read_bytes() == b"what was there"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model"]
+
+
+def test_what_a_killed_process_left_is_swept(model: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for process in (ended.pid, os.getppid()):
+        (tmp_path / f".m.gguf-{process}").write_bytes(b"half")
+    write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.glob(".m.gguf-*")] == [f".m.gguf-{os.getppid()}"]
 
 
 def test_a_full_disk_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

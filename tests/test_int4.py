@@ -198,8 +198,7 @@ def test_every_code_and_zero_point_is_where_the_format_says(
 
 
 def lazy(arrays: Arrays) -> dict[str, LazyTensor]:
-    tensors = {name: mx.array(array) for name, array in arrays.items()}
-    return {n: LazyTensor(t.shape, t.dtype, lambda t=t: t) for n, t in tensors.items()}  # type: ignore[misc]
+    return {name: LazyTensor.of(mx.array(array)) for name, array in arrays.items()}
 
 
 @pytest.mark.parametrize(("form", "target"), [("gptq", "mlx"), ("awq", "llama"), ("awq", "mup")])

@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from conftest import write_tokenizer
 
 import minicpm_mlx as mm
 from minicpm_mlx import demo, device, hub, local, registry
@@ -28,17 +28,6 @@ from minicpm_mlx.registry import Card, cache_dir, resolve
 GOLDEN = Path(__file__).parent / "golden" / "minicpm_2b_like"
 CARD = Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64)
 KEPT = "tiny-q-4bit-g64-mixed"
-
-
-def write_tokenizer(folder: Path, size: int = 512) -> None:
-    """A tokenizer.json of single bytes, padded to `size` tokens with words never met."""
-    alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fuse import MOE, random_model
+from test_fuse import MOE, TINY, random_model
 
 import minicpm_mlx as mm
 from minicpm_mlx.config_parts import Quantization
@@ -53,10 +53,7 @@ def texts(vocabulary: int = 512, count: int = 4, length: int = 32) -> list[list[
 
 
 def checkpoint_of(model: Any, raw: dict[str, Any]) -> Checkpoint:
-    def lazy(array: mx.array) -> LazyTensor:
-        return LazyTensor(array.shape, array.dtype, lambda: array)
-
-    return Checkpoint(raw=raw, tensors={k: lazy(v) for k, v in parameters(model).items()})
+    return Checkpoint(raw=raw, tensors={k: LazyTensor.of(v) for k, v in parameters(model).items()})
 
 
 def logits(checkpoint: Checkpoint, ids: mx.array) -> mx.array:
@@ -140,7 +137,7 @@ def test_matrices_that_do_not_divide_into_groups_are_left_and_all_of_them_refuse
     assert not [path for path in sizes(router) if path.endswith("mlp.gate")]
     model = random_model(hidden_size=48, num_attention_heads=4, intermediate_size=80)
     raw = json.loads((CASE / "config.json").read_text())
-    with pytest.raises(InvalidArgumentError, match="multiple of 128"):
+    with pytest.raises(InvalidArgumentError, match="groups of 128 weights divide the rows of 0%"):
         uniform(checkpoint_of(model, raw), packing(4, 128))
 
 
@@ -157,42 +154,22 @@ def test_costs_foretell_the_divergence(changes: dict[str, Any]) -> None:
     """Of one matrix rounded, to the order of magnitude, summed over many draws of tokens."""
     raw = json.loads((CASE / "config.json").read_text())
     model: Any = random_model(**changes)
-    raw |= {k: v for k, v in vars(model.config).items() if k in MODEL_KEYS and v is not None}
+    raw |= {key: getattr(model.config, key) for key in TINY | changes if hasattr(model.config, key)}
     source = checkpoint_of(model, raw)
     seen = texts(model.config.vocab_size, 16, 48)
     found, _ = costs(Pieces(source), seen, seed=1)
     assert found.keys() == sizes(source).keys()
     how = Quantization(bits=3, group_size=32)
     for path in ("model.layers.1.self_attn.v_proj", "model.layers.0.self_attn.o_proj"):
-        plan = {path: how}
         tensors = dict(source.tensors)
         weight = tensors[f"{path}.weight"].load()
         codes = mx.quantize(weight, group_size=32, bits=3)
         rounded = mx.dequantize(*codes, group_size=32, bits=3)
-        tensors[f"{path}.weight"] = LazyTensor(weight.shape, mx.float32, lambda r=rounded: r)  # type: ignore[misc]
+        tensors[f"{path}.weight"] = LazyTensor.of(rounded)
         ids = [token for text in seen for token in text]
         changed = quality(source, Checkpoint(raw=raw, tensors=tensors), ids, 48)
         assert changed.kl is not None
-        assert plan
         assert 0.1 < found[path][how] / changed.kl < 3  # its own grids are better than MLX's
-
-
-MODEL_KEYS = {
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "tie_word_embeddings",
-    "num_experts",
-    "num_experts_per_tok",
-    "attention_bias",
-    "scale_emb",
-    "scale_depth",
-    "dim_model_base",
-}
 
 
 # Jobs
@@ -205,7 +182,8 @@ def test_every_method_makes_a_model_that_is_near_its_source(method: str, tmp_pat
     smaller = Job(source, recipe, texts() if recipe.calibrated else [], tmp_path).run()
     ids = mx.array(texts(length=24))
     wanted, found = logits(source, ids), logits(smaller, ids)
-    assert 1e-7 < mx.square(found - wanted).mean().item() / mx.square(wanted).mean().item() < 0.05
+    limit = 0.05 if method == "dwq" else 0.01  # 6 bits and 8
+    assert 1e-7 < mx.square(found - wanted).mean().item() / mx.square(wanted).mean().item() < limit
     used = sum(math.prod(t.shape) * t.dtype.size for t in smaller.tensors.values())
     weights = sum(math.prod(t.shape) for t in source.tensors.values())
     assert used * 8 / weights < 9.1
@@ -250,7 +228,7 @@ def test_a_job_that_was_interrupted_goes_on_and_ends_alike(
     for folder in folders:
         folder.mkdir()
     whole = Job(source, recipe, seen, folders[0]).run()
-    write, calls = jobs._write, [0]
+    write, calls = jobs.write_whole, [0]
 
     def failing(path: Path, make: Callable[[Path], object]) -> None:
         calls[0] += 1
@@ -258,7 +236,7 @@ def test_a_job_that_was_interrupted_goes_on_and_ends_alike(
             raise KeyboardInterrupt
         write(path, make)
 
-    monkeypatch.setattr(jobs, "_write", failing)
+    monkeypatch.setattr(jobs, "write_whole", failing)
     with pytest.raises(KeyboardInterrupt):
         Job(source, recipe, seen, folders[1]).run()
     done = len(list(folders[1].iterdir()))

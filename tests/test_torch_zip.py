@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import resource
 import struct
 import sys
 import zipfile
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
-from hypothesis import example, given, settings
+from damage import damaged, memory_grows_by_less_than
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import WeightsError
@@ -410,11 +410,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 # Damage, at random.
 
-UNIT = 1 << (10 if sys.platform == "linux" else 20)
-"""A MiB as getrusage counts it."""
-
 EXAMPLE = (GOLDEN / "shared_storage.bin").read_bytes()
-PLACES = st.integers(0, len(EXAMPLE) - 1)
 
 
 def tensors_or_a_named_error(path: Path) -> None:
@@ -434,37 +430,15 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "model.bin"
 
 
-def read_damaged(fuzzed: Path, changes: dict[int, int], length: int | None) -> None:
-    content = bytearray(EXAMPLE)
-    for place, byte in changes.items():
-        content[place] = byte
-    fuzzed.write_bytes(content[:length])
-    tensors_or_a_named_error(fuzzed)
+@pytest.mark.parametrize("examples", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_damaged_files_give_tensors_or_a_named_error(fuzzed: Path, examples: int) -> None:
+    def check(content: bytes) -> None:
+        fuzzed.write_bytes(content)
+        tensors_or_a_named_error(fuzzed)
 
-
-DAMAGE = given(
-    changes=st.dictionaries(PLACES, st.integers(0, 255), max_size=4), length=PLACES | st.none()
-)
-
-
-@settings(max_examples=400, deadline=None, database=None)
-@DAMAGE
-@example(changes={}, length=None)
-def test_a_damaged_file_gives_tensors_or_a_named_error(
-    fuzzed: Path, changes: dict[int, int], length: int | None
-) -> None:
-    read_damaged(fuzzed, changes, length)
-
-
-@pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, database=None)
-@DAMAGE
-def test_ten_thousand_damaged_files_take_no_memory(
-    fuzzed: Path, changes: dict[int, int], length: int | None
-) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    read_damaged(fuzzed, changes, length)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * UNIT
+    check(EXAMPLE)
+    with memory_grows_by_less_than(64 << 20):
+        damaged(EXAMPLE, examples=examples)(check)()
 
 
 INTS = st.integers(-3, 30) | st.integers() | st.booleans() | st.sampled_from([2**31, 2**60, 2**64])

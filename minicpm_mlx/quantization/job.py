@@ -5,18 +5,16 @@ A job that was interrupted finds what it had done and goes on; memory holds a la
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..atomic import write_whole
 from ..config_parts import Quantization
 from ..errors import WeightsError
 from ..model import Block
@@ -28,13 +26,10 @@ from . import awq, dwq, sensitivity
 from .pieces import Pieces, Run, dense, products
 from .plan import Costs, Plan, allocate, sizes, stated, uniform
 from .recipe import Recipe
-from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest
+from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest, to_nearest
 
 FEWER = 3
 """One in so many texts says how sensitive matrices are: their sums need less than rounding does."""
-
-EMBEDDING = "embedding.safetensors"
-"""Where the embedding's Hessian is kept, of which its uses as first layer and as head are parts."""
 
 Progress = Callable[[str], object]
 
@@ -53,6 +48,7 @@ class Job:
         self.source, self.recipe, self.texts = source, recipe, texts
         self.folder, self.progress = folder, progress
         self.pieces = Pieces(source)
+        self._hessian: LazyTensor | None = None  # of the embedding, as first layer and as head
 
     def run(self) -> Checkpoint:
         """The smaller checkpoint; its tensors are read from the folder when they are loaded."""
@@ -93,25 +89,14 @@ class Job:
         return allocate(self._costs(), sizes(self.source), self.recipe.target)
 
     def _costs(self) -> Costs:
-        path = self.folder / "costs.json"
-        if not path.is_file():
-            costs, hessian = sensitivity.costs(
-                self.pieces,
-                self.texts[: max(1, len(self.texts) // FEWER)],
-                seed=self.recipe.seed,
-                progress=self.progress,
-            )
-            arrays = {"hessian": mx.array(hessian)}
-            _write(self.folder / EMBEDDING, lambda part: mx.save_safetensors(str(part), arrays))
-            found = {
-                name: [[how.bits, how.group_size, cost] for how, cost in choices.items()]
-                for name, choices in costs.items()
-            }
-            _write(path, lambda part: part.write_text(json.dumps(found)))
-        return {
-            name: {Quantization(bits=b, group_size=g): cost for b, g, cost in choices}
-            for name, choices in json.loads(path.read_text(encoding="utf-8")).items()
-        }
+        found, self._hessian = sensitivity.costs(
+            self.pieces,
+            self.texts[: max(1, len(self.texts) // FEWER)],
+            seed=self.recipe.seed,
+            parts=self._part,
+            progress=self.progress,
+        )
+        return found
 
     def _learned(self, smaller: Checkpoint) -> dict[str, mx.array]:
         found = dwq.learned(
@@ -125,7 +110,7 @@ class Job:
         with suppress(WeightsError):  # not there yet, or cut off by a machine that went down
             return safetensors.read(path)
         arrays = dict(make())
-        _write(path, lambda part: mx.save_safetensors(str(part), arrays))
+        write_whole(path, lambda part: mx.save_safetensors(str(part), arrays))
         return safetensors.read(path)
 
     def _layer(
@@ -163,28 +148,14 @@ class Job:
         layer = nn.Linear(1, 1, bias=False)
         layer.weight = weight
         if self.recipe.method in ("rtn", "awq"):
-            holder: Any = nn.Module()
-            holder.layer = layer
-            round_nearest(holder, {"layer": packing})
-            return holder.layer
-        head = sum((products(self.pieces.finish(x)) for x in xs), mx.array(0.0))
-        hessian = np.array(head)
-        if path == "model.embed_tokens":
-            known = self.folder / EMBEDDING
-            if known.is_file():
-                hessian = np.array(safetensors.read(known)["hessian"].load())
-            elif not self.source.config.tie_word_embeddings:  # looked up, a row at a time
-                hessian = np.eye(weight.shape[1], dtype=np.float32)
-        return module(layer, by_gptq(weight, hessian, packing), packing)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file that takes the place of `path` when it is whole."""
-    part = path.with_name(f"part-{path.name}")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(path)
+            return module(layer, to_nearest(weight, packing), packing)
+        if path == "model.embed_tokens" and self._hessian is not None:
+            hessian = self._hessian.load()
+        elif path == "lm_head" or self.source.config.tie_word_embeddings:
+            hessian = sum((products(self.pieces.finish(x)) for x in xs), mx.array(0.0))
+        else:  # looked up, a row at a time
+            hessian = mx.eye(weight.shape[1])
+        return module(layer, by_gptq(weight, np.array(hessian), packing), packing)
 
 
 def _kept(array: mx.array) -> mx.array:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 
 from ..config_parts import Quantization
 from ..model import Block, Mask, prepare
+from ..quantize import PARTS
 from ..repack import unpack
 from ..rope import Rope, Rotation
 from ..weights.checkpoint import Checkpoint
@@ -123,7 +124,4 @@ def dense(
     packing = packings.get(module)
     if packing is None or kind != "weight":
         return tensors[name].load().astype(mx.float32)
-    kinds = ("weight", "scales", "biases")
-    return unpack(
-        {k: tensors[n].load() for k in kinds if (n := f"{module}.{k}") in tensors}, packing
-    )
+    return unpack({p: t.load() for p in PARTS if (t := tensors.get(f"{module}.{p}"))}, packing)

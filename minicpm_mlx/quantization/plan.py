@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 from ..config_parts import Quantization
@@ -49,12 +50,19 @@ def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def uniform(checkpoint: Checkpoint, packing: Quantization) -> dict[str, Quantization]:
-    """`packing` for every matrix whose rows divide into its groups."""
-    matrices = sizes(checkpoint).items()
-    plan = {name: packing for name, (_, width) in matrices if width % packing.group_size == 0}
-    if not plan:
+    """`packing` for every matrix whose rows divide into its groups.
+
+    InvalidArgumentError: they hold less than half of the weights.
+    """
+    matrices = sizes(checkpoint)
+    plan = dict.fromkeys(
+        (path for path, (_, width) in matrices.items() if width % packing.group_size == 0), packing
+    )
+    total = sum(map(prod, matrices.values()))
+    share = sum(prod(matrices[path]) for path in plan) / total
+    if share < 0.5:
         raise InvalidArgumentError(
-            f"no matrix has rows of a multiple of {packing.group_size} weights; "
+            f"groups of {packing.group_size} weights divide the rows of {share:.0%} of this model; "
             "choose a smaller group size"
         )
     return plan

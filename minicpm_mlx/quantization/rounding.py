@@ -13,7 +13,7 @@ import numpy as np
 from ..config_parts import Quantization
 from ..gptq import ROWS, Floats, Rounder, packed
 from ..model import Block
-from ..quantize import replace
+from ..quantize import PARTS, replace
 from .pieces import Run, at, products
 from .plan import unit
 
@@ -38,11 +38,15 @@ def round_nearest(block: nn.Module, plan: Mapping[str, Quantization]) -> None:
     """Replace the matrices of `block` that are in `plan` by packed ones, as MLX rounds."""
     for name, packing in plan.items():
         layer = at(block, name)
-        codes, *scales = mx.quantize(
-            layer.weight, group_size=packing.group_size, bits=packing.bits, mode=packing.mode
-        )
-        scales = [s.astype(SCALES) if packing.mode == "affine" else s for s in scales]
-        replace(block, name, module(layer, (codes, *scales), packing))
+        replace(block, name, module(layer, to_nearest(layer.weight, packing), packing))
+
+
+def to_nearest(weight: mx.array, packing: Quantization) -> tuple[mx.array, ...]:
+    """Codes, scales and, if affine, biases of a matrix, as MLX rounds."""
+    codes, *scales = mx.quantize(
+        weight, group_size=packing.group_size, bits=packing.bits, mode=packing.mode
+    )
+    return codes, *(s.astype(SCALES) if packing.mode == "affine" else s for s in scales)
 
 
 def round_gptq(
@@ -50,7 +54,7 @@ def round_gptq(
 ) -> None:
     """The same, so that what each makes of the inputs `xs` of the block changes least."""
     recorded = {}
-    for name in _one_of_each(plan):  # q, k and v read the same; so do gate and up
+    for name, *_ in _reading_alike(plan):
         recorded[name] = Recorder(at(block, name))
         replace(block, name, recorded[name])
     for x in xs:
@@ -84,16 +88,12 @@ def module(layer: nn.Module, arrays: Sequence[mx.array], packing: Quantization) 
     """The packed form of `layer`, of codes, scales and, if affine, biases."""
     how: Any = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
     made: Any = nn.QuantizedLinear(packing.group_size, packing.group_size, bias=False, **how)
-    for name, array in zip(("weight", "scales", "biases"), arrays):  # noqa: B905
+    for name, array in zip(PARTS, arrays, strict=False):
         made[name] = array
     if "bias" in layer:
         made.bias = layer.bias
     mx.eval(made.parameters())
     return made
-
-
-def _one_of_each(plan: Mapping[str, Quantization]) -> list[str]:
-    return [members[0] for members in _reading_alike(plan)]
 
 
 def _reading_alike(plan: Mapping[str, Quantization]) -> list[list[str]]:

@@ -9,8 +9,9 @@ One pass forwards and one backwards, a layer at a time, give both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from ..config_parts import Quantization
 from ..gptq import Floats, nearest
 from ..model import Block
 from ..quantize import replace
+from ..weights.lazy import LazyTensor
 from .pieces import ROWS, Pieces, Run, at, matrices, products
 from .plan import CHOICES
 
@@ -52,49 +54,71 @@ class Tap(nn.Module):
         return out if self.zero is None else out + self.zero
 
 
+Parts = Callable[[str, Callable[[], Mapping[str, mx.array]]], Mapping[str, LazyTensor]]
+"""Arrays kept under a name, which are made by calling what is given if they are not there yet."""
+
+
+def in_memory(_: str, make: Callable[[], Mapping[str, mx.array]]) -> Mapping[str, LazyTensor]:
+    """Arrays that nothing keeps but their user."""
+    return {name: LazyTensor.of(array) for name, array in make().items()}
+
+
 def costs(
     pieces: Pieces,
     texts: Sequence[Sequence[int]],
     *,
     seed: int = 0,
+    parts: Parts = in_memory,
     progress: Callable[[str], object] = lambda _: None,
-) -> tuple[dict[str, dict[Quantization, float]], Floats]:
+) -> tuple[dict[str, dict[Quantization, float]], LazyTensor]:
     """By matrix what each packing costs, in nats a token, measured on `texts`, alike in length.
 
     Also the embedding's Hessian for `gptq`: as a head it is multiplied by the last states, and as
-    the first layer it is looked up.
+    the first layer it is looked up. `parts` keeps what each layer was found to be.
     """
-    layers = pieces.config.num_hidden_layers
+    layers, tokens = pieces.config.num_hidden_layers, sum(map(len, texts))
     run = pieces.runner(len(texts[0]))
-    inputs = [pieces.start(texts)]
+    inputs = [LazyTensor.of(mx.concatenate(pieces.start(texts)))]
+
+    def forwards(number: int) -> dict[str, mx.array]:
+        block, xs = pieces.layer(number), _each(inputs[number])
+        return {"x": mx.concatenate([_done(run(block, x)) for x in xs])}
+
     for number in range(layers):
-        block = pieces.layer(number)
-        inputs.append([_done(run(block, x)) for x in inputs[-1]])
+        inputs.append(parts(f"forwards-{number:04d}", partial(forwards, number))["x"])
         progress(f"forwards {number + 1} of {layers}")
-    head, gradients, outputs = _head(pieces, inputs.pop(), seed)
-    tokens = sum(len(text) for text in texts)
-    found: dict[str, dict[Quantization, float]] = {}
-    for number in reversed(range(layers)):
+    head = parts("head", lambda: _head(pieces, _each(inputs[-1]), seed))
+    gradients, found = head["gradients"], dict[str, mx.array]()
+
+    def backwards(number: int, gradients: LazyTensor) -> dict[str, mx.array]:
         block = pieces.layer(number)
-        known, gradients = _backwards(block, run, inputs.pop(), gradients)
-        for name, sensitivity in known.items():
-            weight = at(block, name).weight
-            found[f"model.layers.{number}.{name}"] = _costs(weight, sensitivity, tokens)
+        known, before = _backwards(block, run, _each(inputs[number]), _each(gradients))
+        arrays = {n: _costs(at(block, n).weight, known[n], tokens) for n in known}
+        return arrays | {"gradients": mx.concatenate(before)}
+
+    for number in reversed(range(layers)):
+        made = parts(f"backwards-{number:04d}", partial(backwards, number, gradients))
+        gradients = made["gradients"]
+        prefix = f"model.layers.{number}."
+        found |= {prefix + name: made[name].load() for name in made if name != "gradients"}
         progress(f"backwards {layers - number} of {layers}")
-    looked_up = sum((products(g) for g in gradients), mx.array(0.0)) * pieces.config.scale_emb**2
-    first, counts = np.array(looked_up), np.bincount(np.concatenate(texts), minlength=len(outputs))
-    weight = pieces["model.embed_tokens.weight"]
-    as_input = Sensitivity(first, counts.astype(np.float32))
-    if pieces.config.tie_word_embeddings:
-        as_head = _costs(weight, Sensitivity(head, outputs), tokens)
-        found["model.embed_tokens"] = {
-            packing: cost + as_head[packing]
-            for packing, cost in _costs(weight, as_input, tokens).items()
+    ends = parts("embedding", lambda: _embedding(pieces, texts, _each(gradients), head))
+    found |= {name: ends[name].load() for name in ends if name != "hessian"}
+    by_packing = {
+        name: {
+            how: cost
+            for how, cost in zip(CHOICES, np.array(row).tolist(), strict=True)
+            if cost >= 0
         }
-        return found, head * outputs.sum() + first * counts.sum()
-    found["model.embed_tokens"] = _costs(weight, as_input, tokens)
-    found["lm_head"] = _costs(pieces["lm_head.weight"], Sensitivity(head, outputs), tokens)
-    return found, first
+        for name, row in found.items()
+    }
+    return by_packing, ends["hessian"]
+
+
+def _each(stacked: LazyTensor) -> list[mx.array]:
+    """Of every text its (1, T, hidden)."""
+    array = stacked.load()
+    return list(mx.split(array, len(array)))
 
 
 def _done(array: mx.array) -> mx.array:
@@ -102,7 +126,7 @@ def _done(array: mx.array) -> mx.array:
     return array
 
 
-def _head(pieces: Pieces, xs: list[mx.array], seed: int) -> tuple[Floats, list[mx.array], Floats]:
+def _head(pieces: Pieces, xs: list[mx.array], seed: int) -> dict[str, mx.array]:
     """Products of the head's inputs, gradients at the last block's output, and at the head's.
 
     The latter are summed in expectation: p (1 - p) for each token of the vocabulary.
@@ -122,7 +146,28 @@ def _head(pieces: Pieces, xs: list[mx.array], seed: int) -> tuple[Floats, list[m
             mx.eval(outputs, parts)
         (gradient,) = mx.vjp(pieces.finish, [x], [mx.concatenate(parts)[None]])[1]
         gradients.append(_done(gradient))
-    return np.array(inputs), gradients, np.array(outputs)
+    return {"inputs": inputs, "outputs": outputs, "gradients": mx.concatenate(gradients)}
+
+
+def _embedding(
+    pieces: Pieces,
+    texts: Sequence[Sequence[int]],
+    gradients: list[mx.array],
+    head: Mapping[str, LazyTensor],
+) -> dict[str, mx.array]:
+    """Costs of the embedding and the head, which may be one matrix, and the embedding's Hessian."""
+    weight, tokens = pieces["model.embed_tokens.weight"], sum(map(len, texts))
+    as_head = Sensitivity(*(np.array(head[name].load()) for name in ("inputs", "outputs")))
+    looked_up = sum((products(g) for g in gradients), mx.array(0.0)) * pieces.config.scale_emb**2
+    counts = np.bincount(np.concatenate(texts), minlength=len(weight)).astype(np.float32)
+    as_input = Sensitivity(np.array(looked_up), counts)
+    found = {"model.embed_tokens": _costs(weight, as_input, tokens)}
+    if not pieces.config.tie_word_embeddings:
+        found["lm_head"] = _costs(pieces["lm_head.weight"], as_head, tokens)
+        return found | {"hessian": looked_up}
+    found["model.embed_tokens"] += _costs(weight, as_head, tokens)
+    both = as_head.inputs * as_head.outputs.sum() + as_input.inputs * counts.sum()
+    return found | {"hessian": mx.array(both)}
 
 
 def _backwards(
@@ -160,18 +205,18 @@ def _backwards(
     return {n: Sensitivity(np.array(inputs[n]), np.array(outputs[n])) for n in taps}, before
 
 
-def _costs(weight: mx.array, known: Sensitivity, tokens: int) -> dict[Quantization, float]:
-    """What each packing of CHOICES costs that the rows of `weight` divide into."""
+def _costs(weight: mx.array, known: Sensitivity, tokens: int) -> mx.array:
+    """What each packing of CHOICES costs; -1 where the rows of `weight` do not divide into it."""
     matter = np.flatnonzero(known.outputs)  # of an embedding the rows of tokens that were met
     rows = matter[:: max(1, len(matter) // SAMPLED)]
     sample, outputs = np.array(weight[mx.array(rows)]), known.outputs[rows]
     share = known.outputs.sum() / max(float(outputs.sum()), 1e-30)
     importance = np.diag(known.inputs).astype(np.float32)
-    found = {}
-    for packing in CHOICES:
+    found = [-1.0] * len(CHOICES)
+    for place, packing in enumerate(CHOICES):
         if weight.shape[1] % packing.group_size == 0:
             rounded = nearest(sample, importance, packing.bits, packing.group_size, mx.float16)
             error = sample - rounded
             squares = ((error @ known.inputs) * error).sum(axis=1)
-            found[packing] = float(squares @ outputs * share) / 2 / tokens**2
-    return found
+            found[place] = float(squares @ outputs * share) / 2 / tokens**2
+    return mx.array(found)

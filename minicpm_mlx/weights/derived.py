@@ -15,12 +15,10 @@ import numpy as np
 
 from ..config_parts import Quantization
 from ..errors import WeightsError
+from ..quantize import PARTS
 from ..repack import unpack
 from .checkpoint import Checkpoint
 from .lazy import LazyTensor
-
-PARTS = ("weight", "scales", "biases")
-"""A packed matrix: codes, and what turns those of a group into weights."""
 
 BLOCK = 1 << 22
 """Elements that are in float32 at once."""

@@ -1,5 +1,7 @@
 """What the weight readers share: a tensor not read yet, and the first look at a file."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,11 @@ class LazyTensor:
     """Element type in the file."""
     load: Callable[[], mx.array]
     """The data. Nothing here keeps it, so memory is freed with the caller's last reference."""
+
+    @classmethod
+    def of(cls, array: mx.array) -> LazyTensor:
+        """One of an array in memory."""
+        return cls(array.shape, array.dtype, lambda: array)
 
 
 def first_bytes(path: Path, count: int = 32) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy as np
 from ...config import Config
 from ...config_parts import Quantization
 from ...errors import DownloadError, InvalidArgumentError, WeightsError
+from ...quantize import PARTS
 from ...repack import unpack
 from ...tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
-from ..derived import PARTS
 from ..lazy import LazyTensor, printable
 from ..llama import EMBEDDING, HEAD
 from .architecture import architecture_of, keys_of
@@ -263,6 +264,7 @@ def _made_whole(path: Path) -> Iterator[Path]:
     partial_file: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         partial_file = path.with_name(f".{path.name}-{os.getpid()}")
         yield partial_file
         partial_file.replace(path)
@@ -276,3 +278,16 @@ def _made_whole(path: Path) -> Iterator[Path]:
         if partial_file is not None:
             with suppress(OSError):
                 partial_file.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what processes that were killed left half written of `path`."""
+    for half in path.parent.glob(f".{escape(path.name)}-*"):
+        process = half.name.rpartition("-")[2]
+        if process.isdecimal():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                half.unlink(missing_ok=True)
+            except OSError:
+                continue  # another user's: it lives
