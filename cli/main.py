@@ -21,6 +21,8 @@ from . import (
     export_adapter,
     fuse,
     generate,
+    launch,
+    lora,
     manage,
     options,
     ppl,
@@ -47,7 +49,10 @@ app.command("convert")(convert.convert)
 app.command("ppl")(ppl.ppl)
 app.command("fuse")(fuse.fuse)
 app.command("export-adapter")(export_adapter.export_adapter)
+app.command("lora")(lora.lora)
+app.command("dpo", help="Fine-tune on preferences: `lora`, refusing other data.")(lora.lora)
 app.command("doctor")(doctor.doctor)
+app.command("launch", context_settings={"allow_interspersed_args": False})(launch.launch)
 
 
 @app.callback(invoke_without_command=True)

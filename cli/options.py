@@ -15,6 +15,8 @@ from minicpm_mlx.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
+    from minicpm_mlx.config import Config
+    from minicpm_mlx.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "minicpm-2b-dpo"
 
@@ -63,9 +65,10 @@ def load(
     kv_bits: int | None = None,
     adapter: str | None = None,
     draft: str | None = None,
+    fuse: bool = True,
 ) -> LM:
     """Load a model for a command, if it fits in memory with a cache of `context` tokens (None: a
-    short one); `quiet` where the terminal is in use meanwhile."""
+    short one); `quiet` where the terminal is in use meanwhile; other arguments as of mm.load."""
     import minicpm_mlx as mm
     from minicpm_mlx import memory
     from minicpm_mlx.local import folder_of
@@ -75,7 +78,19 @@ def load(
     config = mm.Config.load(folder_of(resolve(model)))
     memory.check(memory.plan(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
     with nullcontext() if quiet else _notice(f"loading {model} …"):
-        return mm.load(model, dtype=dtype, device=device, adapter=adapter, draft=draft)
+        return mm.load(model, dtype=dtype, device=device, adapter=adapter, draft=draft, fuse=fuse)
+
+
+def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
+    """What of a model can be had in no time."""
+    from minicpm_mlx.config import Config
+    from minicpm_mlx.local import folder_of
+    from minicpm_mlx.registry import resolve
+    from minicpm_mlx.tokenizer import tokenizer_of
+
+    card = resolve(model)
+    folder = folder_of(card)
+    return tokenizer_of(card, folder), Config.load(folder)
 
 
 def select(dtype: str | None, device: str | None, *, quiet: bool = False) -> None:

@@ -8,9 +8,11 @@
     ├── ModelNotFoundError  no card, folder, file or repository of that name
     ├── DownloadError       the hub could not be reached, refused, or the disk is too small
     ├── MissingPackageError an optional package is needed; the message names the pip command
+    ├── DataError           training data is missing, malformed or of several kinds
     ├── SessionError        a saved conversation is missing, damaged or of another kind
     ├── InvalidArgumentError an argument is out of range or contradicts another
     ├── ContextLengthError  the prompt does not fit the model's context
+    ├── DistributedError    processes working together disagree, or one of them was lost
     └── NumericsError       the model produced NaN
 
 Each message is one line that says what was expected, what was found and what to do; the command
@@ -20,6 +22,8 @@ line prints it as it is and exits with 1.
 __all__ = [
     "ConfigError",
     "ContextLengthError",
+    "DataError",
+    "DistributedError",
     "DownloadError",
     "InvalidArgumentError",
     "MiniCPMError",
@@ -65,6 +69,10 @@ class MissingPackageError(MiniCPMError):
     """An optional package is needed; the message names the pip command."""
 
 
+class DataError(MiniCPMError):
+    """Training data is missing, malformed or of several kinds; the message names the place."""
+
+
 class SessionError(MiniCPMError):
     """A saved conversation is missing, damaged or of another kind."""
 
@@ -75,6 +83,10 @@ class InvalidArgumentError(MiniCPMError):
 
 class ContextLengthError(MiniCPMError):
     """The prompt does not fit the model's context."""
+
+
+class DistributedError(MiniCPMError):
+    """Processes working together disagree, or one of them was lost."""
 
 
 class NumericsError(MiniCPMError):

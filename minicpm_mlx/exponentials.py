@@ -1,8 +1,8 @@
-"""Attention and SiLU of a long forward pass on a CPU, with NumPy's exponentials.
+"""Attention, SiLU and softmax of long passes on a CPU, with NumPy's exponentials.
 
 On x86 MLX takes 20 ns for an exponential and NumPy half a nanosecond; they were most of the time it
-took to read a prompt. NumPy wants values, so what is given is evaluated at once: for inference
-alone.
+took to read a prompt. NumPy wants values, so what is given is evaluated at once, and nothing here
+can be differentiated: train/kernels.py has forms that can.
 """
 
 from __future__ import annotations
@@ -34,12 +34,22 @@ def attention(
     added = isinstance(mask, mx.array) and mask.dtype != mx.bool_
     if added or q.dtype != mx.float32 or B * H * T * S < FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    weights = probabilities(q, k, scale=scale, mask=mask)
+    return (weights.reshape(B, K, -1, S) @ v).reshape(B, H, T, D)
+
+
+def probabilities(
+    q: mx.array, k: mx.array, *, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """How much each query looks at each key, (B, H, T, S), for arguments as of `attention`."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
     queries = (q * scale).reshape(B, K, -1, D)  # heads that share keys, together
     scores = (queries @ k.swapaxes(-1, -2)).reshape(B, H, T, S)
     if isinstance(mask, mx.array):  # not -inf: a row that sees nothing, padding, would become NaN
         scores = mx.where(mask, scores, mx.finfo(mx.float32).min)
     _softmax(np.array(scores, copy=False).reshape(-1, T, S), causal=isinstance(mask, str))
-    return (scores.reshape(B, K, -1, S) @ v).reshape(B, H, T, D)
+    return scores
 
 
 def _softmax(scores: Floats, *, causal: bool) -> None:
@@ -58,6 +68,22 @@ def _softmax(scores: Floats, *, causal: bool) -> None:
         block -= block.max(axis=-1, keepdims=True)
         np.exp(block, out=block)
         block /= block.sum(axis=-1, keepdims=True)
+
+
+def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """Softmax of logits (N, V), which are used up, and the logarithms of its divisors, (N,)."""
+    rows = np.array(logits, copy=False)
+    logs = np.empty(len(rows), np.float32)
+    step = max(BLOCK // rows.shape[1], 1)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        largest = block.max(axis=-1, keepdims=True)
+        block -= largest
+        np.exp(block, out=block)
+        total = block.sum(axis=-1, keepdims=True)
+        block /= total
+        logs[start : start + step] = (np.log(total) + largest)[:, 0]
+    return logits, mx.array(logs)
 
 
 def silu_times(gate: mx.array, up: mx.array) -> mx.array:

@@ -51,13 +51,7 @@ def plan(
     """The plan of a model run here, fused, in `dtype` or what this machine prefers."""
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype)
-    count = parameter_count(config)
     tokens = min(context or config.context_length, config.context_length)
-    packing = config.quantization
-    if packing is None or device.unpack_to(compute, count) is not None:
-        weights = count * compute.size
-    else:  # a scale and, in the affine mode, a bias of 16 bits for each group
-        weights = int(count * (packing.bits + 32 / packing.group_size) / 8)
     width = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
     bits = float(8 * compute.size)
     if kv_bits is not None:  # a scale and a bias for each group
@@ -66,12 +60,20 @@ def plan(
     if device.on_cpu():  # where attention holds its scores
         working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
     return Plan(
-        weights=weights,
+        weights=weight_bytes(config, compute),
         cache=int(tokens * width * bits / 8),
         working=working,
         available=device.available_memory(),
         context=tokens,
     )
+
+
+def weight_bytes(config: Config, compute: mx.Dtype) -> int:
+    """What the weights take, computed with in `compute`; packed ones stay so but on a CPU."""
+    count, packing = parameter_count(config), config.quantization
+    if packing is None or device.unpack_to(compute, count) is not None:
+        return count * compute.size
+    return int(count * packing.bits_per_weight / 8)
 
 
 def check(found: Plan) -> None:

@@ -31,6 +31,7 @@ class Attention(nn.Module):
         super().__init__()
         D, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
         self.heads, self.kv_heads, self.scale = H, K, D**-0.5
+        self.attention: Callable[..., mx.array] | None = None  # in the place of MLX's
         self.residual_scale = config.residual_scale
         bias = config.attention_bias
         self.q_proj = nn.Linear(config.hidden_size, H * D, bias=bias)
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
         k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
         v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)
-        out = attend(rotate(q), rotate(k), v, self.scale, mask, cache)
+        out = attend(rotate(q), rotate(k), v, self.scale, mask, cache, self.attention)
         return self.o_proj(out) * self.residual_scale
 
 

@@ -1,0 +1,110 @@
+"""A run's state on the disk: what is needed to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import ConfigError, InvalidArgumentError
+from ..local import make_whole
+from ..weights import safetensors
+
+Arrays = dict[str, mx.array]
+
+KEPT = 2
+"""Checkpoints that are kept, the latest ones."""
+
+ADVICE = "give another folder (--adapter-path)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Steps done; which samples are next follows from it."""
+    tokens: int = 0
+    """Read, padding not counted."""
+    best: float | None = None
+    """Lowest validation loss."""
+    best_step: int = 0
+    worse: int = 0
+    """Validations since the lowest."""
+    skipped: int = 0
+    """Steps that were left out one after the other, as their gradients were not finite."""
+    rolled_back: int = 0
+    """Times that a checkpoint was gone back to without a sound step since."""
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a run."""
+
+    parameters: Arrays
+    """Those that are trained."""
+    optimizer: Arrays
+    progress: Progress
+
+
+def save(folder: Path, state: State, fingerprint: Mapping[str, Any]) -> Path:
+    """Write a checkpoint of the run in `folder`, and delete old ones; where it is.
+
+    DownloadError: it cannot be written; older ones are then as they were.
+    """
+    place = folder / f"step-{state.progress.step:07d}"
+    if place.exists():  # of a run that came as far before it was rolled back
+        shutil.rmtree(place)
+
+    def make(partial: Path) -> None:
+        mx.save_safetensors(str(partial / "parameters.safetensors"), state.parameters)
+        mx.save_safetensors(str(partial / "optimizer.safetensors"), state.optimizer)
+        record = {"progress": asdict(state.progress), "run": dict(fingerprint)}
+        (partial / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    make_whole(place, make, ADVICE)
+    for older in checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(older, ignore_errors=True)
+    return place
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of the run in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
+
+
+def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
+    """The latest checkpoint of the run in `folder`; None: there is none.
+
+    InvalidArgumentError: it is of a run that differs in what decides its steps. ConfigError,
+    WeightsError: it is damaged.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    path = found[-1] / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        progress, run = Progress(**record["progress"]), dict(record["run"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: expected a checkpoint's state ({error}); delete {found[-1].name} to go on "
+            "from the one before"
+        ) from None
+    for name in sorted(run.keys() | fingerprint.keys()):
+        if run.get(name) != fingerprint.get(name):
+            raise InvalidArgumentError(
+                f"--resume: the run in {folder.parent} has {name} {run.get(name)}, got "
+                f"{fingerprint.get(name)}; give what it was begun with, or another --adapter-path"
+            )
+    parameters, optimizer = (
+        {name: tensor.load() for name, tensor in safetensors.read(found[-1] / file).items()}
+        for file in ("parameters.safetensors", "optimizer.safetensors")
+    )
+    return State(parameters, optimizer, progress)

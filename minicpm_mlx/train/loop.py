@@ -1,0 +1,350 @@
+"""The training loop: steps that can be interrupted, and gone on with as if they had not been."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .. import device, distributed
+from ..arguments import at_least_one, number, whole
+from ..errors import InvalidArgumentError, NumericsError
+from ..model import Model
+from . import checkpoint
+from .batches import Batch, Order, length, sequences
+from .checkpoint import Arrays, Progress, State
+from .events import Listener, Noted, Saved, Started, Trained, Validated
+from .layers import draw_dropout
+from .objective import Objective
+from .optimizer import Optimizer, Schedule, clip
+from .samples import Item
+
+SKIPS = 3
+"""Steps without finite gradients, one after the other, after which a checkpoint is gone back to."""
+
+ROLLBACKS = 2
+"""Times that is done in vain before the run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a run goes; sizes are of one process."""
+
+    steps: int
+    batch_size: int = 4
+    """Samples in memory at once."""
+    accumulate: int = 1
+    """Batches a step."""
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of a step's gradients together."""
+    checkpointing: bool = False
+    """Compute layers again for their gradients, rather than keep what they computed."""
+    report_every: int = 10
+    evaluate_every: int = 100
+    save_every: int = 100
+    patience: int | None = None
+    """Validations without a lower loss after which the run ends; None: never."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = ("steps", "batch_size", "accumulate", "report_every", "evaluate_every")
+        for name in (*names, "save_every"):
+            at_least_one(name.replace("_", "-"), getattr(self, name))
+        if self.patience is not None:
+            at_least_one("patience", self.patience)
+        if not number("clip", self.clip) > 0:
+            raise InvalidArgumentError(f"clip must be more than 0, got {self.clip:g}")
+        if whole("seed", self.seed) < 0:
+            raise InvalidArgumentError(f"seed must be 0 or more, got {self.seed}")
+
+    @property
+    def samples_a_step(self) -> int:
+        """Over all processes."""
+        return self.batch_size * self.accumulate * distributed.size()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the steps, and must not change when a run is resumed."""
+        kept = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
+        found = {name: value for name, value in asdict(self).items() if name not in kept}
+        return found | {"processes": distributed.size()}
+
+
+class Trainer:
+    """A run of `plan` over `train`, samples of one kind, in the folder of its checkpoints.
+
+    `keep` is called where the model is better than ever on `valid`; without validation, at the end.
+    `identity` is what else a run must agree in with the one it resumes.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        plan: Plan,
+        train: Sequence[Item],
+        valid: Sequence[Item],
+        folder: Path,
+        *,
+        identity: dict[str, Any] | None = None,
+        keep: Callable[[], object] = lambda: None,
+        listener: Listener = lambda _: None,
+    ):
+        self.model, self.objective, self.plan = model, objective, plan
+        self.train, self.valid, self.folder = train, valid, folder
+        self.fingerprint = plan.fingerprint | (identity or {})
+        self.keep, self.listener = keep, listener
+        self.order = Order([length(item) for item in train], plan.samples_a_step, plan.seed)
+        self.optimizer = Optimizer(plan.optimizer, plan.weight_decay)
+        self.progress = Progress()
+        self.parameters: Arrays = dict(tree_flatten(model.trainable_parameters()))
+        differentiate = mx.value_and_grad(self._loss)
+        # On a CPU the kernels want values at once (see kernels.py), and compiling takes seconds.
+        self._differentiate = differentiate if device.on_cpu() else mx.compile(differentiate)
+        self._sums: dict[str, float] = {}  # since the last report
+        self._norm = 0.0
+        self._since, self._tokens_since = time.perf_counter(), 0
+        self._saved: Progress | None = None
+        self._stop = False
+
+    def resume(self) -> bool:
+        """Take up the latest checkpoint; whether there was one. Errors as `checkpoint.load`."""
+        state = checkpoint.load(self.folder, self.fingerprint)
+        if state is None:
+            return False
+        self._take(state)
+        return True
+
+    def run(self) -> bool:
+        """Do the steps that are left; whether it ended by itself, and was not interrupted.
+
+        NumericsError: gradients stay without end. DownloadError: the disk is full.
+        """
+        plan = self.plan
+        self.model.train()
+        mx.reset_peak_memory()
+        self.listener(Started(step=self.progress.step, steps=plan.steps))
+        with _signals(self._interrupt):
+            if self.progress.step == 0:
+                self._validate()
+            complete = True
+            while complete and self.progress.step < plan.steps:
+                self._step()
+                done = self.progress.step
+                if done % plan.report_every == 0 or done == plan.steps:
+                    self._report()
+                complete = not self._stop or done == plan.steps
+                if not complete:
+                    break
+                if done % plan.evaluate_every == 0 or done == plan.steps:
+                    self._validate()
+                    if plan.patience is not None and self.progress.worse >= plan.patience:
+                        self._note(f"no better for {plan.patience} validations: ended early")
+                        break
+                if done % plan.save_every == 0:
+                    self._save()
+            self._save()
+        if not self.valid or self.progress.best is None:
+            self._keep()
+        return complete
+
+    # A step
+
+    def _step(self) -> None:
+        step, plan = self.progress.step, self.plan
+        items = [self.train[place] for place in self.order.at(step)]
+        mine = items[distributed.rank() :: distributed.size()]
+        total = mx.array(self.objective.weight(items))
+        gradients: Arrays = {name: mx.zeros_like(array) for name, array in self.parameters.items()}
+        sums: Arrays = {"stop": mx.array(float(self._stop))}
+        for start in range(0, len(mine), plan.batch_size):
+            part = mine[start : start + plan.batch_size]
+            found, change = self._gradients(part, total, step, start)
+            gradients = {name: gradients[name] + change[name] for name in gradients}
+            for name, value in found.items():
+                sums[name] = sums.get(name, mx.array(0.0)) + value
+            mx.eval(gradients, sums)
+        gradients, sums = distributed.sum_of((gradients, self._alike(sums)))
+        clipped, norm = clip(gradients, plan.clip)
+        told = {name: float(np.array(value)) for name, value in (sums | {"norm": norm}).items()}
+        self._stop = self._stop or told.pop("stop") > 0
+        texts = sequences(items)
+        tokens = sum(len(text.ids) for text in texts)
+        self.progress = replace(self.progress, step=step + 1, tokens=self.progress.tokens + tokens)
+        self._tokens_since += tokens
+        if not (math.isfinite(told["norm"]) and math.isfinite(told["loss"])):
+            self._skip()
+            return
+        rate = plan.schedule.at(step, plan.steps)
+        self.parameters |= self.optimizer.step(rate, clipped, self.parameters)
+        self._show(self.parameters)
+        mx.eval(self.parameters, self.optimizer.state)
+        self.progress = replace(self.progress, skipped=0, rolled_back=0)
+        self._norm = told.pop("norm")
+        for name, amount in (told | {"weight": self.objective.weight(items)}).items():
+            self._sums[name] = self._sums.get(name, 0.0) + amount
+
+    def _gradients(
+        self, items: Sequence[Item], total: mx.array, step: int, place: int
+    ) -> tuple[Arrays, Arrays]:
+        # Dropout follows from the step, so that there is no state of it to save.
+        draw = random.Random(f"{self.plan.seed} {step} {distributed.rank()} {place}")
+        key = mx.random.key(draw.getrandbits(62))
+        arrays = self.objective.batch(items).arrays
+        (_, sums), gradients = self._differentiate(self.parameters, arrays, total, key)
+        return sums, gradients
+
+    def _loss(
+        self, parameters: Arrays, arrays: Arrays, total: mx.array, key: mx.array
+    ) -> tuple[mx.array, Arrays]:
+        self._show(parameters)
+        draw_dropout(self.model, key)
+        sums = self.objective.sums(self.model, Batch(**arrays), self.plan.checkpointing)
+        return sums["loss"] / total, sums
+
+    def _alike(self, sums: Arrays) -> Arrays:
+        """With the names that other processes have too, where this one had no samples."""
+        names = ("stop", *self.objective.told)
+        return {name: sums.get(name, mx.array(0.0)) for name in names}
+
+    def _show(self, parameters: Arrays) -> None:
+        """Put parameters in the model."""
+        self.model.update(tree_unflatten(list(parameters.items())))
+
+    def _skip(self) -> None:
+        self._show(self.parameters)
+        self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
+        self._note(f"step {self.progress.step} left out: its loss or gradients are not finite")
+        if self.progress.skipped < SKIPS:
+            return
+        state = checkpoint.load(self.folder, self.fingerprint)
+        if state is None or self.progress.rolled_back >= ROLLBACKS:
+            raise NumericsError(
+                f"training: {SKIPS} steps in a row had no finite gradients; lower the learning "
+                "rate (--learning-rate), or compute in float32 (--dtype float32)"
+            )
+        at, back = self.progress, state.progress.step
+        self._take(state)
+        # The samples that follow are others than those it failed on.
+        self.progress = replace(at, skipped=0, rolled_back=at.rolled_back + 1)
+        self._note(f"gone back to the weights of step {back}, with the samples that follow")
+
+    # What is done now and then
+
+    def _report(self) -> None:
+        now = time.perf_counter()
+        sums, weight = self._sums, self._sums.pop("weight", 0.0)
+        if not weight:
+            return
+        loss = sums.pop("loss") / weight
+        self.listener(
+            Trained(
+                step=self.progress.step,
+                loss=loss,
+                learning_rate=self.plan.schedule.at(self.progress.step - 1, self.plan.steps),
+                gradient_norm=self._norm,
+                tokens=self.progress.tokens,
+                tokens_per_second=self._tokens_since / max(now - self._since, 1e-9),
+                epoch=self.progress.step / self.order.per_epoch,
+                peak_memory=mx.get_peak_memory(),
+                extra={name: value / weight for name, value in sums.items()},
+            )
+        )
+        self._sums, self._since, self._tokens_since = {}, time.perf_counter(), 0
+
+    def _validate(self) -> None:
+        if not self.valid:
+            return
+        begin = time.perf_counter()
+        found = evaluate(self.model, self.objective, self.valid, self.plan.batch_size)
+        loss = found.pop("loss")
+        best = self.progress.best is None or loss < self.progress.best
+        if best:
+            self.progress = replace(self.progress, best=loss, best_step=self.progress.step, worse=0)
+        else:
+            self.progress = replace(self.progress, worse=self.progress.worse + 1)
+        if best and self.progress.step:
+            self._keep()
+        self.listener(Validated(step=self.progress.step, loss=loss, best=best, extra=found))
+        self._since += time.perf_counter() - begin
+
+    def _keep(self) -> None:
+        if distributed.rank() == 0:
+            self.keep()
+
+    def _save(self) -> None:
+        if distributed.rank() == 0 and self._saved != self.progress:
+            state = State(self.parameters, self.optimizer.state, self.progress)
+            place = checkpoint.save(self.folder, state, self.fingerprint)
+            self._saved = self.progress
+            self.listener(Saved(step=self.progress.step, folder=place))
+        distributed.barrier()
+
+    def _take(self, state: State) -> None:
+        # In the order they had, in which their squares are summed for clipping.
+        self.parameters = {name: state.parameters[name] for name in self.parameters}
+        self.progress = state.progress
+        self.optimizer.state = state.optimizer
+        self._show(self.parameters)
+
+    def _note(self, text: str) -> None:
+        self.listener(Noted(step=self.progress.step, text=text))
+
+    def _interrupt(self) -> None:
+        self._stop = True
+        self._note("ending after this step; once more ends at once")
+
+
+def evaluate(
+    model: Model, objective: Objective, items: Sequence[Item], batch_size: int
+) -> dict[str, float]:
+    """The mean loss over samples, and what else the objective tells of; nothing is changed."""
+    model.eval()
+    ordered = sorted(items, key=length)
+    sums = {name: mx.array(0.0) for name in objective.told}
+    parts = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
+    for part in parts[distributed.rank() :: distributed.size()]:
+        found = objective.sums(model, objective.batch(part), False)
+        sums = {name: sums[name] + found[name] for name in sums}
+        mx.eval(sums)
+    sums = distributed.sum_of(sums)
+    model.train()
+    weight = objective.weight(items)
+    return {name: float(np.array(value)) / weight for name, value in sums.items()}
+
+
+@contextmanager
+def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `interrupt` once; again they do what they did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def once(*_: object) -> None:
+        for number in watched:
+            signal.signal(number, before[number])
+        interrupt()
+
+    try:
+        for number in watched:
+            signal.signal(number, once)
+        yield
+    finally:
+        for number in watched:
+            signal.signal(number, before[number])

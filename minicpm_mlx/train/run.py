@@ -1,0 +1,286 @@
+"""A whole run: a model and data to a folder with an adapter, or with a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import distributed
+from ..atomic import write_whole
+from ..companions import copy_companions
+from ..errors import InvalidArgumentError
+from ..identity import identity
+from ..lm import LM, Message
+from ..local import make_whole
+from ..model import Model
+from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from ..weights.lazy import LazyTensor
+from ..weights.load import parameters
+from . import checkpoint, layers
+from .batches import digest
+from .data import Data
+from .events import Listener, Sampled
+from .kernels import use_fast_kernels
+from .layers import Method
+from .loop import Plan, Trainer, evaluate
+from .objective import CrossEntropy, Objective
+from .preference import Preference
+
+CHECKPOINTS = "checkpoints"
+"""Inside the run's folder."""
+
+MODEL = "model"
+"""Likewise, where all of the model was trained."""
+
+REPLY = 64
+"""Tokens of the replies before and after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended."""
+
+    complete: bool
+    """Not interrupted."""
+    steps: int
+    best: float | None
+    """Lowest validation loss, that of what was kept; None: there was no validation."""
+    best_step: int
+    folder: Path
+    """Of the adapter, or of the model."""
+
+
+def finetune(
+    lm: LM,
+    data: Data,
+    folder: str | Path,
+    *,
+    plan: Plan,
+    method: Method | None = None,
+    objective: Objective | None = None,
+    resume: bool = False,
+    replies: int = 0,
+    listener: Listener = lambda _: None,
+) -> Result:
+    """Train `lm`, loaded with `fuse=False`, on `data`; what is best on the validation set is kept.
+
+    `folder` gets an adapter in mlx-lm's layout, or with the method `full` a model; a README, a card
+    of what it was made of, and checkpoints, from which `resume` goes on. The objective follows from
+    the kind of data. `replies` validation prompts are answered before and after.
+
+    InvalidArgumentError: the folder has a run already, or none to resume, or the data are of
+    another kind than the objective. NumericsError, DownloadError: see `Trainer.run`.
+
+        lm = load("demo", fuse=False)
+        data = load_data("train.jsonl", lm.tokenizer)
+        finetune(lm, data, "adapters", plan=Plan(steps=100))
+    """
+    folder, method = Path(folder).expanduser(), method or Method()
+    objective = objective or objective_of(data.kind)
+    check(data, objective, method, plan)
+    claim(folder, resume)
+    model = lm.model
+    if not isinstance(model, Model):
+        raise InvalidArgumentError("expected a model loaded with fuse=False, got the fused form")
+    card = _card(lm, data, method, plan, objective)
+    mx.random.seed(plan.seed)  # of the adapters' first values
+    layers.prepare(model, method)
+    use_fast_kernels(model)
+    trainer = Trainer(
+        model,
+        objective,
+        plan,
+        data.train,
+        data.valid,
+        folder / CHECKPOINTS,
+        identity={
+            "base": card["base"]["identity"],
+            "data": digest(data.train),
+            "loss": card["loss"],
+        }
+        | {"method": _plain(method)},
+        keep=lambda: _keep(lm, method, folder, card),
+        listener=listener,
+    )
+    distributed.same_everywhere(json.dumps(trainer.fingerprint, sort_keys=True), "run")
+    if resume and not trainer.resume():
+        raise InvalidArgumentError(f"--resume: {folder} has no checkpoint to go on from")
+    prompts = data.prompts[:replies]
+    if not resume:
+        _answer(lm, prompts, 0, listener)
+    complete = trainer.run()
+    if complete:
+        _answer(lm, prompts, trainer.progress.step, listener)
+    return Result(
+        complete=complete,
+        steps=trainer.progress.step,
+        best=trainer.progress.best,
+        best_step=trainer.progress.best_step,
+        folder=folder / MODEL if method.kind == "full" else folder,
+    )
+
+
+def objective_of(kind: str) -> Objective:
+    """The usual objective for data of a kind."""
+    return (
+        CrossEntropy()
+        if kind == "sft"
+        else Preference(loss="dpo" if kind == "preference" else kind)
+    )
+
+
+def check(data: Data, objective: Objective, method: Method, plan: Plan) -> None:
+    """InvalidArgumentError unless these go together."""
+    wanted = "sft"
+    if isinstance(objective, Preference):
+        wanted = "kto" if objective.loss == "kto" else "preference"
+        if method.kind == "full" and objective.loss != "orpo":
+            raise InvalidArgumentError(
+                f"{objective.loss} compares with the model as it was, which full training leaves "
+                "nowhere; train an adapter (lora or dora), or take orpo"
+            )
+        if wanted == "kto" and plan.batch_size < 2:
+            raise InvalidArgumentError("kto compares with other replies: batch-size 2 or more")
+    if data.kind != wanted:
+        kinds = {"sft": "texts or conversations", "preference": "preference pairs"}
+        raise InvalidArgumentError(
+            f"expected {kinds.get(wanted, 'labelled replies')}, got {data.format}"
+        )
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """InvalidArgumentError where `folder` holds another run, or cannot be one's."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError(f"--adapter-path: {folder} is a file; give a folder")
+    begun = checkpoint.checkpoints(folder / CHECKPOINTS)
+    if begun and not resume:
+        raise InvalidArgumentError(
+            f"{folder} has a run already, up to {begun[-1].name}; --resume goes on with it, "
+            "another --adapter-path begins a new one"
+        )
+    if not begun and (folder / "adapters.safetensors").exists():
+        raise InvalidArgumentError(f"{folder} holds an adapter; give another --adapter-path")
+
+
+def measure_test(lm: LM, data: Data, batch_size: int = 1) -> dict[str, float]:
+    """The mean loss of a model, adapter and all, on the test set, and what else is told of it.
+
+    InvalidArgumentError: there is no test set.
+    """
+    if not data.test:
+        raise InvalidArgumentError(
+            "expected a test set: a folder with test.jsonl beside the others"
+        )
+    objective = objective_of(data.kind)
+    model: Any = lm.model
+    return evaluate(model, objective, data.test, max(batch_size, 2 if data.kind == "kto" else 1))
+
+
+def _answer(lm: LM, prompts: Sequence[Any], step: int, listener: Listener) -> None:
+    if distributed.rank() != 0:
+        return
+    lm.model.eval()
+    for prompt in prompts:
+        reply = lm.generate(prompt, max_tokens=REPLY, speculate=False).text
+        listener(Sampled(step=step, prompt=_shown(prompt), reply=reply.strip()))
+    lm.model.train()
+
+
+def _shown(prompt: str | Sequence[Message]) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+# What is written
+
+
+def _keep(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
+    model = lm.model
+    assert isinstance(model, Model)
+    folder.mkdir(parents=True, exist_ok=True)
+    if method.kind == "full":
+        _keep_model(lm, folder / MODEL)
+    else:
+        tensors, config = layers.saved(model, method)
+        text = json.dumps(config | {"minicpm_mlx": card}, indent=2, ensure_ascii=False)
+        write_whole(
+            folder / "adapter_config.json", lambda path: path.write_text(text, encoding="utf-8")
+        )
+        write_whole(
+            folder / "adapters.safetensors",
+            lambda path: mx.save_safetensors(str(path), tensors, {"format": "mlx"}),
+        )
+    readme = _readme(card, method)
+    write_whole(folder / "README.md", lambda path: path.write_text(readme, encoding="utf-8"))
+
+
+def _keep_model(lm: LM, folder: Path) -> None:
+    assert lm.folder is not None
+    raw = dict(read_checkpoint(lm.folder).raw)
+    tensors = {name: LazyTensor.of(array) for name, array in parameters(lm.model).items()}
+    raw["torch_dtype"] = str(next(iter(tensors.values())).dtype).rpartition(".")[2]
+
+    def make(partial: Path) -> None:
+        write_checkpoint(Checkpoint(raw=raw, tensors=tensors), partial)
+        assert lm.folder is not None
+        copy_companions(lm.folder, partial, lm.card)
+
+    new = folder.with_name(f"{folder.name}-new")
+    make_whole(new, make, checkpoint.ADVICE)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def _card(lm: LM, data: Data, method: Method, plan: Plan, objective: Objective) -> dict[str, Any]:
+    """What a run is made of."""
+    template = lm.tokenizer.template
+    source = "" if template is None else template.source
+    loss: dict[str, Any] = {"name": "cross-entropy"}
+    if isinstance(objective, Preference):
+        loss = _plain(objective)
+    return {
+        "version": version("minicpm-mlx"),
+        "base": {"name": lm.card.repo or lm.card.name, "identity": identity(lm)},
+        "template_sha256": hashlib.sha256(source.encode()).hexdigest(),
+        "data": {"format": data.format, "files": data.sha256, "samples": len(data.train)},
+        "method": _plain(method),
+        "loss": loss,
+        "plan": plan.fingerprint,
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(value)))
+    return found
+
+
+def _readme(card: dict[str, Any], method: Method) -> str:
+    base = card["base"]["name"]
+    kind = "model" if method.kind == "full" else f"{method.kind} adapter of rank {method.rank}"
+    how = f"--model {MODEL}" if method.kind == "full" else f"--model {base} --adapter ."
+    front = f"base_model: {base}\n" if base.count("/") == 1 else ""
+    return f"""---
+library_name: mlx
+pipeline_tag: text-generation
+{front}tags:
+- mlx
+- minicpm-mlx
+---
+
+# A {kind} for {base}
+
+Trained by minicpm-mlx {card["version"]} on {card["data"]["samples"]} samples
+({card["data"]["format"]}). `adapter_config.json` has the rest: settings, hashes, versions.
+
+```sh
+minicpm-mlx chat {how}
+```
+"""

@@ -1,0 +1,138 @@
+"""A run from what its user gave: the rest follows from the data, the model and this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import distributed
+from ..arguments import at_least_one, number
+from ..config import Config
+from ..errors import InvalidArgumentError
+from .batches import length
+from .data import Data
+from .layers import Method
+from .loop import Plan
+from .memory import Needed, fitting
+from .objective import CrossEntropy, Objective
+from .optimizer import Schedule
+from .preference import Preference
+
+SAMPLES = 4
+"""A step, by default."""
+
+EPOCHS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user gave; None: choose."""
+
+    iters: int | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    checkpointing: bool | None = None
+    learning_rate: float | None = None
+    schedule: str = "cosine"
+    warmup: int | None = None
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    report_every: int | None = None
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    patience: int | None = None
+    seed: int = 0
+
+
+def plan_for(
+    data: Data,
+    wishes: Wishes,
+    config: Config,
+    method: Method,
+    *,
+    dtype: str | None = None,
+) -> tuple[Plan, Needed]:
+    """The run over `data` of a model, so that it fits in memory if it can, and what it needs.
+
+    InvalidArgumentError: wishes that contradict each other.
+    """
+    if wishes.iters is not None and wishes.epochs is not None:
+        raise InvalidArgumentError("--iters and --epochs both say how long; leave one")
+    if wishes.patience is not None and not data.valid:
+        raise InvalidArgumentError("--patience needs a validation set, and there is none")
+    if wishes.batch_size is not None:
+        at_least_one("batch-size", wishes.batch_size)
+    needed = fitting(
+        config,
+        method,
+        samples=min(SAMPLES, len(data.train)),
+        batch_size=wishes.batch_size,
+        checkpointing=wishes.checkpointing,
+        length=max(map(length, [*data.train, *data.valid])),
+        kind=data.kind,
+        optimizer=wishes.optimizer,
+        dtype=dtype,
+    )
+    size, checkpointing = needed.batch_size, needed.checkpointing
+    accumulate = wishes.accumulate
+    if accumulate is None:
+        accumulate = 1 if wishes.batch_size else max(1, SAMPLES // (size * distributed.size()))
+    a_step = size * at_least_one("grad-accumulation-steps", accumulate)
+    per_epoch = -(-len(data.train) // (a_step * distributed.size()))
+    steps = wishes.iters
+    if steps is None:
+        epochs = EPOCHS if wishes.epochs is None else number("epochs", wishes.epochs)
+        if not 0 < epochs < float("inf"):
+            raise InvalidArgumentError(f"epochs must be more than 0, got {epochs:g}")
+        steps = max(1, round(epochs * per_epoch))
+    usual = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 1e-4
+    warmup = wishes.warmup if wishes.warmup is not None else min(100, steps // 20)
+    often = max(1, -(-steps // 10))
+    plan = Plan(
+        steps=steps,
+        batch_size=size,
+        accumulate=accumulate,
+        checkpointing=checkpointing,
+        schedule=Schedule(
+            kind=wishes.schedule,
+            peak=usual if wishes.learning_rate is None else wishes.learning_rate,
+            warmup=warmup,
+        ),
+        optimizer=wishes.optimizer,
+        weight_decay=wishes.weight_decay,
+        clip=wishes.clip,
+        report_every=wishes.report_every or min(10, max(1, steps // 20)),
+        evaluate_every=wishes.evaluate_every or often,
+        save_every=wishes.save_every or often,
+        patience=wishes.patience,
+        seed=wishes.seed,
+    )
+    return plan, needed
+
+
+def objective_for(
+    kind: str,
+    *,
+    loss: str | None = None,
+    beta: float | None = None,
+    label_smoothing: float = 0.0,
+    length_normalized: bool = False,
+) -> Objective:
+    """What is made small on data of a kind ("sft", "preference" or "kto").
+
+    InvalidArgumentError: options of another.
+    """
+    if kind == "sft":
+        if loss is not None or beta is not None or label_smoothing or length_normalized:
+            raise InvalidArgumentError(
+                "loss, beta, label-smoothing and length-normalized are for preferences, and these "
+                "data have none"
+            )
+        return CrossEntropy()
+    return Preference(
+        loss=loss or ("kto" if kind == "kto" else "dpo"),
+        beta=beta,
+        label_smoothing=label_smoothing,
+        length_normalized=length_normalized,
+    )
