@@ -110,7 +110,7 @@ def test_one_conversation_in_three_layouts_is_one_training_set() -> None:
 def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     long = {"messages": [ASK, {"role": "assistant", "content": "c" * 60}]}
     lost = {"messages": [{"role": "user", "content": "c" * 60}, REPLY]}
-    path = written(tmp_path, "a.jsonl", lines(GOOD, long, {"messages": []}, lost, GOOD))
+    path = written(tmp_path, "a.jsonl", lines(GOOD, long, {"messages": []}, lost, GOOD, long))
     data = loaded(path, max_seq_length=40, skip_bad=1, valid_fraction=0)
     sample = data.train[0]
     assert isinstance(sample, Sample)
@@ -118,11 +118,11 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     long_targets = data.train[1].targets if isinstance(data.train[1], Sample) else 0
     assert data.counts == {
         "train": Counts(
-            rows=4,
-            samples=3,
-            tokens=2 * length + 40,
-            targets=2 * 2 + long_targets,
-            truncated=1,
+            rows=5,
+            samples=4,
+            tokens=2 * length + 2 * 40,
+            targets=2 * 2 + 2 * long_targets,
+            truncated=2,
             dropped=1,
             split=0,
             bad=1,
@@ -134,10 +134,11 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     assert data.overlong == (
         f"{path}:2: {length + 59} tokens, truncated",
         f"{path}:4: {length + 59} tokens, dropped",
+        f"{path}:6: {length + 59} tokens, truncated",
     )
     assert data.notes == (
         "no validation set, as valid_fraction is 0",
-        "1 longer than 40 tokens and lost their end; raise max_seq_length",
+        "2 longer than 40 tokens and lost their end; raise max_seq_length",
         "1 left out, as too long for 40 tokens; raise max_seq_length",
         "1 bad and skipped",
     )

@@ -15,6 +15,7 @@ from tiny_tokenizer import tiny
 from minicpm_mlx.errors import InvalidArgumentError, TemplateError
 from minicpm_mlx.template import CHATML
 from minicpm_mlx.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.train import encode
 from minicpm_mlx.train.encode import Encoded, Encoder
 from minicpm_mlx.train.formats import Conversation, Document, Judged, Preference
 from minicpm_mlx.train.overview import spans
@@ -277,6 +278,22 @@ def test_all_of_a_text_counts_between_one_bos_and_one_eos(name: str) -> None:
         assert isinstance(sample, Sample)
         assert sample.ids == [*tokenizer.encode(text.removesuffix("</s>")), 2]
         assert sample.mask == [False] + [True] * (len(sample.ids) - 1)
+
+
+@pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4"])
+@pytest.mark.parametrize("text", ["山东 a\n\n b\n c d\n" * 20, "无换行 words " * 40])
+def test_a_text_in_blocks_says_what_the_whole_does(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = real(name)
+    whole = Encoder(tokenizer).encode(Document(text)).items[0]
+    monkeypatch.setattr(encode, "BLOCK", 25)
+    (sample,) = Encoder(tokenizer).encode(Document(text)).items
+    assert isinstance(sample, Sample)
+    assert isinstance(whole, Sample)
+    assert tokenizer.decode(sample.ids) == text
+    assert sample.mask == [False] + [True] * (len(sample.ids) - 1)
+    assert len(whole.ids) <= len(sample.ids) <= len(whole.ids) + 2 * len(text) // 25
 
 
 def test_a_pair_has_one_prompt_and_counts_its_replies() -> None:

@@ -155,6 +155,7 @@ def test_a_line_past_the_limit_is_refused_unread(
     path = written(tmp_path, "a.jsonl", '{"text": "a"}\n' + long + '{"text": "b"}\n')
     found = list(read_rows(path))
     assert [row.value["text"] for row in found if isinstance(row, Row)] == ["a", "b"]
+    assert len(found) == 3
     assert "a.jsonl:2: expected a line of at most 50 bytes" in str(found[1])
 
 

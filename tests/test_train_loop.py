@@ -201,7 +201,7 @@ def test_layers_computed_twice_give_the_same_run(tmp_path: Path) -> None:
     whole = run(trainer(tmp_path / "a"))
     again = run(trainer(tmp_path / "b", replace(PLAN, checkpointing=True)))
     for name, array in whole.parameters.items():
-        assert mx.abs(array - again.parameters[name]).max().item() < 1e-5
+        assert mx.abs(array - again.parameters[name]).max().item() < 1e-4
 
 
 @pytest.mark.skipif(which("c++") is None, reason="MLX compiles for a CPU with a C++ compiler")
@@ -212,6 +212,7 @@ def test_compiled_as_on_a_gpu_it_is_the_same_run(
     plan = replace(PLAN, steps=4, checkpointing=checkpointing)
     whole = run(trainer(tmp_path / "a", plan))
     monkeypatch.setattr(device, "on_cpu", lambda: False)
+    monkeypatch.setattr(device, "slow_exponentials", lambda: False)
     mx.enable_compile()
     try:
         compiled = run(trainer(tmp_path / "b", plan))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -19,8 +21,10 @@ from minicpm_mlx.model import Model
 from minicpm_mlx.quantize import quantize
 from minicpm_mlx.train import head, kernels, layers
 from minicpm_mlx.train.batches import batch_of
+from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
 from minicpm_mlx.train.layers import Method
-from minicpm_mlx.train.objective import CrossEntropy, hidden_states
+from minicpm_mlx.train.loop import with_reference
+from minicpm_mlx.train.objective import CrossEntropy
 from minicpm_mlx.train.preference import Preference, dpo, ipo, kto, orpo
 from minicpm_mlx.train.samples import Item, Labelled, Pair, Sample
 
@@ -71,7 +75,7 @@ def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
 # Cross-entropy
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("way", [at_once, by_layer])
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -86,22 +90,25 @@ def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
     ],
 )
 def test_gradients_are_those_of_all_logits_at_once(
-    kind: str, changes: dict[str, Any], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, changes: dict[str, Any], way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK", 512 * 20)
     monkeypatch.setattr(exponentials, "FEW", 0)
     model = trained(kind, **changes)
+    parameters = flat(model.trainable_parameters())
     samples = [sample(60), sample(33), sample(8)]
     wanted = nn.value_and_grad(model, plain_loss)(model, samples)
-    kernels.use_fast_kernels(model)
-    batch = CrossEntropy().batch(samples)
-
-    def ours(model: Model) -> mx.array:
-        return CrossEntropy().sums(model, batch, checkpointing)["loss"]
-
-    found = nn.value_and_grad(model, ours)(model)
-    assert abs(found[0].item() - wanted[0].item()) < 1e-5 * wanted[0].item()
-    assert apart(found[1], wanted[1]) < 1e-5
+    show(model, parameters)
+    if way is by_layer:
+        kernels.use_fast_kernels(model)
+    objective, batch = CrossEntropy(), batch_of(samples)
+    tail = partial(objective.sums, batch=batch)
+    sums, found = way(model, parameters, batch, tail, mx.array(2.0))
+    assert abs(sums["loss"].item() - wanted[0].item()) < 1e-5 * wanted[0].item()
+    assert apart({name: 2 * array for name, array in found.items()}, wanted[1]) < 1e-5
+    assert objective.sums(losses(model, batch), batch)["loss"].item() == pytest.approx(
+        wanted[0].item(), rel=1e-5
+    )
 
 
 def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
@@ -129,8 +136,9 @@ def test_losses_are_the_same_in_parts_of_any_size(
     hidden, targets = mx.random.normal((count, 64)), mx.random.randint(0, 512, (count,))
     wanted = nn.losses.cross_entropy(model.logits(hidden), targets)
     monkeypatch.setattr(head, "CHUNK", 512 * 20)
-    for gradients in (True, False):
-        found = head.token_losses(model, hidden, targets, gradients=gradients)
+    for how in product((True, False), (True, False)):
+        arguments = dict(zip(("gradients", "at_once"), how, strict=True))
+        found = head.token_losses(model, hidden, targets, **arguments)
         assert mx.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -138,14 +146,11 @@ def test_padding_changes_nothing() -> None:
     model = random_model()
     model.freeze()
     short, long = sample(9), sample(90)
-    alone = [CrossEntropy().sums(model, batch_of([text]), False)["loss"] for text in (short, long)]
-    together = CrossEntropy().sums(model, batch_of([short, long]), False)["loss"]
-    assert together.item() == pytest.approx(sum(loss.item() for loss in alone), rel=1e-6)
-
-
-def test_hidden_states_are_the_models_own() -> None:
-    model, ids = trained(), mx.array([sample(40).ids])
-    assert mx.array_equal(hidden_states(model, ids, True), model.hidden(ids))
+    alone = [losses(model, batch_of([text])) for text in (short, long)]
+    batch = batch_of([short, long])
+    sums = batch.by_text(losses(model, batch))
+    for number, (text, each) in enumerate(zip((short, long), alone, strict=True)):
+        assert sums[number].item() == pytest.approx(each[: text.targets].sum().item(), rel=1e-5)
 
 
 # Kernels
@@ -371,7 +376,8 @@ def test_preferences_are_over_the_replies_log_probabilities(loss: str, normalize
     def gain(text: Sample) -> mx.array:
         return mx.array([log_of(model, text) - log_of(reference, text)])
 
-    found = how.sums(model, how.batch(items), False)["loss"].item()
+    batch = with_reference(model, how, how.batch(items))
+    found = how.sums(losses(model, batch), batch)["loss"].item()
     wanted = mx.array(0.0)
     if loss == "kto":
         a, b = (pair.chosen for pair in pairs)

@@ -99,12 +99,18 @@ class Batch:
     """(N,): whose token it is, of the B texts."""
     labels: mx.array | None = None
     """Of labelled replies whether they are good."""
+    reference: mx.array | None = None
+    """(B,): log probabilities of the texts' tokens that count, summed, to the model as it was."""
 
     @property
     def arrays(self) -> dict[str, mx.array]:
         """What it consists of, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in found.items() if array is not None}
+
+    def by_text(self, values: mx.array) -> mx.array:
+        """Of values (N,), one for each token that counts, the sums over each text: (B,)."""
+        return mx.zeros(len(self.ids)).at[self.owners].add(values * self.weights)
 
 
 def batch_of(samples: Sequence[Sample]) -> Batch:

@@ -24,6 +24,10 @@ __all__ = ["MASKS", "OVERLONG", "Encoded", "Encoder"]
 MASKS = ("assistant", "last", "all")
 OVERLONG = ("truncate", "drop", "split")
 
+BLOCK = 1 << 20
+"""Characters of a text that are encoded at once: the tokenizer takes a hundred times as many bytes.
+Between two blocks no token reaches over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -101,7 +105,10 @@ class Encoder:
     # Plain text
 
     def _document(self, text: str) -> Encoded:
-        ids = self.tokenizer.encode(text)
+        first, *others = _blocks(text)
+        ids = self.tokenizer.encode(first)
+        for block in others:
+            ids += self._alone(block, "\n")
         if ids[-1] not in self.tokenizer.eos_ids:
             ids += self._eos()
         sample = self._sample(ids, [False] + [True] * (len(ids) - 1))
@@ -163,9 +170,10 @@ class Encoder:
         reply = ids[len(prompt) :] if goes_on else self._alone(rest)
         return prompt, self._up_to_end(reply)
 
-    def _alone(self, text: str) -> list[int]:
-        """The tokens of `text` where it goes on from another text, with which none of it merges."""
-        for anchor in _ANCHORS:
+    def _alone(self, text: str, *before: str) -> list[int]:
+        """The tokens of `text` where it goes on from another text, with which none of it merges;
+        `before` is what is tried first as that other text."""
+        for anchor in (*before, *_ANCHORS):
             ids = self.tokenizer.encode(anchor, add_bos=False)
             both = self.tokenizer.encode(anchor + text, add_bos=False)
             if both[: len(ids)] == ids:
@@ -266,6 +274,17 @@ class Encoder:
 
 _ANCHORS = ("x", "。", "\n", ".", " ", "0", "\n\n", "Q:")
 """Texts that some text goes on from; the first whose last token stays as it is serves."""
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """A text in parts that end with a line where one ends in time."""
+    at = 0
+    while at < len(text):
+        end = at + BLOCK
+        if end < len(text):
+            end = text.rfind("\n", at, end) + 1 or end
+        yield text[at:end]
+        at = end
 
 
 def _longest(samples: list[Sample]) -> int:

@@ -7,11 +7,13 @@ runs; where it is, the logits are computed again for its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .. import device, exponentials
 from ..model import Model
@@ -21,40 +23,41 @@ CHUNK = 1 << 24
 
 
 def token_losses(
-    model: Model, hidden: mx.array, targets: mx.array, *, gradients: bool = True
+    model: Model,
+    hidden: mx.array,
+    targets: mx.array,
+    *,
+    gradients: bool = True,
+    at_once: bool = False,
 ) -> mx.array:
     """Of hidden states (N, hidden) the cross-entropy of `targets` (N,), in nats: (N,), float32.
 
-    Without `gradients` it takes less time and cannot be differentiated.
+    Without `gradients` it takes less time and cannot be differentiated. `at_once` computes values
+    rather than a graph, as a CPU is faster with; not inside of mx.compile.
     """
     config = model.config
     head = model.model.embed_tokens if config.tie_word_embeddings else model.lm_head
     hidden = hidden / config.logit_divisor
-    rows = max(CHUNK // config.vocab_size, 1)
+    parts = _Parts(targets, max(CHUNK // config.vocab_size, 1), at_once)
     if not gradients:
         to_logits, _ = _both_ways(head)
-        return _losses(to_logits, hidden, targets, rows)
+        return parts.losses(to_logits, hidden)
     if "weight" in head.trainable_parameters():
-        return _with_head(hidden, head.weight, targets, rows)
-    return _frozen(hidden, head, targets, rows)
+        return _with_head(hidden, head.weight, parts)
+    return _frozen(hidden, head, parts)
 
 
-def _frozen(hidden: mx.array, head: nn.Module, targets: mx.array, rows: int) -> mx.array:
+def _frozen(hidden: mx.array, head: nn.Module, parts: _Parts) -> mx.array:
     to_logits, back = _both_ways(head)
 
     @mx.custom_function
     def losses(hidden: mx.array) -> tuple[mx.array, mx.array]:
         found: list[mx.array] = []
         gradients: list[mx.array] = []
-        for start in range(0, len(hidden), rows):
-            at = slice(start, start + rows)
-            states = hidden[at]
-            if found:  # one part after the other, or MLX may hold the logits of many
-                states = mx.depends([states], [found[-1], gradients[-1]])[0]
-            loss, change = _loss_and_change(to_logits(states), targets[at])
-            found.append(loss)
-            gradients.append(back(change.astype(hidden.dtype)))
-            _settle(found[-1], gradients[-1])
+        for states, targets in parts.of(hidden, found, gradients):
+            loss, change = parts.loss_and_change(to_logits(states), targets)
+            found.append(parts.kept(loss))
+            gradients.append(parts.kept(back(change.astype(hidden.dtype))))
         return mx.concatenate(found), mx.concatenate(gradients)
 
     @losses.vjp
@@ -67,10 +70,10 @@ def _frozen(hidden: mx.array, head: nn.Module, targets: mx.array, rows: int) -> 
     return both[0]
 
 
-def _with_head(hidden: mx.array, weight: mx.array, targets: mx.array, rows: int) -> mx.array:
+def _with_head(hidden: mx.array, weight: mx.array, parts: _Parts) -> mx.array:
     @mx.custom_function
     def losses(hidden: mx.array, weight: mx.array) -> mx.array:
-        return _losses(lambda x: x @ weight.T, hidden, targets, rows)
+        return parts.losses(lambda x: x @ weight.T, hidden)
 
     @losses.vjp
     def gradients(
@@ -78,37 +81,64 @@ def _with_head(hidden: mx.array, weight: mx.array, targets: mx.array, rows: int)
     ) -> tuple[mx.array, mx.array]:
         hidden, weight = inputs
         to_hidden: list[mx.array] = []
-        to_weight = mx.zeros(weight.shape, mx.float32)
-        for start in range(0, len(hidden), rows):
-            at = slice(start, start + rows)
-            states = mx.depends([hidden[at]], [to_weight])[0]
-            change = _loss_and_change(states @ weight.T, targets[at])[1] * above[at][:, None]
+        to_weight = [mx.zeros(weight.shape, mx.float32)]
+        begin = 0
+        for states, targets in parts.of(hidden, to_hidden, to_weight):
+            change = parts.loss_and_change(states @ weight.T, targets)[1]
+            change = change * above[begin : begin + len(targets), None]
             change = change.astype(weight.dtype)
-            to_hidden.append(change @ weight)
-            to_weight = to_weight + change.T @ states
-            _settle(to_hidden[-1], to_weight)
-        return mx.concatenate(to_hidden), to_weight.astype(weight.dtype)
+            to_hidden.append(parts.kept(change @ weight))
+            to_weight[0] = parts.kept(to_weight[0] + change.T @ states)
+            begin += len(targets)
+        return mx.concatenate(to_hidden), to_weight[0].astype(weight.dtype)
 
     found: Any = losses(hidden, weight)
     return found
 
 
-def _losses(
-    to_logits: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx.array, rows: int
-) -> mx.array:
-    found: list[mx.array] = []
-    for start in range(0, len(hidden), rows):
-        at = slice(start, start + rows)
-        states = mx.depends([hidden[at]], found[-1:])[0]
-        found.append(_loss_and_change(to_logits(states), targets[at])[0])
-        _settle(found[-1])
-    return mx.concatenate(found)
+@dataclass(frozen=True)
+class _Parts:
+    """Some tokens at a time."""
 
+    targets: mx.array
+    rows: int
+    """Tokens in a part."""
+    at_once: bool
 
-def _settle(*arrays: mx.array) -> None:
-    """Compute at once where nothing else goes on meanwhile, so that memory is free again."""
-    if device.on_cpu():
-        mx.eval(arrays)
+    def of(self, hidden: mx.array, *made: list[mx.array]) -> Iterator[tuple[mx.array, mx.array]]:
+        """Parts of hidden states and targets, each after what was `made` of the one before: else
+        MLX may hold the logits of many."""
+        for start in range(0, len(hidden), self.rows):
+            at = slice(start, start + self.rows)
+            before = [arrays[-1] for arrays in made if arrays]
+            states = mx.depends([hidden[at]], before)[0] if before else hidden[at]
+            yield states, self.targets[at]
+
+    def losses(self, to_logits: Callable[[mx.array], mx.array], hidden: mx.array) -> mx.array:
+        """Of all, not to be differentiated."""
+        found: list[mx.array] = []
+        for states, targets in self.of(hidden, found):
+            found.append(self.kept(self.loss_and_change(to_logits(states), targets)[0]))
+        return mx.concatenate(found)
+
+    def loss_and_change(self, logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        """Of logits (n, V) the losses (n,) and their gradients (n, V), in float32."""
+        logits = logits.astype(mx.float32)
+        of_targets = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        if self.at_once and device.slow_exponentials():
+            mx.eval(of_targets, logits)
+            probabilities, logs = exponentials.softmax(logits)
+            rows = np.array(probabilities, copy=False)
+            rows[np.arange(len(rows)), np.array(targets)] -= 1
+            return logs - of_targets, probabilities
+        logs = mx.logsumexp(logits, axis=-1)
+        probabilities = mx.exp(logits - logs[:, None])
+        return logs - of_targets, probabilities.at[mx.arange(len(targets)), targets].add(-1)
+
+    def kept(self, array: mx.array) -> mx.array:
+        """`array`; its values alone if they are wanted at once. MLX holds whatever an array was
+        made of while it differentiates."""
+        return mx.array(np.array(array)) if self.at_once else array
 
 
 def _both_ways(
@@ -131,17 +161,3 @@ def _both_ways(
         )
 
     return lambda x: times(x, True), lambda x: times(x, False)
-
-
-def _loss_and_change(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-    """Of logits (n, V) the losses (n,) and their gradients (n, V), in float32."""
-    logits = logits.astype(mx.float32)
-    target_logits = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    if device.slow_exponentials() and logits.size > exponentials.FEW:
-        mx.eval(target_logits, logits)
-        probabilities, logs = exponentials.softmax(logits)
-    else:
-        logs = mx.logsumexp(logits, axis=-1)
-        probabilities = mx.exp(logits - logs[:, None])
-    places = mx.arange(len(targets))
-    return logs - target_logits, probabilities.at[places, targets].add(-1)

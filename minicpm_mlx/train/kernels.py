@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from .. import device, exponentials
+from ..exponentials import Floats
 from ..model import MLP, Model
 
 
@@ -30,28 +31,55 @@ def attention(
     q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None
 ) -> mx.array:
     """As mx.fast.scaled_dot_product_attention; arguments as in exponentials.attention."""
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
+    B, H, T, _ = q.shape
+    S = k.shape[2]
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return exponentials.attention(q, k, v, scale=scale, mask=mask)
+        return _values(exponentials.attention(q, k, v, scale=scale, mask=mask))
 
     @attend.vjp
     def gradients(inputs: list[mx.array], above: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-        q, k, v = inputs
-        weights = exponentials.probabilities(q, k, scale=scale, mask=mask).reshape(B, K, -1, S)
-        above = above.reshape(B, K, -1, D)
-        dv = weights.swapaxes(-1, -2) @ above
-        change = above @ v.swapaxes(-1, -2)  # (B, K, H / K * T, S)
-        change = weights * (change - (change * weights).sum(axis=-1, keepdims=True)) * scale
-        dk = change.swapaxes(-1, -2) @ q.reshape(B, K, -1, D)
-        return (change @ k).reshape(B, H, T, D), dk, dv
+        q, k, _ = inputs
+        texts = []
+        for number in range(B):  # one at a time, as each needs several times its T * S
+            one = slice(number, number + 1)
+            seen = mask[one] if isinstance(mask, mx.array) and len(mask) == B else mask
+            weights = exponentials.probabilities(q[one], k[one], scale=scale, mask=seen)
+            arrays = [np.array(array[number]) for array in (*inputs, above)]
+            looked = np.array(weights, copy=False)[0]
+            texts.append(_attention_gradients(looked, *arrays, scale=scale))
+        return tuple(mx.array(np.stack(parts)) for parts in zip(*texts, strict=True))
 
     if q.dtype != mx.float32 or B * H * T * S < exponentials.FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     out: Any = attend(q, k, v)
     return out
+
+
+def _values(array: mx.array) -> mx.array:
+    """`array`, of which MLX does not know what it was made of: it holds all of that while it
+    differentiates."""
+    return mx.array(np.array(array))
+
+
+def _attention_gradients(
+    weights: Floats, q: Floats, k: Floats, v: Floats, above: Floats, *, scale: float
+) -> tuple[Floats, Floats, Floats]:
+    """With respect to q (H, T, D), k and v (K, S, D), of the gradient `above` at the output.
+
+    `weights` (H, T, S) says how much each query looked at each key.
+    """
+    H, T, D = q.shape
+    K, S, _ = k.shape
+    weights, above = weights.reshape(K, -1, S), above.reshape(K, -1, D)
+    dv = weights.swapaxes(-1, -2) @ above
+    change = above @ v.swapaxes(-1, -2)  # (K, H / K * T, S)
+    change -= np.einsum("kts,kts->kt", change, weights)[..., None]
+    change *= weights
+    change *= scale
+    dk = change.swapaxes(-1, -2) @ q.reshape(K, -1, D)
+    return (change @ k).reshape(H, T, D), dk, dv
 
 
 @mx.custom_function

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from .. import device, distributed
 from ..arguments import at_least_one, number, whole
@@ -25,7 +26,8 @@ from . import checkpoint
 from .batches import Batch, Order, length, sequences
 from .checkpoint import Arrays, Progress, State
 from .events import Listener, Noted, Saved, Started, Trained, Validated
-from .layers import draw_dropout
+from .gradients import at_once, by_layer, losses, show
+from .layers import draw_dropout, without_adapters
 from .objective import Objective
 from .optimizer import Optimizer, Schedule, clip
 from .samples import Item
@@ -112,9 +114,9 @@ class Trainer:
         self.optimizer = Optimizer(plan.optimizer, plan.weight_decay)
         self.progress = Progress()
         self.parameters: Arrays = dict(tree_flatten(model.trainable_parameters()))
-        differentiate = mx.value_and_grad(self._loss)
-        # On a CPU the kernels want values at once (see kernels.py), and compiling takes seconds.
-        self._differentiate = differentiate if device.on_cpu() else mx.compile(differentiate)
+        self._differentiate = self._loss_and_gradients
+        if not device.on_cpu():  # where it takes seconds
+            self._differentiate = mx.compile(self._differentiate)
         self._sums: dict[str, float] = {}  # since the last report
         self._norm = 0.0
         self._since, self._tokens_since = time.perf_counter(), 0
@@ -191,7 +193,7 @@ class Trainer:
             return
         rate = plan.schedule.at(step, plan.steps)
         self.parameters |= self.optimizer.step(rate, clipped, self.parameters)
-        self._show(self.parameters)
+        show(self.model, self.parameters)
         mx.eval(self.parameters, self.optimizer.state)
         self.progress = replace(self.progress, skipped=0, rolled_back=0)
         self._norm = told.pop("norm")
@@ -204,29 +206,24 @@ class Trainer:
         # Dropout follows from the step, so that there is no state of it to save.
         draw = random.Random(f"{self.plan.seed} {step} {distributed.rank()} {place}")
         key = mx.random.key(draw.getrandbits(62))
-        arrays = self.objective.batch(items).arrays
-        (_, sums), gradients = self._differentiate(self.parameters, arrays, total, key)
-        return sums, gradients
+        batch = with_reference(self.model, self.objective, self.objective.batch(items))
+        return self._differentiate(self.parameters, batch.arrays, total, key)
 
-    def _loss(
+    def _loss_and_gradients(
         self, parameters: Arrays, arrays: Arrays, total: mx.array, key: mx.array
-    ) -> tuple[mx.array, Arrays]:
-        self._show(parameters)
+    ) -> tuple[Arrays, Arrays]:
         draw_dropout(self.model, key)
-        sums = self.objective.sums(self.model, Batch(**arrays), self.plan.checkpointing)
-        return sums["loss"] / total, sums
+        batch, way = Batch(**arrays), by_layer if self.plan.checkpointing else at_once
+        tail = partial(self.objective.sums, batch=batch)
+        return way(self.model, parameters, batch, tail, total)
 
     def _alike(self, sums: Arrays) -> Arrays:
         """With the names that other processes have too, where this one had no samples."""
         names = ("stop", *self.objective.told)
         return {name: sums.get(name, mx.array(0.0)) for name in names}
 
-    def _show(self, parameters: Arrays) -> None:
-        """Put parameters in the model."""
-        self.model.update(tree_unflatten(list(parameters.items())))
-
     def _skip(self) -> None:
-        self._show(self.parameters)
+        show(self.model, self.parameters)
         self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
         self._note(f"step {self.progress.step} left out: its loss or gradients are not finite")
         if self.progress.skipped < SKIPS:
@@ -299,7 +296,7 @@ class Trainer:
         self.parameters = {name: state.parameters[name] for name in self.parameters}
         self.progress = state.progress
         self.optimizer.state = state.optimizer
-        self._show(self.parameters)
+        show(self.model, self.parameters)
 
     def _note(self, text: str) -> None:
         self.listener(Noted(step=self.progress.step, text=text))
@@ -318,13 +315,22 @@ def evaluate(
     sums = {name: mx.array(0.0) for name in objective.told}
     parts = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
     for part in parts[distributed.rank() :: distributed.size()]:
-        found = objective.sums(model, objective.batch(part), False)
+        batch = with_reference(model, objective, objective.batch(part))
+        found = objective.sums(losses(model, batch), batch)
         sums = {name: sums[name] + found[name] for name in sums}
         mx.eval(sums)
     sums = distributed.sum_of(sums)
     model.train()
     weight = objective.weight(items)
     return {name: float(np.array(value)) / weight for name, value in sums.items()}
+
+
+def with_reference(model: Model, objective: Objective, batch: Batch) -> Batch:
+    """The batch with what the model without its adapters makes of it, where that is wanted."""
+    if not objective.compares:
+        return batch
+    with without_adapters(model):
+        return replace(batch, reference=-batch.by_text(losses(model, batch)))
 
 
 @contextmanager

@@ -11,11 +11,16 @@ from .. import device
 from ..config import Config
 from ..errors import InvalidArgumentError
 from ..memory import weight_bytes
+from .batches import PAD
 from .head import CHUNK
 from .layers import Method
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}
 """Numbers that an optimizer remembers for each that is trained."""
+
+BLOCKS = 5.6
+"""As many times what a layer's gradient needs is in memory while it is computed: measured, see
+benchmarks/README.md."""
 
 PAIRS = {"sft": 1, "preference": 2, "kto": 2}
 """Texts a sample is made of, by kind of data."""
@@ -79,23 +84,23 @@ def needed(
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype, fused=False)
     texts = batch_size * PAIRS[kind]
-    tokens = texts * (-(-length // 32) * 32)
+    tokens = texts * (-(-length // PAD) * PAD)
     layers = method.layers or config.num_hidden_layers
-    H, F = config.hidden_size, config.intermediate_size * max(1, config.num_experts_per_tok)
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    block = tokens * compute.size * (4 * H + 2 * (queries + 2 * keys) + 3 * F)
-    scores = 0
-    if device.on_cpu():  # which holds all that attention looks at
-        scores = 3 * 4 * texts * config.num_attention_heads * (tokens // texts) ** 2
-    count = trained_count(config, method)
+    experts = config.num_experts_per_tok if config.num_experts else 1
+    H, F = config.hidden_size, config.intermediate_size * experts
+    projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    block = tokens * compute.size * (4 * H + 2 * projected + 3 * F)  # what a layer's gradient needs
+    chunk = 4 * config.vocab_size * min(tokens, max(1, CHUNK // config.vocab_size))
+    head = 2 * chunk + 3 * tokens * H * compute.size
     kept = tokens * compute.size * H * layers if checkpointing else block * layers
-    head = 3 * 4 * CHUNK + 3 * tokens * H * compute.size
+    count = 4 * trained_count(config, method)
+    held = count * (1 + STATES[optimizer])
+    step = count * (3.8 + STATES[optimizer])  # new values beside old ones
     return Needed(
         weights=weight_bytes(config, compute),
-        trained=int(count * 4 * (2 + STATES[optimizer])),
+        trained=int(held),
         activations=kept,
-        working=max(head, scores + block * (2 if checkpointing else 1)),
+        working=int(max(head, BLOCKS * block, step - held - kept)),
         available=device.available_memory(),
         batch_size=batch_size,
         length=length,
@@ -137,10 +142,13 @@ def fitting(
     checkpointing: bool | None = None,
     **rest: Any,
 ) -> Needed:
-    """The fastest way that fits: the most samples at once, up to `samples`, and only where that
-    must be, layers computed twice. What is given stays; if nothing fits, the smallest."""
+    """The fastest way that fits: the most samples at once, up to `samples`, and only where it
+    must be, layers computed twice. What is given stays; if nothing fits, the smallest.
+    """
     sizes = [batch_size] if batch_size else [n for n in range(samples, 0, -1) if samples % n == 0]
     ways = [False, True] if checkpointing is None else [checkpointing]
+    if checkpointing is None and device.slow_exponentials():
+        ways = [True]  # which is the faster way there (see kernels.py)
     found = [
         needed(config, method, batch_size=size, checkpointing=way, **rest)
         for way in ways

@@ -16,10 +16,8 @@ import mlx.nn as nn
 
 from ..arguments import number
 from ..errors import InvalidArgumentError
-from ..model import Model
 from .batches import Batch, batch_of, sequences
-from .layers import without_adapters
-from .objective import Sums, losses
+from .objective import Sums
 from .samples import Item, Labelled, Sample
 
 LOSSES = ("dpo", "ipo", "orpo", "kto")
@@ -77,15 +75,18 @@ class Preference:
         batch = batch_of(samples + _mismatched(samples))
         return replace(batch, labels=mx.array([item.good for item in labelled]))
 
-    def sums(self, model: Model, batch: Batch, checkpointing: bool) -> Sums:
-        ours = log_probabilities(model, batch, checkpointing)
-        counts = mx.zeros(len(batch.ids)).at[batch.owners].add(batch.weights)
-        counts = mx.maximum(counts, 1)
+    @property
+    def compares(self) -> bool:
+        """With the model as it was."""
+        return self.loss != "orpo"
+
+    def sums(self, losses: mx.array, batch: Batch) -> Sums:
+        ours = -batch.by_text(losses)
+        counts = mx.maximum(batch.by_text(mx.ones_like(losses)), 1)
         if self.loss == "orpo":
             return orpo(*_halves(ours), *_halves(counts), self.strength)
-        with without_adapters(model):
-            reference = mx.stop_gradient(log_probabilities(model, batch, gradients=False))
-        gain = ours - reference
+        assert batch.reference is not None
+        gain = ours - batch.reference
         if self.loss == "kto":
             assert batch.labels is not None
             return kto(*_halves(gain), batch.labels, self.strength)
@@ -95,14 +96,6 @@ class Preference:
         if self.loss == "ipo":
             return ipo(chosen, rejected, self.strength)
         return dpo(chosen, rejected, self.strength, self.label_smoothing)
-
-
-def log_probabilities(
-    model: Model, batch: Batch, checkpointing: bool = False, *, gradients: bool | None = None
-) -> mx.array:
-    """Of the tokens that count of each text of `batch`, summed: (B,), in nats."""
-    each = losses(model, batch, checkpointing, gradients=gradients) * batch.weights
-    return -mx.zeros(len(batch.ids)).at[batch.owners].add(each)
 
 
 def dpo(chosen: mx.array, rejected: mx.array, beta: float, smoothing: float = 0.0) -> Sums:

@@ -93,7 +93,8 @@ def finetune(
     card = _card(lm, data, method, plan, objective)
     mx.random.seed(plan.seed)  # of the adapters' first values
     layers.prepare(model, method)
-    use_fast_kernels(model)
+    if plan.checkpointing:
+        use_fast_kernels(model)
     trainer = Trainer(
         model,
         objective,
