@@ -84,6 +84,7 @@ def compare(what: str, folder: Path, rounds: int, steps: int, found: report.Repo
 
 def prepare(what: str, folder: Path) -> None:
     """The model in llama format, and token ids."""
+    import mlx.core as mx
     from compare import llama_format
 
     from minicpm_mlx.config import Config
@@ -91,8 +92,6 @@ def prepare(what: str, folder: Path) -> None:
     from minicpm_mlx.model import Model
     from minicpm_mlx.registry import resolve
     from minicpm_mlx.weights.load import parameters
-
-    import mlx.core as mx
 
     samples, length, _ = SHAPES[what]
     draw = random.Random(0)

@@ -59,5 +59,5 @@ def fuse(
     if found.unknown:
         console(stderr=True).print(
             "the adapter changes so little that nothing can be said of what survived",
-            style="notice",
+            style="warning",
         )

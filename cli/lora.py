@@ -112,6 +112,7 @@ def lora(
     )
     if not dry_run:
         runs.claim(adapter_path, resume)
+        tuning.check(report)
     tokenizer, config = options.tokenizer_and_config(model)
     found = load_data(data, tokenizer, reading)
     if context.info_name == "dpo" and found.kind == "sft":
@@ -119,6 +120,8 @@ def lora(
             f"{data}: expected preferences (chosen and rejected, or a label), got {found.format}; "
             "`minicpm-mlx lora` is for those"
         )
+    if test and not found.test:
+        raise InvalidArgumentError(f"--test: expected a test set in {data}, such as test.jsonl")
     objective = setup.objective_for(
         found.kind,
         loss=loss,

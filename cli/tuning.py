@@ -57,6 +57,14 @@ def _described(data: Data, plan: Plan, needed: Needed) -> list[str]:
     return [f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}", needed.described]
 
 
+def check(report: str | None) -> None:
+    """MissingPackageError or InvalidArgumentError where a tracker cannot be had."""
+    from minicpm_mlx.train.trackers import tracker
+
+    if report is not None:
+        tracker(report, "", {}, Path())
+
+
 def listener(
     stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: Plan
 ) -> Listener:
@@ -106,7 +114,7 @@ def close(
         out.print(f"loss curve: {drawn}", highlight=False, soft_wrap=True)
     again = [] if result.complete else ["lora --resume with the same options goes on"]
     for line in again:
-        out.print(line, style="notice")
+        out.print(line, style="warning")
     if result.complete or result.best_step:
         out.print("to chat with the result:", style="title")
         out.print(f"  {command(model, folder, result)}", highlight=False, soft_wrap=True)

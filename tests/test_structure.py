@@ -124,3 +124,13 @@ def test_files_stay_short() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 420
     }
     assert not long, f"split these: {long}"
+
+
+def test_styles_are_the_themes() -> None:
+    from minicpm_mlx.cli.theme import STYLES
+
+    for path in (ROOT / "cli").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "style":
+                literal = isinstance(node.value, ast.Constant) and node.value.value
+                assert not literal or literal in STYLES, f"{path.name}: {literal}"

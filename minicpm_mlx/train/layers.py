@@ -17,6 +17,7 @@ import mlx.nn as nn
 
 from ..adapt import dense, shape_of
 from ..arguments import at_least_one, number
+from ..config import Config
 from ..errors import InvalidArgumentError
 from ..model import Model
 from ..quantize import replace
@@ -120,11 +121,8 @@ def prepare(model: Model, method: Method) -> None:
 
     InvalidArgumentError: no such layers or modules.
     """
+    check(method, model.config)
     blocks = model.layers
-    if method.layers is not None and method.layers > len(blocks):
-        raise InvalidArgumentError(
-            f"num-layers: this model has {len(blocks)} layers, got {method.layers}"
-        )
     if method.kind == "full":
         _refuse_packed(model)
         if method.layers is not None:
@@ -143,24 +141,34 @@ def prepare(model: Model, method: Method) -> None:
 
 def targets(model: Model, method: Method) -> set[str]:
     """Paths of the projections that get an adapter."""
-    known = {
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.QuantizedLinear))
-        and re.fullmatch(r"model[.]layers[.]\d+[.](self_attn|mlp)[.]\w+_proj", path)
-    }
-    names = {path.rpartition(".")[2] for path in known}
-    wanted = set(names if method.modules is None else method.modules)
-    if strange := wanted - names:
-        raise InvalidArgumentError(
-            f"modules: expected some of {', '.join(sorted(names))}, got {min(strange)!r}"
-        )
+    names = method.modules or projections(model.config)
     first = len(model.layers) - (method.layers or len(model.layers))
     return {
         path
-        for path in known
-        if path.rpartition(".")[2] in wanted and int(path.split(".")[2]) >= first
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.QuantizedLinear))
+        and re.fullmatch(r"model[.]layers[.]\d+[.](self_attn|mlp)[.]\w+", path)
+        and path.rpartition(".")[2] in names
+        and int(path.split(".")[2]) >= first
     }
+
+
+def check(method: Method, config: Config) -> None:
+    """InvalidArgumentError where a model has no such layers or modules."""
+    if (method.layers or 0) > config.num_hidden_layers:
+        raise InvalidArgumentError(
+            f"num-layers: this model has {config.num_hidden_layers} layers, got {method.layers}"
+        )
+    names = projections(config)
+    if strange := set(method.modules or ()) - set(names):
+        raise InvalidArgumentError(
+            f"modules: expected some of {', '.join(names)}, got {min(strange)!r}"
+        )
+
+
+def projections(config: Config) -> tuple[str, ...]:
+    """Names of those that can have an adapter: experts, which inference stacks, can not."""
+    return ATTENTION if config.num_experts else ATTENTION + MLP
 
 
 def _refuse_packed(model: Model) -> None:

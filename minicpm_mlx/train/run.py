@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -112,8 +113,8 @@ def finetune(
         listener=listener,
     )
     distributed.same_everywhere(json.dumps(trainer.fingerprint, sort_keys=True), "run")
-    if resume and not trainer.resume():
-        raise InvalidArgumentError(f"--resume: {folder} has no checkpoint to go on from")
+    if resume:
+        trainer.resume()
     prompts = data.prompts[:replies]
     if not resume:
         _answer(lm, prompts, 0, listener)
@@ -162,6 +163,8 @@ def claim(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"--adapter-path: {folder} is a file; give a folder")
     begun = checkpoint.checkpoints(folder / CHECKPOINTS)
+    if resume and not begun:
+        raise InvalidArgumentError(f"--resume: {folder} has no checkpoint to go on from")
     if begun and not resume:
         raise InvalidArgumentError(
             f"{folder} has a run already, up to {begun[-1].name}; --resume goes on with it, "
@@ -182,7 +185,8 @@ def measure_test(lm: LM, data: Data, batch_size: int = 1) -> dict[str, float]:
         )
     objective = objective_of(data.kind)
     model: Any = lm.model
-    return evaluate(model, objective, data.test, max(batch_size, 2 if data.kind == "kto" else 1))
+    found = evaluate(model, objective, data.test, max(batch_size, 2 if data.kind == "kto" else 1))
+    return found | ({"perplexity": math.exp(found["loss"])} if data.kind == "sft" else {})
 
 
 def _answer(lm: LM, prompts: Sequence[Any], step: int, listener: Listener) -> None:
@@ -226,6 +230,8 @@ def _keep_model(lm: LM, folder: Path) -> None:
     assert lm.folder is not None
     raw = dict(read_checkpoint(lm.folder).raw)
     tensors = {name: LazyTensor.of(array) for name, array in parameters(lm.model).items()}
+    for key in ("quantization", "quantization_config"):
+        raw.pop(key, None)  # a CPU unpacks what it loads
     raw["torch_dtype"] = str(next(iter(tensors.values())).dtype).rpartition(".")[2]
 
     def make(partial: Path) -> None:

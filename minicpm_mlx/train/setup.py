@@ -10,11 +10,11 @@ from ..config import Config
 from ..errors import InvalidArgumentError
 from .batches import length
 from .data import Data
-from .layers import Method
+from .layers import Method, check
 from .loop import Plan
 from .memory import Needed, fitting
 from .objective import CrossEntropy, Objective
-from .optimizer import Schedule
+from .optimizer import Optimizer, Schedule
 from .preference import Preference
 
 SAMPLES = 4
@@ -57,6 +57,8 @@ def plan_for(
 
     InvalidArgumentError: wishes that contradict each other.
     """
+    check(method, config)
+    Optimizer(wishes.optimizer, wishes.weight_decay)  # or it says what is wrong
     if wishes.iters is not None and wishes.epochs is not None:
         raise InvalidArgumentError("--iters and --epochs both say how long; leave one")
     if wishes.patience is not None and not data.valid:

@@ -1,0 +1,359 @@
+"""`minicpm-mlx lora` and `dpo` as they are used: every format, stopped anywhere, and afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import GOLDEN, need_shared, write_tokenizer
+
+import minicpm_mlx as mm
+from minicpm_mlx.template import CHATML
+from minicpm_mlx.train.log import read_log
+
+FORMATS = {
+    "alpaca_array/train.json": "lora",
+    "alpaca_zh_array/train.json": "lora",
+    "kto_messages_label/train.json": "dpo",
+    "messages_array/AdvertiseGenChatML/train.json": "lora",
+    "messages_array/ocnli_public_chatml/train.json": "lora",
+    "messages_jsonl/train.jsonl": "lora",
+    "plain_text/train.txt": "lora",
+    "preference_llama_factory_sharegpt/train.json": "dpo",
+    "preference_messages_jsonl/train.jsonl": "dpo",
+    "preference_strings_jsonl/train.jsonl": "dpo",
+    "prompt_completion/train.jsonl": "lora",
+    "sharegpt/train.jsonl": "lora",
+    "text/train.jsonl": "lora",
+}
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of bytes, with a chat template."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
+    write_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}."} for n in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def words(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
+    begin = ["--data", str(data), "--model", str(model), "--adapter-path", str(folder)]
+    return ["lora", *begin, "--replies", "0", *more]
+
+
+SHORT = ("--iters", "12", "--batch-size", "4", "--learning-rate", "0.01")
+OFTEN = ("--save-every", "2", "--steps-per-eval", "3", "--dropout", "0.1")
+
+
+def adapter_of(folder: Path) -> dict[str, mx.array]:
+    found: Any = mx.load(str(folder / "adapters.safetensors"))
+    return found
+
+
+# Formats
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_trains_from_its_file_alone(
+    name: str, model: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = need_shared("finetune", *name.split("/"))
+    how = ("--iters", "2", "--max-seq-length", "512", "--batch-size", "2")
+    verb, *rest = words(model, path, tmp_path / "out", *how)
+    assert command(FORMATS[name], *rest) == 0, capsys.readouterr().err
+    assert verb == "lora"
+    records = read_log(tmp_path / "out" / "log.jsonl")
+    losses = [record.event.loss for record in records if hasattr(record.event, "loss")]
+    assert np.isfinite(losses).all()
+    changed = adapter_of(tmp_path / "out")
+    assert any(mx.abs(array).max().item() > 0 for n, array in changed.items() if "lora_b" in n)
+
+
+def test_a_run_from_start_to_chat(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    more = ("--replies", "1", "--iters", "40", "--batch-size", "4", "--learning-rate", "0.01")
+    assert command(*words(model, data, folder), *more) == 0
+    said = capsys.readouterr()
+    assert "36 samples, 4 to validate on" in said.err
+    assert "40 steps, 4.4 epochs: 4 samples a batch" in said.err
+    assert "memory: about" in said.err
+    assert f"minicpm-mlx chat --model {model} --adapter {folder}" in said.out
+    validated = [r.event for r in read_log(folder / "log.jsonl") if "Validated" in repr(r.event)]
+    assert f"best validation loss {min(e.loss for e in validated):.4f}" in said.out  # type: ignore[union-attr]
+    assert validated[-1].loss < 0.7 * validated[0].loss  # type: ignore[union-attr]
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapters.safetensors",
+        "checkpoints",
+        "curve.png",
+        "log.jsonl",
+    }
+    card = json.loads((folder / "adapter_config.json").read_text())["minicpm_mlx"]
+    assert card["base"]["name"] == "model"
+    assert list(card["data"]["files"]) == ["train.jsonl"]
+    lm = mm.load(model)
+    plain = lm.generate("3 + 1 =", max_tokens=6).token_ids
+    lm.use_adapter(folder)
+    changed = lm.generate("3 + 1 =", max_tokens=6).token_ids
+    lm.use_adapter(None)
+    assert lm.generate("3 + 1 =", max_tokens=6).token_ids == plain
+    assert changed != plain
+    assert command("fuse", str(model), str(tmp_path / "fused"), "--adapter", str(folder)) == 0
+    fused = mm.load(tmp_path / "fused").generate("3 + 1 =", max_tokens=6).token_ids
+    assert fused == changed
+    for layout in ("peft", "mlx"):
+        where = tmp_path / layout
+        export = ("export-adapter", str(folder), str(where), "--model", str(model))
+        assert command(*export, "--format", layout) == 0
+        lm.use_adapter(where)
+        assert lm.generate("3 + 1 =", max_tokens=6).token_ids == changed
+
+
+def test_full_training_makes_a_model(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert command(*words(model, data, folder, *SHORT, "--fine-tune-type", "full")) == 0
+    assert f"chat --model {folder / 'model'}" in capsys.readouterr().out
+    before, after = mm.load_model(model, "float32"), mm.load_model(folder / "model", "float32")
+    ids = mx.array([[1, 50, 60, 70]])
+    assert mx.abs(before(ids) - after(ids)).max().item() > 0.1
+    assert mm.load(folder / "model").generate(
+        [{"role": "user", "content": "1 + 1 ="}], max_tokens=2
+    )
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_the_test_set_is_measured_with_what_was_kept(
+    kind: str, model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = data.read_text().splitlines()
+    for name, part in (("train", rows[:30]), ("valid", rows[30:35]), ("test", rows[35:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part))
+    how = (*SHORT, "--test", "--json", "--fine-tune-type", kind)
+    assert command(*words(model, folder, tmp_path / "out", *how)) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["event"] == "started"
+    ended = lines[-1]
+    assert ended["event"] == "ended"
+    assert ended["complete"]
+    assert 0 < ended["test"]["loss"] < lines[1]["loss"]
+    assert ended["test"]["perplexity"] == pytest.approx(np.exp(ended["test"]["loss"]))
+
+
+# Stopped and gone on with
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    line = "from minicpm_mlx.cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", line, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def when_saved(folder: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Wait until a run has got so far."""
+    limit = time.monotonic() + 60
+    while not (folder / "checkpoints" / f"step-{step:07d}").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_and_ends_alike(
+    number: signal.Signals, model: Path, data: Path, tmp_path: Path
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    how = (*SHORT[2:], *OFTEN, "--iters", "40")
+    first = started(*words(model, data, whole, *how))
+    assert first.wait() == 0
+    first.communicate()
+    process = started(*words(model, data, part, *how))
+    when_saved(part, process, 6)
+    os.kill(process.pid, number)
+    said = process.communicate()
+    assert process.returncode == {signal.SIGKILL: -9}.get(number, 130)
+    if number != signal.SIGKILL:
+        assert "--resume" in said[0]
+        assert "Traceback" not in said[1]
+    again = started(*words(model, data, part, *how, "--resume"))
+    assert again.wait() == 0, again.communicate()[1]
+    again.communicate()
+    assert (part / "adapters.safetensors").read_bytes() == (
+        whole / "adapters.safetensors"
+    ).read_bytes()
+    logs = [
+        [(type(r.event).__name__, r.event.step) for r in read_log(folder / "log.jsonl")]
+        for folder in (whole, part)
+    ]
+    resumed = [entry for entry in logs[1] if entry[0] in ("Trained", "Validated")]
+    assert resumed == [entry for entry in logs[0] if entry[0] in ("Trained", "Validated")]
+
+
+def test_two_processes_are_one_with_twice_the_batch(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    how = ("--iters", "6", "--learning-rate", "0.01", "--steps-per-report", "1")
+    first = started(*words(model, data, alone, *how, "--batch-size", "4"))
+    assert first.wait() == 0, first.communicate()[1]
+    first.communicate()
+    rest = words(model, data, together, *how, "--batch-size", "2")
+    second = started("launch", "-n", "2", "--", *rest)
+    said = second.communicate()
+    assert second.returncode == 0, said[1]
+    assert said[0].count("to chat with the result") == 1
+    one, two = adapter_of(alone), adapter_of(together)
+    assert one.keys() == two.keys()
+    assert max(mx.abs(one[name] - two[name]).max().item() for name in one) < 1e-4  # type: ignore[type-var]
+    losses = [
+        [r.event.loss for r in read_log(folder / "log.jsonl") if hasattr(r.event, "loss")]
+        for folder in (alone, together)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+# Before anything is computed
+
+
+def test_a_dry_run_shows_and_writes_nothing(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert command(*words(model, data, folder, "--dry-run")) == 0
+    shown = capsys.readouterr().out
+    assert "36 samples" in shown
+    assert "⟦ 1.<|im_end|>\n</s>⟧" in shown
+    assert "memory: about" in shown
+    assert command(*words(model, data, folder, "--dry-run", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["steps"] == 27
+    assert found["memory"]["weights"] > 0
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--iters", "3", "--epochs", "1"), "--iters and --epochs both say how long"),
+        (("--rank", "0"), "rank must be 1 or more"),
+        (("--fine-tune-type", "qlora"), "method must be one of lora, dora, full"),
+        (("--fine-tune-type", "full", "--rank", "4"), "rank is for adapters"),
+        (("--modules", "w1"), "modules: expected some of"),
+        (("--loss", "dpo"), "are for preferences"),
+        (("--batch-size", "0"), "batch-size must be 1 or more"),
+        (("--resume",), "has no checkpoint to go on from"),
+        (("--report", "mlflow"), "report must be one of"),
+        (("--optimizer", "adam"), "optimizer must be one of"),
+        (("--lr-schedule", "step"), "lr-schedule must be one of"),
+        (("--val-fraction", "0", "--patience", "2"), "--patience needs a validation set"),
+        (("--test",), "expected a test set"),
+        (("--num-layers", "99"), "this model has 3 layers"),
+        (("--mask", "some"), "mask"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    more: tuple[str, ...],
+    message: str,
+    model: Path,
+    data: Path,
+    tmp_path: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(*words(model, data, tmp_path / "out", *more)) == 1
+    assert message in " ".join(capsys.readouterr().err.splitlines()[-1:])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_not_written_over(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert command(*words(model, data, folder, *SHORT)) == 0
+    before = (folder / "adapters.safetensors").read_bytes()
+    assert command(*words(model, data, folder, *SHORT)) == 1
+    assert "--resume goes on with it" in capsys.readouterr().err
+    assert command(*words(model, data, folder, *SHORT, "--seed", "1", "--resume")) == 1
+    assert "give what it was begun with" in capsys.readouterr().err
+    assert (folder / "adapters.safetensors").read_bytes() == before
+    shutil.rmtree(folder / "checkpoints")
+    assert command(*words(model, data, folder, *SHORT)) == 1
+    assert "holds an adapter" in capsys.readouterr().err
+
+
+def test_dpo_wants_preferences_and_lora_takes_them(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, *rest = words(model, data, tmp_path / "out", *SHORT)
+    assert command("dpo", *rest) == 1
+    assert "expected preferences" in capsys.readouterr().err
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    for loss in ("dpo", "ipo", "orpo"):
+        assert command(*words(model, pairs, tmp_path / loss, *SHORT, "--loss", loss)) == 0
+        events = [r.event for r in read_log(tmp_path / loss / "log.jsonl")]
+        validated = [event for event in events if type(event).__name__ == "Validated"]
+        assert validated[-1].extra["accuracy"] == 1.0  # type: ignore[union-attr]
+        assert validated[-1].loss < validated[0].loss  # type: ignore[union-attr]
+    assert command(*words(model, pairs, tmp_path / "kto", "--loss", "kto")) == 1
+    assert "expected labelled replies" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_demo_learns_from_160_samples(
+    demo_folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads(need_shared("finetune", "alpaca_array", "train.json").read_text())[:160]
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path / "adapters"
+    how = ("--iters", "40", "--max-seq-length", "256", "--replies", "0")
+    given = ("--data", str(data), "--model", "demo", "--adapter-path", str(folder))
+    assert command("lora", *given, *how) == 0, capsys.readouterr().err
+    events = [r.event for r in read_log(folder / "log.jsonl")]
+    losses = [event.loss for event in events if type(event).__name__ == "Validated"]  # type: ignore[union-attr]
+    assert losses[-1] < losses[0] - 0.05
+    lm = mm.load("demo")
+    prompt = [{"role": "user", "content": "Give three tips for staying healthy."}]
+    plain = lm.generate(prompt, max_tokens=40).text
+    lm.use_adapter(folder)
+    assert lm.generate(prompt, max_tokens=40).text != plain
+    lm.use_adapter(None)
+    assert lm.generate(prompt, max_tokens=40).text == plain
