@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,7 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt."""
+    from minicpm_mlx import distributed
     from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.reply import collect
@@ -56,13 +58,17 @@ def generate(
         "seed": seed,
     }
     options.check_sampling(**how)
-    lm = options.load(model, dtype, device, adapter=adapter, draft=draft)
+    lm = options.load(model, dtype, device, adapter=adapter, draft=draft, shard=True)
+    alone = distributed.size() == 1
+    if seed is None and not alone:  # all draw the same
+        how["seed"] = int.from_bytes(distributed.broadcast(os.urandom(4)), "big")
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(
         text if raw else [*messages, {"role": "user", "content": text}],
         max_tokens=max_tokens,
         sampling=options.sampling(lm, **how),
         stop=options.unescaped(stop),
+        speculate=alone,  # whether that pays is found by the clock, which differs
     )
     if as_json:
         print(json.dumps(record(collect(pieces)), ensure_ascii=False))

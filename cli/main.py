@@ -80,6 +80,8 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory; try a smaller model, or close other programs", 1)
     except RuntimeError as error:
+        if "connection to a peer" in str(error):
+            _fail(f"lost the other processes ({error}); see what they said", 1)
         if "can't start new thread" not in str(error):
             raise
         _fail("out of memory; try a smaller model, or close other programs", 1)

@@ -63,12 +63,10 @@ def load(
     quiet: bool = False,
     context: int | None = None,
     kv_bits: int | None = None,
-    adapter: str | None = None,
-    draft: str | None = None,
-    fuse: bool = True,
+    **how: Any,
 ) -> LM:
     """Load a model for a command, if it fits in memory with a cache of `context` tokens (None: a
-    short one); `quiet` where the terminal is in use meanwhile; other arguments as of mm.load."""
+    short one); `quiet` where the terminal is in use meanwhile; `how` as of mm.load."""
     import minicpm_mlx as mm
     from minicpm_mlx import memory
     from minicpm_mlx.local import folder_of
@@ -78,7 +76,7 @@ def load(
     config = mm.Config.load(folder_of(resolve(model)))
     memory.check(memory.plan(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
     with nullcontext() if quiet else _notice(f"loading {model} …"):
-        return mm.load(model, dtype=dtype, device=device, adapter=adapter, draft=draft, fuse=fuse)
+        return mm.load(model, dtype=dtype, device=device, **how)
 
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import device as devices
+from . import distributed
 from .config import Config
 from .engine import Sampling
 from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
@@ -27,6 +28,7 @@ def load(
     adapter: str | Path | None = None,
     draft: str | Path | None = None,
     progress: bool = True,
+    shard: bool = False,
 ) -> LM:
     """Load a model by card name, folder, .gguf file or hub repository (`org/name`).
 
@@ -34,7 +36,8 @@ def load(
 
     `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
     keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`, `draft` a
-    smaller model of the same vocabulary that guesses ahead. Raises ModelNotFoundError,
+    smaller model of the same vocabulary that guesses ahead. With `shard` the processes of a launch
+    compute one model together. Raises ModelNotFoundError,
     DownloadError, ConfigError, WeightsError or TokenizerError.
 
         lm = load("demo")
@@ -43,7 +46,7 @@ def load(
     devices.select(device)
     folder = folder_of(card, progress=progress)
     try:
-        lm = _load_folder(card, folder, dtype, fuse)
+        lm = _load_folder(card, folder, dtype, fuse, shard)
     except (ConfigError, WeightsError, TokenizerError) as error:
         if card.path is not None:
             raise
@@ -52,6 +55,11 @@ def load(
             f"`minicpm-mlx pull {card.name}`"
         ) from None
     if adapter is not None:
+        if shard and distributed.size() > 1:
+            raise InvalidArgumentError(
+                "--adapter: not on a model that several processes share; fuse it first "
+                "(minicpm-mlx fuse)"
+            )
         lm.use_adapter(adapter)
     if draft is not None:
         lm.draft = load(draft, dtype=dtype, device=device, progress=progress)
@@ -69,7 +77,9 @@ def _check_vocabulary(lm: LM, draft: LM) -> None:
         )
 
 
-def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
+def _load_folder(
+    card: Card, folder: Path, dtype: str | None, fuse: bool, shard: bool = False
+) -> LM:
     # The config first: a model that cannot be should not wait for its tokenizer.
     config = Config.load(folder)
     tokenizer = tokenizer_of(card, folder)
@@ -78,7 +88,7 @@ def _load_folder(card: Card, folder: Path, dtype: str | None, fuse: bool) -> LM:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
             f"{config.vocab_size}; are its files those of another model?"
         )
-    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None)
+    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
     return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
 
 

@@ -30,7 +30,7 @@ ROWS = [
         "voices",
         "stops",
     },
-    {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack"},
+    {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack", "sharding"},
     {"weights", "engine", "reply"},
     {"memory", "perplexity", "companions"},
     {"quantization"},

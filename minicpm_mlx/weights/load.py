@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .. import device
+from .. import device, distributed, sharding
 from .. import fuse as fusing
 from ..config import Config
 from ..config_parts import Quantization
@@ -23,14 +23,20 @@ from .lazy import LazyTensor, printable
 
 
 def load_model(
-    folder: str | Path, dtype: str | None = None, fuse: bool = False, *, weights: str | None = None
+    folder: str | Path,
+    dtype: str | None = None,
+    fuse: bool = False,
+    *,
+    weights: str | None = None,
+    shard: bool = False,
 ) -> Model | FusedModel:
     """Load the model in `folder`: `model(ids (B, T)) -> logits (B, T, V)`.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default what this machine computes fastest.
     `fuse` gives the inference form (see fuse.py) instead of the one that reads like the paper and
-    is trained. `weights` names a torch file that has no usual name. Memory stays near the size of
-    the result: tensors are read as their layer is made.
+    is trained. `weights` names a torch file that has no usual name. With `shard` the processes of
+    a launch share the work (see sharding.py). Memory stays near the size of the result: tensors are
+    read as their layer is made.
 
     Raises ConfigError or WeightsError for a folder that does not hold a whole, fitting model.
     """
@@ -46,6 +52,9 @@ def load_model(
         else None
     )
     twin = assemble(config, tensors, chosen)
+    shard = shard and distributed.size() > 1
+    if shard:
+        sharding.shard(twin)
     model = fusing.fuse(twin) if fuse else twin
     for layer in model.layers:
         mx.eval(layer.parameters())
@@ -55,6 +64,8 @@ def load_model(
         mx.eval(model.parameters())  # what is lazy can be computed by this thread alone
     if fuse:
         split_matrices(model)
+    if shard:
+        sharding.sum_shards(model)
     return model
 
 
