@@ -92,7 +92,7 @@ class Screen:
                 before, after = clean(replies[0].strip()), clean(replies[-1].strip())
                 self._console.print(self._compared(clean(prompt.strip()), before, after))
 
-    def _compared(self, prompt: str, before: str, after: str) -> Table:
+    def _compared(self, prompt: str, before: str, after: str) -> Table | Text:
         said = {key: self._words.pick(*LABELS[key]) for key in ("prompt", "before", "after")}
         if self._moves and self._console.width >= SIDE_BY_SIDE:
             beside = Table(title=Text(prompt, "title"), expand=True, header_style="quiet")
@@ -100,6 +100,10 @@ class Screen:
             beside.add_column(said["after"], ratio=1)
             beside.add_row(Text(before), Text(after))
             return beside
+        if not self._moves:  # a table would be filled up with spaces
+            return Text(
+                f"{said['prompt']}: {prompt}\n{said['before']}: {before}\n{said['after']}: {after}"
+            )
         below = Table.grid(padding=(0, 2))
         below.add_column(style="quiet", no_wrap=True)
         below.add_column()

@@ -61,7 +61,7 @@ GradCheckpoint = Annotated[
         "--grad-checkpoint/--no-grad-checkpoint",
     ),
 ]
-LearningRate = Annotated[float | None, _option(_HOW, "Default: 1e-4; full 1e-5; preferences 2e-5.")]
+LearningRate = Annotated[float | None, _option(_HOW, "Default: 2e-4; full 1e-5; preferences 2e-5.")]
 LrSchedule = Annotated[str, _option(_HOW, "cosine, linear, constant or wsd.")]
 Warmup = Annotated[int | None, _option(_HOW, "Steps; default: a twentieth of all.")]
 Optimizer = Annotated[str, _option(_HOW, "adamw, adafactor, lion, muon or sgd.")]

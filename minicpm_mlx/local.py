@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .atomic import named_errors
 from .errors import DownloadError
 from .registry import Card, cache_dir
 
@@ -155,7 +155,7 @@ def make_whole(
     With `resume` what was made is left there when it is interrupted, for `make` to go on from.
     DownloadError, with `advice`, where it cannot be written, or another process is making it.
     """
-    try:
+    with named_errors(folder, advice):
         folder.parent.mkdir(parents=True, exist_ok=True)
         if resume:
             partial = partial_of(folder)
@@ -172,15 +172,6 @@ def make_whole(
                 begun = resume and partial.is_dir() and any(partial.iterdir())
                 if not begun:
                     shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "[write]" not in str(error):
-            raise  # MLX's word for a disk that is full
-        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        room = "free some space, or " if full else ""
-        raise DownloadError(
-            f"{folder}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"
-            f"{advice}"
-        ) from None
 
 
 def partial_of(folder: Path) -> Path:

@@ -201,7 +201,7 @@ def test_the_block_fits_terminals_of_any_width(start: Callable[..., Training], w
 def test_replies_before_and_after_stand_below_or_side_by_side(
     start: Callable[..., Training],
 ) -> None:
-    narrow = ["prompt  What is 2 + 2?", "before  A number.", "after   4[2J", "end", ""]
+    narrow = ["prompt: What is 2 + 2?", "before  A number.", "after   4[2J", "end", ""]
     assert start(60).end()[-5:] == narrow
     wide = "\n".join(start(120).end())
     assert re.search(r"What is 2 \+ 2\?\n.*before +. after .*\n.*A number\. +. 4\[2J", wide, re.S)
@@ -287,9 +287,9 @@ def test_in_a_pipe_each_event_is_a_line(variable: str) -> None:
         "step 20/20  stopped early",
         "step 20/20  loss 1.500  lr 1.0e-04  312 tok/s  2.1 GB  epoch 1.00",
         "step 20/20  valid loss 2.000 (best 1.900)",
-        "prompt  What is 2 + 2?",
-        "before  A number.",
-        "after   4[2J",
+        "prompt: What is 2 + 2?",
+        "before: A number.",
+        "after: 4[2J",
     ]
     assert done.stdout == "end\n"
 

@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_and_leaves_the_log_as_it_was(tmp_path: Path) -> Non
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
     try:
-        with pytest.raises(DownloadError, match=r"log\.jsonl: cannot be written .*; free some"):
+        with pytest.raises(DownloadError, match=r"log\.jsonl: cannot be written .*; give another"):
             log(Started(step=4, steps=10))
         with pytest.raises(DownloadError, match="cannot be written"):
             log(trained(6))

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import at_least_one
-from ..atomic import write_whole
+from ..atomic import named_errors, write_whole
 from ..bench.chart import check
 from ..errors import InvalidArgumentError
 from .events import Trained, Validated
-from .log import Record, writing
+from .log import ADVICE, Record
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MEMORY = 0.9
@@ -81,7 +81,7 @@ def draw_curve(log: Sequence[Record], path: Path, name: str = "") -> None:
         _draw_losses(axes, trained, validated)
         if name.isascii() and name.isprintable():
             axes.set_title(name, parse_math=False)  # a folder's name may hold dollar signs
-        with writing(path):
+        with named_errors(path, ADVICE):
             write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
     finally:
         pyplot.close(figure)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..atomic import write_whole
-from ..errors import DownloadError, InvalidArgumentError
+from ..atomic import named_errors, write_whole
+from ..errors import InvalidArgumentError
 from .events import Event, Started
 from .strict_json import StrictJson
 
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 """Events by the name they have in a log."""
+
+
+ADVICE = "give another place"
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class JsonLog:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self._rewind(event.step)
-        with writing(self.path), self.path.open("ab") as file:
+        with named_errors(self.path, ADVICE), self.path.open("ab") as file:
             file.write(f"{to_line(event)}\n".encode())
 
     def _rewind(self, step: int) -> None:
         old = _lines(self.path) if self.path.exists() else ()
         kept = [line for line, record in old if step and record.event.step <= step]
         content = b"".join(line + b"\n" for line in kept)
-        with writing(self.path):
+        with named_errors(self.path, ADVICE):
             write_whole(self.path, lambda part: part.write_bytes(content))
 
 
@@ -78,18 +80,6 @@ def read_log(path: Path) -> list[Record]:
     InvalidArgumentError where the file cannot be read or a line is no event.
     """
     return [record for _, record in _lines(path)]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """DownloadError for what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise DownloadError(
-            f"{path}: cannot be written ({reason}); free some space, or give another place"
-        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ class Schedule:
 
     kind: str = "cosine"
     """One of SCHEDULES."""
-    peak: float = 1e-4
+    peak: float = 2e-4
     floor: float = 0.1
     """Where it ends, as a share of the peak; in `constant` nowhere."""
     warmup: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from .. import distributed
-from ..atomic import write_whole
+from ..atomic import named_errors, write_whole
 from ..companions import copy_companions
 from ..errors import InvalidArgumentError
 from ..identity import identity
@@ -207,6 +207,11 @@ def _shown(prompt: str | Sequence[Message]) -> str:
 
 
 def _keep(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
+    with named_errors(folder, checkpoint.ADVICE):
+        _write(lm, method, folder, card)
+
+
+def _write(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
     model = lm.model
     assert isinstance(model, Model)
     folder.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def plan_for(
         if not 0 < epochs < float("inf"):
             raise InvalidArgumentError(f"epochs must be more than 0, got {epochs:g}")
         steps = max(1, round(epochs * per_epoch))
-    usual = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 1e-4
+    usual = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 2e-4
     warmup = wishes.warmup if wishes.warmup is not None else min(100, steps // 20)
     often = max(1, -(-steps // 10))
     plan = Plan(
