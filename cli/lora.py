@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from . import options
 from . import training_options as given
-
-if TYPE_CHECKING:
-    from minicpm_mlx.train.data import Data
-    from minicpm_mlx.train.run import Result
 
 
 def lora(
@@ -64,8 +59,8 @@ def lora(
 ) -> None:
     """Fine-tune on your own conversations, instructions, texts or preferences.
 
-    They are recognised by what is in them: see --dry-run. A quantized model is trained as it is
-    (QLoRA). What is best on the validation set is kept; Ctrl-C saves, and --resume goes on.
+    They are recognised by what is in them: see --dry-run. Of a quantized model an adapter is
+    trained (QLoRA). What is best on the validation set is kept; Ctrl-C saves, --resume goes on.
     """
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.train import memory, setup
@@ -110,9 +105,10 @@ def lora(
         patience=patience,
         seed=seed,
     )
+    adapter_path = adapter_path.expanduser()
     if not dry_run:
         runs.claim(adapter_path, resume)
-        tuning.check(report)
+    tuning.check(report, replies)
     tokenizer, config = options.tokenizer_and_config(model)
     found = load_data(data, tokenizer, reading)
     if context.info_name == "dpo" and found.kind == "sft":
@@ -120,8 +116,6 @@ def lora(
             f"{data}: expected preferences (chosen and rejected, or a label), got {found.format}; "
             "`minicpm-mlx lora` is for those"
         )
-    if test and not found.test:
-        raise InvalidArgumentError(f"--test: expected a test set in {data}, such as test.jsonl")
     objective = setup.objective_for(
         found.kind,
         loss=loss,
@@ -132,6 +126,7 @@ def lora(
     dtype = dtype or ("float32" if method.kind == "full" else None)
     options.select(dtype, device)
     plan, needed = setup.plan_for(found, wishes, config, method, dtype=dtype)
+    runs.check(found, objective, method, plan, test=test)
     if dry_run:
         tuning.preview(found, tokenizer, plan, needed, as_json)
         return
@@ -148,24 +143,9 @@ def lora(
             objective=objective,
             resume=resume,
             replies=replies,
+            test=test,
             listener=tuning.listener(stack, adapter_path, report, as_json, plan),
         )
-    tested = None
-    if test and result.complete:
-        del lm
-        tested = _tested(model, found, result, dtype, device)
-    tuning.close(model, adapter_path, result, tested, as_json)
+    tuning.close(model, adapter_path, result, as_json)
     if not result.complete:
         raise KeyboardInterrupt
-
-
-def _tested(
-    model: str, data: Data, result: Result, dtype: str | None, device: str | None
-) -> dict[str, float]:
-    """What the result, read from its folder, makes of the test set."""
-    from minicpm_mlx.train.run import MODEL, measure_test
-
-    whole = result.folder.name == MODEL
-    source, adapter = (str(result.folder), None) if whole else (model, str(result.folder))
-    lm = options.load(source, dtype, device, fuse=False, adapter=adapter)
-    return measure_test(lm, data)

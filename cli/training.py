@@ -96,8 +96,8 @@ class Screen:
         said = {key: self._words.pick(*LABELS[key]) for key in ("prompt", "before", "after")}
         if self._moves and self._console.width >= SIDE_BY_SIDE:
             beside = Table(title=Text(prompt, "title"), expand=True, header_style="quiet")
-            beside.add_column(said["before"], ratio=1)
-            beside.add_column(said["after"], ratio=1)
+            beside.add_column(said["before"], ratio=1, overflow="fold")
+            beside.add_column(said["after"], ratio=1, overflow="fold")
             beside.add_row(Text(before), Text(after))
             return beside
         if not self._moves:  # a table would be filled up with spaces
@@ -106,7 +106,7 @@ class Screen:
             )
         below = Table.grid(padding=(0, 2))
         below.add_column(style="quiet", no_wrap=True)
-        below.add_column()
+        below.add_column(overflow="fold")
         for name, text in (("prompt", prompt), ("before", before), ("after", after)):
             below.add_row(said[name], Text(text, "title" if name == "prompt" else ""))
         return below

@@ -53,14 +53,18 @@ def _described(data: Data, plan: Plan, needed: Needed) -> list[str]:
     size = f"{plan.batch_size} samples a batch"
     if plan.accumulate > 1:
         size += f", {plan.accumulate} batches a step"
+    fits = [] if needed.fits else ["that does not fit"]
     rate = f"learning rate {plan.schedule.peak:g} ({plan.schedule.kind})"
-    return [f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}", needed.described]
+    return [f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}", needed.described, *fits]
 
 
-def check(report: str | None) -> None:
-    """MissingPackageError or InvalidArgumentError where a tracker cannot be had."""
+def check(report: str | None, replies: int) -> None:
+    """MissingPackageError or InvalidArgumentError for what cannot be seen of a run."""
+    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.train.trackers import tracker
 
+    if replies < 0:
+        raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
     if report is not None:
         tracker(report, "", {}, Path())
 
@@ -83,18 +87,18 @@ def listener(
         found = tracker(report, folder.resolve().name, plan.fingerprint, folder / report)
         stack.callback(found.close)
         listeners.append(found)
-    listeners.append(JsonLines() if as_json else stack.enter_context(Screen()))
+    screen: Listener = JsonLines() if as_json else stack.enter_context(Screen())
 
     def tell(event: Event) -> None:
         for each in listeners:
             each(event)
+        with suppress(OSError):  # whoever looked at it has gone; the run goes on
+            screen(event)
 
     return tell
 
 
-def close(
-    model: str, folder: Path, result: Result, tested: dict[str, float] | None, as_json: bool
-) -> None:
+def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
     """What came of it, and how to go on."""
     from minicpm_mlx import distributed
 
@@ -102,29 +106,26 @@ def close(
         return
     drawn = _draw(folder)
     if as_json:
-        record: dict[str, Any] = asdict(result) | {"folder": str(result.folder), "test": tested}
+        record: dict[str, Any] = asdict(result) | {"folder": str(result.folder)}
         print(json.dumps({"event": "ended"} | record, ensure_ascii=False))
         return
     out = console()
     if result.best is not None:
         out.print(f"best validation loss {result.best:.4f}, of step {result.best_step}")
-    for name, value in (tested or {}).items():
+    for name, value in (result.test or {}).items():
         out.print(f"test {name} {value:.4f}")
     if drawn:
         out.print(f"loss curve: {drawn}", highlight=False, soft_wrap=True)
-    again = [] if result.complete else ["lora --resume with the same options goes on"]
-    for line in again:
-        out.print(line, style="warning")
-    if result.complete or result.best_step:
-        out.print("to chat with the result:", style="title")
-        out.print(f"  {command(model, folder, result)}", highlight=False, soft_wrap=True)
+    if not result.complete:
+        out.print("the same command with --resume goes on", style="warning")
+    out.print("to chat with the result:", style="title")
+    out.print(f"  {command(model, result)}", highlight=False, soft_wrap=True)
 
 
-def command(model: str, folder: Path, result: Result) -> str:
+def command(model: str, result: Result) -> str:
     """That starts a chat with the result."""
-    whole = result.folder != folder
-    words = ["--model", str(result.folder)] if whole else ["--model", model]
-    words += [] if whole else ["--adapter", str(folder)]
+    folder = str(result.folder)
+    words = ["--model", folder] if result.whole else ["--model", model, "--adapter", folder]
     return shlex.join(["minicpm-mlx", "chat", *words])
 
 

@@ -52,6 +52,7 @@ def probabilities(
     return scores
 
 
+@np.errstate(invalid="ignore")
 def _softmax(scores: Floats, *, causal: bool) -> None:
     """Softmax of scores (heads, T, S), in place."""
     heads, T, S = scores.shape
@@ -70,6 +71,7 @@ def _softmax(scores: Floats, *, causal: bool) -> None:
         block /= block.sum(axis=-1, keepdims=True)
 
 
+@np.errstate(invalid="ignore")  # NaN is told of by whoever asks for finite numbers
 def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
     """Softmax of logits (N, V), which are used up, and the logarithms of its divisors, (N,)."""
     rows = np.array(logits, copy=False)
@@ -94,7 +96,9 @@ def silu_times(gate: mx.array, up: mx.array) -> mx.array:
     F = gate.shape[-1]
     gates, ups = np.asarray(gate).reshape(-1, F), np.asarray(up).reshape(-1, F)
     out = np.empty(gates.shape, np.float32)
-    with np.errstate(over="ignore"):  # exp(100) is inf, and what is divided by it 0
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # exp(100) is inf, and what is divided by it 0
         for start in range(0, len(out), BLOCK // F + 1):
             at = slice(start, start + BLOCK // F + 1)
             inverse = np.exp(-gates[at])

@@ -163,7 +163,7 @@ def make_whole(
         else:
             _sweep(folder)
             partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        with _alone(partial, folder):  # deleted, and given its name, by none but who filled it
+        with alone(partial, folder):  # deleted, and given its name, by none but who filled it
             try:
                 make(partial)
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
@@ -191,9 +191,10 @@ def _take_place(partial: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _alone(partial: Path, folder: Path) -> Iterator[None]:
-    """Keeps a second process from filling the same folder; the lock ends with the process."""
-    handle = os.open(partial, os.O_RDONLY)
+def alone(locked: Path, folder: Path) -> Iterator[None]:
+    """Keeps a second process from filling `folder`, by a lock on the folder `locked`, which ends
+    with the process. DownloadError: another has it."""
+    handle = os.open(locked, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,6 +217,6 @@ def _sweep(folder: Path) -> None:
     """Delete what processes that were killed left half made of `folder`."""
     for half in folder.parent.glob(f".{folder.name}-????????"):
         # One that is being filled is locked, or is about to be.
-        with suppress(DownloadError, OSError), _alone(half, folder):
+        with suppress(DownloadError, OSError), alone(half, folder):
             if time.time() - half.stat().st_mtime > 60:
                 shutil.rmtree(half, ignore_errors=True)

@@ -115,8 +115,9 @@ def test_a_run_from_start_to_chat(
         "checkpoints",
         "curve.png",
         "log.jsonl",
+        "training.json",
     }
-    card = json.loads((folder / "adapter_config.json").read_text())["minicpm_mlx"]
+    card = json.loads((folder / "training.json").read_text())
     assert card["base"]["name"] == "model"
     assert list(card["data"]["files"]) == ["train.jsonl"]
     lm = mm.load(model)
@@ -277,6 +278,12 @@ def test_a_dry_run_shows_and_writes_nothing(
         (("--modules", "w1"), "modules: expected some of"),
         (("--loss", "dpo"), "are for preferences"),
         (("--batch-size", "0"), "batch-size must be 1 or more"),
+        (("--iters", "-5"), "iters must be 1 or more"),
+        (("--steps-per-eval", "0"), "steps-per-eval must be 1 or more"),
+        (("--seed", str(2**64)), "seed must be from 0"),
+        (("--alpha", "inf"), "alpha must be more than 0"),
+        (("--iters", "3", "--warmup", "3"), "warmup must be less than the 3 steps"),
+        (("--replies", "-1"), "replies must be 0 or more"),
         (("--resume",), "has no checkpoint to go on from"),
         (("--report", "mlflow"), "report must be one of"),
         (("--optimizer", "adam"), "optimizer must be one of"),
@@ -310,11 +317,89 @@ def test_a_run_is_not_written_over(
     assert command(*words(model, data, folder, *SHORT)) == 1
     assert "--resume goes on with it" in capsys.readouterr().err
     assert command(*words(model, data, folder, *SHORT, "--seed", "1", "--resume")) == 1
-    assert "give what it was begun with" in capsys.readouterr().err
+    assert "begun with another --seed: it was 0, and is 1" in capsys.readouterr().err
     assert (folder / "adapters.safetensors").read_bytes() == before
     shutil.rmtree(folder / "checkpoints")
     assert command(*words(model, data, folder, *SHORT)) == 1
-    assert "holds an adapter" in capsys.readouterr().err
+    assert "holds adapters.safetensors already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model", "config.json", "adapter_model.safetensors", "README.md"])
+def test_a_folder_that_holds_something_is_left_alone(
+    name: str, model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
+    (tmp_path / name).write_text("mine")
+    for kind in ("lora", "full"):
+        how = (*SHORT, "--fine-tune-type", kind)
+        assert command(*words(model, data, tmp_path, *how)) == 1
+        assert f"holds {name} already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_two_runs_do_not_share_a_folder(model: Path, data: Path, tmp_path: Path) -> None:
+    how = words(model, data, tmp_path, *SHORT[2:], "--iters", "400", "--save-every", "400")
+    first = started(*how)
+    limit = time.monotonic() + 60
+    while not (tmp_path / "log.jsonl").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    second = started(*how)
+    said = second.communicate()[1]
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert second.returncode == 1
+    assert "another process is making it" in said
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_what_gets_no_better_is_kept_and_said(
+    kind: str, model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
+    how = (*SHORT[:4], "--learning-rate", "1e-12", "--fine-tune-type", kind)
+    folder = tmp_path / "out"
+    for left in ("new", "old"):  # by a process that was killed
+        (folder / f"model-{left}").mkdir(parents=True)
+        (folder / f"model-{left}" / "config.json").write_text("{}")
+    assert command(*words(model, data, folder, *how)) == 0
+    said = capsys.readouterr()
+    if "no better than before" in said.err:
+        assert mm.load(folder / "model") if kind == "full" else adapter_of(folder)
+    assert "to chat with the result" in said.out
+    assert kind == "lora" or sorted(p.name for p in folder.glob("model*")) == ["model"]
+
+
+def test_what_is_not_finite_is_no_result(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
+    how = (*SHORT[:4], "--learning-rate", "1e30")
+    assert command(*words(model, data, tmp_path / "out", *how)) == 1
+    assert "lower the learning rate" in capsys.readouterr().err
+
+
+def test_bfloat16_trains_on_a_cpu_too(
+    model: Path, data: Path, tmp_path: Path, command: Command
+) -> None:
+    how = ("--iters", "1", "--batch-size", "1", "--dtype", "bfloat16")
+    assert command(*words(model, data, tmp_path / "out", *how)) == 0
+    assert all(mx.isfinite(array).all().item() for array in adapter_of(tmp_path / "out").values())
+
+
+def test_the_test_set_of_preferences_is_measured_as_they_were_learned(
+    model: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for loss in ("dpo", "ipo", "orpo"):
+        slow = ("--learning-rate", "0.001")
+        how = (*SHORT[:4], *slow, "--loss", loss, "--beta", "0.2", "--test", "--json")
+        assert command(*words(model, folder, tmp_path / loss, *how)) == 0
+        ended = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert ended["test"]["loss"] == pytest.approx(ended["best"], rel=1e-4)
+        assert ended["test"]["accuracy"] == 1.0
 
 
 def test_dpo_wants_preferences_and_lora_takes_them(
@@ -327,7 +412,8 @@ def test_dpo_wants_preferences_and_lora_takes_them(
     rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
     pairs.write_text("\n".join(map(json.dumps, rows)))
     for loss in ("dpo", "ipo", "orpo"):
-        assert command(*words(model, pairs, tmp_path / loss, *SHORT, "--loss", loss)) == 0
+        how = (*SHORT, "--loss", loss, "--beta", "0.2")
+        assert command(*words(model, pairs, tmp_path / loss, *how)) == 0
         events = [r.event for r in read_log(tmp_path / loss / "log.jsonl")]
         validated = [event for event in events if type(event).__name__ == "Validated"]
         assert validated[-1].extra["accuracy"] == 1.0  # type: ignore[union-attr]

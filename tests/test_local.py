@@ -187,7 +187,7 @@ def test_what_a_killed_process_left_is_swept_away(cache: Path) -> None:
         folder.mkdir(parents=True)
     for folder in (old, filling, other):
         os.utime(folder, (1, 1))
-    with local._alone(filling, cache / "model-v1"):
+    with local.alone(filling, cache / "model-v1"):
         local._kept("model-v1", lambda folder: (folder / "config.json").touch())
     assert names(cache) == sorted([fresh.name, filling.name, other.name, "model-v1"])
 

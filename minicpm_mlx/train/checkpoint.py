@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..errors import ConfigError, InvalidArgumentError
+from ..errors import ConfigError, InvalidArgumentError, WeightsError
 from ..local import make_whole
 from ..weights import safetensors
 
@@ -51,6 +51,8 @@ class State:
     """Those that are trained."""
     optimizer: Arrays
     progress: Progress
+    folder: Path | None = None
+    """Where it was read."""
 
 
 def save(folder: Path, state: State, fingerprint: Mapping[str, Any]) -> Path:
@@ -79,6 +81,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 
+def sweep(folder: Path) -> None:
+    """Delete what processes that were killed left half written in `folder`, which is no other's."""
+    for half in folder.glob(".step-*"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
 def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
     """The latest checkpoint of the run in `folder`; None: there is none.
 
@@ -93,18 +101,61 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         progress, run = Progress(**record["progress"]), dict(record["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: expected a checkpoint's state ({error}); delete {found[-1].name} to go on "
-            "from the one before"
-        ) from None
-    for name in sorted(run.keys() | fingerprint.keys()):
-        if run.get(name) != fingerprint.get(name):
-            raise InvalidArgumentError(
-                f"--resume: the run in {folder.parent} has {name} {run.get(name)}, got "
-                f"{fingerprint.get(name)}; give what it was begun with, or another --adapter-path"
-            )
-    parameters, optimizer = (
-        {name: tensor.load() for name, tensor in safetensors.read(found[-1] / file).items()}
-        for file in ("parameters.safetensors", "optimizer.safetensors")
+        raise damaged(path.parent, f"{path.name}: {error}") from None
+    _compare(folder.parent, run, fingerprint)
+    try:
+        parameters, optimizer = (
+            {name: tensor.load() for name, tensor in safetensors.read(found[-1] / file).items()}
+            for file in ("parameters.safetensors", "optimizer.safetensors")
+        )
+    except WeightsError as error:
+        raise damaged(found[-1], str(error)) from None
+    return State(parameters, optimizer, progress, found[-1])
+
+
+def damaged(place: Path, what: object) -> ConfigError:
+    """The error for a checkpoint that is not what was saved."""
+    return ConfigError(
+        f"{place}: expected a checkpoint's state ({what}); delete {place.name} to go on from the "
+        "one before"
     )
-    return State(parameters, optimizer, progress)
+
+
+OPTIONS = {
+    "steps": "--iters or --epochs",
+    "batch_size": "--batch-size",
+    "accumulate": "--grad-accumulation-steps",
+    "weight_decay": "--weight-decay",
+    "schedule peak": "--learning-rate",
+    "schedule kind": "--lr-schedule",
+    "schedule warmup": "--warmup",
+    "method kind": "--fine-tune-type",
+    "method rank_stabilized": "--rslora",
+    "method layers": "--num-layers",
+    "loss loss": "--loss",
+}
+"""What decides a run's steps, as its user gives it."""
+
+
+def _compare(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """InvalidArgumentError where a run was begun with something else."""
+    before, now = _flat(run), _flat(wanted)
+    hashes = {"base": "another model", "data": "other training or validation data"}
+    for name in sorted(before.keys() | now.keys(), key=lambda name: (name in hashes, name)):
+        if before.get(name) == now.get(name):
+            continue
+        option = OPTIONS.get(name, f"--{name.rpartition(' ')[2].replace('_', '-')}")
+        values = f"another {option}: it was {before.get(name)}, and is {now.get(name)}"
+        raise InvalidArgumentError(
+            f"--resume: the run in {folder} was begun with {hashes.get(name, values)}; give what "
+            "it was begun with, or another --adapter-path"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= (
+            _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return found

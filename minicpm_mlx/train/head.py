@@ -138,7 +138,9 @@ class _Parts:
     def kept(self, array: mx.array) -> mx.array:
         """`array`; its values alone if they are wanted at once. MLX holds whatever an array was
         made of while it differentiates."""
-        return mx.array(np.array(array)) if self.at_once else array
+        if not self.at_once:
+            return array
+        return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
 
 
 def _both_ways(

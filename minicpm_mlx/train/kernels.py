@@ -63,6 +63,7 @@ def _values(array: mx.array) -> mx.array:
     return mx.array(np.array(array))
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def _attention_gradients(
     weights: Floats, q: Floats, k: Floats, v: Floats, above: Floats, *, scale: float
 ) -> tuple[Floats, Floats, Floats]:
@@ -97,7 +98,9 @@ def _silu_gradients(
     gates, ups, aboves = (np.asarray(array).reshape(-1, F) for array in (gate, up, above))
     to_gate, to_up = np.empty(gates.shape, np.float32), np.empty(gates.shape, np.float32)
     rows = exponentials.BLOCK // F + 1
-    with np.errstate(over="ignore"):  # exp(100) is inf, and what is divided by it 0
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # exp(100) is inf, and what is divided by it 0
         for start in range(0, len(gates), rows):
             at = slice(start, start + rows)
             sigmoid = 1 / (1 + np.exp(-gates[at]))

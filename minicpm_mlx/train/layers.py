@@ -6,6 +6,7 @@ go on the model in the form it is read in, whose names they are saved under.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ class Method:
             at_least_one("num-layers", self.layers)
         if not 0 <= number("dropout", self.dropout) < 1:
             raise InvalidArgumentError(f"dropout must be in [0, 1), got {self.dropout:g}")
-        if self.alpha is not None and number("alpha", self.alpha) <= 0:
+        if self.alpha is not None and not 0 < number("alpha", self.alpha) < math.inf:
             raise InvalidArgumentError(f"alpha must be more than 0, got {self.alpha:g}")
         if self.kind != "full":
             return

@@ -39,6 +39,12 @@ ROLLBACKS = 2
 """Times that is done in vain before the run ends."""
 
 
+NOT_FINITE = (
+    "training: the last steps had no finite loss or gradients; lower the learning rate "
+    "(--learning-rate), or compute in float32 (--dtype float32)"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a run goes; sizes are of one process."""
@@ -63,15 +69,25 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        names = ("steps", "batch_size", "accumulate", "report_every", "evaluate_every")
-        for name in (*names, "save_every"):
-            at_least_one(name.replace("_", "-"), getattr(self, name))
+        for name, option in {
+            "steps": "iters",
+            "batch_size": "batch-size",
+            "accumulate": "grad-accumulation-steps",
+            "report_every": "steps-per-report",
+            "evaluate_every": "steps-per-eval",
+            "save_every": "save-every",
+        }.items():
+            at_least_one(option, getattr(self, name))
         if self.patience is not None:
             at_least_one("patience", self.patience)
         if not number("clip", self.clip) > 0:
             raise InvalidArgumentError(f"clip must be more than 0, got {self.clip:g}")
-        if whole("seed", self.seed) < 0:
-            raise InvalidArgumentError(f"seed must be 0 or more, got {self.seed}")
+        if not 0 <= whole("seed", self.seed) < 2**64:
+            raise InvalidArgumentError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
+        if self.schedule.warmup >= self.steps > 1:
+            raise InvalidArgumentError(
+                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
+            )
 
     @property
     def samples_a_step(self) -> int:
@@ -140,6 +156,8 @@ class Trainer:
         self.model.train()
         mx.reset_peak_memory()
         self.listener(Started(step=self.progress.step, steps=plan.steps))
+        if self.progress.step:
+            self._note(f"going on from step {self.progress.step}")
         with _signals(self._interrupt):
             if self.progress.step == 0:
                 self._validate()
@@ -160,7 +178,11 @@ class Trainer:
                 if done % plan.save_every == 0:
                     self._save()
             self._save()
-        if not self.valid or self.progress.best is None:
+        if self.progress.skipped >= min(SKIPS, plan.steps):
+            raise NumericsError(NOT_FINITE)
+        if not self.progress.best_step:
+            if self.valid:
+                self._note("no better than before on the validation set: the last step is kept")
             self._keep()
         return complete
 
@@ -183,7 +205,8 @@ class Trainer:
         gradients, sums = distributed.sum_of((gradients, self._alike(sums)))
         clipped, norm = clip(gradients, plan.clip)
         told = {name: float(np.array(value)) for name, value in (sums | {"norm": norm}).items()}
-        self._stop = self._stop or told.pop("stop") > 0
+        stop = told.pop("stop") > 0
+        self._stop = self._stop or stop
         texts = sequences(items)
         tokens = sum(len(text.ids) for text in texts)
         self.progress = replace(self.progress, step=step + 1, tokens=self.progress.tokens + tokens)
@@ -230,10 +253,7 @@ class Trainer:
             return
         state = checkpoint.load(self.folder, self.fingerprint)
         if state is None or self.progress.rolled_back >= ROLLBACKS:
-            raise NumericsError(
-                f"training: {SKIPS} steps in a row had no finite gradients; lower the learning "
-                "rate (--learning-rate), or compute in float32 (--dtype float32)"
-            )
+            raise NumericsError(NOT_FINITE)
         at, back = self.progress, state.progress.step
         self._take(state)
         # The samples that follow are others than those it failed on.
@@ -269,6 +289,11 @@ class Trainer:
         begin = time.perf_counter()
         found = evaluate(self.model, self.objective, self.valid, self.plan.batch_size)
         loss = found.pop("loss")
+        if not (self.progress.step or math.isfinite(loss)):
+            raise NumericsError(
+                f"training: the model's validation loss is {loss} before the first step; expected "
+                "a number. Are its weights damaged? --dtype float32 may help"
+            )
         best = self.progress.best is None or loss < self.progress.best
         if best:
             self.progress = replace(self.progress, best=loss, best_step=self.progress.step, worse=0)
@@ -292,10 +317,17 @@ class Trainer:
         distributed.barrier()
 
     def _take(self, state: State) -> None:
+        shapes = {name: array.shape for name, array in self.parameters.items()}
+        if shapes != {name: array.shape for name, array in state.parameters.items()}:
+            assert state.folder is not None
+            raise checkpoint.damaged(state.folder, "other parameters than this run's")
         # In the order they had, in which their squares are summed for clipping.
         self.parameters = {name: state.parameters[name] for name in self.parameters}
         self.progress = state.progress
-        self.optimizer.state = state.optimizer
+        try:
+            self.optimizer.state = state.optimizer
+        except (KeyError, ValueError) as error:
+            raise checkpoint.damaged(state.folder or self.folder, error) from None
         show(self.model, self.parameters)
 
     def _note(self, text: str) -> None:
@@ -335,11 +367,12 @@ def with_reference(model: Model, objective: Objective, batch: Batch) -> Batch:
 
 @contextmanager
 def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `interrupt` once; again they do what they did before."""
+    """Ctrl-C, SIGTERM and a terminal that closes call `interrupt` once; again they do what they did
+    before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    watched = (signal.SIGINT, signal.SIGTERM)
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in watched}
 
     def once(*_: object) -> None:

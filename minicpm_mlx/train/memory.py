@@ -145,7 +145,9 @@ def fitting(
     """The fastest way that fits: the most samples at once, up to `samples`, and only where it
     must be, layers computed twice. What is given stays; if nothing fits, the smallest.
     """
-    sizes = [batch_size] if batch_size else [n for n in range(samples, 0, -1) if samples % n == 0]
+    least = 2 if rest.get("kind") == "kto" else 1  # which compares with other replies
+    whole = [n for n in range(samples, 0, -1) if samples % n == 0 and n >= least]
+    sizes = [batch_size] if batch_size else whole or [least]
     ways = [False, True] if checkpointing is None else [checkpointing]
     if checkpointing is None and device.slow_exponentials():
         ways = [True]  # which is the faster way there (see kernels.py)
@@ -168,7 +170,8 @@ def check(found: Needed) -> None:
         advice.append("--batch-size 1")
     if found.length > 256:
         advice.append(f"--max-seq-length {max(256, found.length // 2 // 128 * 128)}")
-    advice.append("--num-layers 8" if found.weights < found.available else "fewer bits (quantize)")
+    fewer = found.weights > found.available
+    advice.append("a model in fewer bits (quantize)" if fewer else "fewer layers (--num-layers)")
     raise InvalidArgumentError(
-        f"not enough memory: {found.described}; try {', '.join(advice)}, or close other programs"
+        f"not enough {found.described}; try {', '.join(advice)}, or close other programs"
     )

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 import mlx.core as mx
 
 from .. import distributed
+from ..arguments import whole
 from ..atomic import named_errors, write_whole
 from ..companions import copy_companions
 from ..errors import InvalidArgumentError
 from ..identity import identity
 from ..lm import LM, Message
-from ..local import make_whole
+from ..local import alone, make_whole
 from ..model import Model
+from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.lazy import LazyTensor
 from ..weights.load import parameters
@@ -55,6 +58,10 @@ class Result:
     best: float | None
     """Lowest validation loss, that of what was kept; None: there was no validation."""
     best_step: int
+    test: dict[str, float] | None
+    """Loss on the test set of what was kept, and what else is told of it, if that was asked for."""
+    whole: bool
+    """Whether it is a model, not an adapter."""
     folder: Path
     """Of the adapter, or of the model."""
 
@@ -69,13 +76,15 @@ def finetune(
     objective: Objective | None = None,
     resume: bool = False,
     replies: int = 0,
+    test: bool = False,
     listener: Listener = lambda _: None,
 ) -> Result:
     """Train `lm`, loaded with `fuse=False`, on `data`; what is best on the validation set is kept.
 
     `folder` gets an adapter in mlx-lm's layout, or with the method `full` a model; a README, a card
     of what it was made of, and checkpoints, from which `resume` goes on. The objective follows from
-    the kind of data. `replies` validation prompts are answered before and after.
+    the kind of data. `replies` validation prompts are answered before and after; with `test` what
+    was kept is measured on the test set.
 
     InvalidArgumentError: the folder has a run already, or none to resume, or the data are of
     another kind than the objective. NumericsError, DownloadError: see `Trainer.run`.
@@ -86,7 +95,9 @@ def finetune(
     """
     folder, method = Path(folder).expanduser(), method or Method()
     objective = objective or objective_of(data.kind)
-    check(data, objective, method, plan)
+    check(data, objective, method, plan, test=test)
+    if whole("replies", replies) < 0:
+        raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
     claim(folder, resume)
     model = lm.model
     if not isinstance(model, Model):
@@ -105,27 +116,39 @@ def finetune(
         folder / CHECKPOINTS,
         identity={
             "base": card["base"]["identity"],
-            "data": digest(data.train),
+            "data": digest([*data.train, *data.valid]),
             "loss": card["loss"],
-        }
-        | {"method": _plain(method)},
+            "method": card["method"],
+        },
         keep=lambda: _keep(lm, method, folder, card),
         listener=listener,
     )
     distributed.same_everywhere(json.dumps(trainer.fingerprint, sort_keys=True), "run")
-    if resume:
-        trainer.resume()
-    prompts = data.prompts[:replies]
-    if not resume:
-        _answer(lm, prompts, 0, listener)
-    complete = trainer.run()
-    if complete:
-        _answer(lm, prompts, trainer.progress.step, listener)
+    with ExitStack() as stack:
+        if distributed.rank() == 0:
+            with named_errors(folder, checkpoint.ADVICE):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder, folder))
+            checkpoint.sweep(folder / CHECKPOINTS)
+        if resume:
+            trainer.resume()
+        prompts = data.prompts[:replies]
+        if not resume:
+            _answer(lm, prompts, 0, listener)
+        complete = trainer.run()
+        tested = None
+        if complete:
+            distributed.barrier()  # what is kept is whole
+            _take_kept(model, method, folder)
+            _answer(lm, prompts, trainer.progress.step, listener)
+            tested = _tested(model, objective, data, plan) if test else None
     return Result(
         complete=complete,
         steps=trainer.progress.step,
         best=trainer.progress.best,
         best_step=trainer.progress.best_step,
+        test=tested,
+        whole=method.kind == "full",
         folder=folder / MODEL if method.kind == "full" else folder,
     )
 
@@ -139,7 +162,9 @@ def objective_of(kind: str) -> Objective:
     )
 
 
-def check(data: Data, objective: Objective, method: Method, plan: Plan) -> None:
+def check(
+    data: Data, objective: Objective, method: Method, plan: Plan, *, test: bool = False
+) -> None:
     """InvalidArgumentError unless these go together."""
     wanted = "sft"
     if isinstance(objective, Preference):
@@ -156,10 +181,19 @@ def check(data: Data, objective: Objective, method: Method, plan: Plan) -> None:
         raise InvalidArgumentError(
             f"expected {kinds.get(wanted, 'labelled replies')}, got {data.format}"
         )
+    if test and not data.test:
+        raise InvalidArgumentError("--test: expected a test set, such as test.jsonl in a folder")
+
+
+WRITTEN = ("adapters.safetensors", "adapter_config.json", "README.md", "training.json", MODEL)
+"""In the run's folder."""
+
+OTHERS = ("adapter_model.safetensors", "adapter_model.bin", "config.json")
+"""What makes a folder another's."""
 
 
 def claim(folder: Path, resume: bool) -> None:
-    """InvalidArgumentError where `folder` holds another run, or cannot be one's."""
+    """InvalidArgumentError where `folder` holds another run, or anything that would be lost."""
     if folder.exists() and not folder.is_dir():
         raise InvalidArgumentError(f"--adapter-path: {folder} is a file; give a folder")
     begun = checkpoint.checkpoints(folder / CHECKPOINTS)
@@ -170,22 +204,25 @@ def claim(folder: Path, resume: bool) -> None:
             f"{folder} has a run already, up to {begun[-1].name}; --resume goes on with it, "
             "another --adapter-path begins a new one"
         )
-    if not begun and (folder / "adapters.safetensors").exists():
-        raise InvalidArgumentError(f"{folder} holds an adapter; give another --adapter-path")
-
-
-def measure_test(lm: LM, data: Data, batch_size: int = 1) -> dict[str, float]:
-    """The mean loss of a model, adapter and all, on the test set, and what else is told of it.
-
-    InvalidArgumentError: there is no test set.
-    """
-    if not data.test:
+    there = [name for name in (*WRITTEN, *OTHERS) if (folder / name).exists()]
+    if there and not begun:
         raise InvalidArgumentError(
-            "expected a test set: a folder with test.jsonl beside the others"
+            f"{folder} holds {there[0]} already; give another --adapter-path"
         )
-    objective = objective_of(data.kind)
-    model: Any = lm.model
-    found = evaluate(model, objective, data.test, max(batch_size, 2 if data.kind == "kto" else 1))
+
+
+def _take_kept(model: Model, method: Method, folder: Path) -> None:
+    """Put what was kept on the model in the place of what it ended with."""
+    if method.kind == "full":
+        tensors = read_checkpoint(folder / MODEL).tensors
+    else:
+        tensors = safetensors.read(folder / "adapters.safetensors")
+    model.load_weights([(name, t.load()) for name, t in tensors.items()], strict=False)
+    mx.eval(model.parameters())
+
+
+def _tested(model: Model, objective: Objective, data: Data, plan: Plan) -> dict[str, float]:
+    found = evaluate(model, objective, data.test, plan.batch_size)
     return found | ({"perplexity": math.exp(found["loss"])} if data.kind == "sft" else {})
 
 
@@ -216,24 +253,26 @@ def _write(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
     assert isinstance(model, Model)
     folder.mkdir(parents=True, exist_ok=True)
     if method.kind == "full":
-        _keep_model(lm, folder / MODEL)
+        _write_model(lm, folder / MODEL)
     else:
         tensors, config = layers.saved(model, method)
-        text = json.dumps(config | {"minicpm_mlx": card}, indent=2, ensure_ascii=False)
-        write_whole(
-            folder / "adapter_config.json", lambda path: path.write_text(text, encoding="utf-8")
-        )
+        _write_text(folder / "adapter_config.json", json.dumps(config, indent=2))
         write_whole(
             folder / "adapters.safetensors",
             lambda path: mx.save_safetensors(str(path), tensors, {"format": "mlx"}),
         )
-    readme = _readme(card, method)
-    write_whole(folder / "README.md", lambda path: path.write_text(readme, encoding="utf-8"))
+    _write_text(folder / "training.json", json.dumps(card, indent=2, ensure_ascii=False))
+    _write_text(folder / "README.md", _readme(card, method))
 
 
-def _keep_model(lm: LM, folder: Path) -> None:
-    assert lm.folder is not None
-    raw = dict(read_checkpoint(lm.folder).raw)
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _write_model(lm: LM, folder: Path) -> None:
+    source = lm.folder
+    assert source is not None
+    raw = dict(read_checkpoint(source).raw)
     tensors = {name: LazyTensor.of(array) for name, array in parameters(lm.model).items()}
     for key in ("quantization", "quantization_config"):
         raw.pop(key, None)  # a CPU unpacks what it loads
@@ -241,13 +280,16 @@ def _keep_model(lm: LM, folder: Path) -> None:
 
     def make(partial: Path) -> None:
         write_checkpoint(Checkpoint(raw=raw, tensors=tensors), partial)
-        assert lm.folder is not None
-        copy_companions(lm.folder, partial, lm.card)
+        copy_companions(source, partial, lm.card)
 
-    new = folder.with_name(f"{folder.name}-new")
+    new, old = (folder.with_name(f"{folder.name}-{age}") for age in ("new", "old"))
+    for left in (new, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     make_whole(new, make, checkpoint.ADVICE)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _card(lm: LM, data: Data, method: Method, plan: Plan, objective: Objective) -> dict[str, Any]:
@@ -259,7 +301,7 @@ def _card(lm: LM, data: Data, method: Method, plan: Plan, objective: Objective) 
         loss = _plain(objective)
     return {
         "version": version("minicpm-mlx"),
-        "base": {"name": lm.card.repo or lm.card.name, "identity": identity(lm)},
+        "base": {"name": lm.card.name, "repo": lm.card.repo, "identity": identity(lm)},
         "template_sha256": hashlib.sha256(source.encode()).hexdigest(),
         "data": {"format": data.format, "files": data.sha256, "samples": len(data.train)},
         "method": _plain(method),
@@ -278,7 +320,8 @@ def _readme(card: dict[str, Any], method: Method) -> str:
     base = card["base"]["name"]
     kind = "model" if method.kind == "full" else f"{method.kind} adapter of rank {method.rank}"
     how = f"--model {MODEL}" if method.kind == "full" else f"--model {base} --adapter ."
-    front = f"base_model: {base}\n" if base.count("/") == 1 else ""
+    repo = card["base"]["repo"]
+    front = f"base_model: {repo}\n" if repo else ""
     return f"""---
 library_name: mlx
 pipeline_tag: text-generation
@@ -290,7 +333,7 @@ pipeline_tag: text-generation
 # A {kind} for {base}
 
 Trained by minicpm-mlx {card["version"]} on {card["data"]["samples"]} samples
-({card["data"]["format"]}). `adapter_config.json` has the rest: settings, hashes, versions.
+({card["data"]["format"]}). `training.json` has the rest: settings, hashes, versions.
 
 ```sh
 minicpm-mlx chat {how}

@@ -63,6 +63,8 @@ def plan_for(
         raise InvalidArgumentError("--iters and --epochs both say how long; leave one")
     if wishes.patience is not None and not data.valid:
         raise InvalidArgumentError("--patience needs a validation set, and there is none")
+    if wishes.iters is not None:
+        at_least_one("iters", wishes.iters)
     if wishes.batch_size is not None:
         at_least_one("batch-size", wishes.batch_size)
     needed = fitting(
@@ -79,7 +81,8 @@ def plan_for(
     size, checkpointing = needed.batch_size, needed.checkpointing
     accumulate = wishes.accumulate
     if accumulate is None:
-        accumulate = 1 if wishes.batch_size else max(1, SAMPLES // (size * distributed.size()))
+        few = min(SAMPLES, len(data.train))
+        accumulate = max(1, few // (size * distributed.size()))
     a_step = size * at_least_one("grad-accumulation-steps", accumulate)
     per_epoch = -(-len(data.train) // (a_step * distributed.size()))
     steps = wishes.iters
@@ -104,13 +107,17 @@ def plan_for(
         optimizer=wishes.optimizer,
         weight_decay=wishes.weight_decay,
         clip=wishes.clip,
-        report_every=wishes.report_every or min(10, max(1, steps // 20)),
-        evaluate_every=wishes.evaluate_every or often,
-        save_every=wishes.save_every or often,
+        report_every=_or(wishes.report_every, min(10, max(1, steps // 20))),
+        evaluate_every=_or(wishes.evaluate_every, often),
+        save_every=_or(wishes.save_every, often),
         patience=wishes.patience,
         seed=wishes.seed,
     )
     return plan, needed
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
 
 
 def objective_for(
