@@ -55,7 +55,7 @@ def lora(
     report: given.Report = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    as_json: options.Json = False,
+    as_json: given.Json = False,
 ) -> None:
     """Fine-tune on your own conversations, instructions, texts or preferences.
 

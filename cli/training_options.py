@@ -57,7 +57,7 @@ GradCheckpoint = Annotated[
     bool | None,
     _option(
         _HOW,
-        "Less memory for a third more time; default: where it must be.",
+        "Less memory, more time; default: where it must be, and on x86.",
         "--grad-checkpoint/--no-grad-checkpoint",
     ),
 ]
@@ -85,4 +85,5 @@ _SEE = "What one sees"
 DryRun = Annotated[bool, _option(_SEE, "Show data and memory, and end.", "--dry-run")]
 StepsPerReport = Annotated[int | None, _option(_SEE, "Default: a twentieth of all, at most 10.")]
 Replies = Annotated[int, _option(_SEE, "Validation prompts answered before and after.")]
+Json = Annotated[bool, _option(_SEE, "Print what happens as lines of JSON.", "--json")]
 Report = Annotated[str | None, _option(_SEE, "Also to wandb, tensorboard or swanlab.")]

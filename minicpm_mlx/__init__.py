@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .registry import Card, cards
     from .reply import Completion, Piece, Stats
     from .tokenizer import Tokenizer, load_tokenizer
+    from .train.data import load_data
+    from .train.run import finetune
     from .weights import load_model
 
 __version__ = "0.1.0"
@@ -47,7 +49,9 @@ __all__ = [
     "Stats",
     "Tokenizer",
     "cards",
+    "finetune",
     "load",
+    "load_data",
     "load_model",
     "load_tokenizer",
 ]
@@ -63,6 +67,8 @@ _HOMES = {
     "registry": ("Card", "cards"),
     "reply": ("Completion", "Piece", "Stats"),
     "tokenizer": ("Tokenizer", "load_tokenizer"),
+    "train.data": ("load_data",),
+    "train.run": ("finetune",),
     "weights": ("load_model",),
 }
 

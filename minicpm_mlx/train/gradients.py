@@ -89,7 +89,8 @@ def by_layer(
         own = inside[number]
         names = list(own)
         run = partial(_run, decoder.layers[number], names, rotate, mask)
-        _, changes = mx.vjp(run, [*own.values(), inputs.pop()], [above])
+        (x,) = mx.depends([inputs.pop()], [above])  # or MLX may compute all layers again at first
+        _, changes = mx.vjp(run, [*own.values(), x], [above])
         *of_own, above = changes
         prefix = f"model.layers.{number}."
         found |= {prefix + name: array for name, array in zip(names, of_own, strict=True)}

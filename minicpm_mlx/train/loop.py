@@ -137,7 +137,7 @@ class Trainer:
         self._norm = 0.0
         self._since, self._tokens_since = time.perf_counter(), 0
         self._saved: Progress | None = None
-        self._stop = False
+        self._stop = self._agreed = False
 
     def resume(self) -> bool:
         """Take up the latest checkpoint; whether there was one. Errors as `checkpoint.load`."""
@@ -162,22 +162,21 @@ class Trainer:
             if self.progress.step == 0:
                 self._validate()
             complete = True
-            while complete and self.progress.step < plan.steps:
+            while complete and self.progress.step < plan.steps and not self._hopeless:
                 self._step()
                 done = self.progress.step
                 if done % plan.report_every == 0 or done == plan.steps:
                     self._report()
-                complete = not self._stop or done == plan.steps
+                complete = not self._ending or done == plan.steps
                 if not complete:
                     break
                 if done % plan.evaluate_every == 0 or done == plan.steps:
                     self._validate()
-                    if plan.patience is not None and self.progress.worse >= plan.patience:
-                        self._note(f"no better for {plan.patience} validations: ended early")
-                        break
                 if done % plan.save_every == 0:
                     self._save()
             self._save()
+        if self._hopeless:
+            self._note(f"no better for {plan.patience} validations: ended early")
         if self.progress.skipped >= min(SKIPS, plan.steps):
             raise NumericsError(NOT_FINITE)
         if not self.progress.best_step:
@@ -186,6 +185,16 @@ class Trainer:
             self._keep()
         return complete
 
+    @property
+    def _ending(self) -> bool:
+        """Whether to end after this step. Processes must agree, or some would wait for others."""
+        return self._stop if distributed.size() == 1 else self._agreed
+
+    @property
+    def _hopeless(self) -> bool:
+        patience = self.plan.patience
+        return patience is not None and self.progress.worse >= patience
+
     # A step
 
     def _step(self) -> None:
@@ -193,20 +202,22 @@ class Trainer:
         items = [self.train[place] for place in self.order.at(step)]
         mine = items[distributed.rank() :: distributed.size()]
         total = mx.array(self.objective.weight(items))
-        gradients: Arrays = {name: mx.zeros_like(array) for name, array in self.parameters.items()}
+        gradients: Arrays = {}
         sums: Arrays = {"stop": mx.array(float(self._stop))}
         for start in range(0, len(mine), plan.batch_size):
             part = mine[start : start + plan.batch_size]
             found, change = self._gradients(part, total, step, start)
-            gradients = {name: gradients[name] + change[name] for name in gradients}
+            for name, array in change.items():
+                gradients[name] = gradients[name] + array if name in gradients else array
             for name, value in found.items():
                 sums[name] = sums.get(name, mx.array(0.0)) + value
             mx.eval(gradients, sums)
+        if not mine:
+            gradients = {name: mx.zeros_like(array) for name, array in self.parameters.items()}
         gradients, sums = distributed.sum_of((gradients, self._alike(sums)))
         clipped, norm = clip(gradients, plan.clip)
         told = {name: float(np.array(value)) for name, value in (sums | {"norm": norm}).items()}
-        stop = told.pop("stop") > 0
-        self._stop = self._stop or stop
+        self._agreed = told.pop("stop") > 0
         texts = sequences(items)
         tokens = sum(len(text.ids) for text in texts)
         self.progress = replace(self.progress, step=step + 1, tokens=self.progress.tokens + tokens)

@@ -32,6 +32,7 @@ from . import checkpoint, layers
 from .batches import digest
 from .data import Data
 from .events import Listener, Sampled
+from .gradients import show
 from .kernels import use_fast_kernels
 from .layers import Method
 from .loop import Plan, Trainer, evaluate
@@ -89,9 +90,9 @@ def finetune(
     InvalidArgumentError: the folder has a run already, or none to resume, or the data are of
     another kind than the objective. NumericsError, DownloadError: see `Trainer.run`.
 
-        lm = load("demo", fuse=False)
-        data = load_data("train.jsonl", lm.tokenizer)
-        finetune(lm, data, "adapters", plan=Plan(steps=100))
+        lm = mm.load("demo", fuse=False)
+        data = mm.load_data("train.jsonl", lm.tokenizer)
+        mm.finetune(lm, data, "adapters", plan=Plan(steps=100))  # of minicpm_mlx.train.loop
     """
     folder, method = Path(folder).expanduser(), method or Method()
     objective = objective or objective_of(data.kind)
@@ -138,8 +139,7 @@ def finetune(
         complete = trainer.run()
         tested = None
         if complete:
-            distributed.barrier()  # what is kept is whole
-            _take_kept(model, method, folder)
+            _take_kept(trainer, method, folder)
             _answer(lm, prompts, trainer.progress.step, listener)
             tested = _tested(model, objective, data, plan) if test else None
     return Result(
@@ -211,14 +211,20 @@ def claim(folder: Path, resume: bool) -> None:
         )
 
 
-def _take_kept(model: Model, method: Method, folder: Path) -> None:
-    """Put what was kept on the model in the place of what it ended with."""
-    if method.kind == "full":
-        tensors = read_checkpoint(folder / MODEL).tensors
-    else:
-        tensors = safetensors.read(folder / "adapters.safetensors")
-    model.load_weights([(name, t.load()) for name, t in tensors.items()], strict=False)
-    mx.eval(model.parameters())
+def _take_kept(trainer: Trainer, method: Method, folder: Path) -> None:
+    """Put what was kept on the model in the place of what it ended with, for all processes: only
+    the first need have the folder."""
+    kept = {name: mx.zeros_like(array) for name, array in trainer.parameters.items()}
+    if distributed.rank() == 0:
+        full = method.kind == "full"
+        tensors = (
+            read_checkpoint(folder / MODEL).tensors
+            if full
+            else safetensors.read(folder / "adapters.safetensors")
+        )
+        kept = {name: tensors[name].load() for name in kept}
+    show(trainer.model, distributed.sum_of(kept))
+    mx.eval(trainer.model.parameters())
 
 
 def _tested(model: Model, objective: Objective, data: Data, plan: Plan) -> dict[str, float]:
