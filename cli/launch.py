@@ -15,7 +15,7 @@ from .theme import console
 def launch(
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="lora, dpo, serve or generate, and its arguments, after `--`."),
+        typer.Argument(help="lora, dpo or generate, and its arguments, after `--`."),
     ] = None,
     ranks: Annotated[
         int | None, typer.Option("-n", help="Processes; of a hostfile by default one a host.")
@@ -50,7 +50,9 @@ def launch(
     for rank, name in ended.killed:
         line = f"minicpm-mlx: rank {rank} was ended by {name}; the launch ended with it"
         console(stderr=True).print(line)
-    sys.exit(ended.status)  # not returned: of a 130 the rank has said "interrupted" itself
+    if ended.status == 130:
+        raise KeyboardInterrupt  # which ranks do not say of themselves
+    sys.exit(ended.status)
 
 
 def as_rank() -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -73,7 +73,7 @@ def main() -> None:
     except MiniCPMError as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _interrupted()
     except BrokenPipeError:  # the reader of our output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -81,7 +81,9 @@ def main() -> None:
         _fail("out of memory; try a smaller model, or close other programs", 1)
     except RuntimeError as error:
         if "connection to a peer" in str(error):
-            _fail(f"lost the other processes ({error}); see what they said", 1)
+            from minicpm_mlx.distributed import lost
+
+            _fail(str(lost(error)), 1)
         if "can't start new thread" not in str(error):
             raise
         _fail("out of memory; try a smaller model, or close other programs", 1)
@@ -97,8 +99,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     else:
         if status == 130:  # newer versions of typer return a Ctrl-C
-            print(file=sys.stderr)
-            _fail("interrupted", 130)
+            _interrupted(newline=True)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -126,6 +127,16 @@ def _check_arguments() -> None:
             raise InvalidArgumentError(options.not_text(where, error)) from None
 
 
-def _fail(message: str, status: int) -> None:
+def _interrupted(*, newline: bool = False) -> NoReturn:
+    from minicpm_mlx.ranks import LAUNCHED
+
+    if LAUNCHED in os.environ:
+        sys.exit(130)  # the launcher says so
+    if newline:
+        print(file=sys.stderr)
+    _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> NoReturn:
     print("minicpm-mlx: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)

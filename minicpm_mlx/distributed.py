@@ -191,8 +191,11 @@ def _met() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if LAUNCHED in os.environ:
-            time.sleep(4 * GRACE)  # our launcher ends this rank: what the other said is the cause
-        raise DistributedError(
-            f"rank {rank()} lost the others ({error}); see what another rank said"
-        ) from None
+        raise lost(error) from None
+
+
+def lost(error: RuntimeError) -> DistributedError:
+    """The error for a rank that has gone, in the words of `error`, after a while."""
+    if LAUNCHED in os.environ:
+        time.sleep(4 * GRACE)  # our launcher ends this rank: what the other said is the cause
+    return DistributedError(f"rank {rank()} lost the others ({error}); see what another rank said")

@@ -21,6 +21,8 @@ from .voices import Voices
 
 GRACE = 0.5
 """Seconds in which others may fail by themselves, of what one has: a mistake all of them see."""
+LATE = 3.0
+"""Seconds in which the others end that are asked to, once one has."""
 PATIENCE = 10.0
 """Seconds from asking a rank to end until it is killed; in them it may save its work."""
 LAUNCHED = "MINICPM_MLX_LAUNCHED"
@@ -167,6 +169,9 @@ def _watched(ranks: list[Rank], caught: list[signal.Signals]) -> Ended:
             for rank in ranks:
                 rank.send(number)
             asked, failed = asked or number, float("inf")  # to end now is no failure
+            voices.asked_to_end = True
+        if asked and any(rank.status is not None for rank in ranks):
+            kill = min(kill, now + LATE)  # the others may wait for the one that has ended
         if failed is None and any(rank.status for rank in ranks):
             failed = now
         if failed is not None and now > failed + GRACE:
@@ -190,8 +195,8 @@ def _judged(ranks: list[Rank], asked: signal.Signals | None) -> Ended:
     own = {index: rank for index, rank in enumerate(ranks) if rank.told is None}
     worst = max((rank.status or 0 for rank in own.values()), default=128 + (asked or 0))
     signals = {index: -rank.process.returncode for index, rank in own.items()}
-    if asked is not None:
-        return Ended(worst)
+    if asked is not None:  # what they said of each other's end does not matter
+        return Ended(128 + asked if worst else 0)
     return Ended(worst, tuple((i, signal.Signals(s).name) for i, s in signals.items() if s > 0))
 
 

@@ -30,6 +30,8 @@ class Voices:
         self._held: list[tuple[float, int, bytes]] = []
         """Others' lines: until when, whose, which."""
         self._said: deque[tuple[int, bytes]] = deque(maxlen=RECENT)
+        self.asked_to_end = False
+        """From then on what the others say is of no interest: each says that it ends."""
         self._noise = () if "MLX_RING_VERBOSE" in os.environ else (NOISE,)
 
     def relay(self, seconds: float) -> bool:
@@ -85,6 +87,8 @@ class Voices:
 
     def _release(self) -> None:
         _, rank, words = self._held.pop(0)
+        if self.asked_to_end:
+            return
         if not any(said == words and who != rank for who, said in self._said):
             self._said.append((rank, words))
             _write(b"[rank %d] %s\n" % (rank, words))

@@ -201,7 +201,7 @@ def test_the_block_fits_terminals_of_any_width(start: Callable[..., Training], w
 def test_replies_before_and_after_stand_below_or_side_by_side(
     start: Callable[..., Training],
 ) -> None:
-    narrow = ["prompt: What is 2 + 2?", "before  A number.", "after   4[2J", "end", ""]
+    narrow = ["prompt  What is 2 + 2?", "before  A number.", "after   4[2J", "end", ""]
     assert start(60).end()[-5:] == narrow
     wide = "\n".join(start(120).end())
     assert re.search(r"What is 2 \+ 2\?\n.*before +. after .*\n.*A number\. +. 4\[2J", wide, re.S)

@@ -61,10 +61,10 @@ def here(ranks: int) -> Hosts:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "2"], "launch needs a command to run: one of dpo, generate, lora, serve"),
+        (["-n", "2"], "launch needs a command to run: one of dpo, generate, lora"),
         (["--", *SHORT], "launch needs a number of processes, or a hostfile"),
         (["-n", "0", "--", *SHORT], "the number of processes must be 1 or more, got 0"),
-        (["-n", "2", "--", "chat"], "one of dpo, generate, lora, serve; got 'chat'"),
+        (["-n", "2", "--", "chat"], "one of dpo, generate, lora; got 'chat'"),
         (["-n", "2", "launch", "-n", "2", *SHORT], "several processes can share"),
         (["-n", "2", "--backend", "tcp", *SHORT], "ring, jaccl, jaccl-ring, mpi, got 'tcp'"),
         (["-n", "2", "--starting-port", "65535", *SHORT], "from 1 to 65534 for 2 addresses"),
@@ -250,7 +250,7 @@ def test_a_launch_prints_what_the_command_prints_alone(demo_folder: Path) -> Non
     alone = subprocess.run([*COMMAND, *SHORT], capture_output=True, text=True)
     assert alone.returncode == 0
     done = subprocess.run(
-        [*COMMAND, "launch", "-n", "2", "--", *SHORT], capture_output=True, text=True
+        [*COMMAND, "launch", "-n", "3", "--", *SHORT], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, alone.stdout, "")
 
@@ -286,11 +286,11 @@ def ranks_of(process: subprocess.Popen[str], count: int) -> list[int]:
 
 
 def test_an_interrupted_launch_says_so_once_and_leaves_nothing(demo_folder: Path) -> None:
-    command = [*COMMAND, "launch", "-n", "2", "generate", "-m", "demo", "--max-tokens", "4000"]
+    command = [*COMMAND, "launch", "-n", "3", "generate", "-m", "demo", "--max-tokens", "4000"]
     process = subprocess.Popen(
         [*command, "-p", "Count."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    found = ranks_of(process, 2)
+    found = ranks_of(process, 3)
     assert process.stdout is not None
     process.stdout.read(1)  # the first rank at least is under way
     process.send_signal(signal.SIGINT)
@@ -303,12 +303,12 @@ def test_an_interrupted_launch_says_so_once_and_leaves_nothing(demo_folder: Path
 
 
 def test_a_killed_rank_is_one_line(demo_folder: Path) -> None:
-    command = [*COMMAND, "launch", "-n", "2", "generate", "-m", "demo", "--max-tokens", "4000"]
+    command = [*COMMAND, "launch", "-n", "3", "generate", "-m", "demo", "--max-tokens", "4000"]
     process = subprocess.Popen(
         [*command, "-p", "Count."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    found = ranks_of(process, 2)
+    found = ranks_of(process, 3)
     os.kill(max(found), signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 137
-    assert err == "minicpm-mlx: rank 1 was ended by SIGKILL; the launch ended with it\n"
+    assert err == "minicpm-mlx: rank 2 was ended by SIGKILL; the launch ended with it\n"
