@@ -437,6 +437,7 @@ def test_an_interrupted_command_leaves_no_folder_and_the_next_goes_on(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_what_another_job_left_does_not_get_into_this_one(
     demo_folder: Path, tmp_path: Path
 ) -> None:
