@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -58,6 +60,27 @@ def adapt(model: Model | FusedModel, adapter: Adapter | None) -> None:
         replace(model, path, _adapted(modules[path], deltas, norm.weight.dtype))
     mx.eval(model.parameters())
     model.adapter = adapter.digest if adapter else None
+
+
+def beside(model: Model | FusedModel) -> Model | FusedModel:
+    """A model of the same arrays that can have an adapter of its own; it has none."""
+    twin: Model | FusedModel = _shared(model)
+    adapt(twin, None)
+    return twin
+
+
+def _shared(part: Any) -> Any:
+    """A part of a model, with the modules in it made anew and their arrays not."""
+    if isinstance(part, nn.Module):
+        twin = copy(part)
+        for name, value in part.items():
+            twin[name] = _shared(value)
+        return twin
+    if isinstance(part, list | tuple):
+        return type(part)(map(_shared, part))
+    if isinstance(part, dict):
+        return {name: _shared(value) for name, value in part.items()}
+    return part
 
 
 def located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple[Place, Delta]]]:

@@ -224,39 +224,36 @@ class LM:
         how = self.sampling if sampling is None else sampling
         batch = Batch(
             self.model,
-            eos=self.tokenizer.eos_ids,
             vocab_size=self.tokenizer.vocab_size,
             width=at_least_one("width", width),
         )
         start = time.perf_counter()
         places = {
-            batch.add(ids, max_tokens=limit, sampling=how): place
+            batch.add(ids, max_tokens=limit, sampling=how, eos=self.tokenizer.eos_ids): place
             for place, (ids, limit, _) in enumerate(asked)
         }
         told = [Transcript(self.tokenizer, stops) for _, _, stops in asked]
         pieces: list[list[Piece]] = [[] for _ in asked]
         first: dict[int, float] = {}
         with closing(batch):
-            while drawn := batch.step():
-                now = time.perf_counter() - start
-                for stream, token, reason in drawn:
-                    index = places[stream]
-                    first.setdefault(index, now)
-                    pieces[index].append(told[index].add(token))
-                    if not reason and not told[index].ended:
-                        continue
-                    if not reason:
-                        batch.remove(stream)
-                    stats = Stats(
-                        prompt_tokens=len(asked[index][0]),
-                        cached_tokens=0,
-                        completion_tokens=told[index].count,
-                        ttft=first[index],
-                        seconds=now,
-                        passes=max(told[index].count - 1, 0),
-                        peak_memory=mx.get_peak_memory(),
-                    )
-                    pieces[index].append(told[index].finish(stats))
+            for drawn in batch.tokens():
+                now, index = time.perf_counter() - start, places[drawn.stream]
+                first.setdefault(index, now)
+                pieces[index].append(told[index].add(drawn.token))
+                if not drawn.reason and not told[index].ended:
+                    continue
+                if not drawn.reason:
+                    batch.remove(drawn.stream)
+                stats = Stats(
+                    prompt_tokens=len(asked[index][0]),
+                    cached_tokens=0,
+                    completion_tokens=told[index].count,
+                    ttft=first[index],
+                    seconds=now,
+                    passes=max(told[index].count - 1, 0),
+                    peak_memory=mx.get_peak_memory(),
+                )
+                pieces[index].append(told[index].finish(stats))
         return [collect(reply) for reply in pieces]
 
     def chat(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from .stops import StopStrings
@@ -68,9 +68,16 @@ class Completion:
 class Transcript:
     """Tokens of a reply to its text, up to where it ends."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self.eos = tokenizer.eos_ids
-        self.decoder, self.text = tokenizer.stream(), StopStrings(stops)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        *,
+        eos: Collection[int] | None = None,
+        skip_special: bool = True,
+    ):
+        self.eos = tokenizer.eos_ids if eos is None else eos
+        self.decoder, self.text = tokenizer.stream(skip_special), StopStrings(stops)
         self.count = 0
         """Tokens, end of text not counted."""
         self.ended = False
@@ -83,7 +90,7 @@ class Transcript:
             return Piece(text="")
         self.count += 1
         text = self.text.add(self.decoder.add(token))
-        self.ended = self.text.found
+        self.ended = self.text.found is not None
         return Piece(text=text, token_ids=(token,))
 
     def finish(self, stats: Stats) -> Piece:

@@ -20,18 +20,21 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]):
         self.stops = stops
         self.held = ""
-        self.found = False
+        self.found: str | None = None
+        """The one that came."""
 
     def add(self, text: str) -> str:
         """The part of the text so far that is certain and not given out yet."""
         self.held += text
-        hits = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        hits = [
+            (at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0
+        ]
         if hits:
             # The one complete first, as if the text had come letter by letter.
-            self.found = True
-            certain, self.held = self.held[: min(hits)[1]], ""
+            _, at, self.found = min(hits)
+            certain, self.held = self.held[:at], ""
             return certain
-        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        keep = max((overlap(self.held, stop) for stop in self.stops), default=0)
         at = len(self.held) - keep
         certain, self.held = self.held[:at], self.held[at:]
         return certain
@@ -42,7 +45,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if stop.startswith(text[-size:]):

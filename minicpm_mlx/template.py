@@ -61,19 +61,40 @@ class Template:
         """Where to cut a reply: the template's markers that are not special tokens."""
         return tuple(marker for marker in _PLAIN_MARKERS if marker in self.source)
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether tools that are given to `render` appear in the prompt."""
+        from jinja2 import TemplateError as BrokenTemplate
+        from jinja2 import meta
+
+        environment = _environment()
+        try:
+            return "tools" in meta.find_undeclared_variables(environment.parse(self.source))
+        except (BrokenTemplate, RecursionError):
+            return False
+
     def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt text of a conversation.
 
         Each message needs a `role` and a `content`, both text; other keys go to the template as
-        they are. Raises TemplateError for anything else, and for whatever the template raises.
+        they are. `tools` are functions in OpenAI's form, for a template that `takes_tools`. Raises
+        TemplateError for anything else, and for whatever the template raises.
         """
+        if tools and not self.takes_tools:
+            raise TemplateError(
+                "the chat template has no place for tools; leave them out, or use a model that "
+                "was trained with tools"
+            )
         _check(messages)
         try:
             pieces = self._compiled.generate(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos_token,

@@ -90,18 +90,32 @@ class Tokenizer:
         """A decoder that takes one id at a time; its pieces joined are `decode` of the ids."""
         return StreamDecoder(partial(self._token_bytes, skip_special), self._drops_space)
 
-    def chat_text(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        """The conversation as the model's template writes it."""
+    def chat_text(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as the model's template writes it, and the tools it may call."""
         if self.template is None:
             raise TemplateError(
                 "the model's folder has no chat template; add a chat_template.jinja to it, "
                 "or use generate instead of chat"
             )
-        return self.template.render(messages, add_generation_prompt)
+        return self.template.render(messages, add_generation_prompt, tools)
 
-    def chat_ids(self, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    def chat_ids(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """The conversation as token ids: the template's text, encoded with one bos."""
-        return self.encode(self.chat_text(messages, add_generation_prompt))
+        return self.encode(self.chat_text(messages, add_generation_prompt, tools))
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What one token stands for; a special one, its name."""
+        return self._token_bytes(False, token_id)
 
     def _token_bytes(self, skip_special: bool, token_id: int) -> bytes:
         added = self._added.get(token_id)

@@ -20,13 +20,13 @@ PROMPTS = [[1, 5, 9, 200, 31, 7], [4], [1, 300, *range(40, 75)], [9, 9], [1, 2, 
 def together(
     model: Any, lengths: list[int], how: list[Sampling], **options: Any
 ) -> list[list[int]]:
+    eos = options.pop("eos", ())
     batch = Batch(model, **options)
     settings = zip(PROMPTS, lengths, how, strict=True)
-    streams = [batch.add(p, max_tokens=n, sampling=s) for p, n, s in settings]
+    streams = [batch.add(p, max_tokens=n, sampling=s, eos=eos) for p, n, s in settings]
     told: dict[int, list[int]] = {stream: [] for stream in streams}
-    while drawn := batch.step():
-        for stream, token, _ in drawn:
-            told[stream].append(token)
+    for drawn in batch.tokens():
+        told[drawn.stream].append(drawn.token)
     batch.close()
     return [told[stream] for stream in streams]
 

@@ -264,10 +264,11 @@ def _batched(model: LanguageModel, work: Work) -> float:
         ids = _ids(model, work.depth + (work.prompt or 1), number)
         batch.add(ids, max_tokens=1 + work.gen, sampling=Sampling())
     try:
+        tokens = batch.tokens()
         if not work.prompt:
-            batch.step()
+            next(tokens)
         start = time.perf_counter()
-        while batch.step():
+        for _ in tokens:
             pass
         return time.perf_counter() - start
     finally:

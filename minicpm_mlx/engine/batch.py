@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ..errors import NumericsError
 from .generate import CHUNK, LanguageModel
+from .grammar import Grammar
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
+from .scores import Scored, Scores
 
 WIDTH = 8
 """Streams that advance together, unless told otherwise."""
+
+SMALLEST = 32
+"""Tokens of a prompt that are worth to be read at once."""
+
+
+class Kept(NamedTuple):
+    """What a stream has read."""
+
+    ids: list[int]
+    cache: list[Any]
+    """Their keys and values, a cache a layer, mlx-lm's."""
 
 
 class Drawn(NamedTuple):
@@ -20,8 +34,20 @@ class Drawn(NamedTuple):
 
     stream: int
     token: int
+    """NOT_A_NUMBER where the logits hold NaN."""
     reason: str | None
     """"stop" or "length" where it is the stream's last."""
+    scored: Scored | None = None
+    """The token with its log probability, where the stream was added with `top`."""
+    kept: Kept | None = None
+    """With the last token."""
+
+    def check(self) -> None:
+        """NumericsError where the model produced NaN."""
+        if self.token == NOT_A_NUMBER:
+            raise NumericsError(
+                "the model produced NaN; expected numbers. Are the weights damaged?"
+            )
 
 
 class Batch:
@@ -31,7 +57,6 @@ class Batch:
         self,
         model: LanguageModel,
         *,
-        eos: Collection[int] = (),
         vocab_size: int | None = None,
         width: int = WIDTH,
         chunk: int = CHUNK,
@@ -40,40 +65,92 @@ class Batch:
         from mlx_lm.generate import BatchGenerator
 
         self.vocab_size = vocab_size or model.config.vocab_size
+        self.draws: dict[int, _Draw] = {}
+        self.read: list[int] = []
+        """Streams whose prompt the last step finished reading."""
+        self.rate: float | None = None
+        """Tokens of prompts that are read in a second, about."""
         self.generator: Any = BatchGenerator(
             model,  # type: ignore[arg-type]
-            stop_tokens=[[token] for token in eos],
             completion_batch_size=width,
             prefill_batch_size=width,
             prefill_step_size=chunk,
             stream=mx.default_stream(mx.default_device()),
         )
 
-    def add(self, prompt: Sequence[int], *, max_tokens: int, sampling: Sampling) -> int:
-        """Begin a stream when there is room for it; its number."""
-        draw = _Draw(Sampler(sampling, prompt, self.vocab_size))
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        eos: Collection[int] = (),
+        min_tokens: int = 0,
+        grammar: Grammar | None = None,
+        top: int | None = None,
+        cache: list[Any] | None = None,
+    ) -> int:
+        """Begin a stream when there is room for it; its number.
+
+        `top` asks for each token's log probability and those of the `top` likeliest. `cache` holds
+        keys and values of the prompt's first tokens, fewer than all (mlx-lm's caches, not changed).
+        """
+        from mlx_lm.generate import StopSequences
+
+        known = cache[0].offset if cache else 0
+        sampler = Sampler(
+            sampling, prompt, self.vocab_size, grammar=grammar, eos=eos, min_tokens=min_tokens
+        )
+        draw = _Draw(sampler, top)
         (number,) = self.generator.insert(
-            [list(prompt)],
+            [list(prompt[known:])],
             max_tokens=[max_tokens],
+            caches=[cache],
+            all_tokens=[list(prompt[:known])],
             samplers=[draw],
             logits_processors=[[draw.adjust]],
+            stop_sequences=[StopSequences([[token] for token in eos])],
         )
+        self.draws[int(number)] = draw
         return int(number)
 
-    def step(self) -> list[Drawn]:
-        """The next token of each stream that runs; nothing once all have ended."""
-        drawn = []
-        for found in self.generator.next_generated():
-            if found.token == NOT_A_NUMBER:
-                raise NumericsError(
-                    "the model produced NaN; expected numbers. Are the weights damaged?"
-                )
-            drawn.append(Drawn(found.uid, found.token, found.finish_reason))
-        return drawn
+    def step(self, chunk: int | None = None) -> list[Drawn]:
+        """The next token of each stream that runs, and up to `chunk` more tokens of each prompt
+        that is being read; no tokens while all are."""
+        if chunk is not None:
+            self.generator.prefill_step_size = chunk
+        with self.generator.stats() as work:
+            prompts, tokens = self.generator.next()
+        if work.prompt_tokens >= SMALLEST and work.prompt_time:
+            self.rate = work.prompt_tokens / work.prompt_time
+        self.read = [prompt.uid for prompt in prompts if prompt.end_of_prompt]
+        return [self._drawn(found) for found in tokens]
+
+    def _drawn(self, found: Any) -> Drawn:
+        draw = self.draws[found.uid]
+        scored = draw.scores.popleft().of(found.token) if draw.top is not None else None
+        kept = None
+        if found.finish_reason:
+            del self.draws[found.uid]
+            kept = Kept(found.all_tokens, found.prompt_cache)
+        return Drawn(found.uid, found.token, found.finish_reason, scored, kept)
+
+    def tokens(self) -> Iterator[Drawn]:
+        """All tokens of all streams as they come; NumericsError where the model produces NaN."""
+        while self.draws:
+            for drawn in self.step():
+                drawn.check()
+                yield drawn
+
+    def kept(self, stream: int) -> Kept:
+        """What a stream has read so far, a copy."""
+        cache, ids = self.generator.extract_cache([stream])[stream]
+        return Kept(list(ids), cache)
 
     def remove(self, stream: int) -> None:
         """End a stream early."""
         self.generator.remove([stream])
+        self.draws.pop(stream, None)
 
     def close(self) -> None:
         self.generator.close()
@@ -86,11 +163,16 @@ class _Draw:
     logits adjusted, which are then no longer needed.
     """
 
-    def __init__(self, sampler: Sampler):
-        self.sampler = sampler
+    def __init__(self, sampler: Sampler, top: int | None):
+        self.sampler, self.top = sampler, top
+        self.scores: deque[Scores] = deque()
+        """Of the tokens drawn and not told yet."""
 
     def adjust(self, _: mx.array, logits: mx.array) -> mx.array:
         self.token = self.sampler(logits)
+        if self.top is not None:
+            logits = logits[:, : self.sampler.vocab_size]
+            self.scores.append(Scores(logits, mx.maximum(self.token, 0), self.top))
         return mx.zeros((1, 1))
 
     def __call__(self, _: mx.array) -> mx.array:

@@ -1,0 +1,75 @@
+"""What the scheduler is asked, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .grammar import Grammar
+from .sampling import Sampling
+from .scores import Scored
+
+
+@dataclass(kw_only=True, eq=False)
+class Request:
+    """One text to be read, and continued where `max_tokens` is not 0."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    adapter: str | None = None
+    """Name of the model that reads it; None is the one without adapter."""
+    eos: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    min_tokens: int = 0
+    """Tokens before one of `eos` may come."""
+    grammar: Grammar | None = None
+    top: int | None = None
+    """With each token its log probability, and this many of the likeliest."""
+    score_from: int | None = None
+    """Log probabilities of the prompt's tokens from this position on."""
+    pooled: bool = False
+    """The mean of the last hidden states is wanted, and nothing else."""
+    deadline: float | None = None
+    """When it is given up, by time.monotonic()."""
+
+    @property
+    def size(self) -> int:
+        """Positions that it may take."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def reads_apart(self) -> bool:
+        """Its prompt is read by itself: more than the last position matters."""
+        return self.pooled or self.score_from is not None or not self.max_tokens
+
+
+class Read(NamedTuple):
+    """The prompt has been read."""
+
+    cached: int
+    """Tokens of it that were known already."""
+    scored: tuple[Scored, ...] = ()
+    """The prompt's tokens from `score_from` on."""
+    pooled: tuple[float, ...] = ()
+    """The mean of the last hidden states (hidden)."""
+    last: bool = False
+    """Nothing follows."""
+
+
+class Token(NamedTuple):
+    """A token of the reply."""
+
+    scored: Scored
+    reason: str | None = None
+    """"stop" or "length": nothing follows."""
+
+
+class Failed(NamedTuple):
+    """It came to nothing; nothing follows."""
+
+    error: Exception
+
+
+Event = Read | Token | Failed

@@ -1,0 +1,315 @@
+"""Requests of many clients, read and continued together: one thread that alone uses the device.
+
+A turn takes in what has come, gives up what is cancelled or late, lets waiting requests begin where
+there is room, and advances all that run: a token of every reply, and a chunk of every prompt that
+is being read, small enough that replies do not stutter and a client that leaves frees its place at
+once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from threading import Lock, Thread
+
+from ..errors import MiniCPMError, NumericsError
+from .batch import SMALLEST, Batch, Kept
+from .generate import CHUNK, LanguageModel
+from .lane import SHARED, Lane
+from .prefix import PrefixCache, first
+from .reader import Reader
+from .request import Event, Failed, Read, Request, Token
+from .scores import Scored
+
+Told = list[tuple[Request, Event]]
+
+PAUSE = 0.1
+"""Seconds that a chunk of a prompt may keep the replies waiting, about."""
+
+
+class QueueFullError(MiniCPMError):
+    """As many requests wait as may."""
+
+
+class ClosedError(MiniCPMError):
+    """The scheduler takes no requests any more."""
+
+
+class Scheduler:
+    """Serves requests; `tell` hears what becomes of them, on the scheduler's thread.
+
+    `models` are those there are, by adapter (None: without one). Up to `width` requests run at
+    once, in up to `positions` of cache altogether; up to `queue` more wait. `prefixes` remembers
+    what was read.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str | None, LanguageModel],
+        tell: Callable[[Told], None],
+        *,
+        vocab_size: int,
+        width: int,
+        queue: int,
+        positions: int,
+        prefixes: PrefixCache,
+    ):
+        self.tell, self.width, self.queue, self.positions = tell, width, queue, positions
+        self.prefixes = prefixes
+        self.waiting: deque[Request] = deque()
+        self.readers: list[Reader] = []
+        self.lanes = {
+            name: Lane(model, lambda model=model: Batch(model, vocab_size=vocab_size, width=width))  # type: ignore[misc]
+            for name, model in models.items()
+        }
+        self.rate = SMALLEST / PAUSE
+        """Tokens of prompts that are read in a second, about."""
+        self._told: Told = []
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._coming, self._running, self._lock = 0, 0, Lock()
+        self._closed = False
+        self._thread = Thread(target=self._run, name="scheduler", daemon=True)
+
+    # What other threads call.
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue all of `requests`, or none: QueueFullError, or ClosedError."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("this server is shutting down")
+            if self._coming + len(requests) > self.queue + self.width:
+                raise QueueFullError(
+                    f"{self._coming} requests are waiting or running already, of at most "
+                    f"{self.queue + self.width}; try again in a moment"
+                )
+            self._coming += len(requests)
+        self._inbox.put(lambda: self.waiting.extend(requests))
+
+    def cancel(self, requests: Sequence[Request]) -> None:
+        """Give requests up, wherever they are; nothing more is told of them."""
+        self._inbox.put(lambda: self._cancel(requests))
+
+    def flush(self) -> None:
+        """Forget what was read before."""
+        self._inbox.put(self.prefixes.clear)
+
+    def close(self, seconds: float) -> None:
+        """Take no more requests, let those there are finish for `seconds`, and end."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        late = time.monotonic() + seconds
+
+        def hurry() -> None:
+            for request in [*self.waiting, *self.running]:
+                request.deadline = min(request.deadline or late, late)
+
+        self._inbox.put(hurry)
+
+    @property
+    def running_count(self) -> int:
+        """Requests that run."""
+        return self._running
+
+    @property
+    def waiting_count(self) -> int:
+        """Requests that wait."""
+        return max(self._coming - self._running, 0)
+
+    def join(self) -> None:
+        self._thread.join()
+
+    # What the thread does.
+
+    @property
+    def running(self) -> list[Request]:
+        streams = [one for lane in self.lanes.values() for one in lane.streams.values()]
+        return [*(reader.request for reader in self.readers), *streams]
+
+    def _run(self) -> None:
+        while not (self._closed and not self._coming):
+            self._running = len(self.running)
+            idle = not self.waiting and not self._running
+            if idle or not self._inbox.empty():
+                self._inbox.get()()
+                continue
+            try:
+                self.turn()
+            except Exception as error:  # a client must hear of it, whatever it is
+                self._fail(error)
+        for lane in self.lanes.values():
+            lane.close()
+
+    def turn(self) -> None:
+        """One round over all there is to do."""
+        self._expire()
+        self._admit()
+        self._running = len(self.running)
+        for lane in self.lanes.values():
+            self._advance(lane)
+            self._flush()
+        if self.readers:
+            self._read(self.readers[0])
+            self._flush()
+
+    def _say(self, request: Request, event: Event) -> None:
+        self._told.append((request, event))
+
+    def _end(self, request: Request, event: Event | None = None) -> None:
+        if event is not None:
+            self._say(request, event)
+        with self._lock:
+            self._coming -= 1
+
+    def _fail(self, error: Exception) -> None:
+        """Give up everything."""
+        for request in [*self.waiting, *self.running]:
+            self._end(request, Failed(error))
+        self.waiting.clear()
+        self.readers.clear()
+        for lane in self.lanes.values():
+            lane.close()
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._told:
+            told, self._told = self._told, []
+            self.tell(told)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        everyone = [*self.waiting, *self.running]
+        late = [one for one in everyone if one.deadline is not None and one.deadline <= now]
+        for request in late:
+            self._say(request, Failed(TimeoutError("the time for this request is over")))
+        self._cancel(late)
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        gone = set(map(id, requests))
+        found = sum(id(one) in gone for one in [*self.waiting, *self.running])
+        self.waiting = deque(one for one in self.waiting if id(one) not in gone)
+        self.readers = [one for one in self.readers if id(one.request) not in gone]
+        for lane in self.lanes.values():
+            for stream, request in list(lane.streams.items()):
+                if id(request) in gone:
+                    self._keep(request, lane.kept(stream))
+                    lane.remove(stream)
+        with self._lock:
+            self._coming -= found
+
+    # Beginning.
+
+    def _admit(self) -> None:
+        """Let requests begin in the order they came; one whose beginning is being read for another
+        waits for that."""
+        held: list[Request] = []
+        while self.waiting and len(self.running) < self.width:
+            request = self.waiting.popleft()
+            if not self._fits(request):
+                self.waiting.appendleft(request)
+                break
+            if self._is_being_read(request):
+                held.append(request)
+                continue
+            self._begin(request)
+        self.waiting.extendleft(reversed(held))
+
+    def _fits(self, request: Request) -> bool:
+        """Whether there is room for it: in a lane each stream takes as much as the longest."""
+        needed = 0
+        for name, lane in self.lanes.items():
+            sizes = [one.size for one in lane.streams.values()]
+            sizes += [one.request.size for one in self.readers if one.request.adapter == name]
+            sizes += [request.size] if request.adapter == name else []
+            needed += len(sizes) * max(sizes, default=0)
+        return needed <= self.positions or not self.running
+
+    def _is_being_read(self, request: Request) -> bool:
+        if not self.prefixes.limit or request.reads_apart:
+            return False
+        coming = self.lanes[request.adapter].soon_known(request.prompt)
+        return coming >= self.prefixes.common(request.adapter, request.prompt) + SHARED
+
+    def _begin(self, request: Request) -> None:
+        lane, last = self.lanes[request.adapter], len(request.prompt) - 1
+        if not request.reads_apart:
+            cache = self.prefixes.take(request.adapter, request.prompt[:last])
+            lane.add(request, cache)
+            self._say(request, Read(cache[0].offset if cache else 0))
+            return
+        known = len(request.prompt) if request.score_from is None else request.score_from - 1
+        start = 0 if request.pooled else max(known, 0)
+        cache = self.prefixes.take(request.adapter, request.prompt[:start])
+        self.readers.append(Reader(lane.model, request, cache))
+
+    # Running.
+
+    def _chunk(self, readers: int) -> int:
+        return max(min(int(self.rate * PAUSE / max(readers, 1)), CHUNK), SMALLEST)
+
+    def _advance(self, lane: Lane) -> None:
+        """A token of every reply of a lane, and a chunk of its prompts."""
+        if not lane.streams:
+            return
+        try:
+            drawn = lane.step(self._chunk(len(lane.reading)))
+        except Exception as error:  # whatever it is, the other lanes go on
+            for request in lane.reset():
+                self._end(request, Failed(error))
+            return
+        self.rate = lane.rate or self.rate
+        for stream, known in lane.newly_read.items():
+            request = lane.streams[stream]
+            if len(request.prompt) >= known + SHARED and self.prefixes.limit:
+                self._keep(request, lane.kept(stream))
+        for one in drawn:
+            request = lane.streams[one.stream]
+            try:
+                one.check()
+            except NumericsError as error:
+                lane.remove(one.stream)
+                self._end(request, Failed(error))
+                continue
+            token = Token(one.scored or Scored(one.token), one.reason)
+            if one.reason is None:
+                self._say(request, token)
+                continue
+            self._keep(request, one.kept)
+            lane.forget(one.stream)
+            self._end(request, token)
+
+    def _read(self, reader: Reader) -> None:
+        """A chunk of a prompt that is read by itself."""
+        request, start = reader.request, time.perf_counter()
+        lane = self.lanes[request.adapter]
+        before = reader.at
+        try:
+            if not reader.done:
+                reader.advance(self._chunk(1))
+        except Exception as error:
+            self.readers.remove(reader)
+            self._end(request, Failed(error))
+            return
+        if (seconds := time.perf_counter() - start) and reader.at - before >= SMALLEST:
+            self.rate = (reader.at - before) / seconds
+        if not reader.done:
+            return
+        self.readers.remove(reader)
+        if not request.pooled:
+            self.prefixes.keep(request.adapter, request.prompt, reader.cache)
+        result = reader.result
+        if result.last:
+            self._end(request, result)
+            return
+        self._say(request, result)
+        lane.add(request, first(reader.cache, len(request.prompt) - 1))
+
+    def _keep(self, request: Request, kept: Kept | None) -> None:
+        if kept and kept.ids and self.prefixes.limit:
+            self.prefixes.keep(request.adapter, kept.ids, kept.cache)

@@ -1,0 +1,1 @@
+"""One local HTTP server for the clients of OpenAI, Anthropic, Ollama and SGLang."""

@@ -1,0 +1,278 @@
+"""One model behind all APIs: names, prompts, and replies from the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import memory
+from ..adapt import adapt, beside
+from ..arguments import shown
+from ..engine import (
+    ClosedError,
+    Event,
+    LanguageModel,
+    PrefixCache,
+    QueueFullError,
+    Read,
+    Request,
+    Sampling,
+    Scheduler,
+)
+from ..errors import InvalidArgumentError, TemplateError
+from ..fuse import FusedModel
+from ..lm import LM, sampled
+from ..weights.adapters import read_adapter
+from .refusal import Refusal
+from .replies import Ask, Part, Replies, Scored, Served, Voice, Whole, refusal_of
+
+__all__ = ["Ask", "Part", "Replies", "Scored", "Served", "Service", "Whole"]
+
+WIDTH = 16
+"""Requests that run at once, unless told otherwise."""
+
+QUEUE = 256
+"""Requests that wait, at most, unless told otherwise."""
+
+
+class Service:
+    """Answers for `lm`, and for it with each of `adapters` (a folder by its name).
+
+    Up to `width` requests run at once and `queue` more wait; each is given up after `timeout`
+    seconds. Memory that is free is shared out: two fifths to the keys and values of what runs, one
+    fifth, or `cache_bytes`, to those of what was read before. Made on any thread; used on that of
+    an event loop.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        width: int = WIDTH,
+        queue: int = QUEUE,
+        cache_bytes: int | None = None,
+        timeout: float | None = None,
+    ):
+        self.lm, self.timeout, self.created = lm, timeout, int(time.time())
+        base = lm.card.name
+        self.names = [Served(name=base, adapter=None)]
+        models: dict[str | None, LanguageModel] = {None: lm.model}
+        for name, folder in (adapters or {}).items():
+            models[name] = beside(lm.model)
+            adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+            self.names.append(Served(name=f"{base}:{name}", adapter=name))
+        plan = memory.plan(lm.config)
+        left = max(plan.available - plan.working, 0)
+        prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
+        positions = left * 2 // 5 * plan.context // max(plan.cache, 1)
+        limits = [lm.context_length, positions]
+        if lm.config.rotation_threshold is not None:
+            # Beyond it each length of text is rotated otherwise, so that none can run together.
+            limits.append(lm.config.rotation_threshold)
+        self.context_length = min(limits)
+        """Tokens that a prompt and its reply may have together."""
+        self.observers: list[Callable[[Part], None]] = []
+        """Called with every part of every reply."""
+        self._voices: dict[Request, tuple[Replies, Voice]] = {}
+        self._pools: dict[Request, asyncio.Future[Event]] = {}
+        self._scheduler = Scheduler(
+            models,
+            self._told,
+            vocab_size=lm.tokenizer.vocab_size,
+            width=width,
+            queue=queue,
+            positions=positions,
+            prefixes=prefixes,
+        )
+        self._scheduler.start()
+
+    # Names, prompts and settings.
+
+    def served(self, name: str | None) -> Served:
+        """Who answers to a name; None: the model itself. Refusal where nobody does."""
+        if name is None or name in ("default", f"{self.names[0].name}:latest"):
+            return self.names[0]
+        for one in self.names:
+            if one.name == name:
+                return one
+        raise Refusal(
+            404,
+            f"there is no model {shown(name)} here; there is "
+            f"{', '.join(one.name for one in self.names)}",
+            field="model",
+            code="model_not_found",
+        )
+
+    def sampling(self, **given: Any) -> Sampling:
+        """The model's own, with the fields that are not None replaced."""
+        try:
+            return sampled(self.lm.sampling, **given)
+        except InvalidArgumentError as error:
+            name = next((name for name in given if str(error).startswith(name)), None)
+            raise Refusal(400, str(error), field=name) from None
+
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
+    ) -> tuple[list[int], list[str]]:
+        """Prompt ids of a conversation, and the template's own stop strings."""
+        tokenizer = self.lm.tokenizer
+        try:
+            ids = tokenizer.chat_ids(messages, tools=tools)
+        except TemplateError as error:
+            raise Refusal(400, str(error), field="messages") from None
+        return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with a beginning of text where the model wants one."""
+        return self.lm.tokenizer.encode(text)
+
+    def check_ids(self, ids: Sequence[int]) -> list[int]:
+        """The same ids; Refusal for any that the model has not."""
+        most = self.lm.tokenizer.vocab_size
+        wrong = next((one for one in ids if not 0 <= one < most), None)
+        if wrong is not None:
+            raise Refusal(400, f"token ids must be from 0 to {most - 1}, got {shown(wrong)}")
+        return list(ids)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What one token stands for; a special one, its name."""
+        return self.lm.tokenizer.bytes_of(token)
+
+    def text_of(self, token: int) -> str:
+        """One token as text; half a character is U+FFFD."""
+        return self.bytes_of(token).decode("utf-8", "replace")
+
+    # Replies.
+
+    def start(self, asks: Sequence[Ask]) -> Replies:
+        """Queue them, all or none; Refusal where a prompt is too long or the queue is full.
+
+        Later trouble is raised by iterating: 408 for a reply that took too long, 503 at the end of
+        the server.
+        """
+        requests = [self._request(ask) for ask in asks]
+        pairs = zip(asks, requests, strict=True)
+        voices = [Voice(self, i, ask, request) for i, (ask, request) in enumerate(pairs)]
+        replies = Replies(voices, self._cancel, self._watch)
+        self._voices.update((voice.request, (replies, voice)) for voice in voices)
+        try:
+            self._submit(requests)
+        except Refusal:
+            self._forget(requests)
+            raise
+        return replies
+
+    async def embed(self, served: Served, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each prompt the mean of the last layer's hidden states, after the norm."""
+        greedy = Sampling()
+        asks = [Ask(prompt=ids, served=served, sampling=greedy, max_tokens=0) for ids in prompts]
+        requests = [self._request(ask, pooled=True) for ask in asks]
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Event]] = [loop.create_future() for _ in requests]
+        self._pools.update(zip(requests, futures, strict=True))
+        try:
+            self._submit(requests)
+            events = [await future for future in futures]
+        finally:
+            self._cancel(requests)
+        # The fused form has the divisor in its norm.
+        scale = self.lm.config.logit_divisor if isinstance(self.lm.model, FusedModel) else 1
+        means = []
+        for event in events:
+            if not isinstance(event, Read):
+                raise refusal_of(event.error if hasattr(event, "error") else RuntimeError(event))
+            means.append([value * scale for value in event.pooled])
+        return means
+
+    def _request(self, ask: Ask, pooled: bool = False) -> Request:
+        if not ask.prompt:
+            raise Refusal(400, "the prompt is empty; expected at least one token")
+        room = self.context_length - len(ask.prompt)
+        if room < (ask.max_tokens != 0):
+            raise Refusal(
+                400,
+                f"the prompt has {len(ask.prompt)} tokens and the context is "
+                f"{self.context_length}; shorten it to leave room for a reply",
+                code="context_length_exceeded",
+            )
+        if ask.min_tokens and ask.grammar:
+            raise Refusal(400, "a smallest number of tokens and a grammar contradict each other")
+        own = () if ask.ignore_eos else self.lm.tokenizer.eos_ids
+        return Request(
+            prompt=ask.prompt,
+            max_tokens=room if ask.max_tokens is None else min(ask.max_tokens, room),
+            sampling=ask.sampling,
+            adapter=ask.served.adapter,
+            eos=frozenset(own) | frozenset(ask.stop_tokens),
+            min_tokens=ask.min_tokens,
+            grammar=ask.grammar,
+            top=ask.top_logprobs,
+            score_from=ask.score_from,
+            pooled=pooled,
+            deadline=None if self.timeout is None else time.monotonic() + self.timeout,
+        )
+
+    def _submit(self, requests: Sequence[Request]) -> None:
+        try:
+            self._scheduler.submit(requests)
+        except (QueueFullError, ClosedError) as error:
+            raise refusal_of(error) from None
+
+    def _cancel(self, requests: Sequence[Request]) -> None:
+        self._forget(requests)
+        self._scheduler.cancel(requests)
+
+    def _forget(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._voices.pop(request, None)
+            self._pools.pop(request, None)
+
+    def _watch(self, part: Part) -> None:
+        for observer in self.observers:
+            observer(part)
+
+    def _told(self, told: Sequence[tuple[Request, Event]]) -> None:
+        """What the scheduler says, on its thread."""
+        heard = defaultdict(list)
+        for request, event in told:
+            if request in self._voices:
+                replies, voice = self._voices[request]
+                heard[replies].append((voice, event))
+            elif future := self._pools.get(request):
+                future.get_loop().call_soon_threadsafe(_settle, future, event)
+        for replies, events in heard.items():
+            replies.hear(events)
+
+    # The whole.
+
+    async def flush(self) -> None:
+        """Forget what was read before."""
+        self._scheduler.flush()
+
+    def state(self) -> dict[str, int]:
+        """How busy it is."""
+        scheduler = self._scheduler
+        return {
+            "running": scheduler.running_count,
+            "waiting": scheduler.waiting_count,
+            "width": scheduler.width,
+            "positions": scheduler.positions,
+            "cached_texts": len(scheduler.prefixes),
+            "cached_bytes": scheduler.prefixes.nbytes,
+            "cache_limit": scheduler.prefixes.limit,
+        }
+
+    async def close(self, seconds: float = 0) -> None:
+        """Take no more requests, let those there are finish for `seconds`, and end."""
+        self._scheduler.close(seconds)
+        await asyncio.to_thread(self._scheduler.join)
+
+
+def _settle(future: asyncio.Future[Event], event: Event) -> None:
+    if not future.done():
+        future.set_result(event)
