@@ -103,22 +103,28 @@ def sum_of(tree: Tree) -> Tree:
     return found
 
 
-def mean_of(tree: Tree) -> Tree:
-    """The mean over ranks of each array in a tree (of dicts and lists) that all have alike.
-
-    Small arrays travel together, so it suits gradients. Dtypes of floats are kept; computed and
-    failing as `sum_of`.
-    """
+def of_rank_0(x: mx.array) -> mx.array:
+    """The array that rank 0 has, computed when it is used; all have one of its shape and dtype."""
     import mlx.core as mx
-    import mlx.nn as nn
 
     together = group()
     if together is None:
-        return tree
+        return x
+    return mx.distributed.all_sum(x if rank() == 0 else x * 0, group=together)
+
+
+def least(value: int) -> int:
+    """The smallest of the ranks' numbers."""
+    import mlx.core as mx
+    import numpy as np
+
+    together = group()
+    if together is None:
+        return value
     with _met():
-        found: Tree = nn.average_gradients(tree, together)
-        mx.eval(found)
-    return found
+        words = mx.array([value >> 31, value & (2**31 - 1)], mx.int32)
+        gathered = np.array(mx.distributed.all_gather(words, group=together)).reshape(-1, 2)
+    return min((int(high) << 31) + int(low) for high, low in gathered)
 
 
 def same_everywhere(value: str | bytes, what: str) -> None:

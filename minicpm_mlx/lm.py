@@ -51,6 +51,8 @@ class LM:
     """A smaller model that guesses ahead."""
     room: int | None = None
     """Tokens of context that memory has room for, where that is fewer than the model's."""
+    sharded: bool = False
+    """The processes of a launch compute it together."""
     _session: Session | None = field(default=None, repr=False)
     """That of the last `chat`."""
 

@@ -89,7 +89,8 @@ def _load_folder(
             f"{config.vocab_size}; are its files those of another model?"
         )
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
-    return LM(model, tokenizer, card, _default_sampling(card, folder), folder)
+    sampling, shared = _default_sampling(card, folder), shard and distributed.size() > 1
+    return LM(model, tokenizer, card, sampling, folder, sharded=shared)
 
 
 def _default_sampling(card: Card, folder: Path) -> Sampling:

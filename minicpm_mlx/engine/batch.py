@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -60,11 +60,14 @@ class Batch:
         vocab_size: int | None = None,
         width: int = WIDTH,
         chunk: int = CHUNK,
+        agree: Callable[[mx.array], mx.array] | None = None,
     ):
+        """`agree` makes of a token (1,) that was drawn the one that is taken."""
         # Here, since importing it takes the better part of a second.
         from mlx_lm.generate import BatchGenerator
 
         self.vocab_size = vocab_size or model.config.vocab_size
+        self.agree = agree
         self.draws: dict[int, _Draw] = {}
         self.read: list[int] = []
         """Streams whose prompt the last step finished reading."""
@@ -101,7 +104,7 @@ class Batch:
         sampler = Sampler(
             sampling, prompt, self.vocab_size, grammar=grammar, eos=eos, min_tokens=min_tokens
         )
-        draw = _Draw(sampler, top)
+        draw = _Draw(sampler, top, self.agree)
         (number,) = self.generator.insert(
             [list(prompt[known:])],
             max_tokens=[max_tokens],
@@ -163,13 +166,16 @@ class _Draw:
     logits adjusted, which are then no longer needed.
     """
 
-    def __init__(self, sampler: Sampler, top: int | None):
-        self.sampler, self.top = sampler, top
+    def __init__(
+        self, sampler: Sampler, top: int | None, agree: Callable[[mx.array], mx.array] | None
+    ):
+        self.sampler, self.top, self.agree = sampler, top, agree
         self.scores: deque[Scores] = deque()
         """Of the tokens drawn and not told yet."""
 
     def adjust(self, _: mx.array, logits: mx.array) -> mx.array:
-        self.token = self.sampler(logits)
+        token = self.sampler(logits)
+        self.token = self.agree(token) if self.agree else token
         if self.top is not None:
             logits = logits[:, : self.sampler.vocab_size]
             self.scores.append(Scores(logits, mx.maximum(self.token, 0), self.top))

@@ -9,7 +9,11 @@ import numpy as np
 
 
 class Grammar(Protocol):
-    """Follows one text and says which tokens may come next."""
+    """Follows one text and says which tokens may come next.
+
+    `allowed` and `accept` raise InvalidArgumentError where following it takes more than its limits
+    permit, or where nothing may follow.
+    """
 
     @property
     def ended(self) -> bool:
@@ -34,6 +38,12 @@ class Grammar(Protocol):
 
 
 def masked(logits: mx.array, bits: np.ndarray) -> mx.array:
-    """Logits (V,) with tokens that are not allowed at -inf; unpacked on the device."""
+    """Logits (V,) with tokens that are not allowed at -inf; unpacked on the device.
+
+    What `bits` do not reach to, rows that pad the embedding, is not allowed.
+    """
+    missing = -(-logits.size // 32) - bits.size
+    if missing > 0:
+        bits = np.pad(bits, (0, missing))
     words = mx.array(bits)[:, None] >> mx.arange(32, dtype=mx.uint32)
     return mx.where((words & 1).reshape(-1)[: logits.size] == 1, logits, -mx.inf)

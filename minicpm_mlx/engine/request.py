@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 from .grammar import Grammar
@@ -33,6 +34,8 @@ class Request:
     """The mean of the last hidden states is wanted, and nothing else."""
     deadline: float | None = None
     """When it is given up, by time.monotonic()."""
+    number: int = field(default_factory=count().__next__)
+    """By which it is known, also to other ranks."""
 
     @property
     def size(self) -> int:

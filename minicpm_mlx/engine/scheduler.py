@@ -8,16 +8,20 @@ once.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 
+from .. import distributed
 from ..errors import MiniCPMError, NumericsError
 from .batch import SMALLEST, Batch, Kept
 from .generate import CHUNK, LanguageModel
 from .lane import SHARED, Lane
+from .plan import Plan
 from .prefix import PrefixCache, first
 from .reader import Reader
 from .request import Event, Failed, Read, Request, Token
@@ -42,7 +46,8 @@ class Scheduler:
 
     `models` are those there are, by adapter (None: without one). Up to `width` requests run at
     once, in up to `positions` of cache altogether; up to `queue` more wait. `prefixes` remembers
-    what was read.
+    what was read. With `together` the ranks of a launch, which have all been given the same, serve
+    as one: rank 0 is asked and tells, the others follow.
     """
 
     def __init__(
@@ -55,22 +60,28 @@ class Scheduler:
         queue: int,
         positions: int,
         prefixes: PrefixCache,
+        together: bool = False,
     ):
         self.tell, self.width, self.queue, self.positions = tell, width, queue, positions
         self.prefixes = prefixes
         self.waiting: deque[Request] = deque()
         self.readers: list[Reader] = []
-        self.lanes = {
-            name: Lane(model, lambda model=model: Batch(model, vocab_size=vocab_size, width=width))  # type: ignore[misc]
-            for name, model in models.items()
-        }
+        agree = distributed.of_rank_0 if together else None
+
+        def batch(model: LanguageModel) -> Batch:
+            return Batch(model, vocab_size=vocab_size, width=width, agree=agree)
+
+        self.lanes = {name: Lane(model, partial(batch, model)) for name, model in models.items()}
         self.rate = SMALLEST / PAUSE
         """Tokens of prompts that are read in a second, about."""
+        self.running_count = self.waiting_count = 0
+        """Requests that run and wait, for other threads to see."""
+        self._together = together
         self._told: Told = []
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._coming, self._running, self._lock = 0, 0, Lock()
-        self._closed = False
-        self._thread = Thread(target=self._run, name="scheduler", daemon=True)
+        self._inbox: SimpleQueue[Plan] = SimpleQueue()
+        self._open, self._lock = 0, Lock()  # requests that have not ended
+        self._late: float | None = None  # when requests are given up, once closed
+        self._thread = Thread(target=self.run, name="scheduler", daemon=True)
 
     # What other threads call.
 
@@ -80,47 +91,31 @@ class Scheduler:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue all of `requests`, or none: QueueFullError, or ClosedError."""
         with self._lock:
-            if self._closed:
+            if self._late is not None:
                 raise ClosedError("this server is shutting down")
-            if self._coming + len(requests) > self.queue + self.width:
+            if self._open + len(requests) > self.queue + self.width:
                 raise QueueFullError(
-                    f"{self._coming} requests are waiting or running already, of at most "
+                    f"{self._open} requests are waiting or running already, of at most "
                     f"{self.queue + self.width}; try again in a moment"
                 )
-            self._coming += len(requests)
-        self._inbox.put(lambda: self.waiting.extend(requests))
+            self._open += len(requests)
+        self._inbox.put(Plan(submit=list(requests)))
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Give requests up, wherever they are; nothing more is told of them."""
-        self._inbox.put(lambda: self._cancel(requests))
+        if requests:
+            self._inbox.put(Plan(cancel=[request.number for request in requests]))
 
     def flush(self) -> None:
         """Forget what was read before."""
-        self._inbox.put(self.prefixes.clear)
+        self._inbox.put(Plan(flush=True))
 
     def close(self, seconds: float) -> None:
         """Take no more requests, let those there are finish for `seconds`, and end."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        late = time.monotonic() + seconds
-
-        def hurry() -> None:
-            for request in [*self.waiting, *self.running]:
-                request.deadline = min(request.deadline or late, late)
-
-        self._inbox.put(hurry)
-
-    @property
-    def running_count(self) -> int:
-        """Requests that run."""
-        return self._running
-
-    @property
-    def waiting_count(self) -> int:
-        """Requests that wait."""
-        return max(self._coming - self._running, 0)
+            late = time.monotonic() + seconds
+            self._late = late if self._late is None else min(self._late, late)
+        self._inbox.put(Plan())
 
     def join(self) -> None:
         self._thread.join()
@@ -132,40 +127,77 @@ class Scheduler:
         streams = [one for lane in self.lanes.values() for one in lane.streams.values()]
         return [*(reader.request for reader in self.readers), *streams]
 
-    def _run(self) -> None:
-        while not (self._closed and not self._coming):
-            self._running = len(self.running)
-            idle = not self.waiting and not self._running
-            if idle or not self._inbox.empty():
-                self._inbox.get()()
-                continue
+    def run(self) -> None:
+        """Serve until closed; `start` has another thread do it."""
+        follows = self._together and distributed.rank() > 0
+        while True:
+            plan = Plan() if follows else self._plan()
+            if self._together:
+                plan = Plan.from_bytes(distributed.broadcast(plan.to_bytes()))
+            if plan.end:
+                break
             try:
-                self.turn()
+                self.turn(plan)
             except Exception as error:  # a client must hear of it, whatever it is
                 self._fail(error)
+                if follows:
+                    raise
         for lane in self.lanes.values():
             lane.close()
 
-    def turn(self) -> None:
+    def _plan(self) -> Plan:
+        """What has come since the last turn; waits while there is nothing to do."""
+        plan = Plan(rate=self.rate)
+        while True:
+            if self._late is not None and not self._open:
+                return Plan(end=True)
+            new = plan.submit or plan.cancel or plan.flush
+            if (new or self.waiting or self.running) and self._inbox.empty():
+                break
+            found = self._inbox.get()
+            plan.submit += found.submit
+            plan.cancel += found.cancel
+            plan.flush |= found.flush
+        plan.cancel += self._expired(plan.submit)
+        return plan
+
+    def _expired(self, coming: Sequence[Request]) -> list[int]:
+        """Requests whose time is over, which they are told."""
+        now, late = time.monotonic(), self._late or math.inf
+        everyone = [*coming, *self.waiting, *self.running]
+        over = [one for one in everyone if min(one.deadline or math.inf, late) <= now]
+        for request in over:
+            self._say(request, Failed(TimeoutError("the time for this request is over")))
+        return [request.number for request in over]
+
+    def turn(self, plan: Plan) -> None:
         """One round over all there is to do."""
-        self._expire()
+        self.rate = plan.rate or self.rate
+        self.waiting.extend(plan.submit)
+        if plan.cancel:
+            self._cancel(set(plan.cancel))
+        if plan.flush:
+            self.prefixes.clear()
         self._admit()
-        self._running = len(self.running)
+        self.running_count, self.waiting_count = len(self.running), len(self.waiting)
         for lane in self.lanes.values():
             self._advance(lane)
             self._flush()
         if self.readers:
             self._read(self.readers[0])
             self._flush()
+        self.running_count = len(self.running)
 
     def _say(self, request: Request, event: Event) -> None:
         self._told.append((request, event))
 
-    def _end(self, request: Request, event: Event | None = None) -> None:
-        if event is not None:
-            self._say(request, event)
+    def _end(self, request: Request, event: Event) -> None:
+        self._say(request, event)
+        self._ended(1)
+
+    def _ended(self, count: int) -> None:
         with self._lock:
-            self._coming -= 1
+            self._open -= count
 
     def _fail(self, error: Exception) -> None:
         """Give up everything."""
@@ -182,26 +214,16 @@ class Scheduler:
             told, self._told = self._told, []
             self.tell(told)
 
-    def _expire(self) -> None:
-        now = time.monotonic()
-        everyone = [*self.waiting, *self.running]
-        late = [one for one in everyone if one.deadline is not None and one.deadline <= now]
-        for request in late:
-            self._say(request, Failed(TimeoutError("the time for this request is over")))
-        self._cancel(late)
-
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        gone = set(map(id, requests))
-        found = sum(id(one) in gone for one in [*self.waiting, *self.running])
-        self.waiting = deque(one for one in self.waiting if id(one) not in gone)
-        self.readers = [one for one in self.readers if id(one.request) not in gone]
+    def _cancel(self, numbers: set[int]) -> None:
+        before = len(self.waiting) + len(self.running)
+        self.waiting = deque(one for one in self.waiting if one.number not in numbers)
+        self.readers = [one for one in self.readers if one.request.number not in numbers]
         for lane in self.lanes.values():
             for stream, request in list(lane.streams.items()):
-                if id(request) in gone:
+                if request.number in numbers:
                     self._keep(request, lane.kept(stream))
                     lane.remove(stream)
-        with self._lock:
-            self._coming -= found
+        self._ended(before - len(self.waiting) - len(self.running))
 
     # Beginning.
 

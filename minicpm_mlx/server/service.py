@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import memory
+from .. import distributed, memory
 from ..adapt import adapt, beside
 from ..arguments import shown
 from ..engine import (
     ClosedError,
     Event,
+    Failed,
     LanguageModel,
     PrefixCache,
     QueueFullError,
@@ -45,7 +46,7 @@ class Service:
     Up to `width` requests run at once and `queue` more wait; each is given up after `timeout`
     seconds. Memory that is free is shared out: two fifths to the keys and values of what runs, one
     fifth, or `cache_bytes`, to those of what was read before. Made on any thread; used on that of
-    an event loop.
+    an event loop. Of the ranks of a launch that share the model, all but the first `follow`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Service:
             adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
             self.names.append(Served(name=f"{base}:{name}", adapter=name))
         plan = memory.plan(lm.config)
-        left = max(plan.available - plan.working, 0)
+        left = distributed.least(max(plan.available - plan.working, 0))
         prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
         positions = left * 2 // 5 * plan.context // max(plan.cache, 1)
         limits = [lm.context_length, positions]
@@ -88,8 +89,14 @@ class Service:
             queue=queue,
             positions=positions,
             prefixes=prefixes,
+            together=lm.sharded,
         )
-        self._scheduler.start()
+        if not lm.sharded or distributed.rank() == 0:
+            self._scheduler.start()
+
+    def follow(self) -> None:
+        """Compute what the first rank is asked, until it ends."""
+        self._scheduler.run()
 
     # Names, prompts and settings.
 
@@ -184,8 +191,9 @@ class Service:
         scale = self.lm.config.logit_divisor if isinstance(self.lm.model, FusedModel) else 1
         means = []
         for event in events:
-            if not isinstance(event, Read):
-                raise refusal_of(event.error if hasattr(event, "error") else RuntimeError(event))
+            if isinstance(event, Failed):
+                raise refusal_of(event.error)
+            assert isinstance(event, Read)
             means.append([value * scale for value in event.pooled])
         return means
 
