@@ -14,7 +14,7 @@ import mlx.core as mx
 from .adapt import adapt
 from .arguments import at_least_one, expect, is_whole, listed, shown, whole
 from .config import Config
-from .engine import WIDTH, Batch, Draft, Lookup, Sampling, Session, Speculation, generate
+from .engine import WIDTH, Batch, Draft, Grammar, Lookup, Sampling, Session, Speculation, generate
 from .errors import (
     ContextLengthError,
     InvalidArgumentError,
@@ -102,12 +102,14 @@ class LM:
         stop: Sequence[str] = (),
         session: Session | None = None,
         speculate: bool = True,
+        grammar: Grammar | None = None,
     ) -> Generator[Piece, None, None]:
         """Continue text or ids, or answer messages, a piece at a time.
 
         `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
         before it. `session` keeps the cache from one call to the next. `speculate` False leaves out
         guessing ahead, by what the text said before or by `draft`: it changes the speed alone.
+        `grammar` says what the reply may be (see `structured.grammar_of`); it is used up.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")
@@ -124,6 +126,7 @@ class LM:
             session=session,
             vocab_size=self.tokenizer.vocab_size,
             speculation=speculation,
+            grammar=grammar,
         )
         return self._pieces(tokens, ids, stops, session.common(ids), speculation)
 
@@ -191,6 +194,7 @@ class LM:
         stop: Sequence[str] = (),
         session: Session | None = None,
         speculate: bool = True,
+        grammar: Grammar | None = None,
     ) -> Completion:
         """The whole of what `stream` gives.
 
@@ -204,6 +208,7 @@ class LM:
                 stop=stop,
                 session=session,
                 speculate=speculate,
+                grammar=grammar,
             )
         )
 

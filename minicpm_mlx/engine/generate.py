@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from ..arguments import at_least_one, expect, shown
 from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
 from .cache import KVCache
+from .grammar import Grammar
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .speculative import Speculation
 
@@ -121,12 +123,14 @@ def generate(
     vocab_size: int | None = None,
     chunk: int | None = None,
     speculation: Speculation | None = None,
+    grammar: Grammar | None = None,
 ) -> Generator[int, None, None]:
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
     An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
     next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. `speculation` may
-    make it faster, and leaves the text as it is. `chunk` tokens of the prompt are read at once, by
+    make it faster, and leaves the text as it is. `grammar`, which is used up, says what may be
+    drawn. `chunk` tokens of the prompt are read at once, by
     default as many as memory has room for. The length of the context is the caller's affair:
     a model runs on beyond it, only worse.
 
@@ -141,7 +145,8 @@ def generate(
     session = Session(model.config) if session is None else session
     expect("session", session, Session, "a Session, as a model's session() gives")
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-    stream = Stream(model, session, sampling, vocab_size, speculation)
+    sampler = partial(Sampler, sampling, prompt, vocab_size, grammar=grammar, eos=eos)
+    stream = Stream(model, session, sampler, speculation)
     return _limited(stream, prompt, max_tokens, eos, chunk or chunk_of(model.config))
 
 
@@ -194,12 +199,12 @@ class Stream:
         self,
         model: LanguageModel,
         session: Session,
-        sampling: Sampling,
-        vocab_size: int,
+        sampler: Callable[[], Sampler],
         speculation: Speculation | None,
     ):
+        """`sampler` is made by the thread that draws first, since random numbers are."""
         self.model, self.session, self.speculation = model, session, speculation
-        self.sampling, self.vocab_size = sampling, vocab_size
+        self.make_sampler = sampler
         self.text: list[int] = []
         self.end = 0
         """Length that the text may reach."""
@@ -207,7 +212,7 @@ class Stream:
     def tokens(self, prompt: Sequence[int], max_tokens: int, chunk: int) -> Iterator[int]:
         """The tokens after `prompt`; more than `max_tokens` must not be asked for."""
         self.text, self.end = list(prompt), len(prompt) + max_tokens
-        self.sampler = Sampler(self.sampling, prompt, self.vocab_size)
+        self.sampler = self.make_sampler()
         token, guesses = self._read(prompt, chunk), list[int]()
         ahead = False  # the first token waits for nothing
         while True:
