@@ -12,6 +12,7 @@ from rich.text import Text
 
 from minicpm_mlx.train.curve import sparkline
 from minicpm_mlx.train.events import Event, Noted, Saved, Started, Trained, Validated
+from minicpm_mlx.train.units import unit_of
 
 from .markdown import UNSAFE
 from .words import Words
@@ -25,7 +26,7 @@ LABELS = {
     "behind": (" (best {best:#.4g})", "（最佳 {best:#.4g}）"),
     "rate": ("lr {rate:.1e}", "学习率 {rate:.1e}"),
     "speed": ("{speed:.0f} tok/s", "{speed:.0f} 词元/秒"),
-    "memory": ("{gb:.1f} GB", "{gb:.1f} GB"),
+    "memory": ("{size:.1f} {unit}", "{size:.1f} {unit}"),
     "epoch": ("epoch {epoch:.2f}", "轮次 {epoch:.2f}"),
     "saved": ("saved {folder}", "已保存 {folder}"),
     "prompt": ("prompt", "提示"),
@@ -154,10 +155,11 @@ class Block:
         return times
 
     def _facts(self, event: Trained) -> list[str]:
+        unit, count = unit_of(event.peak_memory)
         return [
             self._say("rate", rate=event.learning_rate),
             self._say("speed", speed=event.tokens_per_second),
-            self._say("memory", gb=event.peak_memory / 1e9),
+            self._say("memory", size=event.peak_memory / count, unit=unit),
             self._say("epoch", epoch=event.epoch),
             *_extra(event.extra),
         ]

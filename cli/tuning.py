@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .theme import console
+from .words import Words
 
 if TYPE_CHECKING:
     from minicpm_mlx.tokenizer import Tokenizer
@@ -21,6 +22,22 @@ if TYPE_CHECKING:
 
 LOG, CURVE = "log.jsonl", "curve.png"
 """In the run's folder."""
+
+SAID = {
+    "best": (
+        "best validation loss {loss:.4f}, of step {step}",
+        "最佳验证损失 {loss:.4f}（第 {step} 步）",
+    ),
+    "no_better": (
+        "no validation loss was below that before training, {loss:.4f}: the last step is kept",
+        "验证损失始终不低于训练前的 {loss:.4f}，保留最后一步",
+    ),
+    "test": ("test {name} {value:.4f}", "测试集 {name} {value:.4f}"),
+    "curve": ("loss curve: {path}", "损失曲线：{path}"),
+    "resume": ("the same command with --resume goes on", "加上 --resume 再次运行同一命令即可继续"),
+    "chat": ("to chat with the result:", "与训练结果对话："),
+}
+"""What is said after a run, in English and in Chinese."""
 
 
 def preview(data: Data, tokenizer: Tokenizer, plan: Plan, needed: Needed, as_json: bool) -> None:
@@ -45,7 +62,7 @@ def announce(data: Data, plan: Plan, needed: Needed) -> None:
     count = len(data.train)
     out.print(f"{data.format}: {count} samples, {len(data.valid)} to validate on", style="title")
     for line in (*data.notes, *_described(data, plan, needed)):
-        out.print(line, highlight=False, soft_wrap=True)
+        out.print(line)  # a terminal would fold it inside of words
 
 
 def _described(data: Data, plan: Plan, needed: Needed) -> list[str]:
@@ -110,15 +127,22 @@ def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
         print(json.dumps({"event": "ended"} | record, ensure_ascii=False))
         return
     out = console()
+    words = Words(None if out.file.isatty() else "en")
+
+    def say(key: str, style: str = "", **values: object) -> None:
+        text = words.pick(*SAID[key]).format(**values)
+        out.print(text, style=style, soft_wrap="path" in values)  # which is copied
+
     if result.best is not None:
-        out.print(f"best validation loss {result.best:.4f}, of step {result.best_step}")
+        key = "best" if result.best_step else "no_better"
+        say(key, loss=result.best, step=result.best_step)
     for name, value in (result.test or {}).items():
-        out.print(f"test {name} {value:.4f}")
+        say("test", name=name, value=value)
     if drawn:
-        out.print(f"loss curve: {drawn}", highlight=False, soft_wrap=True)
+        say("curve", path=drawn)
     if not result.complete:
-        out.print("the same command with --resume goes on", style="warning")
-    out.print("to chat with the result:", style="title")
+        say("resume", "warning")
+    say("chat", "title")
     out.print(f"  {command(model, result)}", highlight=False, soft_wrap=True)
 
 

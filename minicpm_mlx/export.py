@@ -7,18 +7,16 @@ scale in `b`, so each layout states one that comes to 1.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from .adapt import located, places
+from .atomic import named_errors, write_whole
 from .config import Config
-from .errors import DownloadError, InvalidArgumentError
+from .errors import InvalidArgumentError
 from .local import folder_of, make_whole
 from .model import Model
 from .registry import Card, resolve
@@ -56,7 +54,9 @@ def export_adapter(
     found = read_adapter(Path(adapter).expanduser())
     located(Model(config), found)  # MLX makes none of its weights
     if layout == "gguf":
-        _make_file(target, lambda path: write_lora(path, found, config))
+        with named_errors(target, "give another name"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, lambda path: write_lora(path, found, config))
     else:
         written = _peft(found, config, card) if layout == "peft" else _mlx(found, config)
         make_whole(target, lambda folder: _write(folder, *written), "give another folder")
@@ -146,23 +146,3 @@ def _is_dora(adapter: Adapter) -> bool:
             "expected one kind; merge it with `minicpm-mlx fuse`"
         )
     return kinds.pop()
-
-
-def _make_file(path: Path, make: Callable[[Path], object]) -> None:
-    """Have `make` write a file that then takes the place `path`, wholly or not at all."""
-    partial: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
-        make(partial)
-        partial.chmod(0o644)
-        partial.rename(path)
-    except OSError as error:
-        raise DownloadError(
-            f"{path}: cannot be written ({error.strerror or error}); give another name"
-        ) from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)

@@ -16,10 +16,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN, need_shared, write_tokenizer
+from conftest import need_shared
+from tiny_model import write_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.template import CHATML
+from minicpm_mlx.train.events import Event, Trained, Validated
 from minicpm_mlx.train.log import read_log
 
 FORMATS = {
@@ -43,14 +44,7 @@ Command = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of bytes, with a chat template."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
-    write_tokenizer(folder)
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
-    return folder
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +55,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def words(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
+def words(model: Path, data: Path, folder: Path, *more: str, verb: str = "lora") -> list[str]:
     begin = ["--data", str(data), "--model", str(model), "--adapter-path", str(folder)]
-    return ["lora", *begin, "--replies", "0", *more]
+    return [verb, *begin, "--replies", "0", *more]
 
 
-SHORT = ("--iters", "12", "--batch-size", "4", "--learning-rate", "0.01")
-OFTEN = ("--save-every", "2", "--steps-per-eval", "3", "--dropout", "0.1")
+SHORT = ("--iters", "6", "--batch-size", "4", "--learning-rate", "0.01", "--steps-per-eval", "3")
+LONG = (*SHORT[2:], "--iters", "20", "--save-every", "2", "--dropout", "0.1")
+
+
+@pytest.fixture
+def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where matplotlib is not installed: a chart takes longer than a short run."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 def adapter_of(folder: Path) -> dict[str, mx.array]:
@@ -75,22 +75,36 @@ def adapter_of(folder: Path) -> dict[str, mx.array]:
     return found
 
 
+def events_of(folder: Path) -> list[Event]:
+    return [record.event for record in read_log(folder / "log.jsonl")]
+
+
+def validations(folder: Path) -> list[Validated]:
+    return [event for event in events_of(folder) if isinstance(event, Validated)]
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [event.loss for event in events_of(folder) if isinstance(event, Trained | Validated)]
+
+
 # Formats
 
 
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_trains_from_its_file_alone(
     name: str, model: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = need_shared("finetune", *name.split("/"))
-    how = ("--iters", "2", "--max-seq-length", "512", "--batch-size", "2")
-    verb, *rest = words(model, path, tmp_path / "out", *how)
-    assert command(FORMATS[name], *rest) == 0, capsys.readouterr().err
-    assert verb == "lora"
-    records = read_log(tmp_path / "out" / "log.jsonl")
-    losses = [record.event.loss for record in records if hasattr(record.event, "loss")]
+    path, folder = need_shared("finetune", *name.split("/")), tmp_path / "out"
+    how = ("--iters", "1", "--max-seq-length", "384", "--batch-size", "2")
+    small = ("--grad-accumulation-steps", "1", "--val-fraction", "0.005")
+    assert command(*words(model, path, folder, *how, *small, verb=FORMATS[name])) == 0, (
+        capsys.readouterr().err
+    )
+    losses = losses_of(folder)
+    assert losses
     assert np.isfinite(losses).all()
-    changed = adapter_of(tmp_path / "out")
+    changed = adapter_of(folder)
     assert any(mx.abs(array).max().item() > 0 for n, array in changed.items() if "lora_b" in n)
 
 
@@ -98,16 +112,17 @@ def test_a_run_from_start_to_chat(
     model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
-    more = ("--replies", "1", "--iters", "40", "--batch-size", "4", "--learning-rate", "0.01")
+    more = ("--replies", "1", "--iters", "20", "--batch-size", "4", "--learning-rate", "0.02")
     assert command(*words(model, data, folder), *more) == 0
     said = capsys.readouterr()
     assert "36 samples, 4 to validate on" in said.err
-    assert "40 steps, 4.4 epochs: 4 samples a batch" in said.err
+    assert "20 steps, 2.2 epochs: 4 samples a batch" in said.err
     assert "memory: about" in said.err
     assert f"minicpm-mlx chat --model {model} --adapter {folder}" in said.out
-    validated = [r.event for r in read_log(folder / "log.jsonl") if "Validated" in repr(r.event)]
-    assert f"best validation loss {min(e.loss for e in validated):.4f}" in said.out  # type: ignore[union-attr]
-    assert validated[-1].loss < 0.7 * validated[0].loss  # type: ignore[union-attr]
+    validated = validations(folder)
+    best = min(validated, key=lambda event: event.loss)
+    assert f"best validation loss {best.loss:.4f}, of step {best.step}\n" in said.out
+    assert validated[-1].loss < 0.7 * validated[0].loss
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
         "adapter_config.json",
@@ -138,6 +153,7 @@ def test_a_run_from_start_to_chat(
         assert lm.generate("3 + 1 =", max_tokens=6).token_ids == changed
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_full_training_makes_a_model(
     model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +168,7 @@ def test_full_training_makes_a_model(
     )
 
 
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_test_set_is_measured_with_what_was_kept(
     kind: str, model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
@@ -195,18 +212,25 @@ def when_saved(folder: Path, process: subprocess.Popen[str], step: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture(scope="module")
+def whole(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    process = started(*words(model, data, folder, *LONG))
+    assert process.wait() == 0, process.communicate()[1]
+    process.communicate()
+    return folder
+
+
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_a_run_that_was_stopped_goes_on_and_ends_alike(
-    number: signal.Signals, model: Path, data: Path, tmp_path: Path
+    number: signal.Signals, model: Path, data: Path, whole: Path, tmp_path: Path, command: Command
 ) -> None:
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    how = (*SHORT[2:], *OFTEN, "--iters", "40")
-    first = started(*words(model, data, whole, *how))
-    assert first.wait() == 0
-    first.communicate()
-    process = started(*words(model, data, part, *how))
+    part = tmp_path / "part"
+    process = started(*words(model, data, part, *LONG))
     when_saved(part, process, 6)
     os.kill(process.pid, number)
     said = process.communicate()
@@ -214,28 +238,24 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
     if number != signal.SIGKILL:
         assert "--resume" in said[0]
         assert "Traceback" not in said[1]
-    again = started(*words(model, data, part, *how, "--resume"))
-    assert again.wait() == 0, again.communicate()[1]
-    again.communicate()
+    assert command(*words(model, data, part, *LONG, "--resume")) == 0
     assert (part / "adapters.safetensors").read_bytes() == (
         whole / "adapters.safetensors"
     ).read_bytes()
-    logs = [
-        [(type(r.event).__name__, r.event.step) for r in read_log(folder / "log.jsonl")]
-        for folder in (whole, part)
-    ]
-    resumed = [entry for entry in logs[1] if entry[0] in ("Trained", "Validated")]
-    assert resumed == [entry for entry in logs[0] if entry[0] in ("Trained", "Validated")]
+    resumed, straight = (
+        [(type(e), e.step) for e in events_of(folder) if isinstance(e, Trained | Validated)]
+        for folder in (part, whole)
+    )
+    assert resumed == straight
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_two_processes_are_one_with_twice_the_batch(
-    model: Path, data: Path, tmp_path: Path
+    model: Path, data: Path, tmp_path: Path, command: Command
 ) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
-    how = ("--iters", "6", "--learning-rate", "0.01", "--steps-per-report", "1")
-    first = started(*words(model, data, alone, *how, "--batch-size", "4"))
-    assert first.wait() == 0, first.communicate()[1]
-    first.communicate()
+    how = ("--iters", "4", "--learning-rate", "0.01", "--steps-per-report", "1")
+    assert command(*words(model, data, alone, *how, "--batch-size", "4")) == 0
     rest = words(model, data, together, *how, "--batch-size", "2")
     second = started("launch", "-n", "2", "--", *rest)
     said = second.communicate()
@@ -243,12 +263,9 @@ def test_two_processes_are_one_with_twice_the_batch(
     assert said[0].count("to chat with the result") == 1
     one, two = adapter_of(alone), adapter_of(together)
     assert one.keys() == two.keys()
-    assert max(mx.abs(one[name] - two[name]).max().item() for name in one) < 1e-4  # type: ignore[type-var]
-    losses = [
-        [r.event.loss for r in read_log(folder / "log.jsonl") if hasattr(r.event, "loss")]
-        for folder in (alone, together)
-    ]
-    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+    for name in one:
+        np.testing.assert_allclose(np.array(one[name]), np.array(two[name]), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(losses_of(alone), losses_of(together), atol=1e-4)
 
 
 # Before anything is computed
@@ -275,7 +292,7 @@ def test_a_dry_run_shows_and_writes_nothing(
     [
         (("--iters", "3", "--epochs", "1"), "--iters and --epochs both say how long"),
         (("--rank", "0"), "rank must be 1 or more"),
-        (("--fine-tune-type", "qlora"), "method must be one of lora, dora, full"),
+        (("--fine-tune-type", "qlora"), "method must be one of lora, dora, full, got 'qlora'"),
         (("--fine-tune-type", "full", "--rank", "4"), "rank is for adapters"),
         (("--modules", "w1"), "modules: expected some of"),
         (("--loss", "dpo"), "are for preferences"),
@@ -310,6 +327,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_a_run_is_not_written_over(
     model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,36 +357,45 @@ def test_a_folder_that_holds_something_is_left_alone(
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_two_runs_do_not_share_a_folder(model: Path, data: Path, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_folder(
+    model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
+) -> None:
     how = words(model, data, tmp_path, *SHORT[2:], "--iters", "400", "--save-every", "400")
     first = started(*how)
     limit = time.monotonic() + 60
     while not (tmp_path / "log.jsonl").exists():
         assert time.monotonic() < limit
         time.sleep(0.01)
-    second = started(*how)
-    said = second.communicate()[1]
+    assert command(*how) == 1
     first.send_signal(signal.SIGINT)
     first.communicate()
-    assert second.returncode == 1
-    assert "another process is making it" in said
+    assert "another process is making it" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_what_gets_no_better_is_kept_and_said(
     kind: str, model: Path, data: Path, tmp_path: Path, command: Command, capsys: Any
 ) -> None:
-    how = (*SHORT[:4], "--learning-rate", "1e-12", "--fine-tune-type", kind)
+    nothing = "1e-20"  # which added to a weight, or to what a layer gives, is lost in rounding
+    how = ("--iters", "2", "--batch-size", "4", "--learning-rate", nothing)
     folder = tmp_path / "out"
     for left in ("new", "old"):  # by a process that was killed
         (folder / f"model-{left}").mkdir(parents=True)
         (folder / f"model-{left}" / "config.json").write_text("{}")
-    assert command(*words(model, data, folder, *how)) == 0
+    assert command(*words(model, data, folder, *how, "--fine-tune-type", kind)) == 0
     said = capsys.readouterr()
-    if "no better than before" in said.err:
-        assert mm.load(folder / "model") if kind == "full" else adapter_of(folder)
+    before, *after = (event.loss for event in validations(folder))
+    assert after == [before, before]
+    assert "no better than before" in said.err
+    assert f"no validation loss was below that before training, {before:.4f}: the last" in said.out
+    assert "best validation" not in said.out
     assert "to chat with the result" in said.out
-    assert kind == "lora" or sorted(p.name for p in folder.glob("model*")) == ["model"]
+    if kind == "lora":
+        assert adapter_of(folder)["model.layers.0.mlp.up_proj.lora_b"].any().item()
+    else:
+        assert [path.name for path in folder.glob("model*")] == ["model"]
+        assert mm.load(folder / "model")
 
 
 def test_what_is_not_finite_is_no_result(
@@ -379,6 +406,7 @@ def test_what_is_not_finite_is_no_result(
     assert "lower the learning rate" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_charts")
 def test_bfloat16_trains_on_a_cpu_too(
     model: Path, data: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -387,39 +415,35 @@ def test_bfloat16_trains_on_a_cpu_too(
     assert all(mx.isfinite(array).all().item() for array in adapter_of(tmp_path / "out").values())
 
 
-def test_the_test_set_of_preferences_is_measured_as_they_were_learned(
-    model: Path, tmp_path: Path, command: Command, capsys: Any
+@pytest.mark.usefixtures("without_charts")
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo"])
+def test_preferences_are_learned_and_measured_alike(
+    loss: str, model: Path, tmp_path: Path, command: Command, capsys: Any
 ) -> None:
-    folder = tmp_path / "pairs"
+    folder, out = tmp_path / "pairs", tmp_path / "out"
     folder.mkdir()
-    rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
+    rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(8)]
     for name in ("train", "valid", "test"):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    for loss in ("dpo", "ipo", "orpo"):
-        slow = ("--learning-rate", "0.001")
-        how = (*SHORT[:4], *slow, "--loss", loss, "--beta", "0.2", "--test", "--json")
-        assert command(*words(model, folder, tmp_path / loss, *how)) == 0
-        ended = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert ended["test"]["loss"] == pytest.approx(ended["best"], rel=1e-4)
-        assert ended["test"]["accuracy"] == 1.0
+    how = ("--iters", "6", "--batch-size", "4", "--learning-rate", "0.001", "--steps-per-eval", "3")
+    more = ("--loss", loss, "--beta", "0.2", "--test", "--json")
+    assert command(*words(model, folder, out, *how, *more)) == 0
+    ended = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert ended["test"]["loss"] == pytest.approx(ended["best"], rel=1e-4)
+    assert ended["test"]["accuracy"] == 1.0
+    validated = validations(out)
+    assert validated[-1].extra["accuracy"] == 1.0
+    assert validated[-1].loss < validated[0].loss
 
 
-def test_dpo_wants_preferences_and_lora_takes_them(
+def test_dpo_wants_preferences_and_each_loss_its_data(
     model: Path, data: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, *rest = words(model, data, tmp_path / "out", *SHORT)
-    assert command("dpo", *rest) == 1
+    assert command(*words(model, data, tmp_path / "out", *SHORT, verb="dpo")) == 1
     assert "expected preferences" in capsys.readouterr().err
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"{n}", "chosen": "yes", "rejected": "no"} for n in range(20)]
     pairs.write_text("\n".join(map(json.dumps, rows)))
-    for loss in ("dpo", "ipo", "orpo"):
-        how = (*SHORT, "--loss", loss, "--beta", "0.2")
-        assert command(*words(model, pairs, tmp_path / loss, *how)) == 0
-        events = [r.event for r in read_log(tmp_path / loss / "log.jsonl")]
-        validated = [event for event in events if type(event).__name__ == "Validated"]
-        assert validated[-1].extra["accuracy"] == 1.0  # type: ignore[union-attr]
-        assert validated[-1].loss < validated[0].loss  # type: ignore[union-attr]
     assert command(*words(model, pairs, tmp_path / "kto", "--loss", "kto")) == 1
     assert "expected labelled replies" in capsys.readouterr().err
 
@@ -435,8 +459,7 @@ def test_the_demo_learns_from_160_samples(
     how = ("--iters", "30", "--max-seq-length", "256", "--replies", "0", "--steps-per-eval", "15")
     given = ("--data", str(data), "--model", "demo", "--adapter-path", str(folder))
     assert command("lora", *given, *how) == 0, capsys.readouterr().err
-    events = [r.event for r in read_log(folder / "log.jsonl")]
-    losses = [event.loss for event in events if type(event).__name__ == "Validated"]  # type: ignore[union-attr]
+    losses = [event.loss for event in validations(folder)]
     assert losses[-1] < losses[0] - 0.02  # 0.033 after 30 steps at half the rate
     lm = mm.load("demo")
     prompt = [{"role": "user", "content": "Give three tips for staying healthy."}]

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import terminal
+from fake_events import trained
 from rich.cells import cell_len
 from terminal import CTRL_C, Terminal
 
 from minicpm_mlx.cli.training import JsonLines, Screen
-from minicpm_mlx.train.events import Noted, Sampled, Saved, Started, Trained, Validated
+from minicpm_mlx.train.events import Noted, Sampled, Saved, Started, Validated
 
 RUN = """
 import sys, time
@@ -311,23 +312,19 @@ def test_measures_of_preferences_and_long_paths_stay_on_one_line(
     ]
 
 
+def test_little_memory_is_not_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen() as screen:
+        for memory in (12_340_000, 99_900_000, 100_000_000, 2_100_000_000):
+            screen(trained(1, peak_memory=memory))
+    told = re.findall(r"tok/s  (.*?)  epoch", capsys.readouterr().err)
+    assert told == ["12.3 MB", "99.9 MB", "0.1 GB", "2.1 GB"]
+
+
 def test_json_lines_are_what_a_log_holds(capsys: pytest.CaptureFixture[str]) -> None:
     listener = JsonLines()
     listener(Started(step=0, steps=5))
     listener(Sampled(step=0, prompt="山？", reply="泰山\n"))
-    listener(
-        Trained(
-            step=1,
-            loss=float("inf"),
-            learning_rate=1e-4,
-            gradient_norm=1.0,
-            tokens=10,
-            tokens_per_second=5.0,
-            epoch=0.5,
-            peak_memory=1,
-            extra={"margin": float("nan")},
-        )
-    )
+    listener(trained(1, float("inf"), extra={"margin": float("nan")}))
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["event"] for row in rows] == ["started", "sampled", "trained"]

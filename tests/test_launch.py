@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import write_model
 
 from minicpm_mlx import launch
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
@@ -23,7 +24,8 @@ from minicpm_mlx.launch import Host, Hosts, read_hostfile, run_on
 from minicpm_mlx.ranks import Ended
 
 COMMAND = [sys.executable, "-c", "from minicpm_mlx.cli.main import main; main()"]
-SHORT = ("generate", "--model", "demo", "--temp", "0", "--max-tokens", "4", "-p", "Once upon")
+SHORT = ("generate", "--model", "demo", "--max-tokens", "4", "-p", "Once upon")
+GREEDY = ("--temp", "0", "-p", "Once upon")
 TOLD = """
 import json, os, sys
 from pathlib import Path
@@ -246,13 +248,24 @@ def test_free_ports_are_free_and_below_those_of_outgoing_connections() -> None:
 # Whole runs
 
 
-def test_a_launch_prints_what_the_command_prints_alone(demo_folder: Path) -> None:
-    alone = subprocess.run([*COMMAND, *SHORT], capture_output=True, text=True)
-    assert alone.returncode == 0
+@pytest.fixture(scope="module")
+def generate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A command that two processes can share, and that goes on for thousands of tokens."""
+    model = write_model(tmp_path_factory.mktemp("tiny") / "model")
+    return ("generate", "--model", str(model), "--raw", *GREEDY)
+
+
+def test_a_launch_prints_what_the_command_prints_alone(
+    generate: tuple[str, ...], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = (*generate, "--max-tokens", "12")
+    assert command(*few) == 0
+    alone = capsys.readouterr().out
+    assert len(alone) > 4
     done = subprocess.run(
-        [*COMMAND, "launch", "-n", "3", "--", *SHORT], capture_output=True, text=True
+        [*COMMAND, "launch", "-n", "2", "--", *few], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, alone.stdout, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, alone, "")
 
 
 def test_a_mistake_that_all_make_is_said_once() -> None:
@@ -285,12 +298,14 @@ def ranks_of(process: subprocess.Popen[str], count: int) -> list[int]:
     raise AssertionError("the ranks did not start")
 
 
-def test_an_interrupted_launch_says_so_once_and_leaves_nothing(demo_folder: Path) -> None:
-    command = [*COMMAND, "launch", "-n", "3", "generate", "-m", "demo", "--max-tokens", "4000"]
-    process = subprocess.Popen(
-        [*command, "-p", "Count."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    found = ranks_of(process, 3)
+def launched(generate: tuple[str, ...]) -> subprocess.Popen[str]:
+    line = [*COMMAND, "launch", "-n", "2", "--", *generate, "--max-tokens", "4000"]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_interrupted_launch_says_so_once_and_leaves_nothing(generate: tuple[str, ...]) -> None:
+    process = launched(generate)
+    found = ranks_of(process, 2)
     assert process.stdout is not None
     process.stdout.read(1)  # the first rank at least is under way
     process.send_signal(signal.SIGINT)
@@ -302,13 +317,10 @@ def test_an_interrupted_launch_says_so_once_and_leaves_nothing(demo_folder: Path
             os.kill(pid, 0)
 
 
-def test_a_killed_rank_is_one_line(demo_folder: Path) -> None:
-    command = [*COMMAND, "launch", "-n", "3", "generate", "-m", "demo", "--max-tokens", "4000"]
-    process = subprocess.Popen(
-        [*command, "-p", "Count."], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    found = ranks_of(process, 3)
+def test_a_killed_rank_is_one_line(generate: tuple[str, ...]) -> None:
+    process = launched(generate)
+    found = ranks_of(process, 2)
     os.kill(max(found), signal.SIGKILL)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 137
-    assert err == "minicpm-mlx: rank 2 was ended by SIGKILL; the launch ended with it\n"
+    assert err == "minicpm-mlx: rank 1 was ended by SIGKILL; the launch ended with it\n"

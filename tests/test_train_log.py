@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from damage import damaged
+from fake_events import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,19 +44,6 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Sampled, step=STEPS, prompt=st.text(), reply=st.text()),
     st.builds(Noted, step=STEPS, text=st.text()),
 )
-
-
-def trained(step: int, loss: float = 1.5) -> Trained:
-    return Trained(
-        step=step,
-        loss=loss,
-        learning_rate=1e-4,
-        gradient_norm=0.5,
-        tokens=100 * step,
-        tokens_per_second=312.0,
-        epoch=step / 10,
-        peak_memory=2_000_000_000,
-    )
 
 
 def run(path: Path, begin: int, end: int) -> None:
@@ -102,8 +90,11 @@ def test_chinese_is_written_as_it_is_and_nan_as_null(tmp_path: Path) -> None:
     first, second = (tmp_path / "日志.jsonl").read_text(encoding="utf-8").split("\n")[:2]
     assert '"loss": null' in first
     assert "山东省最高的山？" in second
-    assert math.isnan(read_log(log.path)[0].event.loss)  # type: ignore[union-attr]
-    assert read_log(log.path)[1].event.reply == "泰山。\n"  # type: ignore[union-attr]
+    step, reply = (record.event for record in read_log(log.path))
+    assert isinstance(step, Trained)
+    assert math.isnan(step.loss)
+    assert isinstance(reply, Sampled)
+    assert reply.reply == "泰山。\n"
 
 
 def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:

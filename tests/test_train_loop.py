@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -40,6 +41,7 @@ PLAN = Plan(
     evaluate_every=4,
     save_every=3,
 )
+METHOD = Method(rank=4, dropout=0.1)
 
 
 def sample(low: int = 8, high: int = 40) -> Sample:
@@ -54,7 +56,7 @@ TRAIN, VALID = [sample() for _ in range(21)], [sample() for _ in range(5)]
 def trainer(
     folder: Path,
     plan: Plan = PLAN,
-    method: Method = Method(rank=4, dropout=0.1),  # noqa: B008
+    method: Method = METHOD,
     told: list[Event] | None = None,
     **rest: Any,
 ) -> Trainer:
@@ -69,6 +71,12 @@ def trainer(
 def run(found: Trainer) -> Trainer:
     assert found.run()
     return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """The usual run, to its end; its folder is not to be changed."""
+    return run(trainer(tmp_path_factory.mktemp("whole")))
 
 
 def alike(a: Trainer, b: Trainer) -> bool:
@@ -149,25 +157,26 @@ def test_the_loss_is_the_mean_over_tokens_however_a_step_is_cut_up(tmp_path: Pat
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns_and_goes_on_from_its_state(
-    optimizer: str, kind: str, tmp_path: Path
+    optimizer: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peak = {"sgd": 0.3, "lion": 1e-2, "muon": 0.1}.get(optimizer, 1e-2)
     plan = replace(PLAN, optimizer=optimizer, weight_decay=0.01, schedule=Schedule(peak=peak))
+    plan = replace(plan, accumulate=1, evaluate_every=12)
     method = Method(rank=4) if kind == "lora" else Method(kind="full")
     told: list[Event] = []
-    whole = run(trainer(tmp_path / "whole", plan, method, told))
+    straight = run(trainer(tmp_path / "straight", plan, method, told))
     losses = [event.loss for event in told if isinstance(event, Validated)]
     assert losses[-1] < losses[0] - 0.1
     part = trainer(tmp_path / "part", plan, method)
-    stop_after(part, 5)
+    stop_after(monkeypatch, part, 5)
     assert not part.run()
     again = trainer(tmp_path / "part", plan, method)
     assert again.resume()
     assert again.progress.step == 5
-    assert alike(run(again), whole)
+    assert alike(run(again), straight)
 
 
-def stop_after(found: Trainer, steps: int) -> None:
+def stop_after(patch: pytest.MonkeyPatch, found: Trainer, steps: int) -> None:
     """Interrupt a run as Ctrl-C does, during its next step but `steps`."""
     step = found._step
 
@@ -176,15 +185,16 @@ def stop_after(found: Trainer, steps: int) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         step()
 
-    found._step = stopping  # type: ignore[method-assign]
+    patch.setattr(found, "_step", stopping)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 7, 11, 12])
-def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(steps: int, tmp_path: Path) -> None:
-    whole = run(trainer(tmp_path / "whole"))
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
+    steps: int, whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part, told = trainer(tmp_path / "part"), list[Event]()
     part.listener = told.append
-    stop_after(part, steps)
+    stop_after(monkeypatch, part, steps)
     before = signal.getsignal(signal.SIGINT)
     assert part.run() is (steps == PLAN.steps)  # nothing is left to do
     assert signal.getsignal(signal.SIGINT) is before
@@ -197,9 +207,8 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(steps: int, tmp_p
     assert replace(again.progress, best=0.0) == replace(whole.progress, best=0.0)
 
 
-def test_layers_computed_twice_give_the_same_run(tmp_path: Path) -> None:
-    whole = run(trainer(tmp_path / "a"))
-    again = run(trainer(tmp_path / "b", replace(PLAN, checkpointing=True)))
+def test_layers_computed_twice_give_the_same_run(whole: Trainer, tmp_path: Path) -> None:
+    again = run(trainer(tmp_path, replace(PLAN, checkpointing=True)))
     for name, array in whole.parameters.items():
         assert mx.abs(array - again.parameters[name]).max().item() < 1e-4
 
@@ -239,10 +248,12 @@ def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:
 # What goes wrong
 
 
-def test_a_step_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Event] = []
     found = trainer(tmp_path, told=told)
-    spoil(found, {5})
+    spoil(monkeypatch, found, {5})
     run(found)
     assert [event.text for event in told if isinstance(event, Noted)] == [
         "step 5 left out: its loss or gradients are not finite"
@@ -252,10 +263,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_said(tmp_path: Path) -> None:
     assert np.isfinite(losses).all()
 
 
-def test_after_repeated_failures_a_checkpoint_is_gone_back_to(tmp_path: Path) -> None:
+def test_after_repeated_failures_a_checkpoint_is_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Event] = []
     found = trainer(tmp_path, told=told)
-    spoil(found, {7, 8, 9})
+    spoil(monkeypatch, found, {7, 8, 9})
     run(found)
     notes = [event.text for event in told if isinstance(event, Noted)]
     assert notes[3] == "gone back to the weights of step 6, with the samples that follow"
@@ -263,15 +276,19 @@ def test_after_repeated_failures_a_checkpoint_is_gone_back_to(tmp_path: Path) ->
     assert found.progress.rolled_back == 0
 
 
-def test_failures_without_end_end_the_run(tmp_path: Path) -> None:
-    found = trainer(tmp_path)
-    spoil(found, set(range(4, 100)))
+@pytest.mark.parametrize("steps", [12, 8, 6])
+def test_failures_without_end_end_the_run(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where few steps are left after a checkpoint was gone back to, or none."""
+    found = trainer(tmp_path, replace(PLAN, steps=steps))
+    spoil(monkeypatch, found, set(range(4, 100)))
     with pytest.raises(NumericsError, match="lower the learning rate"):
         found.run()
     assert checkpoint.checkpoints(tmp_path)
 
 
-def spoil(found: Trainer, steps: set[int]) -> None:
+def spoil(patch: pytest.MonkeyPatch, found: Trainer, steps: set[int]) -> None:
     """Make the gradients of these steps NaN."""
     gradients = found._gradients
 
@@ -281,11 +298,11 @@ def spoil(found: Trainer, steps: set[int]) -> None:
             change = {name: array * mx.nan for name, array in change.items()}
         return sums, change
 
-    found._gradients = spoiled  # type: ignore[method-assign]
+    patch.setattr(found, "_gradients", spoiled)
 
 
 def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save: Callable[..., None] = mx.save_safetensors
     calls = Counter[str]()
@@ -303,21 +320,25 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
     again = trainer(tmp_path)
     assert again.resume()
-    assert alike(run(again), run(trainer(tmp_path / "whole")))
+    assert alike(run(again), whole)
 
 
-def test_another_run_cannot_be_resumed_by_mistake(tmp_path: Path) -> None:
-    run(trainer(tmp_path))
-    for change in ({"seed": 1}, {"batch_size": 4}, {"schedule": Schedule(peak=1.0)}, {"steps": 13}):
+def test_another_run_cannot_be_resumed_by_mistake(whole: Trainer, tmp_path: Path) -> None:
+    for other in (
+        replace(PLAN, seed=1),
+        replace(PLAN, batch_size=4),
+        replace(PLAN, schedule=Schedule(peak=1.0)),
+        replace(PLAN, steps=13),
+    ):
         with pytest.raises(InvalidArgumentError, match=r"--resume: .* begun with another"):
-            trainer(tmp_path, replace(PLAN, **change)).resume()  # type: ignore[arg-type]
+            trainer(whole.folder, other).resume()
     with pytest.raises(InvalidArgumentError, match="begun with other training or"):
-        trainer(tmp_path, identity={"data": "x"}).resume()
+        trainer(whole.folder, identity={"data": "x"}).resume()
     assert not trainer(tmp_path / "none").resume()
 
 
-def test_a_damaged_checkpoint_is_a_named_error(tmp_path: Path) -> None:
-    run(trainer(tmp_path))
+def test_a_damaged_checkpoint_is_a_named_error(whole: Trainer, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     latest = checkpoint.checkpoints(tmp_path)[-1] / "config.json"
     for text in ("", "{}", '{"progress": {"x": 1}, "run": {}}', "[]"):
         latest.write_text(text)
@@ -394,9 +415,8 @@ def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, Any], message: st
         Optimizer("adamw", 1.0)
 
 
-def test_checkpoints_are_plain_files(tmp_path: Path) -> None:
-    run(trainer(tmp_path))
-    latest = checkpoint.checkpoints(tmp_path)[-1]
+def test_checkpoints_are_plain_files(whole: Trainer) -> None:
+    latest = checkpoint.checkpoints(whole.folder)[-1]
     assert sorted(path.name for path in latest.iterdir()) == [
         "config.json",
         "optimizer.safetensors",

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from test_fuse import MOE, random_model
 
 from minicpm_mlx import exponentials
+from minicpm_mlx.adapt import dense
 from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model import Model
@@ -22,7 +23,7 @@ from minicpm_mlx.quantize import quantize
 from minicpm_mlx.train import head, kernels, layers
 from minicpm_mlx.train.batches import batch_of
 from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
-from minicpm_mlx.train.layers import Method
+from minicpm_mlx.train.layers import LowRank, Method
 from minicpm_mlx.train.loop import with_reference
 from minicpm_mlx.train.objective import CrossEntropy
 from minicpm_mlx.train.preference import Preference, dpo, ipo, kto, orpo
@@ -204,6 +205,49 @@ def test_an_adapter_begins_as_nothing() -> None:
         assert mx.allclose(model(ids), before, atol=1e-5)
 
 
+PACKINGS = [
+    Quantization(bits=8, group_size=32),
+    Quantization(bits=4, group_size=32, mode="mxfp4"),
+    Quantization(bits=4, group_size=16, mode="nvfp4"),
+]
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.mode)
+def test_rows_of_a_packed_layer_are_as_long_as_those_of_its_matrix(packing: Quantization) -> None:
+    model = random_model()
+    quantize(model, packing)
+    mx.random.seed(3)
+    layer = model.layers[0].mlp.down_proj
+    found = LowRank(layer, Method(kind="dora", rank=4))
+    found.lora_b = 0.1 * mx.random.normal(found.lora_b.shape)
+    whole = dense(layer) + found.scale * (found.lora_a @ found.lora_b).T  # (out, in)
+    wanted = mx.linalg.norm(whole, axis=1)
+    assert mx.allclose(found._row_lengths(mx.float32), wanted, rtol=1e-4)
+    x = mx.random.normal((5, whole.shape[1]))
+    plain = x @ (whole * (found.m / wanted)[:, None]).T
+    assert mx.allclose(found(x), plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.mode)
+@pytest.mark.parametrize("way", [at_once, by_layer])
+def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
+    packing: Quantization, way: Any
+) -> None:
+    model = random_model()
+    quantize(model, packing)
+    layers.prepare(model, Method(kind="dora", rank=4))
+    for _, module in layers.adapters(model):
+        module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+    parameters = flat(model.trainable_parameters())
+    samples = [sample(20), sample(9)]
+    wanted = nn.value_and_grad(model, plain_loss)(model, samples)
+    show(model, parameters)
+    tail = partial(CrossEntropy().sums, batch=batch_of(samples))
+    sums, found = way(model, parameters, batch_of(samples), tail, mx.array(1.0))
+    assert sums["loss"].item() == pytest.approx(wanted[0].item(), rel=1e-5)
+    assert apart(found, wanted[1]) < 1e-4
+
+
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path: Any) -> None:
@@ -257,7 +301,7 @@ def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "magic"}, "method must be one of lora, dora, full"),
+        ({"kind": "magic"}, "method must be one of lora, dora, full, got 'magic'"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"alpha": 0.0}, "alpha must be more than 0"),

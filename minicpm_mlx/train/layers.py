@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..adapt import dense, shape_of
-from ..arguments import at_least_one, number
+from ..arguments import at_least_one, number, shown
 from ..config import Config
 from ..errors import InvalidArgumentError
 from ..model import Model
@@ -49,7 +49,9 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InvalidArgumentError(f"method must be one of {', '.join(KINDS)}: {self.kind!r}")
+            raise InvalidArgumentError(
+                f"method must be one of {', '.join(KINDS)}, got {shown(self.kind)}"
+            )
         at_least_one("rank", self.rank)
         if self.layers is not None:
             at_least_one("num-layers", self.layers)
@@ -100,14 +102,13 @@ class LowRank(nn.Module):
         out = self.layer(x) + self.scale * ((inputs @ a) @ b)
         if "m" not in self:
             return out
-        gain = (self.m / mx.stop_gradient(self._row_lengths())).astype(x.dtype)
+        gain = (self.m / mx.stop_gradient(self._row_lengths(x.dtype))).astype(x.dtype)
         bias = self.layer.get("bias")
         return out * gain if bias is None else (out - bias) * gain + bias
 
-    def _row_lengths(self) -> mx.array:
-        """Of W + scale (a b)T, without making it."""
+    def _row_lengths(self, dtype: mx.Dtype) -> mx.array:
+        """Of W + scale (a b)T (out,), without making it; what the layer is given is in `dtype`."""
         bias = self.layer.get("bias")
-        dtype = self.layer.scales.dtype if "scales" in self.layer else self.layer.weight.dtype
         through = self.layer(self.lora_a.T.astype(dtype))  # W a, transposed: (rank, out)
         if bias is not None:
             through = through - bias
@@ -232,8 +233,3 @@ def saved(model: Model, method: Method) -> tuple[dict[str, mx.array], dict[str, 
         },
     }
     return tensors, config
-
-
-def restore(model: Model, tensors: dict[str, mx.array]) -> None:
-    """Give the adapters on `model` the values that `saved` gave."""
-    model.load_weights(list(tensors.items()), strict=False)

@@ -177,7 +177,8 @@ class Trainer:
             self._save()
         if self._hopeless:
             self._note(f"no better for {plan.patience} validations: ended early")
-        if self.progress.skipped >= min(SKIPS, plan.steps):
+        lost = self.progress.rolled_back or self.progress.skipped >= min(SKIPS, plan.steps)
+        if complete and lost:  # no sound step since a checkpoint was gone back to, or none at all
             raise NumericsError(NOT_FINITE)
         if not self.progress.best_step:
             if self.valid:

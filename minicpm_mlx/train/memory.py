@@ -14,6 +14,7 @@ from ..memory import weight_bytes
 from .batches import PAD
 from .head import CHUNK
 from .layers import Method
+from .units import unit_of
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}
 """Numbers that an optimizer remembers for each that is trained."""
@@ -61,10 +62,11 @@ class Needed:
             "activations": self.activations,
             "working": self.working,
         }
-        listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+        unit, count = unit_of(self.total)
+        listed = ", ".join(f"{name} {size / count:.2f}" for name, size in parts.items())
         again = ", layers computed twice" if self.checkpointing else ""
         return (
-            f"memory: about {self.total / 1e9:.1f} GB of {self.available / 1e9:.1f} free "
+            f"memory: about {self.total / count:.1f} {unit} of {self.available / 1e9:.1f} GB free "
             f"({listed}){again}"
         )
 

@@ -36,8 +36,9 @@ from .gradients import show
 from .kernels import use_fast_kernels
 from .layers import Method
 from .loop import Plan, Trainer, evaluate
-from .objective import CrossEntropy, Objective
+from .objective import Objective
 from .preference import Preference
+from .setup import objective_for
 
 CHECKPOINTS = "checkpoints"
 """Inside the run's folder."""
@@ -57,8 +58,9 @@ class Result:
     """Not interrupted."""
     steps: int
     best: float | None
-    """Lowest validation loss, that of what was kept; None: there was no validation."""
+    """Lowest validation loss; None: there was no validation."""
     best_step: int
+    """After which it was, and what was kept; 0: no step lowered it, and the last one was kept."""
     test: dict[str, float] | None
     """Loss on the test set of what was kept, and what else is told of it, if that was asked for."""
     whole: bool
@@ -95,7 +97,7 @@ def finetune(
         mm.finetune(lm, data, "adapters", plan=Plan(steps=100))  # of minicpm_mlx.train.loop
     """
     folder, method = Path(folder).expanduser(), method or Method()
-    objective = objective or objective_of(data.kind)
+    objective = objective or objective_for(data.kind)
     check(data, objective, method, plan, test=test)
     if whole("replies", replies) < 0:
         raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
@@ -150,15 +152,6 @@ def finetune(
         test=tested,
         whole=method.kind == "full",
         folder=folder / MODEL if method.kind == "full" else folder,
-    )
-
-
-def objective_of(kind: str) -> Objective:
-    """The usual objective for data of a kind."""
-    return (
-        CrossEntropy()
-        if kind == "sft"
-        else Preference(loss="dpo" if kind == "preference" else kind)
     )
 
 
@@ -278,7 +271,7 @@ def _write_text(path: Path, text: str) -> None:
 def _write_model(lm: LM, folder: Path) -> None:
     source = lm.folder
     assert source is not None
-    raw = dict(read_checkpoint(source).raw)
+    raw = dict(read_checkpoint(source, lm.card.file if lm.card.repo else None).raw)
     tensors = {name: LazyTensor.of(array) for name, array in parameters(lm.model).items()}
     for key in ("quantization", "quantization_config"):
         raw.pop(key, None)  # a CPU unpacks what it loads
