@@ -336,4 +336,5 @@ def test_closing_gives_up_what_takes_longer(model: Any) -> None:
         scheduler.close(0.1)
         (events,) = ear.until_end([request])
         assert isinstance(events[-1], Failed)
+        assert isinstance(events[-1].error, ClosedError)
         scheduler.join()

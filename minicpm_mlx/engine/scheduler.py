@@ -163,11 +163,14 @@ class Scheduler:
 
     def _expired(self, coming: Sequence[Request]) -> list[int]:
         """Requests whose time is over, which they are told."""
-        now, late = time.monotonic(), self._late or math.inf
-        everyone = [*coming, *self.waiting, *self.running]
-        over = [one for one in everyone if min(one.deadline or math.inf, late) <= now]
+        now, everyone = time.monotonic(), [*coming, *self.waiting, *self.running]
+        closed = self._late is not None and self._late <= now
+        over = [one for one in everyone if closed or (one.deadline or math.inf) <= now]
+        error: Exception = TimeoutError("the time for this request is over")
+        if closed:
+            error = ClosedError("this server is shutting down")
         for request in over:
-            self._say(request, Failed(TimeoutError("the time for this request is over")))
+            self._say(request, Failed(error))
         return [request.number for request in over]
 
     def turn(self, plan: Plan) -> None:

@@ -1,0 +1,66 @@
+"""What the page says, in English and in Chinese."""
+
+from __future__ import annotations
+
+LANGUAGES = {"en": "English", "zh": "中文"}
+
+TEXTS = {
+    "message": ("Message", "消息"),
+    "hint": (
+        "Ask something. Enter sends, Shift+Enter makes a new line.",
+        "输入消息。Enter 发送，Shift+Enter 换行。",
+    ),
+    "submit": ("Submit", "发送"),
+    "stop": ("Stop", "停止"),
+    "regenerate": ("Regenerate", "重新生成"),
+    "undo": ("Undo", "撤回"),
+    "clear": ("Clear", "清空"),
+    "adapter": ("Adapter", "适配器"),
+    "system": ("System text", "系统提示"),
+    "system_hint": ("What the model is told first", "先告诉模型的话"),
+    "top_p": ("Top-p", "Top-p"),
+    "top_p_hint": ("Keep the likeliest tokens of this total.", "保留累计概率至此的词元。"),
+    "temperature": ("Temperature", "温度"),
+    "temperature_hint": ("0 takes the likeliest token.", "0 总取最可能的词元。"),
+    "max_tokens": ("Max tokens", "最大词元数"),
+    "max_tokens_hint": ("The longest a reply may get.", "回复的最大长度。"),
+    "waiting": ("waiting …", "等待中 …"),
+    "stopped": ("stopped", "已停止"),
+    "tokens": ("{count} tokens", "{count} 个词元"),
+    "one_token": ("1 token", "1 个词元"),
+    "first": ("first after {seconds:.2f} s", "首个 {seconds:.2f} 秒"),
+    "speed": ("{speed:.1f} tokens/s", "{speed:.1f} 词元/秒"),
+    "cached": (
+        "{cached} of {prompt} prompt tokens cached",
+        "提示 {prompt} 个词元，其中 {cached} 个来自缓存",
+    ),
+    "cut": ("cut off: see Max tokens", "已截断：见“最大词元数”"),
+    "too_long": (
+        "The conversation no longer fits the model's {context} tokens. Undo or Clear makes room.",
+        "对话超出了模型的 {context} 个词元。请撤回或清空。",
+    ),
+    "full": (
+        "The server is busy and its queue is full. Try again in a moment.",
+        "服务器繁忙，队列已满。请稍后再试。",
+    ),
+    "late": (
+        "The reply took longer than the server allows. Try again, or ask for fewer tokens.",
+        "回复超过了服务器允许的时间。请重试，或减少最大词元数。",
+    ),
+    "closing": ("The server is shutting down.", "服务器正在关闭。"),
+    "failed": ("It could not be answered: {reason}", "无法回复：{reason}"),
+    "unexpected": (
+        "Something went wrong in the server; its log says what.",
+        "服务器出错，详情见其日志。",
+    ),
+}
+
+
+def say(key: str, language: str, **values: object) -> str:
+    """A text in "en" or "zh"; any other language is English."""
+    return TEXTS[key][language == "zh"].format(**values)
+
+
+def preferred(accept_language: str) -> str:
+    """The language of an Accept-Language header: its first one decides."""
+    return "zh" if accept_language.strip().lower().startswith("zh") else "en"
