@@ -27,6 +27,8 @@ from . import (
     options,
     ppl,
     quantize,
+    serve,
+    web,
 )
 
 app = typer.Typer(
@@ -43,6 +45,8 @@ app.command("pull")(manage.pull)
 app.command("list")(manage.list_models)
 app.command("show")(manage.show)
 app.command("rm")(manage.remove)
+app.command("serve")(serve.serve)
+app.command("web")(web.web)
 app.command("bench")(bench.bench)
 app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)

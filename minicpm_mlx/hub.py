@@ -11,15 +11,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 from .errors import DownloadError, MiniCPMError, ModelNotFoundError
 
-__all__ = ["cached", "cached_size", "fetch", "remote_size", "remove"]
+__all__ = ["cached", "cached_size", "fetch", "fetch_data", "remote_size", "remove"]
 
 _TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
 _TEXT_FILES = (
@@ -67,6 +68,41 @@ def fetch(
             "run it again, or download another revision"
         )
     return Path(folder)
+
+
+def fetch_data(
+    repo: str, files: Sequence[str], revision: str = "main", *, progress: bool = True
+) -> Path:
+    """The folder of the data set `repo` with these files, downloaded where they are not kept.
+
+    With all of them kept, the network is not touched. Raises as `fetch` does, and DownloadError for
+    a file that the repository does not have.
+    """
+    _constants()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    fetch = partial(
+        snapshot_download,
+        repo,
+        repo_type="dataset",
+        revision=revision,
+        allow_patterns=[glob.escape(name) for name in files],
+        cache_dir=_cache(),
+        endpoint=_endpoint(),
+    )
+    with suppress(LocalEntryNotFoundError), _explained(repo, revision, "look for"):
+        kept = Path(fetch(local_files_only=True))
+        if all((kept / name).is_file() for name in files):
+            return kept
+    with _explained(repo, revision, "download"), _bars(progress):
+        folder = Path(fetch())
+    if lacking := [name for name in files if not (folder / name).is_file()]:
+        raise DownloadError(
+            f"{repo} has no file {lacking[0]} at {revision}; download the set another way and give "
+            "its folder"
+        )
+    return folder
 
 
 def cached(repo: str, revision: str = "main", *, weights: str | None = None) -> Path | None:

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    from serving import Live
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
 
@@ -114,3 +117,21 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 9.0}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def serving(demo: mm.LM) -> Callable[..., AbstractContextManager[Live]]:
+    """Makes servers of the demo with other options: `with serving(width=1) as server:`."""
+    pytest.importorskip("fastapi")
+    from serving import serving
+
+    return partial(serving, demo)
+
+
+@pytest.fixture(scope="session")
+def server(
+    serving: Callable[..., AbstractContextManager[Live]], demo_adapter: Path
+) -> Iterator[Live]:
+    """The demo, and it with an adapter as "demo:pirate", behind all APIs; shared by all tests."""
+    with serving(adapters={"pirate": demo_adapter}) as live:
+        yield live

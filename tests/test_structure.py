@@ -29,16 +29,20 @@ ROWS = [
         "ranks",
         "voices",
         "stops",
+        "schema",
+        "lark",
     },
     {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack", "sharding"},
     {"weights", "engine", "reply"},
     {"memory", "perplexity", "companions"},
     {"quantization"},
-    {"adapt", "demo", "local", "convert", "export"},
+    {"adapt", "demo", "local", "convert", "export", "structured"},
     {"lm"},
     {"loading"},
     {"chat", "auto", "doctor", "identity"},
-    {"sessions", "bench", "merge", "train"},
+    {"sessions", "bench", "merge", "train", "evals"},
+    {"server"},
+    {"web"},
 ]
 """A module imports from its own row and the rows above; cli/ is below them all."""
 
@@ -64,7 +68,7 @@ def imports(path: Path) -> set[str]:
                 found |= {str(name).split(".")[0] for name in names}
             elif (node.module or "").startswith("minicpm_mlx"):
                 found.add((node.module or "").split(".")[1])
-    return found
+    return found - {"__version__"}
 
 
 def outside(path: Path) -> set[str]:
@@ -105,6 +109,25 @@ def test_engine_knows_nothing_of_text_or_files() -> None:
 def test_each_library_has_its_door(library: str, doors: set[str]) -> None:
     files = [*PACKAGE.rglob("*.py"), *(ROOT / "cli").glob("*.py")]
     assert {path.name for path in files if library in outside(path)} <= doors
+
+
+@pytest.mark.parametrize(
+    ("library", "door"),
+    [
+        ("fastapi", "minicpm_mlx/server"),
+        ("h11", "minicpm_mlx/server"),
+        ("prometheus_client", "minicpm_mlx/server"),
+        ("pydantic", "minicpm_mlx/server"),
+        ("starlette", "minicpm_mlx/server"),
+        ("uvicorn", "minicpm_mlx/server"),
+        ("gradio", "minicpm_mlx/web"),
+        ("llguidance", "minicpm_mlx/structured.py"),
+    ],
+)
+def test_libraries_of_the_server_have_their_folder(library: str, door: str) -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "cli").glob("*.py")]:
+        if library in outside(path):
+            assert path.relative_to(ROOT).as_posix().startswith(door)
 
 
 def test_public_names_are_sorted_and_all_there() -> None:

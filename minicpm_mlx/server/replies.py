@@ -135,7 +135,8 @@ class Voice:
 class Replies:
     """Replies on their way: `async for part in replies`, or `await replies.whole()`.
 
-    `async with replies:` gives up what has not come yet when the block is left.
+    `async with replies:` gives up what has not come yet when the block is left; so does dropping
+    them, as a stream is whose client left before it began.
     """
 
     def __init__(
@@ -144,9 +145,9 @@ class Replies:
         cancel: Callable[[Sequence[Request]], None],
         watch: Callable[[Part], None],
     ):
+        self._voices = list(voices)
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[Voice, Event]] = asyncio.Queue()
-        self._voices = list(voices)
         self._cancel, self._watch = cancel, watch
 
     def hear(self, told: Sequence[tuple[Voice, Event]]) -> None:
@@ -194,8 +195,11 @@ class Replies:
 
     def close(self) -> None:
         """Give up what has not come yet."""
-        self._cancel([voice.request for voice in self._voices])
-        self._voices.clear()
+        if self._voices:
+            self._cancel([voice.request for voice in self._voices])
+            self._voices.clear()
+
+    __del__ = close
 
 
 def _joined(parts: Sequence[Part]) -> Whole:

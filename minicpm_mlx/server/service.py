@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from .. import distributed, memory
 from ..adapt import adapt, beside
@@ -79,7 +80,7 @@ class Service:
         """Tokens that a prompt and its reply may have together."""
         self.observers: list[Callable[[Part], None]] = []
         """Called with every part of every reply."""
-        self._voices: dict[Request, tuple[Replies, Voice]] = {}
+        self._voices: dict[Request, tuple[ref[Replies], Voice]] = {}
         self._pools: dict[Request, asyncio.Future[Event]] = {}
         self._scheduler = Scheduler(
             models,
@@ -166,7 +167,7 @@ class Service:
         pairs = zip(asks, requests, strict=True)
         voices = [Voice(self, i, ask, request) for i, (ask, request) in enumerate(pairs)]
         replies = Replies(voices, self._cancel, self._watch)
-        self._voices.update((voice.request, (replies, voice)) for voice in voices)
+        self._voices.update((voice.request, (ref(replies), voice)) for voice in voices)
         try:
             self._submit(requests)
         except Refusal:
@@ -248,13 +249,14 @@ class Service:
         """What the scheduler says, on its thread."""
         heard = defaultdict(list)
         for request, event in told:
-            if request in self._voices:
-                replies, voice = self._voices[request]
+            if found := self._voices.get(request):
+                replies, voice = found
                 heard[replies].append((voice, event))
             elif future := self._pools.get(request):
                 future.get_loop().call_soon_threadsafe(_settle, future, event)
-        for replies, events in heard.items():
-            replies.hear(events)
+        for listener, events in heard.items():
+            if listening := listener():
+                listening.hear(events)
 
     # The whole.
 

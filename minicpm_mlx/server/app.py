@@ -1,0 +1,149 @@
+"""The application: every API's routes, the pages, and errors in each API's own form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from . import anthropic, embeddings, ollama, openai, page, responses, sglang
+from .dialects import answer
+from .guard import Guard
+from .metrics import CONTENT_TYPE, Metrics
+from .refusal import Refusal
+from .service import Service
+from .settings import Settings
+from .wire import Gone
+
+APIS = {
+    "OpenAI": (openai, responses, embeddings),
+    "Anthropic": (anthropic,),
+    "Ollama": (ollama,),
+    "SGLang": (sglang,),
+}
+_SHAPES = {"str", "int", "float", "bool", "list", "dict", "constrained-str"}
+"""What pydantic puts among the names of fields to tell the branches of a union apart."""
+
+
+def create_app(service: Service, settings: Settings) -> FastAPI:
+    """An application that answers for `service`, and lets in whom `settings` allow."""
+    app = FastAPI(
+        title="minicpm-mlx", version=__version__, docs_url=None, redoc_url=None, debug=False
+    )
+    metrics = Metrics(service)
+    for name, modules in APIS.items():
+        for module in modules:
+            app.include_router(module.router(service), tags=[name])
+    _add_own_routes(app, service, metrics)
+    for kind, handler in (
+        (Refusal, _refusal),
+        (RequestValidationError, _invalid),
+        (HTTPException, _http),
+        (Gone, _gone),
+        (Exception, _failed),
+    ):
+        app.add_exception_handler(kind, handler)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    # Not by add_middleware, which would leave some of FastAPI's own outside.
+    app.middleware_stack = Guard(app.build_middleware_stack(), settings, metrics.request)
+    return app
+
+
+def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", tags=["server"])
+    async def health() -> dict[str, str]:
+        """Whether the server runs."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def measured() -> Response:
+        """Measurements in the form of Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return page.index(request, service)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return page.docs(request, app.openapi())
+
+
+async def _refusal(request: Request, error: Any) -> JSONResponse:
+    return answer(request.url.path, error)
+
+
+async def _invalid(request: Request, error: Any) -> JSONResponse:
+    return answer(request.url.path, invalid(error.errors()))
+
+
+async def _http(request: Request, error: Any) -> JSONResponse:
+    path, allowed = request.url.path, (error.headers or {}).get("Allow", "")
+    if error.status_code == 405:
+        refusal = Refusal(405, f"{request.method} is not for {path}; it takes {allowed}")
+        return answer(path, refusal, {"Allow": allowed})
+    if error.status_code == 404:
+        what = f"there is no {request.method} {path[:80]}; /docs lists what there is"
+        return answer(path, Refusal(404, what, code="not_found"))
+    return answer(path, Refusal(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+
+async def _gone(request: Request, error: Any) -> Response:
+    return Response(status_code=499)  # nobody reads it; it is for the log
+
+
+async def _failed(request: Request, error: Any) -> JSONResponse:
+    return answer(request.url.path, Refusal(500, "the server failed; see its log"))
+
+
+def invalid(errors: list[dict[str, Any]]) -> Refusal:
+    """Refusal 400 for a body that is not as it was declared, by what is wrong deepest inside."""
+    worst = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
+    where = [part for part in worst["loc"] if part not in _SHAPES and _is_name(part)]
+    field = ".".join(map(str, where[1:])) or str(where[0] if where else "body")
+    if worst["type"] == "extra_forbidden":
+        return Refusal(400, f"{field} is not known here; leave it out", field=field, code="unknown")
+    if worst["type"] == "missing":
+        return Refusal(400, f"{field} is missing", field=field, code="missing")
+    same = [error["msg"] for error in errors if len(error["loc"]) == len(worst["loc"])]
+    said = "; or: ".join(dict.fromkeys(same))[:300]
+    return Refusal(400, f"{field}: {said}", field=field, code="invalid_value")
+
+
+def _is_name(part: object) -> bool:
+    return isinstance(part, int) or str(part).replace("-", "_").isidentifier()
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document. Invalid requests are 400 here, not FastAPI's 422."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        refused = {
+            "description": "Refused, in the API's own form of an error",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+        for path, methods in found.get("paths", {}).items():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+                operation["responses"] |= {"4XX": refused, "5XX": refused}
+                if _streams(operation, found):
+                    kind = "application/x-ndjson" if "/api/" in path else "text/event-stream"
+                    operation["responses"]["200"]["content"][kind] = {"schema": {}}
+        for name in ("HTTPValidationError", "ValidationError"):
+            found.get("components", {}).get("schemas", {}).pop(name, None)
+        app.openapi_schema = found
+    return app.openapi_schema
+
+
+def _streams(operation: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether the body has a field that asks for the answer in pieces."""
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+    shape = document.get("components", {}).get("schemas", {}).get(name, {})
+    return "stream" in shape.get("properties", {})

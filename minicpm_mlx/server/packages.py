@@ -1,0 +1,18 @@
+"""What the server needs besides what the library does."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ..errors import MissingPackageError
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
+
+
+def check_packages() -> None:
+    """MissingPackageError unless all are installed; call it before the rest is imported."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(
+            f'the server needs {", ".join(missing)}; install with: pip install "minicpm-mlx[serve]"'
+        )
