@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -160,14 +160,19 @@ def run(
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Load the model and serve it until a signal comes; `ready` is told the URL."""
+    from minicpm_mlx import distributed
     from minicpm_mlx.server.run import listen, serve
-    from minicpm_mlx.server.service import Service
+    from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
     say, err = Words(), console(stderr=True)
     _log_to_stderr()
-    sockets = listen(address, settings.api_key)  # first, so that a port in use is known at once
+    queue = QUEUE if limits.queue is None else limits.queue
+    most = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
+    settings = replace(settings, max_requests=most, max_connections=2 * most)
+    # First, so that a port in use is known at once; of several ranks one is asked.
+    sockets = listen(address, settings.api_key) if distributed.rank() == 0 else []
     try:
-        lm = options.load(wanted.model, wanted.dtype, wanted.device)
+        lm = options.load(wanted.model, wanted.dtype, wanted.device, shard=True)
         given: dict[str, Any] = {
             "width": limits.width,
             "queue": limits.queue,

@@ -24,7 +24,7 @@ from .arguments import shown, whole
 from .errors import InvalidArgumentError, MissingPackageError
 from .ranks import LAUNCHED, Ended, Start, run
 
-COMMANDS = ("dpo", "generate", "lora")
+COMMANDS = ("dpo", "generate", "lora", "serve")
 """Commands of which several processes make sense."""
 BACKENDS = ("ring", "jaccl", "jaccl-ring", "mpi")
 PORT = 32323

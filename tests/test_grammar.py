@@ -116,3 +116,33 @@ def test_the_end_of_text_is_not_told_to_the_grammar(model: Any) -> None:
     told = list(generate(model, PROMPT, max_tokens=20, grammar=grammar, eos=eos))
     assert told == plain[: plain.index(plain[9]) + 1]
     assert not set(grammar.text) & eos
+
+
+class Fails(Stairs):
+    """Gives up after five tokens."""
+
+    def allowed(self) -> np.ndarray:
+        if len(self.text) == 5:
+            raise ValueError("too hard")
+        return super().allowed()
+
+
+def test_a_grammar_that_fails_ends_its_own_stream_alone(model: Any) -> None:
+    batch = Batch(model)
+    free = batch.add(PROMPT, max_tokens=12, sampling=Sampling())
+    bound = batch.add(PROMPT, max_tokens=12, sampling=Sampling(), grammar=Fails())
+    got: dict[int, list[int]] = {free: [], bound: []}
+    errors = []
+    while batch.draws:
+        for drawn in batch.step():
+            if drawn.error:
+                errors.append(drawn)
+                batch.remove(drawn.stream)
+            else:
+                got[drawn.stream].append(drawn.token)
+    batch.close()
+    assert [str(one.error) for one in errors] == ["too hard"]
+    assert got[free] == list(generate(model, PROMPT, max_tokens=12))
+    assert got[bound] == list(generate(model, PROMPT, max_tokens=5, grammar=Stairs()))
+    with pytest.raises(ValueError, match="too hard"):
+        list(generate(model, PROMPT, max_tokens=12, grammar=Fails()))

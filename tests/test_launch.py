@@ -63,10 +63,10 @@ def here(ranks: int) -> Hosts:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-n", "2"], "launch needs a command to run: one of dpo, generate, lora"),
+        (["-n", "2"], "launch needs a command to run: one of dpo, generate, lora, serve"),
         (["--", *SHORT], "launch needs a number of processes, or a hostfile"),
         (["-n", "0", "--", *SHORT], "the number of processes must be 1 or more, got 0"),
-        (["-n", "2", "--", "chat"], "one of dpo, generate, lora; got 'chat'"),
+        (["-n", "2", "--", "chat"], "one of dpo, generate, lora, serve; got 'chat'"),
         (["-n", "2", "launch", "-n", "2", *SHORT], "several processes can share"),
         (["-n", "2", "--backend", "tcp", *SHORT], "ring, jaccl, jaccl-ring, mpi, got 'tcp'"),
         (["-n", "2", "--starting-port", "65535", *SHORT], "from 1 to 65534 for 2 addresses"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import mlx.core as mx
 import pytest
@@ -69,11 +72,9 @@ def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         sharding.shard(random_model())
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_launched_it_says_the_same(
-    ranks: int, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a model as a Llama is that four can share; the demo has nine heads."""
+@pytest.fixture
+def divisible(tmp_path: Path) -> Path:
+    """A folder of a model as a Llama is, that four can share; the demo has nine heads."""
     model = random_model(num_attention_heads=8, num_key_value_heads=4, intermediate_size=128)
     raw = json.loads((GOLDEN / "minicpm_2b_like" / "config.json").read_text())
     raw |= {key: getattr(model.config, key) for key in raw if hasattr(model.config, key)}
@@ -81,7 +82,14 @@ def test_launched_it_says_the_same(
     folder.mkdir()
     write_checkpoint(checkpoint_of(model, raw), folder)
     write_tokenizer(folder)
-    how = ["generate", "-m", str(folder), "--raw", "-p", "Hello", "--max-tokens", "12", "--json"]
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_launched_it_says_the_same(
+    ranks: int, divisible: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ["generate", "-m", str(divisible), "--raw", "-p", "Hello", "--max-tokens", "12", "--json"]
     assert command(*how, "--temp", "0") == 0
     alone = json.loads(capsys.readouterr().out)
     found = []
@@ -92,3 +100,51 @@ def test_launched_it_says_the_same(
         found.append(json.loads(done.stdout))
     assert found[0]["token_ids"] == alone["token_ids"]
     assert len(found[1]["token_ids"]) == 12
+
+
+ASKED: list[dict[str, Any]] = [
+    {"prompt": "Hello", "temperature": 0},
+    {"prompt": "A longer text " * 20, "temperature": 1.0, "seed": 4},
+    {"prompt": ["One", "Two", "Three"], "temperature": 0, "frequency_penalty": 1.0},
+    {"prompt": "Scored", "temperature": 0, "echo": True, "logprobs": 2},
+    {"prompt": "Digits: ", "temperature": 0, "guided_regex": "[0-9]{3,12}"},
+]
+
+
+def texts_of(url: str) -> list[Any]:
+    """What a server answers to all of ASKED at once, and to a client that leaves."""
+
+    def post(body: dict[str, Any], timeout: float = 60) -> Any:
+        data = json.dumps({"max_tokens": 10} | body).encode()
+        kind = {"Content-Type": "application/json"}
+        with urlopen(Request(f"{url}/v1/completions", data, kind), timeout=timeout) as answer:
+            return [choice["text"] for choice in json.loads(answer.read())["choices"]]
+
+    with ThreadPoolExecutor(len(ASKED) + 1) as pool:
+        leaving = pool.submit(post, {"prompt": "x", "max_tokens": 4000, "ignore_eos": True}, 1.0)
+        found = list(pool.map(post, ASKED))
+        assert isinstance(leaving.exception(), TimeoutError)
+    return found
+
+
+def test_launched_it_serves_the_same(divisible: Path) -> None:
+    pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
+    serve = ["serve", "--model", str(divisible), "--port", "0"]
+    found = []
+    for before in ([], ["launch", "-n", "2", "--"]):
+        process = subprocess.Popen(
+            [*COMMAND, *before, *serve], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        try:
+            assert process.stderr
+            line = process.stderr.readline().decode()
+            address = re.search(r"http://[0-9.:]+", line)
+            assert address, line
+            found.append(texts_of(address[0]))
+            process.terminate()
+            assert process.wait(30) == 0, process.stderr.read()
+        finally:
+            process.kill()
+            process.communicate()
+    assert found[0] == found[1]
+    assert re.fullmatch("Digits: [0-9]{3,12}|[0-9]{3,12}", found[0][4][0])

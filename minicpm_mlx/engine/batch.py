@@ -34,16 +34,20 @@ class Drawn(NamedTuple):
 
     stream: int
     token: int
-    """NOT_A_NUMBER where the logits hold NaN."""
+    """NOT_A_NUMBER where none could be drawn."""
     reason: str | None
     """"stop" or "length" where it is the stream's last."""
     scored: Scored | None = None
     """The token with its log probability, where the stream was added with `top`."""
     kept: Kept | None = None
     """With the last token."""
+    error: Exception | None = None
+    """What the stream's grammar raised."""
 
     def check(self) -> None:
-        """NumericsError where the model produced NaN."""
+        """Raise what went wrong: NumericsError where the model produced NaN."""
+        if self.error:
+            raise self.error
         if self.token == NOT_A_NUMBER:
             raise NumericsError(
                 "the model produced NaN; expected numbers. Are the weights damaged?"
@@ -136,7 +140,8 @@ class Batch:
         if found.finish_reason:
             del self.draws[found.uid]
             kept = Kept(found.all_tokens, found.prompt_cache)
-        return Drawn(found.uid, found.token, found.finish_reason, scored, kept)
+        error = draw.error if found.token == NOT_A_NUMBER else None
+        return Drawn(found.uid, found.token, found.finish_reason, scored, kept, error)
 
     def tokens(self) -> Iterator[Drawn]:
         """All tokens of all streams as they come; NumericsError where the model produces NaN."""
@@ -172,14 +177,26 @@ class _Draw:
         self.sampler, self.top, self.agree = sampler, top, agree
         self.scores: deque[Scores] = deque()
         """Of the tokens drawn and not told yet."""
+        self.error: Exception | None = None
+        """What the grammar raised; the other streams go on."""
 
     def adjust(self, _: mx.array, logits: mx.array) -> mx.array:
-        token = self.sampler(logits)
-        self.token = self.agree(token) if self.agree else token
+        self.token = self._next(logits)
+        if self.agree:
+            self.token = self.agree(self.token)
         if self.top is not None:
             logits = logits[:, : self.sampler.vocab_size]
             self.scores.append(Scores(logits, mx.maximum(self.token, 0), self.top))
         return mx.zeros((1, 1))
+
+    def _next(self, logits: mx.array) -> mx.array:
+        if self.error is None:
+            try:
+                return self.sampler(logits)
+            except Exception as error:
+                self.error = error
+        # The logits are waited for nevertheless: other ranks do too.
+        return mx.depends(mx.array([NOT_A_NUMBER], mx.int32), logits)
 
     def __call__(self, _: mx.array) -> mx.array:
         return self.token

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Lock, Thread
 
 from .. import distributed
-from ..errors import MiniCPMError, NumericsError
+from ..errors import MiniCPMError
 from .batch import SMALLEST, Batch, Kept
 from .generate import CHUNK, LanguageModel
 from .lane import SHARED, Lane
@@ -133,7 +133,8 @@ class Scheduler:
         while True:
             plan = Plan() if follows else self._plan()
             if self._together:
-                plan = Plan.from_bytes(distributed.broadcast(plan.to_bytes()))
+                told = distributed.broadcast(plan.to_bytes())
+                plan = Plan.from_bytes(told) if follows else plan
             if plan.end:
                 break
             try:
@@ -297,7 +298,7 @@ class Scheduler:
             request = lane.streams[one.stream]
             try:
                 one.check()
-            except NumericsError as error:
+            except Exception as error:  # of the model, or of a grammar
                 lane.remove(one.stream)
                 self._end(request, Failed(error))
                 continue

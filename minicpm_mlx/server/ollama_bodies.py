@@ -21,7 +21,7 @@ class Wanted(Body):
     """True unless it is said to be false."""
     format: str | dict[str, Any] | None = None
     """"json", or a JSON schema that the reply follows."""
-    options: Options = Field(default_factory=Options)
+    options: Options | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -17,6 +17,7 @@ from .envelope import wholes
 from .logprobs import chat_logprobs
 from .ollama_bodies import ChatBody, GenerateBody, Wanted, templated
 from .ollama_models import moment
+from .ollama_options import Options
 from .options import grammar_of
 from .refusal import unsupported
 from .tools import CallReader, Toolbox, ToolCall
@@ -154,7 +155,7 @@ async def _ask(
 ) -> Ask:
     from .service import Ask
 
-    options = body.options
+    options = body.options or Options()
     return Ask(
         prompt=prompt,
         served=service.served(body.model),

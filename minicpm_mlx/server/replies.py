@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..engine import ClosedError, Event, Failed, Grammar, QueueFullError, Read, Request, Sampling
 from ..engine import Scored as Scored
+from ..errors import InvalidArgumentError
 from ..reply import Stats, Transcript
 from .refusal import Refusal
 
@@ -224,4 +225,6 @@ def refusal_of(error: Exception) -> Refusal:
         return Refusal(503, str(error), code="shutting_down")
     if isinstance(error, TimeoutError):
         return Refusal(408, str(error), code="timeout")
+    if isinstance(error, InvalidArgumentError):  # a grammar that no text of this model fits
+        return Refusal(400, str(error), code="invalid_value")
     return Refusal(500, f"the reply could not be computed: {error}", code="server_error")

@@ -158,10 +158,15 @@ def serve(
     At the first no more requests are taken, and replies have `grace` seconds to finish; at the
     second all ends at once. `sockets` are those of `listen`, made here where they are not given.
     `mount` adds pages to the application; `ready` is told the URL as soon as there are answers, and
-    `ending` is called at the first signal.
+    `ending` is called at the first signal. A rank that follows another ends with that.
 
         serve(Service(mm.load("demo")))
     """
+    if service.follows:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the first rank is told too, and ends all
+            signal.signal(number, signal.SIG_IGN)
+        service.follow()
+        return
     server = running(
         service,
         address=address or Address(),

@@ -64,6 +64,11 @@ class Service:
         base = lm.card.name
         self.names = [Served(name=base, adapter=None)]
         models: dict[str | None, LanguageModel] = {None: lm.model}
+        if adapters and lm.sharded:
+            raise InvalidArgumentError(
+                "--adapter: not on a model that several processes share; fuse it first "
+                "(minicpm-mlx fuse)"
+            )
         for name, folder in (adapters or {}).items():
             models[name] = beside(lm.model)
             adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
@@ -92,7 +97,9 @@ class Service:
             prefixes=prefixes,
             together=lm.sharded,
         )
-        if not lm.sharded or distributed.rank() == 0:
+        self.follows = lm.sharded and distributed.rank() > 0
+        """Another rank of the launch is asked, and this one computes with it."""
+        if not self.follows:
             self._scheduler.start()
 
     def follow(self) -> None:
@@ -209,8 +216,10 @@ class Service:
                 f"{self.context_length}; shorten it to leave room for a reply",
                 code="context_length_exceeded",
             )
-        if ask.min_tokens and ask.grammar:
-            raise Refusal(400, "a smallest number of tokens and a grammar contradict each other")
+        if ask.grammar and (ask.min_tokens or ask.ignore_eos):
+            raise Refusal(
+                400, "a form for the reply says itself where it may end; leave out others"
+            )
         own = () if ask.ignore_eos else self.lm.tokenizer.eos_ids
         return Request(
             prompt=ask.prompt,

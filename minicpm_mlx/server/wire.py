@@ -20,7 +20,9 @@ T = TypeVar("T")
 class Body(BaseModel):
     """A request's body: what it does not declare is refused, not ignored."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Gone(Exception):

@@ -1,0 +1,182 @@
+"""Many clients at once: ours against mlx-lm's server, on the same float32 weights of the demo.
+
+    python benchmarks/serving.py [--rounds 3] [--clients 1 4 8 16] [--json results/NAME.json]
+
+Each client sends three chats after another, streamed: a paragraph of 20 to 300 tokens to go on
+with, of its own, 48 tokens of reply, greedy. Both servers run all the time and are asked in turn,
+round by round; neither has seen a text before. Reported: tokens of replies a second in all, the
+time to the first token (median and 95th percentile), and the longest pause within a reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import urlopen
+
+import report
+from compare import llama_format
+
+from minicpm_mlx.local import folder_of
+from minicpm_mlx.registry import resolve
+
+REQUESTS = 3
+"""Of each client, one after another."""
+TOKENS = 48
+"""Of each reply, at most."""
+WORDS = re.findall(
+    r"\w+",
+    "time people water river music house light garden winter stone letter morning friend story "
+    "window mountain engine paper silver doctor market bridge summer animal question village",
+)
+
+
+@dataclass
+class Seen:
+    """What the clients of one round saw."""
+
+    tokens: int = 0
+    seconds: float = 0
+    first: list[float] = field(default_factory=list)
+    """Seconds to the first token of each reply."""
+    pauses: list[float] = field(default_factory=list)
+    """Seconds of the longest pause within each reply."""
+
+
+def main() -> None:
+    parser = report.options(__doc__, rounds=3)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
+    options = parser.parse_args()
+    found = report.Report(rounds=options.rounds, requests=REQUESTS, tokens=TOKENS)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = Path(place) / "demo"
+        folder.mkdir()
+        llama_format(folder_of(resolve("demo")), folder, dense=True)
+        ports = {"ours": _free_port(), "mlx-lm": _free_port()}
+        commands = {
+            "ours": ["-c", "from minicpm_mlx.cli.main import main; main()", "serve"],
+            # Ours is imported for the BLAS that it finds.
+            "mlx-lm": ["-c", "import minicpm_mlx; from mlx_lm.server import main; main()"],
+        }
+        commands["mlx-lm"] += ["--decode-concurrency", "16"]
+        for name, command in commands.items():
+            stack.enter_context(_Server([*command, "--model", str(folder)], ports[name]))
+        models = {"ours": "default", "mlx-lm": "default_model"}
+        for clients in options.clients:
+            seen: dict[str, list[Seen]] = {name: [] for name in ports}
+            for number in range(-1, options.rounds):  # the first warms up
+                for name, port in ports.items():
+                    one = asyncio.run(_round(port, models[name], clients, number))
+                    if number >= 0:
+                        seen[name].append(one)
+            for name, rounds in seen.items():
+                found.add(f"{name} {clients}", [r.tokens / r.seconds for r in rounds], "tok/s")
+                for share, word in ((50, "median"), (95, "p95")):
+                    values = [_percentile(r.first, share) for r in rounds]
+                    found.add(f"{name} {clients} first token {word}", values)
+                values = [statistics.median(r.pauses) for r in rounds]
+                found.add(f"{name} {clients} longest pause", values)
+    found.save(options.json)
+
+
+def _percentile(values: list[float], share: int) -> float:
+    ranked = sorted(values)
+    return ranked[min(len(ranked) * share // 100, len(ranked) - 1)]
+
+
+async def _round(port: int, model: str, clients: int, number: int) -> Seen:
+    seen, start = Seen(), time.perf_counter()
+    await asyncio.gather(*(_client(port, model, (number, c), seen) for c in range(clients)))
+    seen.seconds = time.perf_counter() - start
+    return seen
+
+
+async def _client(port: int, model: str, seed: tuple[int, int], seen: Seen) -> None:
+    draw = random.Random(str((port, *seed)))  # the same text is never sent twice
+    for _ in range(REQUESTS):
+        words = " ".join(draw.choices(WORDS, k=draw.randint(20, 300)))
+        await _chat(port, model, f"Write a story with these words: {words}", seen)
+
+
+async def _chat(port: int, model: str, text: str, seen: Seen) -> None:
+    body = json.dumps(
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "repetition_penalty": 1.0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    sent = time.perf_counter()
+    writer.write(head.encode() + body)
+    times: list[float] = []
+    while line := await reader.readline():
+        if not line.startswith(b"data: {"):
+            if line.startswith(b"HTTP/") and b" 200 " not in line:
+                raise RuntimeError(line.decode())
+            continue
+        event = json.loads(line[6:])
+        if any(choice.get("delta", {}).get("content") for choice in event.get("choices", [])):
+            times.append(time.perf_counter())
+        if event.get("usage"):
+            seen.tokens += event["usage"]["completion_tokens"]
+    writer.close()
+    seen.first.append(times[0] - sent)
+    seen.pauses.append(max((b - a for a, b in pairwise(times)), default=0))
+
+
+class _Server:
+    """A server process while the block lasts."""
+
+    def __init__(self, command: list[str], port: int):
+        self.command = [sys.executable, *command, "--port", str(port)]
+        self.port = port
+
+    def __enter__(self) -> None:
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(120):
+            time.sleep(1)
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{' '.join(self.command)} ended with {self.process.returncode}")
+            try:
+                urlopen(f"http://127.0.0.1:{self.port}/v1/models", timeout=5).close()
+                return
+            except OSError:
+                continue
+        raise RuntimeError(f"{' '.join(self.command)} does not answer")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
