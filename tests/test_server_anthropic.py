@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from leaving import leaves
 
 import minicpm_mlx as mm
 
@@ -306,6 +307,12 @@ def test_a_schema_is_followed(client):
         output_config={"format": {"type": "json_schema", "schema": schema}},
     )
     assert json.loads(text_of(message)) == {"city": "Paris"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_not_answered_on(server, stream):
+    body = {"model": "demo", "messages": STORY, "max_tokens": 2000, "stream": stream}
+    leaves(server, "/v1/messages", body)
 
 
 # Tools need a template that has a place for them; the demo's own has none.

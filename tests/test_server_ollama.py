@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import node
 import pytest
+from leaving import leaves
 
 import minicpm_mlx as mm
 
@@ -312,6 +314,12 @@ def test_an_unknown_model_is_not_found(client):
     assert refused.value.status_code == 404
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_is_not_answered_on(server, stream):
+    body = {"model": "demo", "prompt": "Once upon a time", "raw": True, "stream": stream}
+    leaves(server, "/api/generate", body)
+
+
 # Tools need a template that has a place for them; the demo's own has none. This one makes a model
 # repeat what the user says.
 
@@ -347,3 +355,47 @@ def test_calls_of_functions_are_told_apart_from_text(demo, demo_folder, stream):
         text = "".join(part.message.content for part in parts)
         assert text.startswith("Sure!")
         assert "tool_call" not in text[:8]
+
+
+NPM = """
+import { Ollama } from "ollama";
+const client = new Ollama({ host: process.argv[2] });
+const messages = [{ role: "user", content: "What is the capital of France?" }];
+const asked = { model: "demo", messages, options: { num_predict: 24 } };
+const whole = await client.chat(asked);
+let streamed = "", reason = null;
+for await (const part of await client.chat({ ...asked, stream: true })) {
+  streamed += part.message.content;
+  reason = part.done_reason ?? reason;
+}
+const text = await client.generate(
+  { model: "demo", prompt: "The capital of France is", raw: true, options: { num_predict: 4 } });
+const vectors = await client.embed({ model: "demo", input: ["Hi", "Ho"] });
+const errors = [];
+try { await client.chat({ ...asked, model: "none" }); }
+catch (error) { errors.push(error.status_code); }
+console.log(JSON.stringify({
+  models: (await client.list()).models.map((one) => one.name),
+  family: (await client.show({ model: "demo" })).details.families,
+  running: (await client.ps()).models.length,
+  version: (await client.version()).version,
+  whole: whole.message.content, streamed, reason, text: text.response,
+  widths: vectors.embeddings.map((one) => one.length), errors,
+}));
+"""
+
+
+@pytest.mark.slow
+def test_the_client_from_npm_reads_every_answer(server, demo, pytestconfig: pytest.Config):
+    folder = node.installed(pytestconfig.cache, "ollama@0.6")
+    found = node.run(folder, NPM, server.url)
+    expected = demo.generate(FRANCE, max_tokens=24)
+    assert found["whole"] == found["streamed"] == expected.text
+    assert found["reason"] == expected.finish_reason
+    assert found["text"] == demo.generate("The capital of France is", max_tokens=4).text
+    assert found["models"] == ["demo:latest", "demo:pirate"]
+    assert found["running"] == 2
+    assert found["family"]
+    assert found["version"]
+    assert found["widths"] == [demo.config.hidden_size] * 2
+    assert found["errors"] == [404]

@@ -17,8 +17,8 @@ from .scores import Scored, Scores
 WIDTH = 8
 """Streams that advance together, unless told otherwise."""
 
-SMALLEST = 32
-"""Tokens of a prompt that are worth to be read at once."""
+SMALLEST = 64
+"""Tokens that are worth to be read at once: half as many take almost as long."""
 
 
 class Kept(NamedTuple):

@@ -32,6 +32,9 @@ Told = list[tuple[Request, Event]]
 PAUSE = 0.1
 """Seconds that a chunk of a prompt may keep the replies waiting, about."""
 
+SILENCE = 0.2
+"""Seconds that it may take while no reply is coming: until a client that has left is noticed."""
+
 
 class QueueFullError(MiniCPMError):
     """As many requests wait as may."""
@@ -124,7 +127,7 @@ class Scheduler:
 
     @property
     def running(self) -> list[Request]:
-        streams = [one for lane in self.lanes.values() for one in lane.streams.values()]
+        streams = [one for lane in self.lanes.values() for one in lane.requests]
         return [*(reader.request for reader in self.readers), *streams]
 
     def run(self) -> None:
@@ -223,10 +226,8 @@ class Scheduler:
         self.waiting = deque(one for one in self.waiting if one.number not in numbers)
         self.readers = [one for one in self.readers if one.request.number not in numbers]
         for lane in self.lanes.values():
-            for stream, request in list(lane.streams.items()):
-                if request.number in numbers:
-                    self._keep(request, lane.kept(stream))
-                    lane.remove(stream)
+            for request, kept in lane.cancel(numbers):
+                self._keep(request, kept)
         self._ended(before - len(self.waiting) - len(self.running))
 
     # Beginning.
@@ -250,7 +251,7 @@ class Scheduler:
         """Whether there is room for it: in a lane each stream takes as much as the longest."""
         needed = 0
         for name, lane in self.lanes.items():
-            sizes = [one.size for one in lane.streams.values()]
+            sizes = [one.size for one in lane.requests]
             sizes += [one.request.size for one in self.readers if one.request.adapter == name]
             sizes += [request.size] if request.adapter == name else []
             needed += len(sizes) * max(sizes, default=0)
@@ -276,21 +277,25 @@ class Scheduler:
 
     # Running.
 
-    def _chunk(self, readers: int) -> int:
-        return max(min(int(self.rate * PAUSE / max(readers, 1)), CHUNK), SMALLEST)
+    def _chunk(self) -> int:
+        """Tokens of prompts to read in a turn."""
+        speaks = any(lane.speaks for lane in self.lanes.values())
+        most = int(self.rate * (PAUSE if speaks else SILENCE))
+        return max(min(most, CHUNK), SMALLEST)
 
     def _advance(self, lane: Lane) -> None:
         """A token of every reply of a lane, and a chunk of its prompts."""
-        if not lane.streams:
+        if not lane.requests:
             return
         try:
-            drawn = lane.step(self._chunk(len(lane.reading)))
+            drawn = lane.step(self._chunk())
         except Exception as error:  # whatever it is, the other lanes go on
             for request in lane.reset():
                 self._end(request, Failed(error))
             return
         self.rate = lane.rate or self.rate
-        for stream, known in lane.newly_read.items():
+        while lane.newly_read:
+            stream, known = lane.newly_read.popitem()
             request = lane.streams[stream]
             if len(request.prompt) >= known + SHARED and self.prefixes.limit:
                 self._keep(request, lane.kept(stream))
@@ -317,7 +322,7 @@ class Scheduler:
         before = reader.at
         try:
             if not reader.done:
-                reader.advance(self._chunk(1))
+                reader.advance(self._chunk())
         except Exception as error:
             self.readers.remove(reader)
             self._end(request, Failed(error))

@@ -35,4 +35,7 @@ def answer(path: str, refusal: Refusal, headers: dict[str, str] | None = None) -
     sent = dict(headers or {})
     if refusal.retry_after is not None:
         sent["Retry-After"] = str(refusal.retry_after)
-    return JSONResponse(refused(path, refusal), refusal.status, sent)
+    body = refused(path, refusal)
+    if "request_id" in body:  # where Anthropic's clients look for it
+        sent["request-id"] = body["request_id"]
+    return JSONResponse(body, refusal.status, sent)

@@ -46,7 +46,7 @@ class Wanted(Body):
 
     def guide(self) -> dict[str, Any]:
         """`format` as an argument of `grammar_of`."""
-        if not self.format:
+        if self.format is None or self.format == "":
             return {}
         return {"json_object": True} if self.format == "json" else {"json_schema": self.format}
 

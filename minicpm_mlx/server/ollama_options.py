@@ -125,8 +125,8 @@ class Options(Body):
         if room < 1:
             raise Refusal(
                 400,
-                f"the prompt has {len(prompt)} tokens and options.num_ctx is {self.num_ctx}; shorten "
-                f"it, or raise num_ctx, which may be {service.context_length}",
+                f"the prompt has {len(prompt)} tokens and options.num_ctx is {self.num_ctx}; "
+                f"shorten it, or raise num_ctx, which may be {service.context_length}",
                 field="options.num_ctx",
                 code="context_length_exceeded",
             )
