@@ -78,9 +78,9 @@ def fetch_data(
     With all of them kept, the network is not touched. Raises as `fetch` does, and DownloadError for
     a file that the repository does not have.
     """
-    _constants()
+    offline = _constants().HF_HUB_OFFLINE
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     fetch = partial(
         snapshot_download,
@@ -91,11 +91,13 @@ def fetch_data(
         cache_dir=_cache(),
         endpoint=_endpoint(),
     )
-    with suppress(LocalEntryNotFoundError), _explained(repo, revision, "look for"):
+    with suppress(LocalEntryNotFoundError):
         kept = Path(fetch(local_files_only=True))
         if all((kept / name).is_file() for name in files):
             return kept
     with _explained(repo, revision, "download"), _bars(progress):
+        if offline:
+            raise OfflineModeIsEnabled
         folder = Path(fetch())
     if lacking := [name for name in files if not (folder / name).is_file()]:
         raise DownloadError(

@@ -1,0 +1,82 @@
+"""Records as lines of a file that a run adds to, and goes on from after it was broken off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..atomic import named_errors
+from ..errors import DataError
+from ..train.rows import Row
+from ..train.strict_json import StrictJson
+
+__all__ = ["Lines"]
+
+
+class Lines:
+    """A file of JSON Lines: what it has, and what is added, on the disk before `add` returns.
+
+    A last line that was cut off, as when a process is killed while it writes, is no record and
+    goes when one is added. DataError for any other line that is no object, and where `path` is no
+    file or has no folder. One writer at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._whole = 0
+        """Bytes up to where a record is added."""
+        self._end = b""
+        """The end that the last line lacks."""
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: expected a file, found something else; give another place")
+        if not path.parent.is_dir():
+            raise DataError(f"{path.parent}: expected a folder to write in, found none; make it")
+        self.rows = tuple(self._read()) if path.exists() else ()
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append one record. DownloadError where the disk is full or may not be written to."""
+        # Text of a model may hold halves of surrogate pairs, which only escapes can say.
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        data = line.encode(errors="backslashreplace") + b"\n"
+        with named_errors(self.path, "give another place"):
+            with self.path.open("ab") as file:
+                file.truncate(self._whole)
+                file.write(self._end + data)
+            self._whole += len(self._end + data)
+            self._end = b""
+
+    def _read(self) -> Iterator[Row]:
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror or error}") from None
+        lines = data.split(b"\n")
+        self._whole = len(data)
+        for number, line in enumerate(lines, start=1):
+            if number == len(lines) and line:  # without an end: cut off, or another program's way
+                if not _is_object(line):
+                    self._whole -= len(line)
+                    return
+                self._end = b"\n"
+            if line.strip():
+                yield Row(f"{self.path}:{number}", self._object(line, number))
+
+    def _object(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            value = StrictJson().whole(line.decode())
+            if not isinstance(value, dict):
+                raise ValueError("expected an object; one a line")
+        except ValueError as error:
+            raise DataError(
+                f"{self.path}:{number}: {error}; correct or remove the line, or give another file"
+            ) from None
+        return value
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(StrictJson().whole(line.decode()), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,73 @@
+"""How a parsed reply becomes 1.0 or 0.0, and log probabilities a choice; as UltraEval has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from itertools import takewhile
+
+__all__ = [
+    "exact_match",
+    "in_match",
+    "mean_loss_past_prefix",
+    "prefix_match",
+    "qa_match",
+    "smallest",
+    "total_loss",
+]
+
+
+def prefix_match(reply: str, gold: str) -> float:
+    """Whether the reply begins with the answer; full-width brackets （B） are not (B)."""
+    return float(reply.strip().startswith(gold.strip()))
+
+
+def exact_match(reply: str, gold: str) -> float:
+    """Whether reply and answer are the same but for spaces; an empty reply is wrong."""
+    found = reply.strip().replace(" ", "")
+    return float(bool(found) and found == gold.strip().replace(" ", ""))
+
+
+def in_match(reply: str, answers: Collection[str]) -> float:
+    """Whether the reply is one of the answers, in whatever case."""
+    return float(reply.strip().lower() in {answer.strip().lower() for answer in answers})
+
+
+def qa_match(reply: str, gold: str, answer: str, question: str) -> float:
+    """Whether the reply names the letter of `gold`, "(B)", or begins with the option's text.
+
+    The letter must be the first word of the first line, in parentheses or bare. Before the text is
+    looked for, a repetition of the question is taken off.
+    """
+    text = reply.strip()
+    word = text.split("\n")[0].split(" ")[0].rstrip(".")
+    if word in (gold, gold.strip("()")):
+        return 1.0
+    text = text.removeprefix(question.strip()).strip()
+    answer = answer.strip()
+    return float(bool(answer) and text.startswith(answer))
+
+
+def total_loss(logprobs: Sequence[Sequence[float]]) -> list[float]:
+    """For each option, minus the sum of its log probabilities; not normalised by length."""
+    return [_finite(-sum(option)) for option in logprobs]
+
+
+def mean_loss_past_prefix(logprobs: Sequence[Sequence[float]]) -> list[float]:
+    """For each option, minus the mean over the tokens after those equal for all options.
+
+    An option of which nothing is left counts as infinitely unlikely.
+    """
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*logprobs, strict=False))
+    start = sum(1 for _ in same)
+    rests = [option[start:] for option in logprobs]
+    return [_finite(-sum(rest) / len(rest)) if rest else math.inf for rest in rests]
+
+
+def smallest(losses: Sequence[float]) -> int:
+    """The place of the least; of equals the first."""
+    return min(range(len(losses)), key=losses.__getitem__)
+
+
+def _finite(loss: float) -> float:
+    return math.inf if math.isnan(loss) else loss

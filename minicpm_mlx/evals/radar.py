@@ -1,0 +1,50 @@
+"""MT-Bench's chart: a model's mean rating in each category, around a circle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..atomic import named_errors, write_whole
+from ..bench.chart import check
+from ..errors import InvalidArgumentError
+from .mtbench import CATEGORIES, Scores
+
+__all__ = ["draw_radar"]
+
+
+def draw_radar(models: Mapping[str, Scores], path: Path) -> None:
+    """Draw the categories' mean ratings of one or more models as a PNG file at `path`.
+
+    A category without a rating is drawn at 0. Errors as `bench.chart.check`, which tells them
+    before a run; InvalidArgumentError where no model has a rating.
+    """
+    check(path)
+    rated = {name: found for name, found in models.items() if found.rated}
+    if not rated:
+        raise InvalidArgumentError(f"{path}: not drawn; no answer has a rating yet")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    around = [2 * math.pi * place / len(CATEGORIES) for place in range(len(CATEGORIES))]
+    figure, axes = pyplot.subplots(
+        figsize=(7, 6), layout="constrained", subplot_kw={"projection": "polar"}
+    )
+    try:
+        for name, found in rated.items():
+            ratings = [found.categories[category] or 0.0 for category in CATEGORIES]
+            # matplotlib takes dollar signs for formulas, and leaves names that begin with _ out.
+            label = name.replace("$", r"\$").lstrip("_") if name.isascii() else "model"
+            axes.plot([*around, 0], [*ratings, ratings[0]], marker=".", label=label)
+            axes.fill(around, ratings, alpha=0.1)
+        axes.set_xticks(around, CATEGORIES)
+        axes.tick_params("x", pad=14)
+        axes.set_ylim(0, 10)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.1))
+        with named_errors(path, "give another place"):
+            write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,72 @@
+"""GSM8K: sums in words, solved in steps (Cobbe et al. 2021, arXiv:2110.14168)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...train.rows import Row
+from ..data import Source
+from ..fields import text
+from ..item import Item, Question
+from ..metrics import exact_match
+from ..parsing import grade_school_number
+from ..task import CODE, Example, Task
+
+__all__ = ["GSM8K"]
+
+
+def read_row(row: Row) -> Mapping[str, Any]:
+    """Question and worked solution."""
+    return {"question": text(row, "question"), "answer": text(row, "answer")}
+
+
+def ask(item: Item) -> Example:
+    """The whole solution stands in an example; its number is compared."""
+    solution = item.fields["answer"]
+    return Example(
+        input=f"Question: {item.fields['question']}\nAnswer: ",
+        output=solution,
+        gold=grade_school_number(solution),
+    )
+
+
+def number(reply: str, question: Question) -> str:
+    """The number a reply arrives at."""
+    return grade_school_number(reply)
+
+
+def is_gold(parsed: str, question: Question) -> float:
+    """exact_match."""
+    return exact_match(parsed, question.gold)
+
+
+GSM8K = Task(
+    name="gsm8k",
+    title="GSM8K",
+    language="en",
+    shots={"gen": 8},
+    source=Source(
+        repo="openai/gsm8k",
+        download=("main/test/0000.parquet", "main/train/0000.parquet"),
+        items=(
+            "grade_school_math/data/test.jsonl",
+            "gsm8k.jsonl",
+            "main/test*.parquet",
+            "main/test/*.parquet",
+            "test.jsonl",
+        ),
+        shots=(
+            "grade_school_math/data/train.jsonl",
+            "gsm8k_train.jsonl",
+            "main/train*.parquet",
+            "main/train/*.parquet",
+            "train.jsonl",
+        ),
+        read=read_row,
+    ),
+    ask=ask,
+    settings=CODE,
+    read=number,
+    match=is_gold,
+)

@@ -1,0 +1,75 @@
+"""HellaSwag: which ending makes sense (Zellers et al. 2019, arXiv:1905.07830), validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...train.rows import Row
+from ..data import Source
+from ..fields import LETTERS, answer_place, text, texts
+from ..item import Item, Question
+from ..metrics import mean_loss_past_prefix, qa_match
+from ..task import Choice, Example, Task
+from .letters import REQUIREMENT, lettered
+
+__all__ = ["HELLASWAG"]
+
+
+def read_row(row: Row) -> Mapping[str, Any]:
+    """What happens, its endings and the place of the real one."""
+    endings = texts(row, "endings")
+    return {
+        "context": f"{text(row, 'activity_label')}: {text(row, 'ctx')}",
+        "choices": endings,
+        "answer": answer_place(row, "label", len(endings)),
+    }
+
+
+def ask(item: Item) -> Example:
+    """The context begins with a space, as it was."""
+    prompt = (
+        f"Context:\n {item.fields['context']}\nQuestion:\nWhich ending makes the most sense?\n"
+        f"{REQUIREMENT}Options:\n{lettered(item.fields['choices'])}Answer:\n"
+    )
+    gold = f"({LETTERS[item.fields['answer']]})"
+    return Example(input=prompt, output=gold, gold=gold)
+
+
+def choice(item: Item) -> Choice:
+    """The endings after the context."""
+    fields = item.fields
+    prompt = f"{fields['context']} "
+    return Choice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
+
+
+def names_gold(parsed: str, question: Question) -> float:
+    """qa_match, where the context is what may be repeated."""
+    fields = question.item.fields
+    right = fields["choices"][fields["answer"]]
+    return qa_match(parsed, question.gold, right, fields["context"])
+
+
+HELLASWAG = Task(
+    name="hellaswag",
+    title="HellaSwag",
+    language="en",
+    shots={"gen": 0, "ppl": 0},
+    source=Source(
+        repo="Rowan/hellaswag",
+        download=("default/validation/0000.parquet",),
+        items=(
+            "hellaswag_val.jsonl",
+            "data/hellaswag_val.jsonl",
+            "data/validation*.parquet",
+            "default/validation/*.parquet",
+            "hellaswag.jsonl",
+        ),
+        read=read_row,
+        name_of="ind",
+    ),
+    ask=ask,
+    match=names_gold,
+    choice=choice,
+    loss=mean_loss_past_prefix,
+)

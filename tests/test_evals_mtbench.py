@@ -1,0 +1,345 @@
+"""MT-Bench: its files read, its questions asked in two turns, its ratings added up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import need_shared
+from hypothesis import given
+from hypothesis import strategies as st
+from little_bench import (
+    PROMPTS,
+    QUESTIONS,
+    REFERENCES,
+    Reply,
+    local_judge,
+    write_bench,
+    write_lines,
+)
+from tiny_model import write_model
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
+from minicpm_mlx.evals.endpoint import Endpoint
+from minicpm_mlx.evals.judge import UNRATED, Judgement
+from minicpm_mlx.evals.lines import Lines
+from minicpm_mlx.evals.mtbench import (
+    CATEGORIES,
+    TEMPERATURES,
+    answer_questions,
+    answers_of,
+    load_bench,
+    run,
+    scores,
+)
+from minicpm_mlx.evals.mtbench_files import Bench
+from minicpm_mlx.evals.radar import draw_radar
+
+Asked = tuple[list[dict[str, str]], float, int]
+
+
+class Echo:
+    """A model that says how many messages it was shown, and keeps them."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.asked: list[Asked] = []
+        self.fails_at = fails_at
+
+    def __call__(
+        self, messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int
+    ) -> str:
+        self.asked.append(([dict(m) for m in messages], temperature, max_tokens))
+        if len(self.asked) == self.fails_at:
+            raise KeyboardInterrupt
+        return f" I saw {len(messages)}. \n"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return load_bench(write_bench(tmp_path / "data"))
+
+
+# ---- files ----
+
+
+def test_fastchats_layout_is_read(bench: Bench) -> None:
+    assert [(q.id, q.category) for q in bench.questions] == [
+        (1, "writing"),
+        (2, "math"),
+        (3, "stem"),
+    ]
+    assert bench.questions[1].turns == ("What is 6 x 7?", "And half of it?")
+    assert bench.questions[1].reference == ("It is 42.", "That is 21.")
+    assert bench.questions[0].reference is None
+    assert bench.prompt(bench.questions[1], 2).name == "single-math-v1-multi-turn"
+    assert bench.prompt(bench.questions[2], 1).name == "single-v1"
+    assert set(bench.sha256) == {"question.jsonl", "gpt-4.jsonl", "judge_prompts.jsonl"}
+
+
+def test_the_published_questions_are_read() -> None:
+    bench = load_bench(need_shared("evals"))
+    assert [question.id for question in bench.questions] == list(range(81, 161))
+    assert {c: sum(q.category == c for q in bench.questions) for c in CATEGORIES} == dict.fromkeys(
+        CATEGORIES, 10
+    )
+    with_reference = [q.id for q in bench.questions if q.reference]
+    assert with_reference == list(range(101, 131))
+    assert set(TEMPERATURES) == set(CATEGORIES)
+
+
+def change(folder: Path, file: str, /, **fields: object) -> None:
+    """Change the second line of a file."""
+    records = {"question.jsonl": QUESTIONS, "../judge_prompts.jsonl": PROMPTS}[file]
+    changed = [dict(record) for record in records]
+    changed[1].update(fields)
+    write_lines(folder / file, [{k: v for k, v in r.items() if v != ()} for r in changed])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "question.jsonl").unlink(), "expected question.jsonl or .*FastChat"),
+        (lambda f: (f / "../judge_prompts.jsonl").unlink(), "judge_prompts.jsonl or"),
+        (lambda f: (f / "reference_answer/gpt-4.jsonl").unlink(), "gpt-4.jsonl or"),
+        (lambda f: (f / "question.jsonl").write_text(""), "question.jsonl: expected at least"),
+        (lambda f: (f / "question.jsonl").write_text("{\n"), "question.jsonl:1: "),
+        (lambda f: change(f, "question.jsonl", turns=["one"]), r"jsonl:2: expected two turns"),
+        (lambda f: change(f, "question.jsonl", turns="one"), r"jsonl:2: expected a list of texts"),
+        (lambda f: change(f, "question.jsonl", category="art"), "jsonl:2: expected one of writing"),
+        (
+            lambda f: change(f, "question.jsonl", category=()),
+            "jsonl:2: expected a field 'category'",
+        ),
+        (
+            lambda f: change(f, "question.jsonl", question_id="2"),
+            "jsonl:2: expected a whole number",
+        ),
+        (lambda f: change(f, "question.jsonl", question_id=9), "reference answer for question 9"),
+        (lambda f: change(f, "question.jsonl", required_temperature="x"), "jsonl:2: .*a number"),
+        (lambda f: change(f, "../judge_prompts.jsonl", name="x"), "expected a prompt 'single-math"),
+        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{x}"), "jsonl:2: .*templ"),
+        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{"), "jsonl:2: .*templ"),
+        (
+            lambda f: write_lines(
+                f / "reference_answer/gpt-4.jsonl", [{"question_id": 2, "choices": []}]
+            ),
+            "gpt-4.jsonl:1: expected a list of objects with turns",
+        ),
+    ],
+)
+def test_what_is_missing_or_malformed_is_named_with_its_place(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = write_bench(tmp_path)
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        load_bench(folder)
+
+
+def test_references_may_be_laid_out_without_choices(tmp_path: Path) -> None:
+    folder = write_bench(tmp_path)
+    turns = REFERENCES[0]["choices"][0]["turns"]
+    write_lines(folder / "reference_answer" / "gpt-4.jsonl", [{"question_id": 2, "turns": turns}])
+    assert load_bench(folder).questions[1].reference == ("It is 42.", "That is 21.")
+
+
+# ---- answers ----
+
+
+def test_each_question_is_asked_in_two_turns_at_its_categorys_temperature(
+    bench: Bench, tmp_path: Path
+) -> None:
+    echo = Echo()
+    found = answer_questions(bench, echo, tmp_path / "a.jsonl", model="m")
+    assert found == dict.fromkeys((1, 2, 3), ("I saw 1.", "I saw 3."))
+    assert [temperature for _, temperature, _ in echo.asked] == [0.7, 0.7, 0.0, 0.0, 0.1, 0.1]
+    assert {max_tokens for *_, max_tokens in echo.asked} == {1024}
+    assert echo.asked[3][0] == [
+        {"role": "user", "content": "What is 6 x 7?"},
+        {"role": "assistant", "content": "I saw 1."},
+        {"role": "user", "content": "And half of it?"},
+    ]
+
+
+def test_a_temperature_that_the_file_demands_is_kept(tmp_path: Path) -> None:
+    folder = write_bench(tmp_path)
+    change(folder, "question.jsonl", required_temperature=0.5)
+    echo = Echo()
+    answer_questions(load_bench(folder), echo, tmp_path / "a.jsonl", model="m")
+    assert [temperature for _, temperature, _ in echo.asked[2:4]] == [0.5, 0.5]
+
+
+def test_answers_are_kept_as_fastchat_keeps_them(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    answer_questions(bench, Echo(), path, model="m")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(record) for record in records] == [
+        {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    ] * 3
+    assert records[0]["choices"] == [{"index": 0, "turns": ["I saw 1.", "I saw 3."]}]
+    assert len({record["answer_id"] for record in records}) == 3
+
+
+def test_a_broken_run_asks_only_what_is_left(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answer_questions(bench, Echo(fails_at=4), path, model="m")
+    assert len(path.read_text().splitlines()) == 1  # half a conversation is no answer
+    with path.open("a") as file:
+        file.write('{"question_id": 2, "cho')
+    echo = Echo()
+    steps: list[tuple[int, int]] = []
+    found = answer_questions(
+        bench, echo, path, model="m", progress=lambda done, of: steps.append((done, of))
+    )
+    assert len(echo.asked) == 4
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(found) == [1, 2, 3]
+    assert [json.loads(line)["question_id"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_answers_of_another_model_are_not_taken_over(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    answer_questions(bench, Echo(), path, model="one")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected answers of two, found one of one"):
+        answer_questions(bench, Echo(), path, model="two")
+
+
+def test_odd_text_survives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    record = {"text": "é\u2028\n\x00\udc80 [[5]]"}
+    Lines(path).add(record)
+    assert [row.value for row in Lines(path).rows] == [record]
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(0, 9)), max_size=5), st.data())
+def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_be_added_to(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "x.jsonl"
+    lines = Lines(path)
+    for record in records:
+        lines.add(record)
+    written = path.read_bytes() if records else b""
+    cut = written[: data.draw(st.integers(0, len(written)))]
+    path.write_bytes(cut)
+    kept = [row.value for row in Lines(path).rows]
+    assert kept == records[: len(kept)]
+    assert len(kept) - cut.count(b"\n") in (0, 1)  # a last line that lacks its end alone is whole
+    Lines(path).add({"more": 1})
+    assert [row.value for row in Lines(path).rows] == [*kept, {"more": 1}]
+
+
+@pytest.mark.parametrize("number", ["1", None, 1.5, True])
+def test_an_answer_to_no_question_is_named(bench: Bench, tmp_path: Path, number: object) -> None:
+    path = tmp_path / "a.jsonl"
+    Lines(path).add({"model_id": "m", "question_id": number, "turns": ["a", "b"]})
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected a whole number"):
+        answer_questions(bench, Echo(), path, model="m")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a folder"):
+        Lines(tmp_path / "none" / "x.jsonl")
+    with pytest.raises(DataError, match="expected a file"):
+        Lines(tmp_path)
+    (tmp_path / "file").write_text("")
+    bench = load_bench(write_bench(tmp_path / "data"))
+    with pytest.raises(DownloadError, match="cannot be written"):
+        run(bench, Echo(), tmp_path / "file", model="m")
+
+
+# ---- runs ----
+
+
+def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
+    bench: Bench, tmp_path: Path
+) -> None:
+    result = run(bench, Echo(), tmp_path / "out", model="org/../My Model")
+    assert result.answers == tmp_path / "out" / "model_answer" / "org_.._My_Model.jsonl"
+    assert result.answers.exists()
+    assert (result.judgements, result.scores) == (None, None)
+    assert "3 answers" in result.message
+    assert "no judge" in result.message
+
+
+def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> None:
+    run(bench, Echo(), tmp_path / "out", model="m")
+    echo = Echo()
+    with local_judge() as judge:
+        judge.reply = lambda n, body: Reply(
+            says="[[8]]" if "6 x 7" in body["messages"][1]["content"] else "[[5]]"
+        )
+        result = run(
+            bench, echo, tmp_path / "out", model="m", judge=Endpoint(judge.url, "org/strict")
+        )
+    assert not echo.asked  # they were kept
+    assert result.judgements == tmp_path / "out" / "model_judgment" / "org_strict_single.jsonl"
+    assert result.scores
+    assert result.scores.mean == 6
+    assert result.scores.categories["math"] == 8
+    assert "6 of 6" in result.message
+
+
+def judged(*rows: tuple[int, str, int, float]) -> list[Judgement]:
+    return [Judgement(number, category, turn, score, "") for number, category, turn, score in rows]
+
+
+def test_scores_are_means_over_what_was_rated() -> None:
+    found = scores(
+        judged(
+            (1, "writing", 1, 9),
+            (1, "writing", 2, 7),
+            (2, "math", 1, 4),
+            (2, "math", 2, UNRATED),
+            (3, "stem", 1, UNRATED),
+        )
+    )
+    assert found.mean == pytest.approx(20 / 3)  # each rating counts once, as in show_result
+    assert found.turns == (6.5, 7)
+    assert found.categories["writing"] == 8
+    assert found.categories["math"] == 4
+    assert found.categories["stem"] is None
+    assert list(found.categories) == list(CATEGORIES)
+    assert (found.rated, found.unrated) == (3, 2)
+    assert found.interval
+    assert found.interval.low == 4
+    assert found.interval.high == 8
+
+
+def test_nothing_rated_has_no_score() -> None:
+    found = scores(judged((1, "math", 1, UNRATED)))
+    assert (found.mean, found.interval, found.turns) == (None, None, (None, None))
+    assert found.unrated == 1
+
+
+def test_the_chart_is_a_picture_of_any_models(tmp_path: Path) -> None:
+    some = scores(judged((1, "writing", 1, 9), (2, "math", 1, 4)))
+    path = tmp_path / "radar.png"
+    draw_radar({"one $x_y$": some, "_two": some, "三": some, "none": scores([])}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["radar.png"]
+    with pytest.raises(InvalidArgumentError, match="no answer has a rating"):
+        draw_radar({"none": scores([])}, path)
+    with pytest.raises(InvalidArgumentError, match="folder that exists"):
+        draw_radar({"one": some}, tmp_path / "none" / "radar.png")
+
+
+def test_a_loaded_model_answers_with_its_own_sampling_but_for_the_temperature(
+    tmp_path: Path,
+) -> None:
+    lm = mm.load(str(write_model(tmp_path / "tiny")))
+    lm.sampling = replace(lm.sampling, temperature=0.0, top_k=1)
+    answer = answers_of(lm)
+    messages = [{"role": "user", "content": "hello"}]
+    greedy = answer(messages, 0.0, 12)
+    assert greedy == lm.generate(messages, max_tokens=12, sampling=mm.Sampling()).text
+    assert answer(messages, 5.0, 12) == greedy  # one token at a time to draw from
+    lm.sampling = replace(lm.sampling, top_k=0)
+    warm = answer(messages, 5.0, 12)
+    assert warm != greedy
+    assert answer(messages, 5.0, 12) == warm  # the seed is fixed
