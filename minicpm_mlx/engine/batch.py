@@ -17,9 +17,6 @@ from .scores import Scored, Scores
 WIDTH = 8
 """Streams that advance together, unless told otherwise."""
 
-SMALLEST = 64
-"""Tokens that are worth to be read at once: half as many take almost as long."""
-
 
 class Kept(NamedTuple):
     """What a stream has read."""
@@ -73,10 +70,6 @@ class Batch:
         self.vocab_size = vocab_size or model.config.vocab_size
         self.agree = agree
         self.draws: dict[int, _Draw] = {}
-        self.read: list[int] = []
-        """Streams whose prompt the last step finished reading."""
-        self.rate: float | None = None
-        """Tokens of prompts that are read in a second, about."""
         self.generator: Any = BatchGenerator(
             model,  # type: ignore[arg-type]
             completion_batch_size=width,
@@ -121,16 +114,10 @@ class Batch:
         self.draws[int(number)] = draw
         return int(number)
 
-    def step(self, chunk: int | None = None) -> list[Drawn]:
-        """The next token of each stream that runs, and up to `chunk` more tokens of each prompt
-        that is being read; no tokens while all are."""
-        if chunk is not None:
-            self.generator.prefill_step_size = chunk
-        with self.generator.stats() as work:
-            prompts, tokens = self.generator.next()
-        if work.prompt_tokens >= SMALLEST and work.prompt_time:
-            self.rate = work.prompt_tokens / work.prompt_time
-        self.read = [prompt.uid for prompt in prompts if prompt.end_of_prompt]
+    def step(self) -> list[Drawn]:
+        """The next token of each stream that runs, and more of each prompt that is being read; no
+        tokens while all are."""
+        _, tokens = self.generator.next()
         return [self._drawn(found) for found in tokens]
 
     def _drawn(self, found: Any) -> Drawn:

@@ -1,4 +1,4 @@
-"""A prompt read by itself, a chunk at a time, where more than its last position matters."""
+"""A prompt, read a chunk at a time; and what is asked of its own tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ ROWS = 64
 
 
 class Reader:
-    """Reads the prompt of `request`; `cache` holds keys and values of what need not be read."""
+    """Reads the prompt of `request`; `cache` holds keys and values of what need not be read.
+
+    The last token is left to the batch where a reply follows.
+    """
 
     def __init__(self, model: LanguageModel, request: Request, cache: list[Any] | None):
         from mlx_lm.models.cache import KVCache
@@ -23,6 +26,7 @@ class Reader:
         self.model, self.request = model, request
         self.cache = cache or [KVCache() for _ in range(model.config.num_hidden_layers)]
         self.at = self.cached = self.cache[0].offset
+        self.end = len(request.prompt) - (request.max_tokens > 0)
         self.scored: list[Scored] = []
         if request.score_from == 0:
             self.scored.append(Scored(request.prompt[0]))
@@ -30,11 +34,11 @@ class Reader:
 
     @property
     def done(self) -> bool:
-        return self.at == len(self.request.prompt)
+        return self.at == self.end
 
-    def advance(self, chunk: int) -> None:
-        """Read up to `chunk` more tokens."""
-        part = self.request.prompt[self.at : self.at + chunk]
+    def advance(self, chunk: int) -> int:
+        """Read up to `chunk` more tokens; how many."""
+        part = self.request.prompt[self.at : min(self.at + chunk, self.end)]
         hidden = self.model.hidden(mx.array([part]), self.cache)[0]  # (T, hidden)
         if self.request.score_from is not None:
             self._score(hidden, self.request.score_from)
@@ -42,6 +46,7 @@ class Reader:
             self.total = self.total + hidden.astype(mx.float32).sum(axis=0)
         mx.eval([layer.state for layer in self.cache], self.total)
         self.at += len(part)
+        return len(part)
 
     def _score(self, hidden: mx.array, score_from: int) -> None:
         """Score the tokens that follow the positions of hidden (T, hidden), from `score_from`."""

@@ -43,9 +43,13 @@ class Request:
         return len(self.prompt) + self.max_tokens
 
     @property
-    def reads_apart(self) -> bool:
-        """Its prompt is read by itself: more than the last position matters."""
-        return self.pooled or self.score_from is not None or not self.max_tokens
+    def reusable(self) -> int:
+        """Tokens of the prompt that need not be read where they are known: more matters of those
+        that are scored, or whose hidden states count."""
+        if self.pooled:
+            return 0
+        most = len(self.prompt) - (self.max_tokens > 0)
+        return most if self.score_from is None else max(min(self.score_from - 1, most), 0)
 
 
 class Read(NamedTuple):

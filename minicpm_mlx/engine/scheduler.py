@@ -18,13 +18,13 @@ from threading import Lock, Thread
 
 from .. import distributed
 from ..errors import MiniCPMError
-from .batch import SMALLEST, Batch, Kept
+from .batch import Batch, Kept
 from .generate import CHUNK, LanguageModel
-from .lane import SHARED, Lane
+from .lane import Lane
 from .plan import Plan
-from .prefix import PrefixCache, first
+from .prefix import PrefixCache, common
 from .reader import Reader
-from .request import Event, Failed, Read, Request, Token
+from .request import Event, Failed, Request, Token
 from .scores import Scored
 
 Told = list[tuple[Request, Event]]
@@ -34,6 +34,12 @@ PAUSE = 0.1
 
 SILENCE = 0.2
 """Seconds that it may take while no reply is coming: until a client that has left is noticed."""
+
+SMALLEST = 64
+"""Tokens that are worth to be read at once: half as many take almost as long."""
+
+SHARED = 64
+"""Tokens that two prompts begin with alike from which on it is worth to read them once."""
 
 
 class QueueFullError(MiniCPMError):
@@ -127,7 +133,7 @@ class Scheduler:
 
     @property
     def running(self) -> list[Request]:
-        streams = [one for lane in self.lanes.values() for one in lane.requests]
+        streams = [one for lane in self.lanes.values() for one in lane.streams.values()]
         return [*(reader.request for reader in self.readers), *streams]
 
     def run(self) -> None:
@@ -190,9 +196,8 @@ class Scheduler:
         for lane in self.lanes.values():
             self._advance(lane)
             self._flush()
-        if self.readers:
-            self._read(self.readers[0])
-            self._flush()
+        self._read()
+        self._flush()
         self.running_count = len(self.running)
 
     def _say(self, request: Request, event: Event) -> None:
@@ -251,54 +256,36 @@ class Scheduler:
         """Whether there is room for it: in a lane each stream takes as much as the longest."""
         needed = 0
         for name, lane in self.lanes.items():
-            sizes = [one.size for one in lane.requests]
+            sizes = [one.size for one in lane.streams.values()]
             sizes += [one.request.size for one in self.readers if one.request.adapter == name]
             sizes += [request.size] if request.adapter == name else []
             needed += len(sizes) * max(sizes, default=0)
         return needed <= self.positions or not self.running
 
     def _is_being_read(self, request: Request) -> bool:
-        if not self.prefixes.limit or request.reads_apart:
+        reusable = request.prompt[: request.reusable]
+        if not self.prefixes.limit or len(reusable) < SHARED:
             return False
-        coming = self.lanes[request.adapter].soon_known(request.prompt)
-        return coming >= self.prefixes.common(request.adapter, request.prompt) + SHARED
+        alike = (one.request for one in self.readers if one.request.adapter == request.adapter)
+        coming = max((common(one.prompt, reusable) for one in alike if not one.pooled), default=0)
+        return coming >= self.prefixes.common(request.adapter, reusable) + SHARED
 
     def _begin(self, request: Request) -> None:
-        lane, last = self.lanes[request.adapter], len(request.prompt) - 1
-        if not request.reads_apart:
-            cache = self.prefixes.take(request.adapter, request.prompt[:last])
-            lane.add(request, cache)
-            self._say(request, Read(cache[0].offset if cache else 0))
-            return
-        known = len(request.prompt) if request.score_from is None else request.score_from - 1
-        start = 0 if request.pooled else max(known, 0)
-        cache = self.prefixes.take(request.adapter, request.prompt[:start])
-        self.readers.append(Reader(lane.model, request, cache))
+        cache = self.prefixes.take(request.adapter, request.prompt[: request.reusable])
+        self.readers.append(Reader(self.lanes[request.adapter].model, request, cache))
 
     # Running.
 
-    def _chunk(self) -> int:
-        """Tokens of prompts to read in a turn."""
-        speaks = any(lane.speaks for lane in self.lanes.values())
-        most = int(self.rate * (PAUSE if speaks else SILENCE))
-        return max(min(most, CHUNK), SMALLEST)
-
     def _advance(self, lane: Lane) -> None:
-        """A token of every reply of a lane, and a chunk of its prompts."""
-        if not lane.requests:
+        """A token of every reply of a lane."""
+        if not lane.streams:
             return
         try:
-            drawn = lane.step(self._chunk())
+            drawn = lane.step()
         except Exception as error:  # whatever it is, the other lanes go on
             for request in lane.reset():
                 self._end(request, Failed(error))
             return
-        self.rate = lane.rate or self.rate
-        while lane.newly_read:
-            stream, known = lane.newly_read.popitem()
-            request = lane.streams[stream]
-            if len(request.prompt) >= known + SHARED and self.prefixes.limit:
-                self._keep(request, lane.kept(stream))
         for one in drawn:
             request = lane.streams[one.stream]
             try:
@@ -312,34 +299,45 @@ class Scheduler:
                 self._say(request, token)
                 continue
             self._keep(request, one.kept)
-            lane.forget(one.stream)
+            del lane.streams[one.stream]
             self._end(request, token)
 
-    def _read(self, reader: Reader) -> None:
-        """A chunk of a prompt that is read by itself."""
-        request, start = reader.request, time.perf_counter()
-        lane = self.lanes[request.adapter]
-        before = reader.at
-        try:
-            if not reader.done:
-                reader.advance(self._chunk())
-        except Exception as error:
-            self.readers.remove(reader)
-            self._end(request, Failed(error))
-            return
-        if (seconds := time.perf_counter() - start) and reader.at - before >= SMALLEST:
-            self.rate = (reader.at - before) / seconds
-        if not reader.done:
-            return
-        self.readers.remove(reader)
-        if not request.pooled:
-            self.prefixes.keep(request.adapter, request.prompt, reader.cache)
-        result = reader.result
+    def _read(self) -> None:
+        """A chunk of prompts, in their order: the first token of each comes sooner so than if all
+        were read a little at a time."""
+        speaks = any(lane.streams for lane in self.lanes.values())
+        chunk = max(int(self.rate * (PAUSE if speaks else SILENCE)), SMALLEST)
+        while self.readers and chunk > 0:
+            reader = self.readers[0]
+            try:
+                chunk -= self._read_part(reader, min(chunk, CHUNK))
+            except Exception as error:
+                self.readers.remove(reader)
+                self._end(reader.request, Failed(error))
+                continue
+            if reader.done:
+                self.readers.remove(reader)
+                self._has_read(reader)
+
+    def _read_part(self, reader: Reader, chunk: int) -> int:
+        """Read up to `chunk` tokens; how many could have been in that time."""
+        if reader.done:
+            return 0
+        start = time.perf_counter()
+        count = reader.advance(chunk)
+        if count >= SMALLEST:
+            self.rate = count / (time.perf_counter() - start)
+        return max(count, SMALLEST)
+
+    def _has_read(self, reader: Reader) -> None:
+        request, result = reader.request, reader.result
+        if reader.at >= reader.cached + SHARED and not request.pooled:
+            self.prefixes.keep(request.adapter, request.prompt[: reader.at], reader.cache)
         if result.last:
             self._end(request, result)
             return
         self._say(request, result)
-        lane.add(request, first(reader.cache, len(request.prompt) - 1))
+        self.lanes[request.adapter].add(request, reader.cache if reader.at else None)
 
     def _keep(self, request: Request, kept: Kept | None) -> None:
         if kept and kept.ids and self.prefixes.limit:
