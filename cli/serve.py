@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -257,7 +258,7 @@ def settings_of(
         api_key=key,
         allowed_hosts=tuple(hosts or ()),
         allowed_origins=tuple(origins or ()),
-        log=lambda line: err.print(line, style="quiet"),
+        log=lambda line: err.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", style="quiet"),
     )
 
 

@@ -81,7 +81,7 @@ PROPERTIES = 400
 MULTIPLES = 100_000
 """What numbers in multipleOf may come to. Each one is a state, of 6 microseconds and 300 bytes."""
 
-WHITESPACE = r" {1,2}|\t|\r?\n[ \t]{0,32}"
+WHITESPACE = r" {1,2}|\t|\r?\n( {0,32}|\t{0,8})"
 """May stand once wherever JSON takes space: enough to lay it out, but no lines without end."""
 
 Path = tuple[str, ...]
