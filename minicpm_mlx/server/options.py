@@ -177,5 +177,5 @@ async def compute(work: Callable[[], T], field: str) -> T:
 def refuse_all(fields: Mapping[str, tuple[Any, str]]) -> None:
     """Refuse the first field whose value is set, with its reason."""
     for field, (value, why) in fields.items():
-        if value not in (None, False, "", []):  # an empty object asks for what it is for
+        if value or value == {}:  # an empty object asks for what it is for
             raise unsupported(field, why)
