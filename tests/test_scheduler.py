@@ -160,6 +160,19 @@ def test_no_more_is_remembered_than_there_is_room_for(model: Any) -> None:
         assert cached(*ear.until_end([last])) == 0
 
 
+def test_as_many_texts_are_remembered_as_can_be_compared_with(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minicpm_mlx.engine.prefix.MOST", 3)
+    prefixes = PrefixCache(10**8)
+    requests = [ask([n, 7], 2) for n in range(6)]
+    with running(model, width=1, prefixes=prefixes) as (scheduler, ear):
+        scheduler.submit(requests)
+        ear.until_end(requests)
+        assert len(prefixes) == 3
+        assert [prefixes.common(None, [n, 7]) for n in range(6)] == [0, 0, 0, 2, 2, 2]
+
+
 def test_log_probabilities_are_the_models_own(model: Any) -> None:
     prompt = [1, 300, *range(40, 75)]
     request = ask(prompt, 3, top=4, score_from=0, sampling=Sampling(temperature=1.5, seed=1))

@@ -13,6 +13,10 @@ Key = tuple[Hashable, tuple[int, ...]]
 """What read a text (an adapter), and the text."""
 
 
+MOST = 256
+"""Texts that are kept; each request is compared with all of them."""
+
+
 class PrefixCache:
     """The texts used last that fit into `limit` bytes.
 
@@ -64,7 +68,7 @@ class PrefixCache:
         mx.eval([(layer.keys, layer.values) for layer in cache])
         self._kept[reader, tuple(ids)] = known, cache
         self.nbytes += size
-        while self.nbytes > self.limit:
+        while self.nbytes > self.limit or len(self._kept) > MOST:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, key: Key) -> None:
