@@ -485,3 +485,36 @@ def test_the_server_said_nothing_of_failures(server: Live) -> None:
     """Runs last in this file: no request of it was answered by an error of the server's own."""
     assert server.ask("POST", "/v1/completions", GOOD["/v1/completions"]).status == 200
     assert not [line for line in server.log if re.search(r" 5\d\d \d", line)]
+
+
+def test_a_body_that_is_no_http_is_told_once_and_leaves_no_trace(
+    server: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps(GOOD["/v1/completions"])
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n"
+    )
+    for framing in ("", f"Content-Length: {len(body)}\r\n"):
+        sent = f"{head}{framing}\r\n{body}GET /metrics HTTP/1.1\r\n\r\n"
+        answer = exchange(server, sent.encode(), end=False)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.startswith(b"HTTP/1.1 400")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/messages", "/v1/messages"),
+        ("/v1/v1/completions", "/v1/completions"),
+        ("/v1/api/chat", "/api/chat"),
+    ],
+)
+def test_a_base_url_without_v1_or_with_two_is_explained(
+    server: Live, path: str, meant: str
+) -> None:
+    answer = server.ask("POST", path, {"model": "demo"})
+    assert answer.status == 404
+    assert f"did you mean {meant}?" in answer.body.decode()

@@ -176,7 +176,10 @@ class Scheduler:
         now, everyone = time.monotonic(), [*coming, *self.waiting, *self.running]
         closed = self._late is not None and self._late <= now
         over = [one for one in everyone if closed or (one.deadline or math.inf) <= now]
-        error: Exception = TimeoutError("the time for this request is over")
+        error: Exception = TimeoutError(
+            "not finished in the time that this server gives a request (its --timeout); ask for "
+            "fewer tokens"
+        )
         if closed:
             error = ClosedError("this server is shutting down")
         for request in over:

@@ -70,6 +70,11 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def index(request: Request) -> Response:
         return page.index(request, service)
 
+    # Below the chat page's address, which would answer otherwise.
+    @app.post("/chat/completions", include_in_schema=False)
+    async def completions() -> None:
+        raise HTTPException(404)
+
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         return page.docs(request, app.openapi())
@@ -89,9 +94,18 @@ async def _http(request: Request, error: Any) -> JSONResponse:
         refusal = Refusal(405, f"{request.method} is not for {path}; it takes {allowed}")
         return answer(path, refusal, {"Allow": allowed})
     if error.status_code == 404:
-        what = f"there is no {request.method} {path[:80]}; /docs lists what there is"
+        what = f"there is no {request.method} {path[:80]}; {_instead(request.app, path)}"
         return answer(path, Refusal(404, what, code="not_found"))
     return answer(path, Refusal(error.status_code, str(error.detail)), dict(error.headers or {}))
+
+
+def _instead(app: FastAPI, path: str) -> str:
+    """What may have been meant by a path that is not there: most often a base URL is too short."""
+    known = app.openapi()["paths"]
+    meant = next((one for one in (f"/v1{path}", path.removeprefix("/v1")) if one in known), None)
+    if meant is None:
+        return "/docs lists what there is"
+    return f"did you mean {meant}? The base URL for OpenAI's clients ends in /v1, others' do not"
 
 
 async def _gone(request: Request, error: Any) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,12 @@ class Embedding(Body):
     """Accepted without effect."""
 
 
+def unit(vector: list[float]) -> list[float]:
+    """`vector` with length 1."""
+    length = math.sqrt(sum(value * value for value in vector))
+    return [value / length for value in vector] if length else vector
+
+
 def encoded(vector: Sequence[float], encoding: str | None) -> list[float] | str:
     """A vector as the client wants it."""
     if encoding != "base64":
@@ -44,7 +51,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/embeddings", response_model=None)
     async def embeddings(body: Embedding, request: Request) -> Response:
-        """The mean of the model's last hidden states over each text's tokens, not normalised.
+        """The mean of the model's last hidden states over each text's tokens, scaled to length 1.
 
         A language model's, never trained to be compared: a model made for it does better.
         """
@@ -63,7 +70,7 @@ def router(service: Service) -> APIRouter:
                 {
                     "object": "embedding",
                     "index": index,
-                    "embedding": encoded(vector, body.encoding_format),
+                    "embedding": encoded(unit(vector), body.encoding_format),
                 }
                 for index, vector in enumerate(vectors)
             ],

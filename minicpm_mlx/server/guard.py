@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi.responses import Response
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 
 from . import body
@@ -74,7 +75,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, sent = time.perf_counter(), _Sent(scope["path"], send)
+        start, sent = time.perf_counter(), _Sent(scope["path"], receive, send)
         try:
             await self._answer(scope, receive, sent)
         except Gone:
@@ -219,8 +220,8 @@ class Guard:
 class _Sent:
     """`send`, which adds to every answer what all of them say."""
 
-    def __init__(self, path: str, send: Send):
-        self._path, self._send = path, send
+    def __init__(self, path: str, receive: Receive, send: Send):
+        self._path, self._receive, self._send = path, receive, send
         self.status = 0
         """Of the answer that has begun; 0: none has."""
         self.cors = ""
@@ -230,7 +231,13 @@ class _Sent:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self._mark(MutableHeaders(scope=message))
-        await self._send(message)
+        try:
+            await self._send(message)
+        except LocalProtocolError:
+            # What the client sent meanwhile was no HTTP, which it has been told already.
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            raise Gone from None
 
     def _mark(self, headers: MutableHeaders) -> None:
         html = headers.get("content-type", "").startswith("text/html")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from . import ollama_replies
+from .embeddings import unit
 from .ollama_models import Models
 from .ollama_options import Options
 from .refusal import Refusal, unsupported
@@ -101,7 +101,7 @@ def router(service: Service) -> APIRouter:
         return JSONResponse(
             {
                 "model": body.model,
-                "embeddings": [_unit(vector) for vector in vectors],
+                "embeddings": [unit(vector) for vector in vectors],
                 "total_duration": ollama_replies.nanoseconds(time.perf_counter() - begun),
                 "load_duration": 0,
                 "prompt_eval_count": count,
@@ -169,9 +169,3 @@ async def _read(
         return [], 0
     vectors = await answered(request, service.embed(served, prompts))
     return vectors, sum(map(len, prompts))
-
-
-def _unit(vector: list[float]) -> list[float]:
-    """`vector` with length 1."""
-    length = math.sqrt(sum(value * value for value in vector))
-    return [value / length for value in vector] if length else vector
