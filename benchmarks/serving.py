@@ -74,13 +74,14 @@ def main() -> None:
         for name, command in commands.items():
             stack.enter_context(_Server([*command, "--model", str(folder)], ports[name]))
         models = {"ours": "default", "mlx-lm": "default_model"}
+        for name, port in ports.items():  # to warm up
+            asyncio.run(_round(port, models[name], 2, -1))
         for clients in options.clients:
             seen: dict[str, list[Seen]] = {name: [] for name in ports}
-            for number in range(-1, options.rounds):  # the first warms up
+            for number in range(options.rounds):
                 for name, port in ports.items():
                     one = asyncio.run(_round(port, models[name], clients, number))
-                    if number >= 0:
-                        seen[name].append(one)
+                    seen[name].append(one)
             for name, rounds in seen.items():
                 found.add(f"{name} {clients}", [r.tokens / r.seconds for r in rounds], "tok/s")
                 for share, word in ((50, "median"), (95, "p95")):
@@ -98,12 +99,14 @@ def _percentile(values: list[float], share: int) -> float:
 
 async def _round(port: int, model: str, clients: int, number: int) -> Seen:
     seen, start = Seen(), time.perf_counter()
-    await asyncio.gather(*(_client(port, model, (number, c), seen) for c in range(clients)))
+    await asyncio.gather(
+        *(_client(port, model, (clients, number, c), seen) for c in range(clients))
+    )
     seen.seconds = time.perf_counter() - start
     return seen
 
 
-async def _client(port: int, model: str, seed: tuple[int, int], seen: Seen) -> None:
+async def _client(port: int, model: str, seed: tuple[int, int, int], seen: Seen) -> None:
     draw = random.Random(str((port, *seed)))  # the same text is never sent twice
     for _ in range(REQUESTS):
         words = " ".join(draw.choices(WORDS, k=draw.randint(20, 300)))

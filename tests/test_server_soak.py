@@ -49,8 +49,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, int, int]]:
 
 def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
     """A path and a body, of any kind."""
-    text = " ".join(draw.choices(WORDS, k=draw.randint(1, 60)))
-    tokens, stream = draw.randint(1, 8), draw.random() < 0.5
+    text = " ".join(draw.choices(WORDS, k=draw.randint(1, 20)))
+    tokens, stream = draw.randint(1, 4), draw.random() < 0.5
     messages = [{"role": "user", "content": text}]
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     chat = {"messages": messages, "max_tokens": tokens, "stream": stream}

@@ -16,6 +16,8 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
 
+import mlx.core as mx
+
 from .. import distributed
 from ..errors import MiniCPMError
 from .batch import Batch, Kept
@@ -333,6 +335,7 @@ class Scheduler:
         return max(count, SMALLEST)
 
     def _has_read(self, reader: Reader) -> None:
+        mx.clear_cache()  # arrays of every length would pile up in it
         request, result = reader.request, reader.result
         if reader.at >= reader.cached + SHARED and not request.pooled:
             self.prefixes.keep(request.adapter, request.prompt[: reader.at], reader.cache)
