@@ -30,6 +30,7 @@ from . import (
     serve,
     web,
 )
+from . import eval as evaluate
 
 app = typer.Typer(
     name="minicpm-mlx",
@@ -56,6 +57,7 @@ app.command("export-adapter")(export_adapter.export_adapter)
 app.command("lora")(lora.lora)
 app.command("dpo", help="Fine-tune on preferences: `lora`, refusing other data.")(lora.lora)
 app.command("doctor")(doctor.doctor)
+app.add_typer(evaluate.app, name="eval")
 app.command("launch", context_settings={"allow_interspersed_args": False})(launch.launch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -54,14 +54,17 @@ KeyFile = Annotated[
     typer.Option("--api-key-file", help="File with the key; or set MINICPM_MLX_API_KEY."),
 ]
 Concurrency = Annotated[
-    int | None, typer.Option("--max-concurrency", help="Replies that are made at once.")
+    int | None, typer.Option("--max-concurrency", help="Replies made at once; default 16.")
 ]
-Queue = Annotated[int | None, typer.Option("--queue", help="Requests that may wait.")]
+Queue = Annotated[int | None, typer.Option("--queue", help="Requests that may wait; default 256.")]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", help="Seconds after which a request is given up.")
+    float | None, typer.Option("--timeout", help="Seconds a request may take; default: any.")
 ]
 CacheMemory = Annotated[
-    float | None, typer.Option("--cache-memory", help="GB that remember prompts; 0: none.")
+    float | None,
+    typer.Option(
+        "--cache-memory", help="GB to remember prompts; 0: none; default: a fifth of what is free."
+    ),
 ]
 AllowedHost = Annotated[
     list[str] | None,
@@ -110,6 +113,7 @@ def serve(
         address=address_of(host, port, tls_cert, tls_key),
         settings=settings_of(api_key, api_key_file, allowed_host, allowed_origin),
         grace=grace,
+        key_file=api_key_file,
         mount=chat_page(),
     )
 
@@ -157,15 +161,20 @@ def run(
     address: Address,
     settings: Settings,
     grace: float,
+    key_file: Path | None = None,
     mount: Mount | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Load the model and serve it until a signal comes; `ready` is told the URL."""
+    """Load the model and serve it until a signal comes; `ready` is told the URL.
+
+    `key_file` is where the key came from.
+    """
     from minicpm_mlx import distributed
     from minicpm_mlx.server.run import listen, serve
     from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
     say, err = Words(), console(stderr=True)
+    warnings = list(_warnings(address, key_file, say))
     _log_to_stderr()
     queue = QUEUE if limits.queue is None else limits.queue
     most = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
@@ -196,6 +205,8 @@ def run(
             err.print(say.pick(*SAID["chat"]).format(url=f"{url}/chat"))
         if settings.api_key is not None:
             err.print(say.pick(*SAID["key"]))
+        for warning in warnings:
+            err.print(warning, style="warning")
         if ready is not None:
             ready(url)
 
@@ -209,6 +220,16 @@ def run(
         ready=announce,
         ending=lambda: err.print(say.pick(*SAID["ending"]).format(seconds=grace), style="quiet"),
     )
+
+
+def _warnings(address: Address, key_file: Path | None, say: Words) -> Iterator[str]:
+    """What is less safe than it could be, which is said once the server runs."""
+    from minicpm_mlx.server.run import is_loopback, readable_by_others
+
+    if not is_loopback(address.host) and address.certificate is None:
+        yield say.pick(*SAID["plain"])
+    if key_file is not None and readable_by_others(key_file):
+        yield say.pick(*SAID["readable"]).format(file=key_file)
 
 
 def adapters_of(given: Sequence[str] | None) -> dict[str, Path]:
@@ -232,10 +253,8 @@ def adapters_of(given: Sequence[str] | None) -> dict[str, Path]:
 
 def address_of(host: str, port: int, certificate: Path | None, private_key: Path | None) -> Address:
     """Where to listen."""
-    from minicpm_mlx.server.run import Address, is_loopback
+    from minicpm_mlx.server.run import Address
 
-    if not is_loopback(host) and certificate is None:
-        console(stderr=True).print(Words().pick(*SAID["plain"]), style="warning")
     return Address(host=host, port=port, certificate=certificate, private_key=private_key)
 
 
@@ -246,16 +265,12 @@ def settings_of(
     origins: Sequence[str] | None,
 ) -> Settings:
     """Who may ask; each request is told of on standard error."""
-    from minicpm_mlx.server.run import key_of, readable_by_others
+    from minicpm_mlx.server.run import key_of
     from minicpm_mlx.server.settings import Settings
 
-    say, err = Words(), console(stderr=True)
-    key = key_of(api_key, api_key_file)
-    if api_key_file is not None and readable_by_others(api_key_file):
-        text = say.pick(*SAID["readable"]).format(file=api_key_file)
-        err.print(text, style="warning")
+    err = console(stderr=True)
     return Settings(
-        api_key=key,
+        api_key=key_of(api_key, api_key_file),
         allowed_hosts=tuple(hosts or ()),
         allowed_origins=tuple(origins or ()),
         log=lambda line: err.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", style="quiet"),

@@ -50,6 +50,7 @@ def web(
         address=serve.address_of(host, port, tls_cert, tls_key),
         settings=serve.settings_of(api_key, api_key_file, allowed_host, allowed_origin),
         grace=grace,
+        key_file=api_key_file,
         mount=mount,
         ready=None if no_browser else _show,
     )

@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from .adapt import adapt
 from .arguments import at_least_one, expect, is_whole, listed, shown, whole
+from .batched import Asked, replies
 from .config import Config
-from .engine import WIDTH, Batch, Draft, Grammar, Lookup, Sampling, Session, Speculation, generate
+from .engine import WIDTH, Draft, Grammar, Lookup, Sampling, Session, Speculation, generate
 from .errors import (
     ContextLengthError,
     InvalidArgumentError,
@@ -223,45 +224,19 @@ class LM:
     ) -> list[Completion]:
         """`generate` for many prompts, `width` of them at a time; the replies in their order.
 
-        Each reply is what it would have been alone. Their seconds are those they took together.
+        Each reply is what it would have been alone. Its seconds count from when it was taken up;
+        those of prompts that begin alike read that beginning once.
 
             lm.generate_batch(["1 + 1 =", "The capital of France is"], max_tokens=8)
         """
-        asked = [self._asked(prompt, max_tokens, stop) for prompt in prompts]
         how = self.sampling if sampling is None else sampling
-        batch = Batch(
-            self.model,
-            vocab_size=self.tokenizer.vocab_size,
-            width=at_least_one("width", width),
-        )
-        start = time.perf_counter()
-        places = {
-            batch.add(ids, max_tokens=limit, sampling=how, eos=self.tokenizer.eos_ids): place
-            for place, (ids, limit, _) in enumerate(asked)
-        }
-        told = [Transcript(self.tokenizer, stops) for _, _, stops in asked]
-        pieces: list[list[Piece]] = [[] for _ in asked]
-        first: dict[int, float] = {}
-        with closing(batch):
-            for drawn in batch.tokens():
-                now, index = time.perf_counter() - start, places[drawn.stream]
-                first.setdefault(index, now)
-                pieces[index].append(told[index].add(drawn.token))
-                if not drawn.reason and not told[index].ended:
-                    continue
-                if not drawn.reason:
-                    batch.remove(drawn.stream)
-                stats = Stats(
-                    prompt_tokens=len(asked[index][0]),
-                    cached_tokens=0,
-                    completion_tokens=told[index].count,
-                    ttft=first[index],
-                    seconds=now,
-                    passes=max(told[index].count - 1, 0),
-                    peak_memory=mx.get_peak_memory(),
-                )
-                pieces[index].append(told[index].finish(stats))
-        return [collect(reply) for reply in pieces]
+        asked = [
+            Asked(ids=ids, max_tokens=limit, sampling=how, stops=stops)
+            for ids, limit, stops in (self._asked(prompt, max_tokens, stop) for prompt in prompts)
+        ]
+        width = at_least_one("width", width)
+        found = dict(replies(self.model, self.tokenizer, asked, width))
+        return [found[place] for place in range(len(asked))]
 
     def chat(
         self,

@@ -191,12 +191,18 @@ def _matcher(vocabulary: Vocabulary, start: str, parts: list[dict[str, Any]]) ->
 def _check(matcher: LLMatcher, trouble: str) -> None:
     """InvalidArgumentError with the library's reason, if it has one."""
     if matcher.is_error():
-        reason = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
-        if reason.startswith("NoExtension"):
-            reason = "no text fits that these tokens can write"
-        if len(reason) > 300:  # it begins with what was given, which may be long
-            reason = f"{reason[:100]} ... {reason[-180:]}"
-        raise InvalidArgumentError(f"{trouble}: {reason}")
+        raise InvalidArgumentError(f"{trouble}: {_reason(matcher.get_error())}")
+
+
+def _reason(said: str) -> str:
+    """What is wrong, without the lines that draw where: some are of what is put around a form."""
+    if said.startswith("NoExtension"):
+        return "no text fits that these tokens can write"
+    lines = said.strip().splitlines() or ["it does not say why"]
+    wrong = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = " ".join((wrong[-1] if wrong else lines[0]).replace("<non-verbose/>", "").split())
+    # What was given may be in it, which may be long.
+    return reason if len(reason) <= 300 else f"{reason[:100]} ... {reason[-180:]}"
 
 
 # Tokens as bytes

@@ -202,9 +202,11 @@ def test_a_field_that_is_not_known_is_named(alive: Live, path: str) -> None:
 
 
 def test_what_is_wrong_is_said_by_the_field() -> None:
+    body = {"stop": 1, "messages": [{"content": ["a", {"type": "text"}]}]}
+
     def said(*errors: tuple[str, tuple[object, ...], str]) -> tuple[str | None, str]:
         found = [{"type": kind, "loc": place, "msg": text} for kind, place, text in errors]
-        refusal = invalid(found)
+        refusal = invalid(found, body)
         return refusal.field, refusal.message
 
     assert said(("missing", ("body", "model"), "Field required")) == ("model", "model is missing")
@@ -218,7 +220,7 @@ def test_what_is_wrong_is_said_by_the_field() -> None:
     field, _ = said(
         ("string_type", ("body", "messages", 0, "content", "str"), "x"), ("missing", inner, "y")
     )
-    assert field == "messages.0.content.1.text"
+    assert field == "messages[0].content[1].text"
 
 
 # Names that are no names

@@ -34,7 +34,7 @@ ROWS = [
     },
     {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack", "sharding"},
     {"weights", "engine", "reply"},
-    {"memory", "perplexity", "companions"},
+    {"memory", "perplexity", "companions", "batched"},
     {"quantization"},
     {"adapt", "demo", "local", "convert", "export", "structured"},
     {"lm"},

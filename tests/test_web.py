@@ -160,18 +160,36 @@ def test_a_fence_is_left_as_it_is(text: str) -> None:
 )
 def test_an_event_with_anything_but_texts_and_numbers_is_refused(event: object) -> None:
     with pytest.raises(Refusal) as refused:
-        check_event(json.dumps(event).encode())
+        check_event(json.dumps(event).encode(), None)
     assert refused.value.status == 400
 
 
 def test_an_event_of_texts_and_numbers_passes() -> None:
-    check_event(json.dumps({"data": ["a", 1, 0.5, True, None], "fn_index": 1}).encode())
+    event = {"data": ["a", 1, 0.5, True, None], "fn_index": 1}
+    check_event(json.dumps(event).encode(), {1: 5})
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ({"data": ["a"], "fn_index": 1}, "data"),
+        ({"data": ["a", "b", "c"], "fn_index": 1}, "data"),
+        ({"fn_index": 1}, "data"),
+        ({"data": ["a", "b"], "fn_index": 2}, "fn_index"),
+        ({"data": ["a", "b"], "fn_index": True}, "fn_index"),
+        ({"data": ["a", "b"]}, "fn_index"),
+    ],
+)
+def test_an_event_that_the_page_does_not_have_is_refused(event: object, field: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        check_event(json.dumps(event).encode(), {1: 2})
+    assert refused.value.field == field
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"data": [NaN]}', b"[" * 10**5])
 def test_an_event_that_is_no_json_is_refused(content: bytes) -> None:
     with pytest.raises(Refusal):
-        check_event(content)
+        check_event(content, None)
 
 
 # Conversations
@@ -407,6 +425,34 @@ def test_an_event_that_names_a_file_does_not_reach_gradio(chat: Live) -> None:
     answer = chat.ask("POST", "/chat/gradio_api/queue/join", event)
     assert answer.status == 400
     assert answer.json["error"]["param"] == "data"
+
+
+@needs_gradio
+def test_what_was_typed_is_never_printed(
+    chat: Live, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    import minicpm_mlx.web.page as page
+
+    assert chat.ask("GET", "/chat/").status == 200
+    secret = "MY PRIVATE TEXT"
+    service = chat.service
+    events = {one.name: number for number, one in page.Page(service).blocks.fns.items()}
+    # Too few values, an adapter that is none, a number of tokens that is none.
+    for values in (
+        [secret],
+        ["Hi", None, "en", secret, "", 0.8, 0.5, 8],
+        ["Hi", None, "en", "demo", "", 0.8, 0.5, secret],
+    ):
+        event = {"data": values, "fn_index": events["_ask"], "session_hash": "s"}
+        joined = chat.ask("POST", "/chat/gradio_api/queue/join", event)
+        assert joined.status == (400 if len(values) == 1 else 200)
+        if joined.status == 200:
+            told = chat.ask("GET", "/chat/gradio_api/queue/data?session_hash=s")
+            assert b'"success":false' in told.body
+    printed = capfd.readouterr()
+    said = printed.out + printed.err + caplog.text
+    assert "the page failed" in said
+    assert secret not in said
 
 
 @needs_gradio

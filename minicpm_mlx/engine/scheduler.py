@@ -106,7 +106,7 @@ class Scheduler:
                 raise ClosedError("this server is shutting down")
             if self._open + len(requests) > self.queue + self.width:
                 raise QueueFullError(
-                    f"{self._open} requests are waiting or running already, of at most "
+                    f"requests waiting or running already: {self._open}, of at most "
                     f"{self.queue + self.width}; try again in a moment"
                 )
             self._open += len(requests)

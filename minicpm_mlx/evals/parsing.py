@@ -7,15 +7,33 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["bbh_answer", "grade_school_number", "humaneval_body", "mbpp_code"]
+__all__ = [
+    "bbh_answer",
+    "grade_school_number",
+    "humaneval_body",
+    "mbpp_code",
+    "next_definition",
+    "stated_number",
+]
 
 _NEXT_DEFINITION = re.compile(r"\n(?:class|def|#|@|print|if)|<\|endoftext\|>")
 _STATED_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 
 
+def next_definition(reply: str) -> re.Match[str] | None:
+    """Where a reply first leaves the function it was to complete."""
+    return _NEXT_DEFINITION.search(reply)
+
+
+def stated_number(reply: str) -> re.Match[str] | None:
+    """The first "#### 12" of a reply."""
+    return _STATED_NUMBER.search(reply)
+
+
 def humaneval_body(reply: str) -> str:
     """The reply up to the first line that leaves the function it was to complete."""
-    return _NEXT_DEFINITION.split(reply, maxsplit=1)[0]
+    found = next_definition(reply)
+    return reply[: found.start()] if found else reply
 
 
 def mbpp_code(reply: str) -> str:
@@ -39,7 +57,7 @@ def grade_school_number(reply: str) -> str:
     That after "#### ", else the first word after the last ">>" (of "<<3*4=12>>12"), else that after
     the last "=", else the last word of digits alone, else the reply as it is.
     """
-    if stated := _STATED_NUMBER.search(reply):
+    if stated := stated_number(reply):
         return stated[1].replace(",", "")
     for mark in (">>", "="):
         _, found, rest = reply.rpartition(mark)

@@ -78,6 +78,8 @@ class Task:
     """Post-processing of a reply."""
     match: Callable[[str, Question], float] | None = None
     """The metric, of what `read` returned; None where the reply is a program."""
+    enough: Callable[[str, Question], bool] | None = None
+    """Whether so much of a reply decides its score; None: the whole reply does."""
     choice: Callable[[Item], Choice] | None = None
     """An item for "ppl"."""
     loss: Callable[[Sequence[Sequence[float]]], list[float]] = total_loss

@@ -51,7 +51,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         message = Message(service, body)
         ask = await message.ask()
-        replies = service.start([ask])
+        replies = service.start([ask], "messages")
         headers = {"request-id": identifier("req_")}
         if body.stream:
             response: Response = streamed(

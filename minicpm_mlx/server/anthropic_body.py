@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 from .options import MAX_STOPS, StopString
 from .refusal import Refusal, unsupported
 from .tools import Function, Name, Toolbox
-from .wire import Body
+from .wire import TEXT_OR_PARTS, Body
 
 if TYPE_CHECKING:
     from .service import Service
@@ -61,10 +61,6 @@ class OtherBlock(Body):
 Block = Annotated[TextBlock | OtherBlock, Field(discriminator="type")]
 
 
-def _is_text(value: Any) -> str:
-    return "text" if isinstance(value, str) else "blocks"
-
-
 class ToolResult(Body):
     """What a call came to."""
 
@@ -72,8 +68,8 @@ class ToolResult(Body):
     tool_use_id: str
     content: (
         Annotated[
-            Annotated[str, Tag("text")] | Annotated[list[Block], Tag("blocks")],
-            Discriminator(_is_text),
+            Annotated[str, Tag("(text)")] | Annotated[list[Block], Tag("(parts)")],
+            TEXT_OR_PARTS,
         ]
         | None
     ) = None
@@ -83,12 +79,12 @@ class ToolResult(Body):
 
 AnyBlock = Annotated[TextBlock | ToolUse | ToolResult | OtherBlock, Field(discriminator="type")]
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[AnyBlock], Tag("blocks")],
-    Discriminator(_is_text),
+    Annotated[str, Tag("(text)")] | Annotated[list[AnyBlock], Tag("(parts)")],
+    TEXT_OR_PARTS,
 ]
 System = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("blocks")],
-    Discriminator(_is_text),
+    Annotated[str, Tag("(text)")] | Annotated[list[TextBlock], Tag("(parts)")],
+    TEXT_OR_PARTS,
 ]
 
 

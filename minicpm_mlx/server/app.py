@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -26,8 +27,6 @@ APIS = {
     "Ollama": (ollama,),
     "SGLang": (sglang,),
 }
-_SHAPES = {"str", "int", "float", "bool", "list", "dict", "constrained-str"}
-"""What pydantic puts among the names of fields to tell the branches of a union apart."""
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
@@ -85,7 +84,7 @@ async def _refusal(request: Request, error: Any) -> JSONResponse:
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:
-    return answer(request.url.path, invalid(error.errors()))
+    return answer(request.url.path, invalid(error.errors(), error.body))
 
 
 async def _http(request: Request, error: Any) -> JSONResponse:
@@ -116,11 +115,10 @@ async def _failed(request: Request, error: Any) -> JSONResponse:
     return answer(request.url.path, Refusal(500, "the server failed; see its log"))
 
 
-def invalid(errors: list[dict[str, Any]]) -> Refusal:
-    """Refusal 400 for a body that is not as it was declared, by what is wrong deepest inside."""
+def invalid(errors: list[dict[str, Any]], body: object) -> Refusal:
+    """Refusal 400 for a `body` that is not as it was declared, by what is wrong deepest inside."""
     worst = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
-    where = [part for part in worst["loc"] if part not in _SHAPES and _is_name(part)]
-    field = ".".join(map(str, where[1:])) or str(where[0] if where else "body")
+    field = _field(worst["loc"], body, missing=worst["type"] == "missing")
     if worst["type"] == "extra_forbidden":
         return Refusal(400, f"{field} is not known here; leave it out", field=field, code="unknown")
     if worst["type"] == "missing":
@@ -130,8 +128,21 @@ def invalid(errors: list[dict[str, Any]]) -> Refusal:
     return Refusal(400, f"{field}: {said}", field=field, code="invalid_value")
 
 
-def _is_name(part: object) -> bool:
-    return isinstance(part, int) or str(part).replace("-", "_").isidentifier()
+def _field(place: Sequence[str | int], body: object, *, missing: bool) -> str:
+    """A place in the body, such as messages[0].content.
+
+    Among the names of fields pydantic puts words that tell the branches of a union apart: what is
+    not in the body is one of those, but for the last, where that is the field that is missing.
+    """
+    found, value = "", body
+    for number, part in enumerate(place[1:], 2):
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            found, value = f"{found}[{part}]", value[part]
+        elif isinstance(value, dict) and part in value:
+            found, value = f"{found}.{str(part)[:80]}", value[part]
+        elif missing and number == len(place):
+            found = f"{found}.{part}"
+    return found.removeprefix(".") or str(place[-1])
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .envelope import events, identifier, usage, wholes
 from .formats import ResponseFormat, guide_of
 from .logprobs import chat_logprobs
 from .messages import Message, templated
-from .options import Options, compute, grammar_of, refuse_all
+from .options import Options, compute, grammar_of_one, refuse_all
 from .refusal import Refusal
 from .tools import CallReader, NamedChoice, Tool, Toolbox, ToolCall
 
@@ -119,7 +119,7 @@ class Chat:
         prompt, stops = await compute(
             lambda: self.service.conversation(messages, tools=tools), "messages"
         )
-        grammar = await grammar_of(self.service, self._guide(), "response_format")
+        grammar = await grammar_of_one(self.service, self._guides())
         return body.asks(
             self.service,
             [prompt],
@@ -130,16 +130,15 @@ class Chat:
             grammar=grammar or await self.tools.grammar(),
         )
 
-    def _guide(self) -> dict[str, Any]:
-        guides = [self.body.guide(), guide_of(self.body.response_format)]
-        wanted = [guide for guide in guides if guide]
-        if len(wanted) + self.tools.active > 1:
-            raise Refusal(
-                400,
-                "response_format, tools and guided_... cannot be had together; give one",
-                field="response_format",
-            )
-        return wanted[0] if wanted else {}
+    def _guides(self) -> dict[str, dict[str, Any]]:
+        """Forms for the reply, by the fields that give them."""
+        guides = self.body.guides()
+        if guide := guide_of(self.body.response_format):
+            guides["response_format"] = guide
+        if guides and self.tools.active:
+            field = next(iter(guides))
+            raise Refusal(400, f"{field} and tools cannot be had together; give one", field=field)
+        return guides
 
     def completion(self, found: Iterable[Whole]) -> dict[str, Any]:
         """The answer as a whole."""
@@ -254,7 +253,7 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(body: ChatCompletion, request: Request) -> Response:
         """Answer a conversation."""
         chat = Chat(service, body)
-        replies = service.start(await chat.asks())
+        replies = service.start(await chat.asks(), "messages")
         if body.stream:
             return events(chat.chunks(replies))
         return JSONResponse(chat.completion(await wholes(request, replies)))

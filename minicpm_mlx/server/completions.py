@@ -12,7 +12,7 @@ from pydantic import Field
 
 from .envelope import events, identifier, usage, wholes
 from .logprobs import CompletionLogprobs
-from .options import Options, grammar_of, refuse_all
+from .options import Options, grammar_of_one, refuse_all
 from .prompts import Prompt, Prompts, read_prompts
 from .refusal import Refusal
 
@@ -79,7 +79,7 @@ class Continuation:
             top_logprobs=body.logprobs,
             score_from=0 if body.echo and body.logprobs is not None else None,
             keep_special=not self.skip_special,
-            grammar=await grammar_of(self.service, body.guide(), "prompt"),
+            grammar=await grammar_of_one(self.service, body.guides()),
             ignore_eos=bool(body.ignore_eos) or self.scores,
         )
 

@@ -103,7 +103,8 @@ class Guard:
             if self._busy >= self._settings.max_requests and scope["path"] != "/health":
                 raise Refusal(
                     429,
-                    f"{self._busy} requests are being answered; try again in a moment",
+                    f"requests being answered already: {self._busy}, of at most "
+                    f"{self._settings.max_requests}; try again in a moment",
                     code="too_many_requests",
                     retry_after=1,
                 )
@@ -184,6 +185,9 @@ class Guard:
             return
         if scope["method"] in ("GET", "HEAD"):
             raise Refusal(400, f"{scope['method']} takes no body; send it without one")
+        coding = headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise Refusal(415, f"expected no Content-Encoding, got {coding[:80]!r}; send it plain")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if _is_page(scope) or kind == "application/json" or kind.endswith("+json"):
             return

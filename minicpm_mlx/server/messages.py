@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from .refusal import Refusal, unsupported
-from .wire import Body
+from .wire import TEXT_OR_PARTS, Body
 
 
 class TextPart(Body):
@@ -36,7 +36,7 @@ class OtherPart(Body):
 Part = Annotated[TextPart | RefusalPart | OtherPart, Field(discriminator="type")]
 Content = Annotated[
     Annotated[str, Tag("(text)")] | Annotated[list[Part], Tag("(parts)")],
-    Discriminator(lambda value: "(text)" if isinstance(value, str) else "(parts)"),
+    TEXT_OR_PARTS,
 ]
 
 

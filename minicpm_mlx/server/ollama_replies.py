@@ -201,10 +201,10 @@ def prompt_of(service: Service, body: GenerateBody) -> tuple[list[int], list[str
     if service.lm.tokenizer.template is None:  # as Ollama's own default, which is the bare prompt
         if body.system:
             raise unsupported("system", "this model has no chat template to say it in")
-        before = service.check_ids(body.context or [])
+        before = service.check_ids(body.context or [], "context")
         return before + service.lm.tokenizer.encode(prompt, add_bos=not before), []
     if body.context:
-        return _continued(service, service.check_ids(body.context), prompt)
+        return _continued(service, service.check_ids(body.context, "context"), prompt)
     system = [{"role": "system", "content": body.system}] if body.system else []
     return service.conversation([*system, {"role": "user", "content": prompt}])
 

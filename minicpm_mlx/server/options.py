@@ -88,7 +88,9 @@ class Options(Body):
             repetition_penalty=self.repetition_penalty,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
-            logit_bias=None if self.logit_bias is None else bias_of(service, self.logit_bias),
+            logit_bias=None
+            if self.logit_bias is None
+            else bias_of(service, self.logit_bias, "logit_bias"),
             seed=None if self.seed is None else self.seed % 2**64,
         )
 
@@ -107,15 +109,18 @@ class Options(Body):
                 field="stream_options",
             )
 
-    def guide(self) -> dict[str, Any]:
-        """vLLM's guided decoding as an argument of `grammar_of`; empty where there is none."""
+    def guides(self) -> dict[str, dict[str, Any]]:
+        """vLLM's guided decoding, by field, as arguments of `grammar_of`; usually there is none."""
         choice = self.guided_choice
         wanted = {
-            "json_schema": self.guided_json,
-            "regex": self.guided_regex,
-            "ebnf": self.guided_grammar or (choice and f"start: {alternatives(choice)}"),
+            "guided_json": ("json_schema", self.guided_json),
+            "guided_regex": ("regex", self.guided_regex),
+            "guided_choice": ("ebnf", choice and f"start: {alternatives(choice)}"),
+            "guided_grammar": ("ebnf", self.guided_grammar),
         }
-        return {name: value for name, value in wanted.items() if value is not None}
+        return {
+            field: {name: value} for field, (name, value) in wanted.items() if value is not None
+        }
 
     def asks(self, service: Service, prompts: Sequence[Sequence[int]], **given: Any) -> list[Ask]:
         """`n` replies to each prompt, in order; `given` goes into each Ask."""
@@ -130,7 +135,7 @@ class Options(Body):
                 sampling=replace(sampling, seed=seed),
                 served=service.served(self.model),
                 min_tokens=self.min_tokens or 0,
-                stop_tokens=service.check_ids(self.stop_token_ids or []),
+                stop_tokens=service.check_ids(self.stop_token_ids or [], "stop_token_ids"),
                 grammar=None if grammar is None else grammar.copy(),
                 **{"ignore_eos": bool(self.ignore_eos)} | given,
             )
@@ -139,14 +144,12 @@ class Options(Body):
         ]
 
 
-def bias_of(service: Service, given: Mapping[str, float]) -> dict[int, float]:
-    """`logit_bias` with numbers for keys."""
+def bias_of(service: Service, given: Mapping[str, float], field: str) -> dict[int, float]:
+    """`logit_bias`, which the API calls `field`, with numbers for keys."""
     for token in given:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise Refusal(
-                400, f"logit_bias must name token ids, got {token[:40]!r}", field="logit_bias"
-            )
-    ids = service.check_ids([int(token) for token in given])
+            raise Refusal(400, f"{field} must name token ids, got {token[:40]!r}", field=field)
+    ids = service.check_ids([int(token) for token in given], field)
     return dict(zip(ids, given.values(), strict=True))
 
 
@@ -164,6 +167,20 @@ async def grammar_of(service: Service, guide: Mapping[str, Any], field: str) -> 
     from ..structured import grammar_of as compiled
 
     return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)
+
+
+async def grammar_of_one(
+    service: Service, guides: Mapping[str, Mapping[str, Any]]
+) -> Grammar | None:
+    """The grammar of the one field of `guides` that gives a form, if any does."""
+    if not guides:
+        return None
+    field, *others = guides
+    if others:
+        raise Refusal(
+            400, f"{', '.join(guides)} cannot be had together; give one", field=others[-1]
+        )
+    return await grammar_of(service, guides[field], field)
 
 
 async def compute(work: Callable[[], T], field: str) -> T:

@@ -20,10 +20,12 @@ MAX_PROMPTS = 256
 TokenIds = list[int]
 
 
-def _kind(value: object) -> str:
+def _kind(value: object) -> str | None:
     """Which of the four it is, so that a mistake is told of that one alone."""
-    if not isinstance(value, list):
+    if isinstance(value, str):
         return "(text)"
+    if not isinstance(value, list):
+        return None
     first = value[0] if value else None
     if isinstance(first, str):
         return "(texts)"
@@ -35,7 +37,11 @@ Prompts = Annotated[
     | Annotated[list[str], Field(max_length=MAX_PROMPTS), Tag("(texts)")]
     | Annotated[TokenIds, Tag("(ids)")]
     | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS), Tag("(lists of ids)")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="prompts",
+        custom_error_message="expected text, token ids, or a list of either",
+    ),
 ]
 
 
@@ -62,15 +68,15 @@ async def read_prompts(
     """Each of the prompts; Refusal where there is none, or one is empty."""
     lone = isinstance(given, str) or not given or isinstance(given[0], int)
     many = [given] if lone else given
-    found = await compute(lambda: [_read(service, one, adds_bos) for one in many], field)
+    found = await compute(lambda: [_read(service, one, field, adds_bos) for one in many], field)
     if not all(prompt.ids for prompt in found):
         raise Refusal(400, f"{field}: expected text or token ids, got an empty one", field=field)
     return found
 
 
-def _read(service: Service, given: object, adds_bos: bool) -> Prompt:
+def _read(service: Service, given: object, field: str, adds_bos: bool) -> Prompt:
     if isinstance(given, str):
         ids = service.encode(given) if adds_bos else service.lm.tokenizer.encode(given, False)
         return Prompt(service, ids, given)
     assert isinstance(given, list)
-    return Prompt(service, service.check_ids(given))
+    return Prompt(service, service.check_ids(given, field))

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from .messages import called
 from .refusal import Refusal, unsupported
-from .wire import Body
+from .wire import TEXT_OR_PARTS, Body
 
 State = Literal["in_progress", "completed", "incomplete"]
 
@@ -51,7 +51,7 @@ class OtherInput(Body):
 Part = Annotated[InputText | OutputText | RefusalText | OtherInput, Field(discriminator="type")]
 Content = Annotated[
     Annotated[str, Tag("(text)")] | Annotated[list[Part], Tag("(parts)")],
-    Discriminator(lambda value: "(text)" if isinstance(value, str) else "(parts)"),
+    TEXT_OR_PARTS,
 ]
 
 

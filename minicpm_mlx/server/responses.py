@@ -209,7 +209,7 @@ def router(service: Service) -> APIRouter:
         tools = body.toolbox(service)
         ask = await body.ask(service, tools)
         stream = ResponseStream(service, body.echoed(ask), tools, body.wants_logprobs())
-        replies = service.start([ask])
+        replies = service.start([ask], "input")
         if body.stream:
             return streamed(_events(replies, stream), trouble=lambda error: sse(refused(error)))
         [whole] = await wholes(request, replies)

@@ -23,7 +23,7 @@ from ..errors import InvalidArgumentError
 from .app import create_app
 from .connections import protocol
 from .service import Service
-from .settings import Settings
+from .settings import Settings, check_key
 
 KEY = "MINICPM_MLX_API_KEY"
 """The environment variable that holds the key where none is given."""
@@ -70,11 +70,11 @@ def key_of(given: str | None, file: Path | None) -> str | None:
     if file is None:
         return given if given is not None else os.environ.get(KEY) or None
     try:
-        return file.read_text(encoding="ascii").strip()
+        key = file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise InvalidArgumentError(f"{file}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InvalidArgumentError(f"{file}: expected a key of printable ASCII") from None
+    check_key(key, f"{file}: the API key")
+    return key
 
 
 def readable_by_others(file: Path) -> bool:

@@ -25,7 +25,7 @@ from ..engine import (
     Sampling,
     Scheduler,
 )
-from ..errors import InvalidArgumentError, TemplateError
+from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
 from ..fuse import FusedModel
 from ..lm import LM, sampled
 from ..weights.adapters import read_adapter
@@ -71,7 +71,10 @@ class Service:
             )
         for name, folder in (adapters or {}).items():
             models[name] = beside(lm.model)
-            adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+            try:
+                adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+            except MiniCPMError as error:
+                raise type(error)(f"--adapter {name}: {error}") from None
             self.names.append(Served(name=f"{base}:{name}", adapter=name))
         plan = memory.plan(lm.config)
         left = distributed.least(max(plan.available - plan.working, 0))
@@ -146,12 +149,16 @@ class Service:
         """Token ids of a text, with a beginning of text where the model wants one."""
         return self.lm.tokenizer.encode(text)
 
-    def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """The same ids; Refusal for any that the model has not."""
+    def check_ids(self, ids: Sequence[int], field: str) -> list[int]:
+        """The same ids; Refusal for any that the model has not, which names the body's `field`."""
         most = self.lm.tokenizer.vocab_size
         wrong = next((one for one in ids if not 0 <= one < most), None)
         if wrong is not None:
-            raise Refusal(400, f"token ids must be from 0 to {most - 1}, got {shown(wrong)}")
+            raise Refusal(
+                400,
+                f"{field}: token ids must be from 0 to {most - 1}, got {shown(wrong)}",
+                field=field,
+            )
         return list(ids)
 
     def bytes_of(self, token: int) -> bytes:
@@ -164,13 +171,13 @@ class Service:
 
     # Replies.
 
-    def start(self, asks: Sequence[Ask]) -> Replies:
+    def start(self, asks: Sequence[Ask], field: str = "prompt") -> Replies:
         """Queue them, all or none; Refusal where a prompt is too long or the queue is full.
 
-        Later trouble is raised by iterating: 408 for a reply that took too long, 503 at the end of
-        the server.
+        `field` is what the API calls the prompt. Later trouble is raised by iterating: 408 for a
+        reply that took too long, 503 at the end of the server.
         """
-        requests = [self._request(ask) for ask in asks]
+        requests = [self._request(ask, field) for ask in asks]
         pairs = zip(asks, requests, strict=True)
         voices = [Voice(self, i, ask, request) for i, (ask, request) in enumerate(pairs)]
         replies = Replies(voices, self._cancel, self._watch)
@@ -186,7 +193,7 @@ class Service:
         """For each prompt the mean of the last layer's hidden states, after the norm."""
         greedy = Sampling()
         asks = [Ask(prompt=ids, served=served, sampling=greedy, max_tokens=0) for ids in prompts]
-        requests = [self._request(ask, pooled=True) for ask in asks]
+        requests = [self._request(ask, "input", pooled=True) for ask in asks]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Event]] = [loop.create_future() for _ in requests]
         self._pools.update(zip(requests, futures, strict=True))
@@ -205,15 +212,16 @@ class Service:
             means.append([value * scale for value in event.pooled])
         return means
 
-    def _request(self, ask: Ask, pooled: bool = False) -> Request:
+    def _request(self, ask: Ask, field: str, pooled: bool = False) -> Request:
         if not ask.prompt:
-            raise Refusal(400, "the prompt is empty; expected at least one token")
+            raise Refusal(400, "the prompt is empty; expected at least one token", field=field)
         room = self.context_length - len(ask.prompt)
         if room < (ask.max_tokens != 0):
             raise Refusal(
                 400,
                 f"the prompt has {len(ask.prompt)} tokens and the context is "
                 f"{self.context_length}; shorten it to leave room for a reply",
+                field=field,
                 code="context_length_exceeded",
             )
         if ask.grammar and (ask.min_tokens or ask.ignore_eos):

@@ -12,6 +12,15 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*@?#]+", re.IGNORECASE)
 _HOST = re.compile(r"[a-z0-9_.-]+", re.IGNORECASE)
 
 
+def check_key(key: str, name: str) -> None:
+    """InvalidArgumentError, which calls it `name`, where `key` could not be sent in a header."""
+    if not re.fullmatch(r"[!-~]+", key):
+        raise InvalidArgumentError(
+            f"{name} must be printable ASCII without spaces, and not empty; "
+            "choose another, for example with `openssl rand -hex 16`"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Who may ask, and how much."""
@@ -36,11 +45,8 @@ class Settings:
     """Told a line for each request: no prompts, no keys."""
 
     def __post_init__(self) -> None:
-        if self.api_key is not None and not re.fullmatch(r"[!-~]+", self.api_key):
-            raise InvalidArgumentError(
-                "the API key must be printable ASCII without spaces, and not empty; "
-                "choose another, for example with `openssl rand -hex 16`"
-            )
+        if self.api_key is not None:
+            check_key(self.api_key, "the API key")
         for origin in self.allowed_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise InvalidArgumentError(

@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
         prompts = await body.prompts(service)
         answers = [Answer(service, prompt) for prompt in prompts]
         single = body.is_single
-        replies = service.start([prompt.ask for prompt in prompts])
+        replies = service.start([prompt.ask for prompt in prompts], body.prompt_field)
         if body.stream:
             return streamed(
                 _events(replies, answers, single), trouble=lambda refusal: sse(refused(refusal))

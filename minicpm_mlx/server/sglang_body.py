@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field
 
 from ..engine.grammar import Grammar
-from .options import Stop, bias_of, grammar_of
+from .options import Stop, bias_of, grammar_of_one
 from .refusal import Refusal, unsupported
 from .wire import Body
 
@@ -80,17 +80,16 @@ class SamplingParams(Body):
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def guide(self) -> dict[str, Any]:
-        """How the reply is constrained, as arguments of `grammar_of`."""
-        found: dict[str, Any] = {}
-        for name in ("regex", "json_schema", "ebnf"):
-            if (value := getattr(self, name)) is not None:
-                found[name] = value
+    def guides(self) -> dict[str, dict[str, Any]]:
+        """How the reply is constrained, by field, as arguments of `grammar_of`."""
+        names = ("regex", "json_schema", "ebnf")
+        given = {name: getattr(self, name) for name in names}
+        found = {name: {name: value} for name, value in given.items() if value is not None}
         if self.json_schema == "$$ANY$$":  # SGLang's word for any object
-            found["json_object"] = bool(found.pop("json_schema"))
+            found["json_schema"] = {"json_object": True}
         elif self.json_schema is not None:
-            found["json_schema"] = _object(self.json_schema)
-        return found
+            found["json_schema"] = {"json_schema": _object(self.json_schema)}
+        return {f"sampling_params.{name}": guide for name, guide in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +135,11 @@ class GenerateBody(Body):
     bootstrap_host: str | list[str] | None = None
     bootstrap_port: int | list[int] | None = None
     bootstrap_room: int | list[int] | None = None
+
+    @property
+    def prompt_field(self) -> str:
+        """Which field the prompts are in."""
+        return "input_ids" if self.text is None else "text"
 
     @property
     def is_single(self) -> bool:
@@ -194,7 +198,8 @@ class GenerateBody(Body):
             texts = [self.text] if isinstance(self.text, str) else self.text
             return [service.encode(text) for text in texts]
         given: Any = self.input_ids
-        return [service.check_ids(ids) for ids in ([given] if isinstance(given[0], int) else given)]
+        lists = [given] if isinstance(given[0], int) else given
+        return [service.check_ids(ids, "input_ids") for ids in lists]
 
     def _params(self, count: int) -> list[SamplingParams]:
         found = _each("sampling_params", self.sampling_params, count, SamplingParams())
@@ -230,13 +235,14 @@ async def _grammars(service: Service, params: Sequence[SamplingParams]) -> list[
     made: dict[int, Grammar | None] = {}
     for one in params:
         if id(one) not in made:
-            made[id(one)] = await grammar_of(service, one.guide(), "sampling_params")
+            made[id(one)] = await grammar_of_one(service, one.guides())
     return [made[id(one)] for one in params]
 
 
 def _ask(service: Service, params: SamplingParams, ids: list[int], served: Served) -> Ask:
     from .service import Ask
 
+    name, bias, ends = "sampling_params", params.logit_bias, params.stop_token_ids or []
     return Ask(
         prompt=ids,
         served=served,
@@ -248,13 +254,13 @@ def _ask(service: Service, params: SamplingParams, ids: list[int], served: Serve
             repetition_penalty=params.repetition_penalty,
             frequency_penalty=params.frequency_penalty,
             presence_penalty=params.presence_penalty,
-            logit_bias=None if params.logit_bias is None else bias_of(service, params.logit_bias),
+            logit_bias=None if bias is None else bias_of(service, bias, f"{name}.logit_bias"),
             seed=params.sampling_seed,
         ),
         max_tokens=params.max_new_tokens,
         min_tokens=params.min_new_tokens,
         stop=params.stops(),
-        stop_tokens=service.check_ids(params.stop_token_ids or []),
+        stop_tokens=service.check_ids(ends, f"{name}.stop_token_ids"),
         ignore_eos=params.ignore_eos,
         keep_special=not params.skip_special_tokens,
     )

@@ -83,6 +83,7 @@ def router(service: Service) -> APIRouter:
     async def detokenize(body: Detokenize) -> dict[str, Any]:
         """Token ids to text, special tokens by name."""
         service.served(body.model)
-        return {"prompt": tokenizer.decode(service.check_ids(body.tokens), skip_special=False)}
+        ids = service.check_ids(body.tokens, "tokens")
+        return {"prompt": tokenizer.decode(ids, skip_special=False)}
 
     return routes

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Discriminator
 
 from .refusal import Refusal
 
@@ -23,6 +23,20 @@ class Body(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def _text_or_parts(value: object) -> str | None:
+    if isinstance(value, str):
+        return "(text)"
+    return "(parts)" if isinstance(value, list) else None
+
+
+TEXT_OR_PARTS = Discriminator(
+    _text_or_parts,
+    custom_error_type="text_or_parts",
+    custom_error_message="expected text, or a list of parts",
+)
+"""Tells text, with the tag "(text)", from a list, "(parts)"; what is neither is told of both."""
 
 
 class Gone(Exception):

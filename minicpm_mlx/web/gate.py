@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from minicpm_mlx.server.body import check_json, given_again, read
@@ -27,7 +27,8 @@ READ = re.compile(
     rf"/|/(?:theme\.css|assets/{FILE}|static/(?:{FILE}/)*{FILE})"
     r"|/gradio_api/(?:queue/data|startup-events)"
 )
-WRITTEN = re.compile(r"/gradio_api/(?:queue/join|cancel|reset)")
+JOIN = "/gradio_api/queue/join"
+WRITTEN = re.compile(rf"{JOIN}|/gradio_api/(?:cancel|reset)")
 HEARTBEAT = re.compile(r"/gradio_api/heartbeat/\w+")
 
 LARGEST = 2**20
@@ -46,11 +47,18 @@ should Gradio's cleaning of its HTML ever let something through, the browser doe
 class Gate:
     """ASGI middleware around Gradio's application.
 
-    `files` are our own: type and content by path; `head` is put into that of the page.
+    `files` are our own: type and content by path; `head` is put into that of the page; `events`
+    says how many values each of the page's events takes, by its number.
     """
 
-    def __init__(self, app: App, files: dict[str, tuple[str, bytes]], head: bytes) -> None:
-        self._app, self._files, self._head = app, files, head
+    def __init__(
+        self,
+        app: App,
+        files: Mapping[str, tuple[str, bytes]],
+        head: bytes,
+        events: Mapping[int, int],
+    ) -> None:
+        self._app, self._files, self._head, self._events = app, files, head, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
@@ -67,7 +75,7 @@ class Gate:
             await self._read(path, scope, receive, send)
         elif scope["method"] == "POST" and WRITTEN.fullmatch(path):
             content = await read(receive, 0, LARGEST, SECONDS, wait=False)
-            check_event(content)
+            check_event(content, self._events if path == JOIN else None)
             await self._app(scope, given_again(content, receive), send)
         else:
             raise Refusal(404, f"there is no {scope['method']} {scope['path'][:80]}")
@@ -111,15 +119,25 @@ class Dressed:
         await _answer(self._start["status"], headers, bytes(page), self._send)
 
 
-def check_event(content: bytes) -> None:
-    """Refusal 400 unless it is an event of this page: Gradio takes an object among its values for
-    a file to be read, or for a component to be made."""
+def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
+    """Refusal 400 unless it is one of `events` (None: it is none that takes values).
+
+    Gradio takes an object among its values for a file to be read, or for a component to be made.
+    """
     check_json(content)
     event = json.loads(content)
     values = event.get("data", []) if isinstance(event, dict) else None
     plain = (str, int, float, bool, type(None))
     if not isinstance(values, list) or not all(isinstance(value, plain) for value in values):
         raise Refusal(400, "data: expected a list of texts and numbers", field="data")
+    if events is None:
+        return
+    number = event.get("fn_index")
+    if type(number) is not int or number not in events:
+        raise Refusal(400, "fn_index: expected the number of an event", field="fn_index")
+    if len(values) != events[number]:
+        what = f"data: event {number} takes {events[number]} values, got {len(values)}"
+        raise Refusal(400, what, field="data")
 
 
 async def _answer(status: int, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:

@@ -66,4 +66,5 @@ class Chat:
         page = await asyncio.to_thread(importlib.import_module, "minicpm_mlx.web.page")
         script = resources.files(__package__).joinpath("page.js").read_bytes()
         files = {"/page.js": ("text/javascript; charset=utf-8", script)}
-        return Gate(page.application(self._service, PATH), files, HEAD)
+        made = page.application(self._service, PATH)
+        return Gate(made, files, HEAD, page.events(made))

@@ -5,10 +5,14 @@ Gradio is imported here alone, which takes it seconds: import this module when t
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import traceback
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import resources
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 # Read when Gradio is imported or makes its queue. It would ask another host for its newest version,
@@ -26,6 +30,8 @@ from .texts import LANGUAGES, TEXTS, preferred, say
 
 if TYPE_CHECKING:
     from minicpm_mlx.server.service import Service
+
+_log = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 200_000
 """Characters; the context is shorter."""
@@ -309,6 +315,24 @@ async def _stop(conversation: Conversation) -> None:
 
 async def _language(request: gr.Request) -> str:
     return preferred(request.headers.get("accept-language", ""))
+
+
+def _print_place() -> None:
+    """What traceback.print_exc prints, without the error's message: it may quote what was typed."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        place = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("the page failed:\n%s%s", place, type(error).__name__)
+
+
+# Where Gradio prints errors. All that these modules use of traceback is print_exc.
+for _module in (gr.queueing, gr.routes, gr.route_utils):
+    vars(_module)["traceback"] = SimpleNamespace(print_exc=_print_place)
+
+
+def events(application: Any) -> dict[int, int]:
+    """How many values each event of the page takes, by its number."""
+    return {number: len(one.inputs) for number, one in application.get_blocks().fns.items()}
 
 
 def application(service: Service, path: str) -> Any:

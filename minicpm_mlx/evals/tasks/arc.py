@@ -7,6 +7,7 @@ from typing import Any
 
 from ...train.rows import Row
 from ..data import Source
+from ..enough import after_name
 from ..fields import text, value, wrong
 from ..item import Item, Question
 from ..metrics import qa_match
@@ -58,6 +59,12 @@ def names_gold(parsed: str, question: Question) -> float:
     return qa_match(parsed, question.gold, right, fields["question"])
 
 
+def is_named(reply: str, question: Question) -> bool:
+    """Whether more of the reply could not change what it names."""
+    fields = question.item.fields
+    return after_name(reply, question, fields["choices"][fields["answer"]], fields["question"])
+
+
 def _arc(name: str, title: str, part: str) -> Task:
     return Task(
         name=name,
@@ -80,6 +87,7 @@ def _arc(name: str, title: str, part: str) -> Task:
         ),
         ask=ask_english,
         match=names_gold,
+        enough=is_named,
         choice=choice,
     )
 

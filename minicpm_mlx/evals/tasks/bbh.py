@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import DataError
 from ...train.rows import Row
 from ..data import Source
+from ..enough import after_paragraph, as_long_as_gold
 from ..fields import LETTERS, text
 from ..item import Item, Question
 from ..metrics import exact_match, prefix_match
@@ -132,6 +133,12 @@ def is_gold(parsed: str, question: Question) -> float:
     return metric(parsed, question.gold)
 
 
+def is_decided(reply: str, question: Question) -> bool:
+    """Whether more of the reply could not change its score."""
+    decided = after_paragraph if question.item.subset in FREE else as_long_as_gold
+    return decided(reply, question)
+
+
 BBH = Task(
     name="bbh",
     title="BBH",
@@ -155,4 +162,5 @@ BBH = Task(
     ask=ask,
     read=answer,
     match=is_gold,
+    enough=is_decided,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..enough import after_paragraph
 from ..item import Item, Question
 from ..metrics import in_match
 from ..parsing import bbh_answer
@@ -60,4 +61,5 @@ BBH_COT = Task(
     max_tokens=1024,
     read=answer,
     match=is_gold,
+    enough=after_paragraph,
 )

@@ -6,6 +6,7 @@ The validation split is asked, as the answers of the test split are not publishe
 from __future__ import annotations
 
 from ..data import Source
+from ..enough import as_long_as_gold
 from ..task import Task
 from .letters import ask_chinese, begins_with_gold, read_four
 
@@ -101,4 +102,5 @@ CEVAL = Task(
     ask=ask_chinese,
     describe=describe,
     match=begins_with_gold,
+    enough=as_long_as_gold,
 )

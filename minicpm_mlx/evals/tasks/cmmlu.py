@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..data import Source
+from ..enough import as_long_as_gold
 from ..task import Task
 from .letters import ask_chinese, begins_with_gold, read_four
 
@@ -114,4 +115,5 @@ CMMLU = Task(
     ask=ask_chinese,
     describe=describe,
     match=begins_with_gold,
+    enough=as_long_as_gold,
 )

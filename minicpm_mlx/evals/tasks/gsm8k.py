@@ -7,6 +7,7 @@ from typing import Any
 
 from ...train.rows import Row
 from ..data import Source
+from ..enough import after_number
 from ..fields import text
 from ..item import Item, Question
 from ..metrics import exact_match
@@ -69,4 +70,5 @@ GSM8K = Task(
     settings=CODE,
     read=number,
     match=is_gold,
+    enough=after_number,
 )

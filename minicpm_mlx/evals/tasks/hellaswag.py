@@ -7,6 +7,7 @@ from typing import Any
 
 from ...train.rows import Row
 from ..data import Source
+from ..enough import after_name
 from ..fields import LETTERS, answer_place, text, texts
 from ..item import Item, Question
 from ..metrics import mean_loss_past_prefix, qa_match
@@ -50,6 +51,12 @@ def names_gold(parsed: str, question: Question) -> float:
     return qa_match(parsed, question.gold, right, fields["context"])
 
 
+def is_named(reply: str, question: Question) -> bool:
+    """Whether more of the reply could not change what it names."""
+    fields = question.item.fields
+    return after_name(reply, question, fields["choices"][fields["answer"]], fields["context"])
+
+
 HELLASWAG = Task(
     name="hellaswag",
     title="HellaSwag",
@@ -70,6 +77,7 @@ HELLASWAG = Task(
     ),
     ask=ask,
     match=names_gold,
+    enough=is_named,
     choice=choice,
     loss=mean_loss_past_prefix,
 )

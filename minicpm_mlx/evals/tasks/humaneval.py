@@ -7,6 +7,7 @@ from typing import Any
 
 from ...train.rows import Row
 from ..data import Source
+from ..enough import after_body
 from ..fields import text
 from ..item import Item, Question
 from ..parsing import humaneval_body
@@ -59,4 +60,5 @@ HUMANEVAL = Task(
     ask=ask,
     settings=CODE,
     read=program,
+    enough=after_body,
 )

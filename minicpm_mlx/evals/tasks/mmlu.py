@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..data import Source
+from ..enough import as_long_as_gold
 from ..task import Task
 from .letters import ask_english, begins_with_gold, read_four
 
@@ -105,4 +106,5 @@ MMLU = Task(
     ask=ask_english,
     describe=describe,
     match=begins_with_gold,
+    enough=as_long_as_gold,
 )

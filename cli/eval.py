@@ -1,0 +1,326 @@
+"""`minicpm-mlx eval`: MiniCPM's published table, measured on a model of one's own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .theme import console
+
+if TYPE_CHECKING:
+    from minicpm_mlx.evals.comparing import Compared
+    from minicpm_mlx.evals.endpoint import Endpoint
+    from minicpm_mlx.evals.mtbench import Scores
+    from minicpm_mlx.evals.run import Progress
+
+app = typer.Typer(invoke_without_command=True)
+
+CHANGED = 10
+"""Questions that `compare` names of each kind; --json has all."""
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with the data; without it, from the hub.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="Folder of the run, gone on with if there. Else eval-MODEL."),
+]
+
+
+@app.callback()
+def evaluate(
+    context: typer.Context,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="all, or some of ceval, cmmlu, mmlu, humaneval, mbpp, gsm8k, math, bbh, bbh_cot, "
+            "arc_easy, arc_challenge, hellaswag, with commas.",
+        ),
+    ] = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="gen: read replies. ppl: compare options. both.")
+    ] = "gen",
+    data: Data = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    adapter: options.Adapter = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Most questions of a subject; drawn by the seed.")
+    ] = None,
+    subjects: Annotated[
+        str | None, typer.Option("--subjects", help="Only these subjects or subsets, with commas.")
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            "--shots", "--num-fewshot", help="Examples before a question; else UltraEval's."
+        ),
+    ] = None,
+    sampling: Annotated[
+        str, typer.Option("--sampling", help="greedy, or ultraeval: as the table was made.")
+    ] = "greedy",
+    seed: Annotated[int, typer.Option("--seed", help="Draws questions, examples, replies.")] = 0,
+    chat_template: Annotated[
+        bool,
+        typer.Option("--chat-template/--no-chat-template", help="Ask as a user, not as a text."),
+    ] = False,
+    whole_replies: Annotated[
+        bool, typer.Option("--whole-replies", help="Go on where the score is decided already.")
+    ] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run programs the model writes, shut in.")
+    ] = False,
+    output: Output = None,
+    batch: Annotated[int, typer.Option("--batch", help="Replies made at once.")] = 8,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", help="lm-eval: --tasks are lm-evaluation-harness's own."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with more tasks for lm-eval.")
+    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score a model as MiniCPM's README does; `eval compare` and `eval mt-bench` have more.
+
+    Interrupted, the same command goes on where it was.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.evals.run import prepare, run
+    from minicpm_mlx.evals.settings import ALL, Settings
+    from minicpm_mlx.evals.tables import scores_table
+
+    if tasks is None:
+        raise InvalidArgumentError(
+            f"expected --tasks: all, or some of {','.join(ALL)}; `eval --help` says more"
+        )
+    if harness is not None or include_path is not None:
+        from . import harness as lm_eval
+
+        found = lm_eval.chosen(context, harness, _listed(tasks), include_path)
+        lm_eval.run(
+            found,
+            model,
+            dtype,
+            device,
+            adapter,
+            output,
+            as_json,
+            limit=limit,
+            num_fewshot=shots,
+            apply_chat_template=chat_template,
+            seed=seed,
+            allow_code=allow_code,
+            width=batch,
+        )
+        return
+    settings = Settings(
+        tasks=_listed(tasks),
+        mode=mode,
+        limit=limit,
+        subjects=_listed(subjects or ""),
+        shots=shots,
+        sampling=sampling,
+        seed=seed,
+        chat_template=chat_template,
+        whole_replies=whole_replies,
+        allow_code=allow_code,
+        width=batch,
+    )
+    prepared = prepare(settings, data)
+    lm = options.load(model, dtype, device, adapter=adapter)
+    folder = output or Path(f"eval-{lm.card.name}")
+    with _kept(folder):
+        report = run(lm, prepared, folder, progress=_teller())
+    if as_json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+        return
+    console().print(scores_table(report))
+    console(stderr=True).print(f"{folder / 'report.md'} has all of it", style="quiet")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another.")],
+    as_json: options.Json = False,
+) -> None:
+    """Say whether the second of two runs is better than the first, and on which questions."""
+    from minicpm_mlx.evals.comparing import compare_runs
+
+    found = compare_runs(first, second)
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+        return
+    console().print("\n".join(_compared(found)))
+
+
+def mt_bench(
+    data: Annotated[Path, typer.Option("--data", help="FastChat's llm_judge/data/mt_bench.")],
+    model: options.Model = options.DEFAULT_MODEL,
+    adapter: options.Adapter = None,
+    judge_url: Annotated[
+        str | None, typer.Option("--judge-url", help="An OpenAI-compatible address, to /v1.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option("--judge-model", help="Who judges.")] = "gpt-4",
+    judge_key_file: Annotated[
+        Path | None, typer.Option("--judge-key-file", help="Its key; else of OPENAI_API_KEY.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder; gone on with. Else mt-bench-MODEL.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Of an answer.")] = 1024,
+    workers: Annotated[int, typer.Option("--workers", help="Questions judged at once.")] = 4,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
+    from minicpm_mlx.evals.mtbench import answers_of, load_bench, run
+
+    judge = _judge(judge_url, judge_model, judge_key_file)
+    bench = load_bench(data)
+    lm = options.load(model, dtype, device, adapter=adapter)
+    folder = output or Path(f"mt-bench-{lm.card.name}")
+    name = lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
+    tell = options.progress()
+    with _kept(folder):
+        result = run(
+            bench,
+            answers_of(lm),
+            folder,
+            model=name,
+            judge=judge,
+            workers=workers,
+            max_tokens=max_tokens,
+            progress=lambda done, of: tell(f"MT-Bench {done} of {of}" if done < of else ""),
+        )
+    _draw(result.scores, name, folder)
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(result), ensure_ascii=False, default=str))
+        return
+    for line in _rated(result.scores):
+        console().print(line)
+    console(stderr=True).print(result.message, style="quiet")
+
+
+app.command("compare")(compare)
+app.command("mt-bench")(mt_bench)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says of a run that is broken off how to go on."""
+    from minicpm_mlx.errors import DownloadError
+
+    try:
+        yield
+    except (KeyboardInterrupt, DownloadError):
+        options.progress()("")
+        if folder.is_dir():
+            what = f"what is done is kept in {folder}; the same command goes on with it"
+            console(stderr=True).print(what, style="quiet")
+        raise
+
+
+def _teller() -> Callable[[Progress], None]:
+    """A line that moves at a terminal; elsewhere one for each part that begins or ends."""
+    err, tell = console(stderr=True), options.progress()
+    last = 0.0
+
+    def told(now: Progress) -> None:
+        nonlocal last
+        whole = now.done == now.of
+        if err.is_terminal and not whole:
+            if time.monotonic() - last > 0.1 or not now.done:
+                last = time.monotonic()
+                tell(_line(now))
+        elif whole:
+            tell("")
+            err.print(_line(now), style="quiet")
+
+    return told
+
+
+def _line(now: Progress) -> str:
+    words = [f"{now.part.task.title} {now.part.mode}", f"{now.done} of {now.of}"]
+    if now.mean is not None:
+        words.append(f"{now.mean:.1%} so far" if now.done < now.of else f"{now.mean:.1%}")
+    if now.left is not None and now.done < now.of:
+        minutes, seconds = divmod(round(now.left), 60)
+        hours, minutes = divmod(minutes, 60)
+        words.append(f"{hours}:{minutes:02}:{seconds:02} left")
+    return ", ".join(words)
+
+
+def _compared(found: Compared) -> Iterator[str]:
+    first, second = found.models
+    yield f"1: {first}, 2: {second}"
+    yield ""
+    yield "| part | 1 | 2 | difference | 95 % | p | questions | up | down |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    for name, part in found.parts.items():
+        how = part.comparison
+        yield (
+            f"| {name} | {part.first:.2f} | {part.second:.2f} | {100 * how.difference:+.2f} "
+            f"| {100 * how.low:+.1f} to {100 * how.high:+.1f} | {how.p:.3g} ({how.method}) "
+            f"| {part.questions} | {len(part.gained)} | {len(part.lost)} |"
+        )
+    for name, part in found.parts.items():
+        for word, keys in (("up", part.gained), ("down", part.lost)):
+            if keys:
+                shown = ", ".join(" ".join(filter(None, key)) for key in keys[:CHANGED])
+                more = f" and {len(keys) - CHANGED} more" if len(keys) > CHANGED else ""
+                yield f"{name}, {word}: {shown}{more}"
+    yield from found.notes
+
+
+def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | None:
+    from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.evals.endpoint import Endpoint, key_from
+
+    if url is None:
+        if key_file is not None:
+            raise InvalidArgumentError("--judge-key-file is for --judge-url; name that too")
+        return None
+    return Endpoint(url, model, key_from(file=key_file))
+
+
+def _draw(scores: Scores | None, name: str, folder: Path) -> None:
+    """The categories around a circle, where there are ratings and matplotlib is installed."""
+    from importlib.util import find_spec
+
+    if scores is not None and scores.rated and find_spec("matplotlib") is not None:
+        from minicpm_mlx.evals.radar import draw_radar
+
+        draw_radar({name: scores}, folder / "radar.png")
+
+
+def _rated(scores: Scores | None) -> Iterator[str]:
+    from minicpm_mlx.evals.published import MT_BENCH
+
+    if scores is None or scores.mean is None:
+        return
+    ends = scores.interval
+    yield f"MT-Bench {scores.mean:.2f}" + (f" ({ends.low:.2f} to {ends.high:.2f})" if ends else "")
+    yield f"MiniCPM-2B, README: {MT_BENCH['MiniCPM-2B']:.2f}, judged by GPT-4"
+    for number, turn in enumerate(scores.turns, start=1):
+        yield f"turn {number}: " + ("not rated" if turn is None else f"{turn:.2f}")
+    for name, rating in scores.categories.items():
+        yield f"{name}: " + ("not rated" if rating is None else f"{rating:.2f}")

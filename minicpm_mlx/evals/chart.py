@@ -1,0 +1,60 @@
+"""A report's chart: each set's score with its interval, beside the published one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from ..atomic import named_errors, write_whole
+from ..bench.chart import check
+from ..errors import InvalidArgumentError
+from .report import Report
+
+__all__ = ["draw_scores"]
+
+
+def draw_scores(report: Report, path: Path) -> None:
+    """Draw the sets' scores as a PNG file at `path`; errors as `bench.chart.check`.
+
+    InvalidArgumentError where nothing is scored yet.
+    """
+    check(path)
+    if not report.tasks:
+        raise InvalidArgumentError(f"{path}: not drawn; nothing is scored yet")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count = len(report.tasks)
+    figure, axes = pyplot.subplots(figsize=(max(4, 1.5 + 0.9 * count), 4), layout="constrained")
+    try:
+        scores = [task.part.score for task in report.tasks]
+        below = [score.mean - score.low for score in scores]
+        above = [score.high - score.mean for score in scores]
+        name = str(report.model["name"]).replace("$", r"\$").lstrip("_")
+        axes.bar(
+            [place - 0.2 for place in range(count)],
+            [score.mean for score in scores],
+            0.4,
+            yerr=[below, above],
+            capsize=3,
+            label=name or "model",
+        )
+        known = [(i, task.published) for i, task in enumerate(report.tasks) if task.published]
+        axes.bar(
+            [place + 0.2 for place, _ in known],
+            [figure.value for _, figure in known],
+            0.4,
+            label=f"{report.beside}, README",
+        )
+        titles = [task.title + "*" * (task.counted == "ppl") for task in report.tasks]
+        axes.set_xticks(range(count), titles, rotation=45, ha="right")
+        axes.set(ylabel="score, %", ylim=(0, 100))
+        axes.legend()
+        with warnings.catch_warnings(), named_errors(path, "give another folder"):
+            # matplotlib's own font lacks Chinese, which a folder's name may be in.
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,107 @@
+"""Two runs of the same questions: which is better, how sure that is, and what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .record import Key, Record, Run
+from .statistics import Comparison, compare
+
+__all__ = ["Compared", "Paired", "compare_runs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A part of both runs."""
+
+    questions: int
+    """That both have scored."""
+    first: float
+    """Mean score of them, in percent."""
+    second: float
+    comparison: Comparison
+    """Of the two, from 0 to 1."""
+    gained: tuple[Key, ...]
+    """Subset and id of questions whose score rose from the first run to the second."""
+    lost: tuple[Key, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Two runs."""
+
+    models: tuple[str, str]
+    parts: Mapping[str, Paired]
+    """By name, such as "mmlu.gen"."""
+    notes: tuple[str, ...]
+    """What was not compared, and what was asked otherwise."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_runs(first: str | Path, second: str | Path) -> Compared:
+    """Compare the parts that two folders of runs share, question by question.
+
+    DataError where a folder holds no run, they share nothing, or a question of one is another in
+    the other.
+    """
+    runs = Run.read(first), Run.read(second)
+    parts: dict[str, Paired] = {}
+    notes: list[str] = []
+    for name in dict.fromkeys((*runs[0].parts, *runs[1].parts)):
+        if not all(name in run.parts for run in runs):
+            notes.append(f"{name} is in one of the runs alone")
+            continue
+        notes += _otherwise(name, runs[0].parts[name], runs[1].parts[name])
+        records = runs[0].records(name), runs[1].records(name)
+        common = sorted(records[0].keys() & records[1].keys())
+        if left := len(records[0].keys() ^ records[1].keys()):
+            notes.append(f"{name}: {left} questions are scored in one of the runs alone")
+        if common:
+            parts[name] = _paired(name, records[0], records[1], common)
+    if not parts:
+        raise DataError(
+            f"{first} and {second}: expected runs with questions in common, found none; run "
+            "the same tasks with the same seed and limit"
+        )
+    models = tuple(str(run.settings["model"]["name"]) for run in runs)
+    return Compared(models=(models[0], models[1]), parts=parts, notes=tuple(notes))
+
+
+def _otherwise(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What was set otherwise, so that more than the model may differ."""
+    told = ("limit", "notes", "origin", "questions", "sandbox", "sha256", "subjects")
+    differing = [
+        f"{key} {first.get(key)} and {second.get(key)}"
+        for key in sorted({*first, *second} - set(told))
+        if first.get(key) != second.get(key)
+    ]
+    return [f"{name} was asked otherwise: {', '.join(differing)}"] if differing else []
+
+
+def _paired(
+    name: str, first: Mapping[Key, Record], second: Mapping[Key, Record], common: list[Key]
+) -> Paired:
+    for key in common:
+        for field in ("gold", "options", "right"):
+            if first[key].get(field) != second[key].get(field):
+                raise DataError(
+                    f"{name}: question {' '.join(filter(None, key))} is another in each run; "
+                    "compare runs of the same data"
+                )
+    before = [float(first[key]["score"]) for key in common]
+    after = [float(second[key]["score"]) for key in common]
+    pairs = list(zip(common, before, after, strict=True))
+    return Paired(
+        questions=len(common),
+        first=100 * sum(before) / len(common),
+        second=100 * sum(after) / len(common),
+        comparison=compare(before, after),
+        gained=tuple(key for key, a, b in pairs if b > a),
+        lost=tuple(key for key, a, b in pairs if b < a),
+    )

@@ -1,0 +1,241 @@
+"""EleutherAI's lm-evaluation-harness over our model: its tasks, its prompts, its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from difflib import get_close_matches
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..arguments import at_least_one, whole
+from ..atomic import named_errors, write_whole
+from ..engine import WIDTH
+from ..errors import DownloadError, InvalidArgumentError, MissingPackageError
+
+if TYPE_CHECKING:
+    from ..lm import LM
+
+__all__ = ["Chosen", "Figure", "choose", "figures", "new_folder", "run_harness", "summary"]
+
+RESULTS, SAMPLES = "results.json", "samples_{}.jsonl"
+"""Files of a run: the figures with all settings, and each task's questions and answers."""
+
+RESAMPLES = 1000
+"""For standard errors that have no formula: right to a few hundredths of themselves, in a hundredth
+of the time that lm-eval's 100,000 take."""
+
+Progress = Callable[[str, int, int], object]
+
+
+class Chosen(NamedTuple):
+    """Tasks that are known to be there."""
+
+    names: tuple[str, ...]
+    manager: Any
+    """lm-eval's TaskManager that knows them."""
+
+
+class Figure(NamedTuple):
+    """One line of a table of results."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+    """Its standard error, where lm-eval gives one."""
+    shots: int | None
+
+
+def choose(tasks: Sequence[str], include_path: str | Path | None = None) -> Chosen:
+    """Find `tasks`: names, groups and patterns of lm-eval's, or YAML files.
+
+    `include_path` is a folder with YAML files of tasks of one's own, whose names come first. To be
+    called before a model is loaded: InvalidArgumentError for a task or a folder that is not there,
+    MissingPackageError without lm-eval.
+    """
+    if find_spec("lm_eval") is None:
+        raise MissingPackageError(
+            'lm-evaluation-harness is missing; install it with: pip install "minicpm-mlx[lm-eval]"'
+        )
+    from lm_eval.tasks import TaskManager
+
+    folder = None if include_path is None else Path(include_path)
+    if folder is not None and not folder.is_dir():
+        raise InvalidArgumentError(f"{folder}: expected a folder of task files, found none")
+    if not tasks:
+        raise InvalidArgumentError("expected the name of one task or more, got none")
+    # lm-eval's own, almost 15,000, are looked through only where they are needed: seconds.
+    own = TaskManager(include_path=folder, include_defaults=False)
+    if all(_is_file(name) or name in own.all_subtasks for name in tasks):
+        return Chosen(tuple(tasks), own)
+    manager = TaskManager(include_path=folder)
+    return Chosen(tuple(one for name in tasks for one in _named(name, manager)), manager)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+
+
+def _named(name: str, manager: Any) -> list[str]:
+    found: list[str] = [name] if _is_file(name) else manager.match_tasks([name])
+    if not found:
+        near = get_close_matches(name, manager.all_tasks, n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
+        raise InvalidArgumentError(f"lm-eval has no task {name!r}; {advice}")
+    return found
+
+
+def run_harness(
+    lm: LM,
+    tasks: Sequence[str] | Chosen,
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: str | Path | None = None,
+    apply_chat_template: bool = False,
+    fewshot_as_multiturn: bool = True,
+    system_instruction: str | None = None,
+    seed: int = 0,
+    allow_code: bool = False,
+    width: int = WIDTH,
+    output: str | Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Score `lm` on tasks of lm-evaluation-harness; its results, as `simple_evaluate` returns them.
+
+    `limit` is the number of questions of each task, `num_fewshot` that of examples where the task
+    does not forbid any. With `apply_chat_template` the examples are turns of a conversation, or,
+    without `fewshot_as_multiturn`, one message. `seed` draws examples, and replies where a task
+    wants them drawn. `allow_code` lets tasks run the programs that the model writes, which lm-eval
+    does unguarded. `width` texts are computed at a time. `output` is a folder for results.json and
+    each task's samples. `progress` is told what is done, how many of it, and of how many.
+
+    Tasks read their data from the Hugging Face hub, or from the local files that they name.
+    Raises as `choose` and `new_folder`; DownloadError where the data cannot be had or `output` not
+    be written.
+
+        run_harness(lm, ["arc_easy"], limit=100)["results"]["arc_easy"]["acc,none"]
+    """
+    folder = None if output is None else new_folder(output)
+    chosen = tasks if isinstance(tasks, Chosen) else choose(tasks, include_path)
+    for name, value in (("limit", limit), ("num_fewshot", num_fewshot)):
+        if value is not None and whole(name, value) < (name == "limit"):
+            raise InvalidArgumentError(f"{name} must be {int(name == 'limit')} or more")
+    import lm_eval
+
+    from .harness_model import MiniCPM
+
+    model = MiniCPM(lm, width=at_least_one("width", width), seed=seed, progress=progress)
+    with _apart(), _named_errors():
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(chosen.names),
+            task_manager=chosen.manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=fewshot_as_multiturn and apply_chat_template,
+            system_instruction=system_instruction,
+            bootstrap_iters=RESAMPLES,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            confirm_run_unsafe_code=allow_code,
+        )
+    if folder is not None:
+        _write(results, folder)
+    return results
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder, which has no results yet; InvalidArgumentError where it does, or is none."""
+    path = Path(folder)
+    if (path / RESULTS).exists():
+        raise InvalidArgumentError(f"{path} has results of lm-eval already; give another folder")
+    if path.exists() and not path.is_dir():
+        raise InvalidArgumentError(f"{path} is a file; expected a folder, or a new name")
+    return path
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """lm-eval prints, and would fork this process to resample: neither goes with what is ours."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        del os.environ["DISABLE_MULTIPROC"]
+        if before is not None:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """What lm-eval raises where a user can mend it."""
+    try:
+        yield
+    except OSError as error:
+        raise DownloadError(
+            f"the data of a task cannot be had ({error}); connect to the network, or give a task "
+            "that reads local files"
+        ) from error
+    except ValueError as error:
+        if "marked as unsafe" not in str(error):
+            raise
+        raise InvalidArgumentError(
+            f"{error.args[0].partition('.')[0]}: it runs programs that the model writes, and "
+            "lm-eval does so unguarded; allow it with --allow-code (allow_code=True)"
+        ) from None
+
+
+def figures(results: Mapping[str, Any]) -> list[Figure]:
+    """The figures of a run, of groups first, in lm-eval's order."""
+    found = []
+    for task, measured in {**results.get("groups", {}), **results["results"]}.items():
+        for name, value in measured.items():
+            metric, _, kept = name.partition(",")
+            if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = measured.get(f"{metric}_stderr,{kept}")
+            label = metric if kept == "none" else f"{metric} ({kept})"
+            shown = error if isinstance(error, int | float) else None
+            shots = results.get("n-shot", {}).get(task)
+            found.append(Figure(str(measured.get("alias", task)), label, value, shown, shots))
+    return found
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results less the questions and answers, as JSON can say them."""
+    found: dict[str, Any] = json.loads(
+        _json({name: part for name, part in results.items() if name != "samples"})
+    )
+    return found
+
+
+def _json(value: object) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(value, ensure_ascii=False, default=handle_non_serializable)
+
+
+def _write(results: Mapping[str, Any], folder: Path) -> None:
+    files = {
+        SAMPLES.format(task.replace("/", "__")): "".join(f"{_json(row)}\n" for row in rows)
+        for task, rows in results.get("samples", {}).items()
+    }
+    # Last, since a folder that has it is taken for whole.
+    files[RESULTS] = json.dumps(summary(results), ensure_ascii=False, indent=2) + "\n"
+    with named_errors(folder, "give another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            data = text.encode(errors="backslashreplace")
+            write_whole(folder / name, partial(Path.write_bytes, data=data))

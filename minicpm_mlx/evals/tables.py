@@ -1,0 +1,153 @@
+"""A report as tables: Markdown to read, comma-separated values for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+
+from .report import MEANS, PartReport, Report, TaskReport
+from .settings import sentence
+from .statistics import Interval
+
+__all__ = ["as_csv", "as_markdown", "scores_table"]
+
+
+def as_markdown(report: Report) -> str:
+    """The whole report."""
+    adapter = report.model.get("adapter")
+    title = report.model["name"] + (f" with {adapter}" if adapter else "")
+    parts = [f"# {_plain(title)}", scores_table(report), _marks(report), _how(report)]
+    parts += [table for task in report.tasks for table in _subsets(task)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def scores_table(report: Report) -> str:
+    """Scores and means in percent, beside the published ones."""
+    rows = []
+    for task in report.tasks:
+        part, figure = task.part, task.published
+        rows.append(
+            [
+                task.title,
+                f"{part.score.mean:.2f}{_star(task.counted)}",
+                _ends(part.score),
+                f"{figure.value:.2f}{_star(figure.mode)}" if figure else "",
+                _difference(part.score.mean, figure.value if figure else None),
+                _count(part),
+            ]
+        )
+    for name, mean in report.means.items():
+        published = "" if mean.published is None else f"{mean.published:.2f}"
+        difference = _difference(mean.score.mean, mean.published)
+        cells = [f"{mean.score.mean:.2f}", _ends(mean.score), published, difference]
+        rows.append([MEANS[name], *cells, f"{mean.sets} set{'s' * (mean.sets != 1)}"])
+    head = ["set", "score", "95 %", f"{report.beside}, README", "difference", "questions"]
+    return _table(head, rows)
+
+
+def _marks(report: Report) -> str:
+    lines = [
+        "\\* ppl: the options' probabilities were compared; else replies were read. Of both, the "
+        "higher counts. A set's score is the mean over its subsets; the published means are those "
+        "of the same sets."
+    ]
+    unfinished = [task.title for task in report.tasks if task.part.done < task.part.of]
+    if unfinished:
+        lines.append(f"Not finished: {', '.join(unfinished)}.")
+    return "\n".join(lines)
+
+
+def _how(report: Report) -> str:
+    lines = [
+        "## How",
+        "",
+        f"- model: {_plain(report.model['name'])}, identity {report.model['identity']}",
+        f"- program: {', '.join(f'{name} {is_}' for name, is_ in report.program.items())}",
+    ]
+    for task in report.tasks:
+        for part in task.parts.values():
+            lines.append(
+                f"- {task.title}: {part.score.mean:.2f} ({_ends(part.score)}) of {_count(part)} "
+                f"questions; {_plain(sentence(part.settings))}"
+            )
+            lines += [f"  - {_plain(note)}" for note in _notes(part)]
+            lines += [
+                f"  - data: {_plain(name)}, SHA-256 {digest}"
+                for name, digest in part.settings["sha256"].items()
+            ]
+    return "\n".join(lines)
+
+
+def _notes(part: PartReport) -> Iterator[str]:
+    yield from part.settings["notes"]
+    if "sandbox" in part.settings:
+        yield f"programs were held by {part.settings['sandbox']}"
+    if part.cut:
+        yield f"{part.cut} replies were cut at their length"
+    if part.fewer_shots:
+        yield f"{part.fewer_shots} questions had fewer examples: the context had no room for all"
+    if part.unasked:
+        yield f"{part.unasked} questions are longer than the context and count as wrong"
+
+
+def _subsets(task: TaskReport) -> Iterator[str]:
+    for part in task.parts.values():
+        if part.subsets:
+            rows = [
+                [name, f"{score.mean:.2f}", _ends(score)] for name, score in part.subsets.items()
+            ]
+            yield f"## {task.title}, {part.mode}"
+            yield _table(["subset", "score", "95 %"], rows)
+
+
+def as_csv(report: Report) -> str:
+    """A row for each set, subset and mean; scores in percent."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = "task mode subset score low high questions of counted published published_mode"
+    writer.writerow(head.split())
+    for task in report.tasks:
+        figure = task.published
+        for mode, part in task.parts.items():
+            begin, counted = [task.name, mode], int(mode == task.counted)
+            known = [figure.value, figure.mode] if figure else ["", ""]
+            writer.writerow(
+                [*begin, "", *_numbers(part.score), part.done, part.of, counted, *known]
+            )
+            for name, score in part.subsets.items():
+                writer.writerow([*begin, name, *_numbers(score), "", "", counted, "", ""])
+    for name, mean in report.means.items():
+        published = "" if mean.published is None else f"{mean.published:.4f}"
+        writer.writerow([name, "", "", *_numbers(mean.score), "", "", "", published, ""])
+    return out.getvalue()
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _numbers(score: Interval) -> list[str]:
+    return [f"{value:.4f}" for value in (score.mean, score.low, score.high)]
+
+
+def _ends(score: Interval) -> str:
+    return f"{score.low:.1f} to {score.high:.1f}"
+
+
+def _difference(mine: float, published: float | None) -> str:
+    return "" if published is None else f"{mine - published:+.2f}"
+
+
+def _count(part: PartReport) -> str:
+    return str(part.done) if part.done == part.of else f"{part.done} of {part.of}"
+
+
+def _star(mode: str) -> str:
+    return "*" if mode == "ppl" else ""
+
+
+def _plain(text: str) -> str:
+    """A name that a folder may have, on one line and without Markdown of its own."""
+    return " ".join(text.split()).replace("|", "/").replace("<", "&lt;")
