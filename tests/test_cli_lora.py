@@ -448,7 +448,7 @@ def test_dpo_wants_preferences_and_each_loss_its_data(
     assert "expected labelled replies" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_learns_from_160_samples(
     demo_folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

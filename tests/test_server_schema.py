@@ -83,7 +83,7 @@ def test_answers_to_made_up_requests_are_as_documented(brief: Live) -> None:
     assert brief.ask("GET", "/health").status == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_to_many_made_up_requests_are_as_documented(brief: Live) -> None:
     probe(brief, examples=200, seconds=400)
     assert brief.ask("GET", "/health").status == 200

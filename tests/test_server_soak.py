@@ -140,7 +140,7 @@ def resident(pid: int) -> int:
     return pages * 4096
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_two_thousand_requests_leave_nothing_behind(server: tuple[str, int, int]) -> None:
     host, port, pid = server

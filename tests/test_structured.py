@@ -297,7 +297,7 @@ def test_what_is_drawn_is_valid_by_the_schema(
     check_schema(tokenizer_of(name), schema, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 @many(max_examples=300)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**30))
