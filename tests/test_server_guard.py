@@ -317,6 +317,14 @@ def test_metrics_count_requests_tokens_and_times(server: Live) -> None:
     assert after["minicpm_waiting"] == 0
 
 
+def test_a_body_that_is_compressed_is_refused(server: Live) -> None:
+    answer = server.ask("POST", "/v1/chat/completions", CHAT, {"Content-Encoding": "gzip"})
+    assert answer.status == 415
+    assert "Content-Encoding" in answer.json["error"]["message"]
+    plain = server.ask("POST", "/v1/chat/completions", CHAT, {"Content-Encoding": "identity"})
+    assert plain.status == 200
+
+
 # Limits
 
 
@@ -497,6 +505,8 @@ def test_the_command_asks_for_the_key_that_the_environment_holds(demo_folder: Pa
 def test_the_command_refuses_in_one_line(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    empty = tmp_path / "key"
+    empty.touch()
     for arguments, expected in (
         (("--host", "0.0.0.0"), "an API key is needed"),
         (("--adapter", "pirate"), "expected NAME=DIR"),
@@ -504,6 +514,8 @@ def test_the_command_refuses_in_one_line(
         (("--adapter", "a=b", "--adapter", "a=c"), "is taken"),
         (("--allowed-origin", "*"), "expected SCHEME://HOST"),
         (("--port", "99999"), "port must be"),
+        (("--adapter", f"odd={tmp_path}"), "--adapter odd: "),
+        (("--api-key-file", str(empty)), f"{empty}: the API key must be"),
         (("--max-concurrency", "0"), "--max-concurrency must be 1 or more"),
         (("--timeout", "nan"), "--timeout must be"),
         (("--api-key", "a b"), "the API key must be"),
@@ -513,6 +525,27 @@ def test_the_command_refuses_in_one_line(
         assert command("serve", "-m", "demo", *arguments) == 1
         said = capsys.readouterr().err.splitlines()
         assert expected in said[-1], arguments
+        assert not any("chmod" in line or "unencrypted" in line for line in said), arguments
+
+
+def test_the_help_tells_the_defaults_that_the_service_has() -> None:
+    from minicpm_mlx.cli import serve
+    from minicpm_mlx.server.service import QUEUE, WIDTH
+
+    for option, default in ((serve.Concurrency, WIDTH), (serve.Queue, QUEUE)):
+        assert option.__metadata__[0].help.endswith(f"default {default}.")
+
+
+def test_what_is_less_safe_is_said_once_the_server_runs(demo_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    file.chmod(0o644)
+    with process("--host", "0.0.0.0", "--api-key-file", str(file)) as (server, _):
+        server.send_signal(signal.SIGTERM)
+        assert server.stderr
+        said = " ".join(server.stderr.read().split())  # after the line that names the URL
+    assert "come unencrypted" in said
+    assert "chmod 600" in said
 
 
 def test_a_missing_package_names_the_install_command(

@@ -465,3 +465,84 @@ def test_leaving_a_stream_early_ends_its_work(server, client):
             return
         time.sleep(0.05)
     pytest.fail("the reply that nobody reads goes on")
+
+
+# What errors name
+
+USER = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "said"),
+    [
+        (
+            "chat/completions",
+            {"messages": USER, "response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "is missing",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": None}]},
+            "messages[0].content",
+            "expected text, or a list of parts",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+            "messages[0].content[0].text",
+            "valid string",
+        ),
+        (
+            "chat/completions",
+            {"messages": USER, "tools": [{"type": "function"}]},
+            "tools[0].function",
+            "is missing",
+        ),
+        (
+            "chat/completions",
+            {"messages": USER, "guided_regex": "[a-z"},
+            "guided_regex",
+            "cannot follow this form: unclosed character class",
+        ),
+        (
+            "chat/completions",
+            {"messages": USER, "guided_json": {"type": "foo"}},
+            "guided_json",
+            "Invalid type: foo",
+        ),
+        ("completions", {"prompt": "a", "guided_grammar": "start: b"}, "guided_grammar", '"b"'),
+        (
+            "completions",
+            {"prompt": "a", "guided_regex": "a", "guided_choice": ["b"]},
+            "guided_choice",
+            "give one",
+        ),
+        (
+            "chat/completions",
+            {"messages": USER, "logit_bias": {"999999": 1}},
+            "logit_bias",
+            "token ids must be",
+        ),
+        ("completions", {"prompt": [999999]}, "prompt", "token ids must be"),
+        ("completions", {"prompt": 5}, "prompt", "expected text, token ids"),
+        ("completions", {"prompt": [5] * 9000}, "prompt", "9000 tokens"),
+        ("embeddings", {"input": [5] * 9000}, "input", "9000 tokens"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a " * 9000}]},
+            "messages",
+            "shorten it",
+        ),
+        ("responses", {"input": "a " * 9000}, "input", "shorten it"),
+    ],
+)
+def test_an_error_names_the_field_as_the_client_wrote_it(
+    server: Live, path: str, body: dict[str, object], field: str, said: str
+) -> None:
+    answer = server.ask("POST", f"/v1/{path}", {"model": "demo", **body})
+    assert answer.status == 400
+    error = answer.json["error"]
+    assert error["param"] == field
+    assert said in error["message"]
+    assert "llguidance" not in error["message"]

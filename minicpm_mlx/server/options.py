@@ -166,7 +166,10 @@ async def grammar_of(service: Service, guide: Mapping[str, Any], field: str) -> 
         raise Refusal(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
     from ..structured import grammar_of as compiled
 
-    return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)
+    try:
+        return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)
+    except Refusal as refusal:  # the field is in the message too: not all APIs have a place for it
+        raise Refusal(400, f"{field}: {refusal.message}", field=field) from None
 
 
 async def grammar_of_one(
