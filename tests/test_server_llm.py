@@ -26,6 +26,7 @@ def ask(server: Live, folder: Path, *arguments: str) -> str:
         f"- model_id: base\n  model_name: demo\n  api_base: {server.url}/v1\n  completion: true\n"
     )
     told = {"LLM_USER_PATH": str(folder), "HOME": str(folder), "OPENAI_API_KEY": "none"}
+    told["LLM_LOAD_PLUGINS"] = ""  # the package that holds the demo is one, and needs llama-cpp
     done = subprocess.run(
         [sys.executable, "-m", "llm", *arguments],
         env=os.environ | told,
