@@ -123,7 +123,7 @@ def texts_of(url: str) -> list[Any]:
     with ThreadPoolExecutor(len(ASKED) + 1) as pool:
         leaving = pool.submit(post, {"prompt": "x", "max_tokens": 4000, "ignore_eos": True}, 1.0)
         found = list(pool.map(post, ASKED))
-        assert isinstance(leaving.exception(), TimeoutError)
+        assert isinstance(leaving.exception(), OSError)  # a TimeoutError, or an URLError of one
     return found
 
 
