@@ -223,6 +223,8 @@ def restore(saved: Saved, lm: LM, **changes: Any) -> Chat:
     None do not)."""
     settings = saved.settings | {key: v for key, v in changes.items() if v is not None}
     sampling = {f.name: settings[f.name] for f in fields(Sampling) if f.name in settings}
+    if isinstance(bias := sampling.get("logit_bias"), dict):  # JSON's keys are strings
+        sampling["logit_bias"] = {int(k) if str(k).isdecimal() else k: v for k, v in bias.items()}
     try:
         return Chat(
             lm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
 """Tiny models with logits of the reference implementation; each folder's meta.json says how."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers share the cores, rather than take all of them each."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def need_shared(*parts: str) -> Path:
@@ -117,6 +125,17 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 9.0}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture
+def sglang() -> Iterator[ModuleType]:
+    """SGLang's frontend. A program of it that is collected joins its thread, which waits for ever
+    if that comes while `threading` holds a lock of its own: nothing is collected meanwhile."""
+    package = pytest.importorskip("sglang")
+    gc.collect()
+    gc.disable()
+    yield package
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

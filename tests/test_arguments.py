@@ -33,7 +33,7 @@ def refused(message: str) -> Any:
         (b"bytes", "b'bytes'"),
         (bytearray(b"x"), "bytearray(b'x')"),
         (QUESTION, "{'content': 'Hi', 'role': 'user'}"),
-        ((i for i in [1]), "<generator"),
+        pytest.param((i for i in [1]), "<generator", id="generator"),
         ({1, 2}, "{1, 2}"),
         (list, "<class 'list'>"),
         ([True], "a list with True in it"),

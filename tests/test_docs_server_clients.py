@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import node
@@ -152,9 +153,8 @@ def test_llm_asks_a_model_of_its_file(server: Live, tmp_path: Path) -> None:
 
 
 def test_minicpms_own_example_of_sglang_runs_unchanged(
-    server: Live, capsys: pytest.CaptureFixture[str]
+    server: Live, sglang: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("sglang")
     example = block("python", "from sglang import function")
     # The demo knows no <AI> and would write on to the end: the length alone is another here.
     short = example.replace("http://localhost:30000", server.url).replace("=1024", "=12")
@@ -167,8 +167,9 @@ def test_it_is_the_one_that_minicpm_shows() -> None:
     assert example in need_shared("minicpm-1.0-README.md").read_text(encoding="utf-8")
 
 
-def test_sglangs_select_and_regex_run(server: Live, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sglang")
+def test_sglangs_select_and_regex_run(
+    server: Live, sglang: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     (line,) = printed(capsys, block("python", "from sglang import Runtime", server))
     assert re.fullmatch("(yes|no) [1-9]", line)
 

@@ -60,7 +60,7 @@ def test_mmlu(tmp_path: Path) -> None:
     write(tmp_path, "dev/us_foreign_policy_dev.csv", MMLU_DEV)
     question = asked("mmlu", tmp_path, "us_foreign_policy", shots=1)
     assert question.prompt == (
-        "The following are multiple choice questions (with answers) about us foreign policy."
+        "The following are multiple choice questions (with answers) about us_foreign_policy."
         "\n\n\n\n"
         "Question:\nWhat is 1 + 1?\n"
         "Requirement:\n"

@@ -298,16 +298,14 @@ def test_a_client_that_leaves_is_not_answered_on(server, stream):
 
 
 @pytest.fixture
-def backend(server: Live) -> Iterator[Any]:
-    sglang = pytest.importorskip("sglang")
+def backend(server: Live, sglang: Any) -> Iterator[Any]:
     before = sglang.global_config.default_backend
     sglang.set_default_backend(sglang.RuntimeEndpoint(server.url))
     yield sglang
     sglang.set_default_backend(before)
 
 
-def test_the_readmes_script_runs_unchanged(demo, serving, capsys):
-    sglang = pytest.importorskip("sglang")
+def test_the_readmes_script_runs_unchanged(demo, serving, sglang, capsys):
     readme = need_shared("minicpm-1.0-README.md").read_text(encoding="utf-8")
     (script,) = (
         block

@@ -61,6 +61,10 @@ class Sampling:
             if not good(value):
                 raise InvalidArgumentError(f"{name} must be {expected}, got {shown(given)}")
             object.__setattr__(self, name, value)  # a numpy scalar is no number to JSON
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidArgumentError(
+                f"logit_bias must be a mapping of token ids, got {shown(self.logit_bias)}"
+            )
         for token, bias in self.logit_bias.items():
             if not is_whole(token) or token < 0 or not -100 <= number("logit_bias", bias) <= 100:
                 raise InvalidArgumentError(

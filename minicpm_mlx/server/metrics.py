@@ -43,7 +43,7 @@ class Metrics:
         )
         self._between = self._histogram(
             "minicpm_inter_token_seconds",
-            "Seconds between two tokens of a reply, on its average",
+            "Seconds between two tokens of a reply",
             TOKEN_SECONDS,
         )
         self._tokens = {
@@ -72,6 +72,8 @@ class Metrics:
 
     def reply(self, part: Part) -> None:
         """A part of a reply was made."""
+        if part.pause is not None:
+            self._between.observe(part.pause)
         if part.stats is None:
             return
         stats = part.stats
@@ -79,8 +81,6 @@ class Metrics:
         for kind, counter in self._tokens.items():
             counter.inc(getattr(stats, f"{kind}_tokens"))
         self._first.observe(stats.ttft)
-        if stats.decode_tps:
-            self._between.observe(1 / stats.decode_tps)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

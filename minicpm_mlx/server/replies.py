@@ -65,6 +65,8 @@ class Part:
     """Text that is certain: whole characters, and no part of a stop string."""
     tokens: tuple[Scored, ...] = ()
     """Tokens read since the last part, end of text not counted."""
+    pause: float | None = None
+    """Seconds since the token before; None for the first, and for a part without a token."""
     prompt: tuple[Scored, ...] = ()
     """In the first part where `score_from` was given: the prompt's tokens from there on."""
     finish_reason: str | None = None
@@ -95,7 +97,7 @@ class Voice:
         self.transcript = Transcript(
             service.lm.tokenizer, ask.stop, eos=request.eos, skip_special=not ask.keep_special
         )
-        self.begun, self.first, self.cached = time.perf_counter(), 0.0, 0
+        self.begun, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
     def parts(self, event: Event) -> list[Part]:
         """What an event makes certain; Refusal where nothing will come of it."""
@@ -106,10 +108,14 @@ class Voice:
             prompt = event.scored
             parts = [Part(index=self.index, prompt=prompt)] if prompt or event.last else []
             return [*parts, self._last()] if event.last else parts
-        self.first = self.first or time.perf_counter()
+        now = time.perf_counter()
+        pause = now - self.latest if self.latest else None
+        self.first, self.latest = self.first or now, now
         piece = self.transcript.add(event.scored.token)
         tokens = (event.scored,) if piece.token_ids else ()
-        parts = [Part(index=self.index, text=piece.text, tokens=tokens)] if tokens else []
+        parts = []
+        if tokens:
+            parts = [Part(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
         return [*parts, self._last()] if event.reason or self.transcript.ended else parts
 
     def _last(self) -> Part:

@@ -71,9 +71,9 @@ SUBJECTS = (
 
 
 def describe(subject: str) -> str:
-    """The line before the examples, which ends in two newlines of its own."""
-    name = subject.replace("_", " ")
-    return f"The following are multiple choice questions (with answers) about {name}.\n\n"
+    """The line before the examples, which ends in two newlines of its own; UltraEval's has the
+    subject's name as its file has it, and so the published figure."""
+    return f"The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 
 MMLU = Task(
