@@ -209,6 +209,7 @@ def test_sessions_are_saved_listed_and_gone_on_with(
     shell.wait("first one")
     shell.send(ENTER)
     shell.wait("first one: 2 messages")
+    shell.resize(24, 80)
     shell.say("/sessions")
     shell.wait(r"first one +2 messages +What is the capital of Fr…\n")
     newer, current = sorted(sessions.glob("2*.json"))[-1].stem, "first one"
