@@ -5,7 +5,8 @@
 Each client sends three chats after another, streamed: a paragraph of 20 to 300 tokens to go on
 with, of its own, 48 tokens of reply, greedy. Both servers run all the time and are asked in turn,
 round by round; neither has seen a text before. Reported: tokens of replies a second in all, the
-time to the first token (median and 95th percentile), and the longest pause within a reply.
+time to the first token (median and 95th percentile), and the longest pause within a reply; and
+of ours how soon a place is free after its client left.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import report
@@ -36,6 +38,7 @@ REQUESTS = 3
 """Of each client, one after another."""
 TOKENS = 48
 """Of each reply, at most."""
+LEAVERS = 20
 WORDS = re.findall(
     r"\w+",
     "time people water river music house light garden winter stone letter morning friend story "
@@ -57,7 +60,7 @@ class Seen:
 
 def main() -> None:
     parser = report.options(__doc__, rounds=3)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 8, 16])
     options = parser.parse_args()
     found = report.Report(rounds=options.rounds, requests=REQUESTS, tokens=TOKENS)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
@@ -89,6 +92,8 @@ def main() -> None:
                     found.add(f"{name} {clients} first token {word}", values)
                 values = [statistics.median(r.pauses) for r in rounds]
                 found.add(f"{name} {clients} longest pause", values)
+        left = [asyncio.run(_leave(ports["ours"], models["ours"])) for _ in range(LEAVERS)]
+        found.add("ours, a place is free after its client left", left)
     found.save(options.json)
 
 
@@ -113,12 +118,14 @@ async def _client(port: int, model: str, seed: tuple[int, int, int], seen: Seen)
         await _chat(port, model, f"Write a story with these words: {words}", seen)
 
 
-async def _chat(port: int, model: str, text: str, seen: Seen) -> None:
+async def _ask(
+    port: int, model: str, text: str, tokens: int = TOKENS
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     body = json.dumps(
         {
             "model": model,
             "messages": [{"role": "user", "content": text}],
-            "max_tokens": TOKENS,
+            "max_tokens": tokens,
             "temperature": 0,
             "repetition_penalty": 1.0,
             "stream": True,
@@ -130,22 +137,61 @@ async def _chat(port: int, model: str, text: str, seen: Seen) -> None:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    sent = time.perf_counter()
     writer.write(head.encode() + body)
+    return reader, writer
+
+
+async def _chat(port: int, model: str, text: str, seen: Seen) -> None:
+    sent = time.perf_counter()
+    reader, writer = await _ask(port, model, text)
     times: list[float] = []
     while line := await reader.readline():
-        if not line.startswith(b"data: {"):
-            if line.startswith(b"HTTP/") and b" 200 " not in line:
-                raise RuntimeError(line.decode())
-            continue
-        event = json.loads(line[6:])
-        if any(choice.get("delta", {}).get("content") for choice in event.get("choices", [])):
+        event = _event(line)
+        if _speaks(event):
             times.append(time.perf_counter())
         if event.get("usage"):
             seen.tokens += event["usage"]["completion_tokens"]
     writer.close()
     seen.first.append(times[0] - sent)
     seen.pauses.append(max((b - a for a, b in pairwise(times)), default=0))
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """What a line of a stream holds; nothing for one between events."""
+    if line.startswith(b"HTTP/") and b" 200 " not in line:
+        raise RuntimeError(line.decode())
+    event: dict[str, Any] = json.loads(line[6:]) if line.startswith(b"data: {") else {}
+    return event
+
+
+def _speaks(event: dict[str, Any]) -> bool:
+    return any(choice.get("delta", {}).get("content") for choice in event.get("choices", []))
+
+
+async def _leave(port: int, model: str) -> float:
+    """Seconds from a client's leaving until its place is free, while three others are answered."""
+    text = f"Write a story with these words: {' '.join(WORDS)}"
+    clients = [await _ask(port, model, f"{number}. {text}", 400) for number in range(4)]
+    for reader, _ in clients:
+        while not _speaks(_event(line := await reader.readline())):
+            if not line:
+                raise RuntimeError("the server ended a reply before it began")
+    left = time.perf_counter()
+    clients[0][1].transport.abort()
+    while await asyncio.to_thread(_running, port) == 4:
+        pass
+    freed = time.perf_counter() - left
+    for _, writer in clients[1:]:
+        writer.close()
+    while await asyncio.to_thread(_running, port):
+        await asyncio.sleep(0.1)
+    return freed
+
+
+def _running(port: int) -> int:
+    with urlopen(f"http://127.0.0.1:{port}/server_info", timeout=30) as answer:
+        (state,) = json.load(answer)["internal_states"]
+        return int(state["running"])
 
 
 class _Server:

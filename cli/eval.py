@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options
+from .mt_bench import kept, mt_bench
 from .theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.comparing import Compared
-    from minicpm_mlx.evals.endpoint import Endpoint
-    from minicpm_mlx.evals.mtbench import Scores
     from minicpm_mlx.evals.run import Progress
 
 app = typer.Typer(invoke_without_command=True)
@@ -141,7 +139,7 @@ def evaluate(
     prepared = prepare(settings, data)
     lm = options.load(model, dtype, device, adapter=adapter)
     folder = output or Path(f"eval-{lm.card.name}")
-    with _kept(folder):
+    with kept(folder):
         report = run(lm, prepared, folder, progress=_teller())
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
@@ -165,78 +163,12 @@ def compare(
     console().print("\n".join(_compared(found)))
 
 
-def mt_bench(
-    data: Annotated[Path, typer.Option("--data", help="FastChat's llm_judge/data/mt_bench.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    adapter: options.Adapter = None,
-    judge_url: Annotated[
-        str | None, typer.Option("--judge-url", help="An OpenAI-compatible address, to /v1.")
-    ] = None,
-    judge_model: Annotated[str, typer.Option("--judge-model", help="Who judges.")] = "gpt-4",
-    judge_key_file: Annotated[
-        Path | None, typer.Option("--judge-key-file", help="Its key; else of OPENAI_API_KEY.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder; gone on with. Else mt-bench-MODEL.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Of an answer.")] = 1024,
-    workers: Annotated[int, typer.Option("--workers", help="Questions judged at once.")] = 4,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    as_json: options.Json = False,
-) -> None:
-    """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
-    from minicpm_mlx.evals.mtbench import answers_of, load_bench, run
-
-    judge = _judge(judge_url, judge_model, judge_key_file)
-    bench = load_bench(data)
-    lm = options.load(model, dtype, device, adapter=adapter)
-    folder = output or Path(f"mt-bench-{lm.card.name}")
-    name = lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
-    tell = options.progress()
-    with _kept(folder):
-        result = run(
-            bench,
-            answers_of(lm),
-            folder,
-            model=name,
-            judge=judge,
-            workers=workers,
-            max_tokens=max_tokens,
-            progress=lambda done, of: tell(f"MT-Bench {done} of {of}" if done < of else ""),
-        )
-    _draw(result.scores, name, folder)
-    if as_json:
-        from dataclasses import asdict
-
-        print(json.dumps(asdict(result), ensure_ascii=False, default=str))
-        return
-    for line in _rated(result.scores):
-        console().print(line)
-    console(stderr=True).print(result.message, style="quiet")
-
-
 app.command("compare")(compare)
 app.command("mt-bench")(mt_bench)
 
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """Says of a run that is broken off how to go on."""
-    from minicpm_mlx.errors import DownloadError
-
-    try:
-        yield
-    except (KeyboardInterrupt, DownloadError):
-        options.progress()("")
-        if folder.is_dir():
-            what = f"what is done is kept in {folder}; the same command goes on with it"
-            console(stderr=True).print(what, style="quiet")
-        raise
 
 
 def _teller() -> Callable[[Progress], None]:
@@ -289,38 +221,3 @@ def _compared(found: Compared) -> Iterator[str]:
                 more = f" and {len(keys) - CHANGED} more" if len(keys) > CHANGED else ""
                 yield f"{name}, {word}: {shown}{more}"
     yield from found.notes
-
-
-def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | None:
-    from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.evals.endpoint import Endpoint, key_from
-
-    if url is None:
-        if key_file is not None:
-            raise InvalidArgumentError("--judge-key-file is for --judge-url; name that too")
-        return None
-    return Endpoint(url, model, key_from(file=key_file))
-
-
-def _draw(scores: Scores | None, name: str, folder: Path) -> None:
-    """The categories around a circle, where there are ratings and matplotlib is installed."""
-    from importlib.util import find_spec
-
-    if scores is not None and scores.rated and find_spec("matplotlib") is not None:
-        from minicpm_mlx.evals.radar import draw_radar
-
-        draw_radar({name: scores}, folder / "radar.png")
-
-
-def _rated(scores: Scores | None) -> Iterator[str]:
-    from minicpm_mlx.evals.published import MT_BENCH
-
-    if scores is None or scores.mean is None:
-        return
-    ends = scores.interval
-    yield f"MT-Bench {scores.mean:.2f}" + (f" ({ends.low:.2f} to {ends.high:.2f})" if ends else "")
-    yield f"MiniCPM-2B, README: {MT_BENCH['MiniCPM-2B']:.2f}, judged by GPT-4"
-    for number, turn in enumerate(scores.turns, start=1):
-        yield f"turn {number}: " + ("not rated" if turn is None else f"{turn:.2f}")
-    for name, rating in scores.categories.items():
-        yield f"{name}: " + ("not rated" if rating is None else f"{rating:.2f}")

@@ -141,7 +141,11 @@ def test_settings_that_cannot_be_are_refused(asked: dict[str, Any], message: str
 
 
 def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
-    how = Settings(tasks=("mmlu", "cmmlu", "arc_easy"), subjects=("anatomy",))
+    how = Settings(tasks=("mmlu", "cmmlu", "arc_easy"), subjects=("anatomy", "agronomy"))
+    mmlu, cmmlu, arc = map(how.of, how.parts)
+    assert (mmlu["subjects"], cmmlu["subjects"]) == (["anatomy"], ["anatomy", "agronomy"])
+    assert "subjects" not in arc
+    how = replace(how, subjects=("anatomy",))
     found = prepare(how, data)
     assert {item.subset for item in found.items["mmlu"]} == {"anatomy"}
     assert {item.subset for item in found.items["cmmlu"]} == {"anatomy"}

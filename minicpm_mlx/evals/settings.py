@@ -120,8 +120,9 @@ class Settings:
             "limit": self.limit,
             "seed": self.seed,
         }
-        if any(part.task.source.subsets):
-            found["subjects"] = list(self.subjects)
+        subsets = part.task.source.subsets
+        if any(subsets):
+            found["subjects"] = [subject for subject in self.subjects if subject in subsets]
         if part.mode == "gen":
             how = self.sampling_of(part.task)
             if self.shots is not None:

@@ -84,11 +84,11 @@ def _notes(part: PartReport) -> Iterator[str]:
     if "sandbox" in part.settings:
         yield f"programs were held by {part.settings['sandbox']}"
     if part.cut:
-        yield f"{part.cut} replies were cut at their length"
+        yield f"replies cut at their length: {part.cut}"
     if part.fewer_shots:
-        yield f"{part.fewer_shots} questions had fewer examples: the context had no room for all"
+        yield f"questions with fewer examples, the context having no room for all: {part.fewer_shots}"
     if part.unasked:
-        yield f"{part.unasked} questions are longer than the context and count as wrong"
+        yield f"questions longer than the context, counted as wrong: {part.unasked}"
 
 
 def _subsets(task: TaskReport) -> Iterator[str]:
