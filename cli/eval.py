@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options
+from .markdown import MarkdownStream
 from .mt_bench import kept, mt_bench
 from .theme import console
 
@@ -28,7 +29,7 @@ Data = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", help="Folder of the run, gone on with if there. Else eval-MODEL."),
+    typer.Option("--output", help="Folder of the run, gone on with if there; else eval-MODEL."),
 ]
 
 
@@ -138,13 +139,18 @@ def evaluate(
     )
     prepared = prepare(settings, data)
     lm = options.load(model, dtype, device, adapter=adapter)
-    folder = output or Path(f"eval-{lm.card.name}")
+    folder = output or Path(
+        "eval-" + "+".join([lm.card.name, *([lm.adapter.name] if lm.adapter else [])])
+    )
     with kept(folder):
         report = run(lm, prepared, folder, progress=_teller())
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
         return
-    console().print(scores_table(report))
+    _show(scores_table(report))
+    for part in (part for task in report.tasks for part in task.parts.values()):
+        for note in part.settings["notes"]:
+            console(stderr=True).print(f"{part.settings['mode']}: {note}", style="quiet")
     console(stderr=True).print(f"{folder / 'report.md'} has all of it", style="quiet")
 
 
@@ -160,11 +166,22 @@ def compare(
     if as_json:
         print(json.dumps(found.to_json(), ensure_ascii=False))
         return
-    console().print("\n".join(_compared(found)))
+    _show("\n".join(_compared(found)))
 
 
 app.command("compare")(compare)
 app.command("mt-bench")(mt_bench)
+
+
+def _show(markdown: str) -> None:
+    """Drawn at a terminal, as narrow as it is; elsewhere the text itself."""
+    out = console()
+    if not out.is_terminal:
+        out.print(markdown)
+        return
+    stream = MarkdownStream(out)
+    stream.feed(f"{markdown}\n")
+    stream.close()
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,26 +39,28 @@ def mt_bench(
     as_json: options.Json = False,
 ) -> None:
     """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
-    from minicpm_mlx.evals.mtbench import answers_of, load_bench, run
+    from minicpm_mlx.arguments import at_least_one
+    from minicpm_mlx.evals.mtbench import load_bench, model_of, run
 
+    at_least_one("--max-tokens", max_tokens)
+    at_least_one("--workers", workers)
     judge = _judge(judge_url, judge_model, judge_key_file)
     bench = load_bench(data)
     lm = options.load(model, dtype, device, adapter=adapter)
-    folder = output or Path(f"mt-bench-{lm.card.name}")
-    name = lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
+    who = model_of(lm)
+    folder = output or Path(f"mt-bench-{who.name}")
     tell = options.progress()
     with kept(folder):
         result = run(
             bench,
-            answers_of(lm),
+            who,
             folder,
-            model=name,
             judge=judge,
             workers=workers,
             max_tokens=max_tokens,
             progress=lambda done, of: tell(f"MT-Bench {done} of {of}" if done < of else ""),
         )
-    _draw(result.scores, name, folder)
+    _draw(result.scores, who.name, folder)
     if as_json:
         from dataclasses import asdict
 
@@ -92,7 +94,23 @@ def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | Non
         if key_file is not None:
             raise InvalidArgumentError("--judge-key-file is for --judge-url; name that too")
         return None
-    return Endpoint(url, model, key_from(file=key_file))
+    return Endpoint(url, model, key_from(file=key_file), told=_teller())
+
+
+def _teller() -> Callable[[str], None]:
+    """A line that moves at a terminal; elsewhere one that stays, once if several threads say it."""
+    err, tell = console(stderr=True), options.progress()
+    last = ""
+
+    def told(why: str) -> None:
+        nonlocal last
+        if err.is_terminal:
+            tell(f"judge: {why}")
+        elif why != last:
+            last = why
+            err.print(f"judge: {why}", style="quiet")
+
+    return told
 
 
 def _draw(scores: Scores | None, name: str, folder: Path) -> None:
@@ -106,12 +124,18 @@ def _draw(scores: Scores | None, name: str, folder: Path) -> None:
 
 
 def _rated(scores: Scores | None) -> Iterator[str]:
+    from minicpm_mlx.evals.mtbench import QUESTIONS
     from minicpm_mlx.evals.published import MT_BENCH
 
-    if scores is None or scores.mean is None:
+    if scores is None:
+        return
+    if scores.mean is None:
+        yield "MT-Bench: not rated"
         return
     ends = scores.interval
-    yield f"MT-Bench {scores.mean:.2f}" + (f" ({ends.low:.2f} to {ends.high:.2f})" if ends else "")
+    within = f" ({ends.low:.2f} to {ends.high:.2f})" if ends else ""
+    asked = f", {scores.questions} of its {QUESTIONS} questions"
+    yield f"MT-Bench {scores.mean:.2f}{within}{asked if scores.questions < QUESTIONS else ''}"
     yield f"MiniCPM-2B, README: {MT_BENCH['MiniCPM-2B']:.2f}, judged by GPT-4"
     for number, turn in enumerate(scores.turns, start=1):
         yield f"turn {number}: " + ("not rated" if turn is None else f"{turn:.2f}")

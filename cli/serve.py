@@ -60,6 +60,10 @@ Queue = Annotated[int | None, typer.Option("--queue", help="Requests that may wa
 Timeout = Annotated[
     float | None, typer.Option("--timeout", help="Seconds a request may take; default: any.")
 ]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", help="Of a reply whose request says no number; default: any."),
+]
 CacheMemory = Annotated[
     float | None,
     typer.Option(
@@ -91,6 +95,7 @@ def serve(
     max_concurrency: Concurrency = None,
     queue: Queue = None,
     timeout: Timeout = None,
+    max_tokens: MaxTokens = None,
     cache_memory: CacheMemory = None,
     allowed_host: AllowedHost = None,
     allowed_origin: AllowedOrigin = None,
@@ -109,7 +114,13 @@ def serve(
     check_packages()
     run(
         Wanted(model=model, dtype=dtype, device=device, adapters=adapters_of(adapter)),
-        Limits(width=max_concurrency, queue=queue, timeout=timeout, cache_memory=cache_memory),
+        Limits(
+            width=max_concurrency,
+            queue=queue,
+            timeout=timeout,
+            max_tokens=max_tokens,
+            cache_memory=cache_memory,
+        ),
         address=address_of(host, port, tls_cert, tls_key),
         settings=settings_of(api_key, api_key_file, allowed_host, allowed_origin),
         grace=grace,
@@ -136,6 +147,7 @@ class Limits:
     width: int | None = None
     queue: int | None = None
     timeout: float | None = None
+    max_tokens: int | None = None
     cache_memory: float | None = None
     """GB."""
 
@@ -143,8 +155,9 @@ class Limits:
         from minicpm_mlx.arguments import at_least_one
         from minicpm_mlx.errors import InvalidArgumentError
 
-        if self.width is not None:
-            at_least_one("--max-concurrency", self.width)
+        for name, count in (("--max-concurrency", self.width), ("--max-tokens", self.max_tokens)):
+            if count is not None:
+                at_least_one(name, count)
         for name, value, least in (
             ("--queue", self.queue, 0),
             ("--cache-memory", self.cache_memory, 0),
@@ -187,6 +200,7 @@ def run(
             "width": limits.width,
             "queue": limits.queue,
             "timeout": limits.timeout,
+            "max_tokens": limits.max_tokens,
             "cache_bytes": None if limits.cache_memory is None else int(limits.cache_memory * 1e9),
         }
         how = {name: value for name, value in given.items() if value is not None}

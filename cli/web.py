@@ -24,6 +24,7 @@ def web(
     max_concurrency: serve.Concurrency = None,
     queue: serve.Queue = None,
     timeout: serve.Timeout = None,
+    max_tokens: serve.MaxTokens = None,
     cache_memory: serve.CacheMemory = None,
     allowed_host: serve.AllowedHost = None,
     allowed_origin: serve.AllowedOrigin = None,
@@ -45,7 +46,11 @@ def web(
     serve.run(
         serve.Wanted(model=model, dtype=dtype, device=device, adapters=serve.adapters_of(adapter)),
         serve.Limits(
-            width=max_concurrency, queue=queue, timeout=timeout, cache_memory=cache_memory
+            width=max_concurrency,
+            queue=queue,
+            timeout=timeout,
+            max_tokens=max_tokens,
+            cache_memory=cache_memory,
         ),
         address=serve.address_of(host, port, tls_cert, tls_key),
         settings=serve.settings_of(api_key, api_key_file, allowed_host, allowed_origin),

@@ -62,7 +62,7 @@ class ModelNotFoundError(MiniCPMError):
 
 
 class DownloadError(MiniCPMError):
-    """The hub could not be reached, refused, or the disk is too small."""
+    """The hub or a judge's endpoint could not be reached, or refused, or the disk is too small."""
 
 
 class MissingPackageError(MiniCPMError):

@@ -105,7 +105,11 @@ def test_a_run_goes_on_and_another_setting_is_refused(
         (("--tasks", "chess"), "tasks must be of ceval"),
         (("--data", "nowhere"), "nowhere: expected a folder with ARC-E's files"),
         (("--subjects", "astrology"), "none of the tasks has astrology"),
-        (("--shots", "3"), "shots are for mode gen"),
+        (("--shots", "3"), "shots: for mode gen"),
+        (("--chat-template",), "chat_template: for mode gen"),
+        (("--sampling", "ultraeval"), "sampling: for mode gen"),
+        (("--whole-replies",), "whole_replies: for mode gen"),
+        (("--tasks", "arc_easy", "--mode", "gen", "--shots", "99"), "ask for fewer examples"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
@@ -138,10 +142,10 @@ def test_two_runs_are_compared(
     folders = str(tmp_path / "a"), str(tmp_path / "b")
     assert command("eval", "compare", *folders) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1: tiny, 2: tiny"
+    assert lines[0] == f"1: tiny ({folders[0]}), 2: tiny ({folders[1]})"
     assert lines[4].startswith("| arc_easy.ppl | ")
-    assert lines[4].endswith("| +0.0 to +0.0 | 1 (mcnemar) | 3 | 0 | 0 |")
-    assert lines[-1] == "hellaswag.ppl: 1 questions are scored in one of the runs alone"
+    assert lines[4].endswith("| -39.2 to +39.2 | 1 (mcnemar) | 3 | 0 | 0 |")
+    assert lines[-1] == "hellaswag.ppl: questions scored in one of the runs alone: 1"
     assert command("eval", "compare", *folders, "--json") == 0
     assert json.loads(capsys.readouterr().out)["parts"]["arc_easy.ppl"]["comparison"]["p"] == 1
     assert command("eval", "compare", folders[0], str(tmp_path / "c")) == 1

@@ -278,6 +278,7 @@ def test_limits_shown_are_the_servers(name: str) -> None:
         [QUEUE],
         [],
         [],
+        [],
         [int(serve["grace"])],
         [have["max_body"] // 2**20, int(have["body_seconds"])],
         [int(have["header_seconds"])],

@@ -57,6 +57,23 @@ def fields(loaded: Loaded, subset: str = "") -> list[dict[str, Any]]:
 SUM = {"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1}
 
 
+def test_files_without_a_question_are_named(tmp_path: Path) -> None:
+    path = put(tmp_path, "test/anatomy_test.csv", "")
+    with pytest.raises(DataError, match=r"questions in test/anatomy_test.csv, found none; "):
+        load(MMLU, tmp_path)
+    path.write_text("1 + 1?,2,2,3,4,A\n")
+    with pytest.raises(DataError, match=r"found none that can be asked \(1 dropped\)"):
+        load(MMLU, tmp_path)
+
+
+def test_a_solution_without_a_number_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "test.jsonl", lines({"question": "1 + 1?", "answer": "It is two."}))
+    with pytest.raises(
+        DataError, match=r"test.jsonl:1: .* #### and its number, found 'It is two.'"
+    ):
+        load(GSM8K, tmp_path)
+
+
 def test_all_layouts_of_mmlu_read_alike(tmp_path: Path) -> None:
     subject = "abstract_algebra"
     put(tmp_path / "csv", f"test/{subject}_test.csv", "1 + 1?,1,2,3,4,B\n")
@@ -232,6 +249,8 @@ def test_a_folder_without_the_set_says_what_was_looked_for(tmp_path: Path) -> No
         "huggingface.co/datasets/openai/gsm8k",
     ):
         load(GSM8K, tmp_path)
+    with pytest.raises(DataError, match=r"expected MMLU's files \(test/SUBJECT_test.csv or"):
+        load(MMLU, tmp_path)
     with pytest.raises(DataError, match="expected a folder with GSM8K's files, found none"):
         load(GSM8K, tmp_path / "absent")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pytest
 from conftest import need_shared
 from hypothesis import given
 from hypothesis import strategies as st
-from little_bench import ANSWERS, LocalJudge, Reply, local_judge, write_bench
+from little_bench import ANSWERS, LocalJudge, Reply, local_judge, write_bench, write_lines
 
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.endpoint import Endpoint, key_from
@@ -57,6 +58,13 @@ def endpoint(judge: LocalJudge, **more: Any) -> Endpoint:
         ("[[5/10]]", UNRATED),
         ("", UNRATED),
         ("[[08]]", 8),
+        ("[[1]]", 1),
+        ("[[0]]", UNRATED),
+        ("[[0.9]]", UNRATED),
+        ("[[10.5]]", UNRATED),
+        ("[[11]]", UNRATED),
+        ("Rating: [95]", UNRATED),
+        (f"[[{'9' * 400}]]", UNRATED),
     ],
 )
 def test_the_first_rating_in_double_brackets_counts_else_in_single_ones(
@@ -68,7 +76,7 @@ def test_the_first_rating_in_double_brackets_counts_else_in_single_ones(
 @given(st.text("[]0123456789. ab", max_size=40))
 def test_whatever_a_judge_says_has_a_score(judgment: str) -> None:
     score = rating(judgment)
-    assert score == UNRATED or score >= 0
+    assert score == UNRATED or 1 <= score <= 10
     assert rating(f"{judgment} [[4]]") == (
         4 if "[[" not in judgment else rating(f"{judgment} [[4]]")
     )
@@ -76,8 +84,9 @@ def test_whatever_a_judge_says_has_a_score(judgment: str) -> None:
 
 @given(st.integers(0, 100), st.text(st.characters(exclude_characters="[]"), max_size=20))
 def test_a_rating_is_found_between_any_words(score: int, words: str) -> None:
-    assert rating(f"{words}[[{score}]]{words}") == score
-    assert rating(f"{words}[{score}]{words}") == score
+    expected = score if 1 <= score <= 10 else UNRATED
+    assert rating(f"{words}[[{score}]]{words}") == expected
+    assert rating(f"{words}[{score}]{words}") == expected
 
 
 # ---- requests ----
@@ -257,6 +266,41 @@ def test_patience_ends(judge: LocalJudge) -> None:
         Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.001).chat(ASK)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "nobody.invalid"])
+def test_where_nobody_answers_patience_is_short_and_what_to_do_is_said(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_arguments: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    if host == "nobody.invalid":
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no name server need be asked
+    said: list[str] = []
+    nobody = Endpoint(f"http://{host}/v1", "m", wait=0.001, told=said.append)
+    with pytest.raises(DownloadError, match=r"after 5 tries \(.*\); .* see that the url is right"):
+        nobody.chat(ASK)
+    assert len(said) == 4
+
+
+def test_who_listens_is_told_why_and_when_there_is_another_try(judge: LocalJudge) -> None:
+    replies = [
+        Reply(500, b"word " * 50),
+        Reply(429, b"", headers={"Retry-After": "0.001"}),
+        Reply(),
+    ]
+    judge.reply = lambda n, body: replies[n - 1]
+    said: list[str] = []
+    endpoint(judge, told=said.append).chat(ASK)
+    assert said[1] == "429 Too Many Requests, trying again in 0 s"
+    assert said[0].startswith("500 Internal Server Error: word word")
+    assert said[0].endswith("…, trying again in 0 s")
+    assert len(said[0]) < 90
+    said.clear()
+    with pytest.raises(DownloadError):
+        Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.001, told=said.append).chat(ASK)
+    assert said == ["connection refused, trying again in 0 s"]
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -337,6 +381,25 @@ def test_a_broken_run_goes_on_where_it_was(bench: Bench, judge: LocalJudge, tmp_
     assert [j.score for j in found] == [7] * 6
     assert len([json.loads(line) for line in path.read_text().splitlines()]) == 6
     judge_answers(bench, ANSWERS, endpoint(judge), path, model="m")
+    assert len(judge.seen) == 7
+
+
+@pytest.mark.parametrize("kept", [{}, {"score": 11}, {"score": 0}])
+def test_what_has_no_rating_is_asked_for_anew(
+    bench: Bench, judge: LocalJudge, tmp_path: Path, kept: dict[str, int]
+) -> None:
+    path = tmp_path / "j.jsonl"
+    judge.reply = lambda n, body: Reply(says="None." if n == 2 else "[[8]]")
+    found = judge_answers(bench, ANSWERS, endpoint(judge), path, model="m", workers=1)
+    assert [j.score for j in found] == [8, UNRATED, 8, 8, 8, 8]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1] |= kept  # as files that were written before have them
+    write_lines(path, rows)
+    found = judge_answers(bench, ANSWERS, endpoint(judge), path, model="m")
+    assert [j.score for j in found] == [8] * 6
+    assert len(judge.seen) == 7
+    found = judge_answers(bench, ANSWERS, endpoint(judge), path, model="m")
+    assert [j.score for j in found] == [8] * 6
     assert len(judge.seen) == 7
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import need_shared
@@ -13,31 +15,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from little_bench import (
     PROMPTS,
-    QUESTIONS,
     REFERENCES,
     Reply,
     local_judge,
     write_bench,
     write_lines,
 )
+from little_bench import QUESTIONS as LITTLE
 from tiny_model import write_model
 
 import minicpm_mlx as mm
+from minicpm_mlx.cli import theme
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.endpoint import Endpoint
 from minicpm_mlx.evals.judge import UNRATED, Judgement
 from minicpm_mlx.evals.lines import Lines
 from minicpm_mlx.evals.mtbench import (
     CATEGORIES,
+    QUESTIONS,
     TEMPERATURES,
+    Model,
     answer_questions,
-    answers_of,
     load_bench,
+    model_of,
     run,
     scores,
 )
 from minicpm_mlx.evals.mtbench_files import Bench
 from minicpm_mlx.evals.radar import draw_radar
+from minicpm_mlx.local import alone
 
 Asked = tuple[list[dict[str, str]], float, int]
 
@@ -93,7 +99,7 @@ def test_the_published_questions_are_read() -> None:
 
 def change(folder: Path, file: str, /, **fields: object) -> None:
     """Change the second line of a file."""
-    records = {"question.jsonl": QUESTIONS, "../judge_prompts.jsonl": PROMPTS}[file]
+    records = {"question.jsonl": LITTLE, "../judge_prompts.jsonl": PROMPTS}[file]
     changed = [dict(record) for record in records]
     changed[1].update(fields)
     write_lines(folder / file, [{k: v for k, v in r.items() if v != ()} for r in changed])
@@ -250,7 +256,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     bench = load_bench(write_bench(tmp_path / "data"))
     with pytest.raises(DownloadError, match="cannot be written"):
-        run(bench, Echo(), tmp_path / "file", model="m")
+        run(bench, Model("m", Echo()), tmp_path / "file")
 
 
 # ---- runs ----
@@ -259,7 +265,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
     bench: Bench, tmp_path: Path
 ) -> None:
-    result = run(bench, Echo(), tmp_path / "out", model="org/../My Model")
+    result = run(bench, Model("org/../My Model", Echo()), tmp_path / "out")
     assert result.answers == tmp_path / "out" / "model_answer" / "org_.._My_Model.jsonl"
     assert result.answers.exists()
     assert (result.judgements, result.scores) == (None, None)
@@ -268,14 +274,14 @@ def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
 
 
 def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> None:
-    run(bench, Echo(), tmp_path / "out", model="m")
+    run(bench, Model("m", Echo()), tmp_path / "out")
     echo = Echo()
     with local_judge() as judge:
         judge.reply = lambda n, body: Reply(
             says="[[8]]" if "6 x 7" in body["messages"][1]["content"] else "[[5]]"
         )
         result = run(
-            bench, echo, tmp_path / "out", model="m", judge=Endpoint(judge.url, "org/strict")
+            bench, Model("m", echo), tmp_path / "out", judge=Endpoint(judge.url, "org/strict")
         )
     assert not echo.asked  # they were kept
     assert result.judgements == tmp_path / "out" / "model_judgment" / "org_strict_single.jsonl"
@@ -283,6 +289,118 @@ def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> Non
     assert result.scores.mean == 6
     assert result.scores.categories["math"] == 8
     assert "6 of 6" in result.message
+
+
+def test_answers_that_were_made_otherwise_are_not_gone_on_with(
+    bench: Bench, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = {"sampling": {"top_p": 0.8, "top_k": 0}, "identity": "abc"}
+    run(bench, Model("m", Echo(), made), out)
+    (path,) = (out / "model_answer").iterdir()
+    before = path.read_bytes()
+
+    def refused(bench: Bench, settings: dict[str, Any], difference: str, **more: int) -> None:
+        echo = Echo()
+        with pytest.raises(InvalidArgumentError, match=f"m's {difference}; .*another folder"):
+            run(bench, Model("m", echo, settings), out, **more)
+        assert not echo.asked
+        assert path.read_bytes() == before
+
+    refused(bench, {**made, "identity": "def"}, 'identity is "abc", not "def"')
+    top_p = {"top_p": 0.9, "top_k": 0}
+    refused(bench, {**made, "sampling": top_p}, "sampling of top_p is 0.8, not 0.9")
+    refused(bench, made, "max_tokens is 1024, not 8", max_tokens=8)
+    write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", LITTLE[:2])
+    fewer = load_bench(tmp_path / "data" / "mt_bench")
+    refused(fewer, made, f'sha256 of questions is "{bench.asked}", not "{fewer.asked}"')
+    echo = Echo()
+    run(bench, Model("m", echo, made), out)
+    assert not echo.asked
+
+
+def test_several_models_answer_in_one_folder_each_with_its_settings(
+    bench: Bench, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        run(bench, Model(name, Echo(), {"identity": name}), tmp_path)
+    kept = json.loads((tmp_path / "settings.json").read_text())["models"]
+    assert {name: settings["identity"] for name, settings in kept.items()} == {
+        "one": "one",
+        "two": "two",
+    }
+    names = {path.name for path in (tmp_path / "model_answer").iterdir()}
+    assert names == {"one.jsonl", "two.jsonl"}
+
+
+def test_answers_of_which_nobody_knows_how_they_were_made_are_not_gone_on_with(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run(bench, Model("m", Echo()), tmp_path)
+    settings = tmp_path / "settings.json"
+    settings.unlink()
+    with pytest.raises(InvalidArgumentError, match=r"m\.jsonl: expected settings\.json to say how"):
+        run(bench, Model("m", Echo()), tmp_path)
+    for content in ('{"format": 1, "parts": {}}', '{"format": 1, "models": {"m": 1}}', "{", "\xff"):
+        settings.write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=r"settings\.json: expected settings of MT-Bench"):
+            run(bench, Model("m", Echo()), tmp_path)
+    settings.write_text('{"format": 0, "models": {}}')
+    with pytest.raises(DataError, match="another version"):
+        run(bench, Model("m", Echo()), tmp_path)
+
+
+def test_a_model_is_known_by_what_decides_its_answers(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    bench = load_bench(write_bench(tmp_path / "data"))
+    run(bench, model_of(mm.load(str(folder))), tmp_path / "out", max_tokens=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "scale_emb": 3}))
+    with pytest.raises(InvalidArgumentError, match="tiny's identity is"):
+        run(bench, model_of(mm.load(str(folder))), tmp_path / "out", max_tokens=2)
+
+
+def test_a_folder_is_for_one_process_at_a_time(bench: Bench, tmp_path: Path) -> None:
+    echo = Echo()
+    with alone(tmp_path, tmp_path), pytest.raises(DownloadError, match="another process"):
+        run(bench, Model("m", echo), tmp_path)
+    assert not echo.asked
+
+    def another(*_arguments: object) -> str:
+        with pytest.raises(DownloadError, match="another process"):
+            run(bench, Model("m", Echo()), tmp_path)
+        return "alone"
+
+    answers = run(bench, Model("m", another), tmp_path).answers
+    assert answers.read_text().count("alone") == 6
+
+
+@pytest.mark.parametrize("more", [{"max_tokens": 0}, {"workers": 0}, {"workers": -1}])
+def test_what_is_asked_for_in_vain_makes_no_folder(
+    bench: Bench, tmp_path: Path, more: dict[str, int]
+) -> None:
+    (name,) = more
+    with pytest.raises(InvalidArgumentError, match=f"{name} must be 1 or more, got {more[name]}"):
+        run(bench, Model("m", Echo()), tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_says_what_is_not_rated_and_asks_for_it_anew(bench: Bench, tmp_path: Path) -> None:
+    model = Model("m", Echo())
+    with local_judge() as judge:
+        strict = Endpoint(judge.url, "strict")
+        judge.reply = lambda n, body: Reply(says="I cannot say.")
+        result = run(bench, model, tmp_path, judge=strict)
+        assert "none of 6 judgements by strict has a rating, so there is no score" in result.message
+        assert f"{result.judgements} has what it said: run again" in result.message
+        judge.reply = lambda n, body: Reply(says="[[7]]" if n > 8 else "Still not.")
+        result = run(bench, model, tmp_path, judge=strict, workers=1)
+        assert result.message == (
+            "4 of 6 judgements by strict have a rating; run again to ask for the others anew"
+        )
+        result = run(bench, model, tmp_path, judge=strict)
+        assert result.message == "6 of 6 judgements by strict have a rating"
+        assert len(judge.seen) == 6 + 6 + 2
 
 
 def judged(*rows: tuple[int, str, int, float]) -> list[Judgement]:
@@ -305,7 +423,7 @@ def test_scores_are_means_over_what_was_rated() -> None:
     assert found.categories["math"] == 4
     assert found.categories["stem"] is None
     assert list(found.categories) == list(CATEGORIES)
-    assert (found.rated, found.unrated) == (3, 2)
+    assert (found.questions, found.rated, found.unrated) == (3, 3, 2)
     assert found.interval
     assert found.interval.low == 4
     assert found.interval.high == 8
@@ -334,12 +452,79 @@ def test_a_loaded_model_answers_with_its_own_sampling_but_for_the_temperature(
 ) -> None:
     lm = mm.load(str(write_model(tmp_path / "tiny")))
     lm.sampling = replace(lm.sampling, temperature=0.0, top_k=1)
-    answer = answers_of(lm)
+    model = model_of(lm)
+    answer = model.answer
     messages = [{"role": "user", "content": "hello"}]
     greedy = answer(messages, 0.0, 12)
     assert greedy == lm.generate(messages, max_tokens=12, sampling=mm.Sampling()).text
     assert answer(messages, 5.0, 12) == greedy  # one token at a time to draw from
     lm.sampling = replace(lm.sampling, top_k=0)
+    assert model_of(lm).settings != model.settings
     warm = answer(messages, 5.0, 12)
     assert warm != greedy
     assert answer(messages, 5.0, 12) == warm  # the seed is fixed
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command, of a tiny model, to tmp_path/out."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    theme.console.cache_clear()
+    begin = ["eval", "mt-bench", "--data", str(write_bench(tmp_path / "data"))]
+    begin += ["--model", str(write_model(tmp_path / "tiny"))]
+    return [*begin, "--output", str(tmp_path / "out"), "--max-tokens", "4"]
+
+
+Command = Callable[..., int]
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("option", ["--max-tokens", "--workers"])
+def test_an_option_below_one_is_refused_before_anything_is_loaded(
+    command: Command, capsys: Out, words: list[str], tmp_path: Path, option: str
+) -> None:
+    shutil.rmtree(tmp_path / "tiny")
+    assert command(*words, option, "0") == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"minicpm-mlx: {option} must be 1 or more, got 0\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_many_questions_were_asked_stands_beside_the_readmes_figure(
+    command: Command, capsys: Out, words: list[str], tmp_path: Path
+) -> None:
+    with local_judge() as judge:
+        assert command(*words, "--judge-url", judge.url) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "MT-Bench 7.00 (7.00 to 7.00), 3 of its 80 questions"
+        assert lines[1].startswith("MiniCPM-2B, README: 7.25")
+        whole = [{**LITTLE[0], "question_id": number} for number in range(QUESTIONS)]
+        write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", whole)
+        words[words.index("--output") + 1] = str(tmp_path / "whole")
+        assert command(*words, "--max-tokens", "1", "--judge-url", judge.url) == 0
+        assert capsys.readouterr().out.splitlines()[0] == "MT-Bench 7.00 (7.00 to 7.00)"
+
+
+def test_the_command_says_that_nothing_is_rated(
+    command: Command, capsys: Out, words: list[str]
+) -> None:
+    with local_judge() as judge:
+        judge.reply = lambda n, body: Reply(says="[[11]]")
+        assert command(*words, "--judge-url", judge.url) == 0
+    out, err = capsys.readouterr()
+    assert out == "MT-Bench: not rated\n"
+    assert "none of 6 judgements by gpt-4 has a rating, so there is no score" in err
+
+
+def test_the_command_says_that_the_judge_is_asked_again(
+    command: Command, capsys: Out, words: list[str]
+) -> None:
+    with local_judge() as judge:
+        busy = Reply(503, b"", headers={"Retry-After": "0"})
+        judge.reply = lambda n, body: busy if n < 4 else Reply()
+        assert command(*words, "--judge-url", judge.url, "--workers", "1") == 0
+    said = "judge: 503 Service Unavailable, trying again in 0 s"
+    assert capsys.readouterr().err.splitlines().count(said) == 1

@@ -195,13 +195,14 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     begin(tmp_path / "b", {"gsm8k.gen": {"": after}}, name="other")
     found = compare_runs(tmp_path / "a", tmp_path / "b")
     part = found.parts["gsm8k.gen"]
-    assert found.models == ("mine", "other")
+    assert found.models == (f"mine ({tmp_path / 'a'})", f"other ({tmp_path / 'b'})")
     assert (part.questions, part.first, part.second) == (8, 25, 75)
     assert part.comparison == compare(before, after)
+    assert part.comparison.low < 0.5 < part.comparison.high
     assert part.comparison.p == pytest.approx(2 * 7 / 2**6)  # 5 up, 1 down
     assert part.gained == tuple(("", f"q{n}") for n in (1, 2, 3, 4, 5))
     assert part.lost == (("", "q0"),)
-    assert found.notes == ("math.gen is in one of the runs alone",)
+    assert found.notes == ("in one of the runs alone: math.gen",)
     assert json.loads(json.dumps(found.to_json()))["parts"]["gsm8k.gen"]["lost"] == [["", "q0"]]
 
 
@@ -211,9 +212,24 @@ def test_a_comparison_says_what_was_asked_otherwise(tmp_path: Path) -> None:
     found = compare_runs(tmp_path / "a", tmp_path / "b")
     assert found.parts["gsm8k.gen"].questions == 2
     assert found.notes == (
+        "both are runs of the same model",
         "gsm8k.gen was asked otherwise: shots 8 and 2",
-        "gsm8k.gen: 1 questions are scored in one of the runs alone",
+        "gsm8k.gen: questions scored in one of the runs alone: 1",
     )
+
+
+def test_runs_are_compared_by_the_scores_that_their_reports_have(tmp_path: Path) -> None:
+    runs = {
+        "a": {"anatomy": [0, 0, 0], "virology": [1]},
+        "b": {"anatomy": [0, 1, 0], "virology": [1]},
+    }
+    for name, scores in runs.items():
+        begin(tmp_path / name, {"mmlu.gen": scores}, name=name)
+    part = compare_runs(tmp_path / "a", tmp_path / "b").parts["mmlu.gen"]
+    for name, score in (("a", part.first), ("b", part.second)):
+        assert score == pytest.approx(report_of(tmp_path / name).tasks[0].part.score.mean)
+    assert 100 * part.comparison.difference == pytest.approx(part.second - part.first)
+    assert part.comparison.low <= part.comparison.difference <= part.comparison.high
 
 
 def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_code_is_not_run_unless_it_is_allowed() -> None:
         ({"sampling": "beam"}, "sampling must be one of"),
         ({"limit": 0}, "limit must be 1 or more"),
         ({"shots": -1}, "shots must be 0 or more"),
-        ({"tasks": ("arc_easy",), "mode": "ppl", "shots": 1}, "shots are for mode gen"),
+        ({"tasks": ("arc_easy",), "mode": "ppl", "shots": 1}, "shots: for mode gen"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(asked: dict[str, Any], message: str) -> None:
@@ -245,8 +245,11 @@ def test_other_data_and_another_model_are_refused(lm: mm.LM, demo: mm.LM, tmp_pa
     how = Settings(tasks=("arc_easy",), mode="ppl", limit=2)
     write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(4)])
     run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
-    with pytest.raises(InvalidArgumentError, match=r"of the model model \(identity .*not of demo"):
+    with pytest.raises(InvalidArgumentError, match='name is "model", not "demo"'):
         run(demo, prepare(how, tmp_path / "data"), tmp_path / "out")
+    changed = replace(lm, adapter=Path("/of/pirate/adapters"), model=demo.model)
+    with pytest.raises(InvalidArgumentError, match='adapter is null, not "pirate/adapters"'):
+        run(changed, prepare(how, tmp_path / "data"), tmp_path / "out")
     write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(5)])
     with pytest.raises(InvalidArgumentError, match=r"sha256 of arc_easy.jsonl is .*, not"):
         run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.evals.statistics import bootstrap, compare, mcnemar, wilson
+from minicpm_mlx.evals.statistics import bootstrap, compare, matched, mcnemar, wilson
 
 SCORES = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)
 
@@ -174,6 +174,32 @@ def test_ratings_are_compared_by_bootstrap() -> None:
     assert found.difference == pytest.approx(differences.mean())
     assert found.p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.01)
     assert found.low < found.difference < found.high
+
+
+def test_the_interval_of_a_difference_is_that_of_a_published_example() -> None:
+    # Approval of a prime minister, 1600 people asked twice: A. Agresti, Categorical Data Analysis.
+    assert matched(86, 150, 1600) == pytest.approx((-0.059, -0.021), abs=5e-4)
+
+
+@pytest.mark.parametrize("chances", [(0.1, 0.2), (0.02, 0.02), (0.0, 0.3), (0.4, 0.5)])
+@pytest.mark.parametrize("count", [20, 50, 200])
+def test_the_interval_of_a_difference_holds_it_as_often_as_it_says(
+    chances: tuple[float, float], count: int
+) -> None:
+    up, down = chances
+    drawn = np.random.default_rng(6).multinomial(count, [up, down, 1 - up - down], 2000)
+    ends = np.array([matched(int(gained), int(lost), count) for gained, lost, _ in drawn])
+    assert np.mean((ends[:, 0] <= up - down) & (up - down <= ends[:, 1])) > 0.93
+
+
+def test_subsets_count_alike_in_a_comparison() -> None:
+    names = ["a"] * 30 + ["b"] * 10
+    before, after = [0.0] * 40, [1.0] * 15 + [0.0] * 25
+    found = compare(before, after, names)
+    assert found.difference == pytest.approx((0.5 + 0.0) / 2)
+    assert found.p == compare(before, after).p
+    width = 2 * 1.96 * math.sqrt(0.25 / 30) / 2
+    assert found.high - found.low == pytest.approx(width, rel=0.1)
 
 
 def test_runs_that_agree_throughout_do_not_differ() -> None:

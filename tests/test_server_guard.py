@@ -517,6 +517,7 @@ def test_the_command_refuses_in_one_line(
         (("--adapter", f"odd={tmp_path}"), "--adapter odd: "),
         (("--api-key-file", str(empty)), f"{empty}: the API key must be"),
         (("--max-concurrency", "0"), "--max-concurrency must be 1 or more"),
+        (("--max-tokens", "0"), "--max-tokens must be 1 or more"),
         (("--timeout", "nan"), "--timeout must be"),
         (("--api-key", "a b"), "the API key must be"),
         (("--tls-key", "key.pem"), "certificate"),

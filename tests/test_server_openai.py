@@ -546,3 +546,12 @@ def test_an_error_names_the_field_as_the_client_wrote_it(
     assert error["param"] == field
     assert said in error["message"]
     assert "llguidance" not in error["message"]
+
+
+def test_a_reply_without_a_number_has_the_servers(serving: Callable[..., Any]) -> None:
+    story = {"model": "demo", "messages": [{"role": "user", "content": "Tell me a long story."}]}
+    with serving(max_tokens=3) as live:
+        for more, expected in (({}, 3), ({"max_tokens": 5}, 5)):
+            reply = live.ask("POST", "/v1/chat/completions", story | more).json
+            assert reply["usage"]["completion_tokens"] == expected
+            assert reply["choices"][0]["finish_reason"] == "length"

@@ -51,7 +51,7 @@ def draw_scores(report: Report, path: Path) -> None:
         titles = [task.title + "*" * (task.counted == "ppl") for task in report.tasks]
         axes.set_xticks(range(count), titles, rotation=45, ha="right")
         axes.set(ylabel="score, %", ylim=(0, 100))
-        axes.legend()
+        figure.legend(loc="outside upper right", ncols=2)
         with warnings.catch_warnings(), named_errors(path, "give another folder"):
             # matplotlib's own font lacks Chinese, which a folder's name may be in.
             warnings.filterwarnings("ignore", "Glyph .* missing")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..errors import DataError
@@ -21,7 +22,7 @@ class Paired:
     questions: int
     """That both have scored."""
     first: float
-    """Mean score of them, in percent."""
+    """Their score in percent: the mean over the subsets, as in a report."""
     second: float
     comparison: Comparison
     """Of the two, from 0 to 1."""
@@ -35,6 +36,7 @@ class Compared:
     """Two runs."""
 
     models: tuple[str, str]
+    """What was run, and the folder."""
     parts: Mapping[str, Paired]
     """By name, such as "mmlu.gen"."""
     notes: tuple[str, ...]
@@ -53,15 +55,16 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
     runs = Run.read(first), Run.read(second)
     parts: dict[str, Paired] = {}
     notes: list[str] = []
-    for name in dict.fromkeys((*runs[0].parts, *runs[1].parts)):
-        if not all(name in run.parts for run in runs):
-            notes.append(f"{name} is in one of the runs alone")
-            continue
+    if runs[0].settings["model"]["identity"] == runs[1].settings["model"]["identity"]:
+        notes.append("both are runs of the same model")
+    if alone := sorted(runs[0].parts.keys() ^ runs[1].parts.keys()):
+        notes.append(f"in one of the runs alone: {', '.join(alone)}")
+    for name in (name for name in runs[0].parts if name in runs[1].parts):
         notes += _otherwise(name, runs[0].parts[name], runs[1].parts[name])
         records = runs[0].records(name), runs[1].records(name)
         common = sorted(records[0].keys() & records[1].keys())
         if left := len(records[0].keys() ^ records[1].keys()):
-            notes.append(f"{name}: {left} questions are scored in one of the runs alone")
+            notes.append(f"{name}: questions scored in one of the runs alone: {left}")
         if common:
             parts[name] = _paired(name, records[0], records[1], common)
     if not parts:
@@ -69,8 +72,8 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
             f"{first} and {second}: expected runs with questions in common, found none; run "
             "the same tasks with the same seed and limit"
         )
-    models = tuple(str(run.settings["model"]["name"]) for run in runs)
-    return Compared(models=(models[0], models[1]), parts=parts, notes=tuple(notes))
+    models = f"{runs[0].model} ({first})", f"{runs[1].model} ({second})"
+    return Compared(models=models, parts=parts, notes=tuple(notes))
 
 
 def _otherwise(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
@@ -82,6 +85,14 @@ def _otherwise(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -
         if first.get(key) != second.get(key)
     ]
     return [f"{name} was asked otherwise: {', '.join(differing)}"] if differing else []
+
+
+def over_subsets(scores: Sequence[float], subsets: Sequence[str]) -> float:
+    """The plain mean over the subsets of their mean scores."""
+    of: dict[str, list[float]] = {}
+    for subset, score in zip(subsets, scores, strict=True):
+        of.setdefault(subset, []).append(score)
+    return sum(map(fmean, of.values())) / len(of)
 
 
 def _paired(
@@ -97,11 +108,12 @@ def _paired(
     before = [float(first[key]["score"]) for key in common]
     after = [float(second[key]["score"]) for key in common]
     pairs = list(zip(common, before, after, strict=True))
+    subsets = [subset for subset, _ in common]
     return Paired(
         questions=len(common),
-        first=100 * sum(before) / len(common),
-        second=100 * sum(after) / len(common),
-        comparison=compare(before, after),
+        first=100 * over_subsets(before, subsets),
+        second=100 * over_subsets(after, subsets),
+        comparison=compare(before, after, subsets),
         gained=tuple(key for key, a, b in pairs if b > a),
         lost=tuple(key for key, a, b in pairs if b < a),
     )

@@ -179,6 +179,12 @@ def load(task: Task, folder: str | Path | None = None, *, progress: bool = True)
     reader = _Folder(root, task.source)
     items = reader.items(task.source.items)
     dropped = reader.dropped
+    if not items and reader.sha256:
+        raise DataError(
+            f"{root}: expected questions in {listed(sorted(reader.sha256))}, found none"
+            + f" that can be asked ({dropped} dropped)" * (dropped > 0)
+            + f"; {_advice(task)}"
+        )
     if not items:
         raise _missing(task, root, task.source.items)
     if task.source.beside:
@@ -240,8 +246,9 @@ def _notes(task: Task, items: Mapping[str, tuple[Item, ...]], dropped: int) -> t
 
 def _missing(task: Task, folder: Path, names: Sequence[str], of: str = "") -> DataError:
     there = listed(sorted(file.name for file in folder.iterdir()))
+    expected = " or ".join(names).replace("{subset}", (task.source.subset_of or "").upper())
     return DataError(
-        f"{folder}: expected {task.title}'s files ({' or '.join(names)}){of}, "
+        f"{folder}: expected {task.title}'s files ({expected}){of}, "
         f"found {there or 'nothing'}; {_advice(task)}"
     )
 

@@ -6,13 +6,16 @@ import http.client
 import json
 import os
 import random
+import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +26,8 @@ __all__ = ["Endpoint", "key_from"]
 
 AGAIN = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529))
 """Answers after which another try may succeed."""
+NOBODY = 5
+"""Tries where nobody answers: with waits of 1, 2, 4 and 8 seconds, time for a server to start."""
 LONGEST_WAIT = 60.0
 LARGEST = 8 << 20
 """Bytes of an answer; longer ones are no answer of a chat model."""
@@ -39,9 +44,17 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class _Later(Exception):
     """This try failed; the next may not."""
 
+    advice = "go on later"
+
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
         self.wait = wait
+
+
+class _Nobody(_Later):
+    """Nothing answers at the address, or it is none."""
+
+    advice = "see that the url is right and its server runs, then go on"
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class Endpoint:
     """Tries before giving up."""
     wait: float = 1.0
     """Seconds before the second try; each later wait is twice as long, up to a minute."""
+    told: Callable[[str], object] = field(default=lambda why: None, compare=False)
+    """Is told, by whichever thread asks, why there is going to be another try, and when."""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r}, {self.model!r})"  # the key is no one's business
@@ -95,22 +110,28 @@ class Endpoint:
         """What the model says to `messages`; `options` (temperature, max_tokens) go along as is.
 
         Waits and asks again when the endpoint is busy, slow or out of order, as long as it says in
-        Retry-After, if it does. DownloadError where it refuses, or all attempts failed.
+        Retry-After, if it does. DownloadError where it refuses, or all attempts failed, of which
+        there are few where nobody answers.
         """
         body = {"model": self.model, "messages": list(messages), **options}
         data = json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace")
-        for attempt in range(1, self.attempts + 1):
+        failed: Counter[type[_Later]] = Counter()
+        while True:
             try:
                 return self._ask(data)
             except _Later as error:
-                if attempt == self.attempts:
+                failed[type(error)] += 1
+                tries = failed.total()
+                if tries == self.attempts or failed[_Nobody] == NOBODY:
                     raise DownloadError(
-                        f"{self.url}: no answer after {attempt} tries ({error}); what was done is "
-                        "kept: go on later"
+                        f"{self.url}: no answer after {tries} tries ({error}); what was done is "
+                        f"kept: {error.advice}"
                     ) from None
-                grown = min(LONGEST_WAIT, self.wait * 2.0 ** (attempt - 1))
-                time.sleep(grown * random.uniform(0.75, 1) if error.wait is None else error.wait)
-        raise AssertionError  # the last try returned or raised
+                grown = min(LONGEST_WAIT, self.wait * 2.0 ** (tries - 1))
+                wait = grown * random.uniform(0.75, 1) if error.wait is None else error.wait
+                why = shorten(str(error), 60, placeholder="…")
+                self.told(f"{why}, trying again in {wait:.0f} s")
+                time.sleep(wait)
 
     def _ask(self, data: bytes) -> str:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -127,9 +148,10 @@ class Endpoint:
             with error:
                 raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts among them
-            raise _Later(
-                str(getattr(error, "reason", None) or error or type(error).__name__)
-            ) from None
+            why = getattr(error, "reason", None) or error
+            if isinstance(why, ConnectionRefusedError | socket.gaierror):
+                raise _Nobody((why.strerror or str(why)).lower()) from None
+            raise _Later(str(why) or type(error).__name__) from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         try:

@@ -28,7 +28,7 @@ __all__ = ["UNRATED", "Judgement", "judge_answers", "messages", "rating"]
 OPTIONS: Mapping[str, Any] = {"n": 1, "temperature": 0, "max_tokens": 2048}
 """FastChat's."""
 UNRATED = -1.0
-"""The score of a judgement in which no rating was found; it enters no mean."""
+"""The score of a judgement in which no rating from 1 to 10 was found; it enters no mean."""
 
 _RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 
@@ -49,15 +49,21 @@ class Judgement:
 
 
 def rating(judgment: str) -> float:
-    """The first `[[rating]]` in what a judge said, else the first `[rating]`, else UNRATED.
+    """The first `[[rating]]` in what a judge said, else the first `[rating]`.
+
+    UNRATED where there is none, or it is not from 1 to 10, of which FastChat would take any.
 
     >>> rating("A fine answer. Rating: [[8.5]]")
     8.5
     """
     for pattern in _RATINGS:
         if found := pattern.search(judgment):
-            return float(found[1])
+            return _in_range(float(found[1]))
     return UNRATED
+
+
+def _in_range(score: float) -> float:
+    return score if 1 <= score <= 10 else UNRATED
 
 
 def messages(
@@ -91,15 +97,20 @@ def judge_answers(
 ) -> list[Judgement]:
     """Have both turns of every answer rated; the judgements, in the order of the questions.
 
-    Each is appended to the file `path` as it comes, and none is asked for again that the file has,
-    from the same judge of the same words. `model` names who answered; `workers` requests are out at
-    once. DataError for an answer that is missing, or a damaged file; DownloadError where the judge
-    cannot be had: what is there by then is kept.
+    Each is appended to the file `path` as it comes, and none is asked for again that the file has
+    with a rating, from the same judge of the same words. `model` names who answered; `workers`
+    requests are out at once. DataError for an answer that is missing, or a damaged file;
+    DownloadError where the judge cannot be had: what is there by then is kept.
     """
+    at_least_one("workers", workers)
     if lacking := [q.id for q in bench.questions if q.id not in answers]:
         raise DataError(f"expected an answer to every question, found none to {lacking[0]}")
     lines = Lines(path)
-    known = dict(_known(row) for row in lines.rows)
+    known = {
+        words: record
+        for words, record in map(_known, lines.rows)
+        if _in_range(record["score"]) != UNRATED
+    }
     found: dict[tuple[int, int], Judgement] = {}
     left: list[_Asked] = []
     for question in bench.questions:
@@ -176,7 +187,7 @@ def _at_once(
                 ended.set()  # before the next question is asked, which would be answered in vain
                 done.put(error)
 
-    for _ in range(min(at_least_one("workers", workers), len(tasks))):
+    for _ in range(min(workers, len(tasks))):
         Thread(target=serve, daemon=True).start()
     try:
         for _ in tasks:

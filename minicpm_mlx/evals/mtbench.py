@@ -1,28 +1,29 @@
 """MT-Bench: 80 conversations of two turns, answered by a model and rated by a judge.
 
     bench = load_bench("fastchat/llm_judge/data/mt_bench")
-    result = run(bench, answers_of(lm), Path("results"), model=lm.card.name, judge=judge)
+    result = run(bench, model_of(lm), Path("results"), judge=judge)
 
 Zheng et al., Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, 2023.
 """
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..atomic import named_errors
+from ..arguments import at_least_one
 from ..errors import DataError
 from .endpoint import Endpoint
 from .fields import text
 from .judge import UNRATED, Judgement, judge_answers
 from .lines import Lines
 from .mtbench_files import CATEGORIES, Bench, BenchQuestion, load_bench, question_id, turns_of
+from .mtbench_folder import answers_path, judgements_path, opened
+from .run import described
 from .statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CATEGORIES",
+    "QUESTIONS",
     "TEMPERATURES",
     "Answer",
+    "Model",
     "Result",
     "Scores",
     "answer_questions",
-    "answers_of",
     "load_bench",
+    "model_of",
     "run",
     "scores",
 ]
@@ -52,6 +55,8 @@ TEMPERATURES: Mapping[str, float] = {
     "humanities": 0.1,
 }
 """By category; FastChat's."""
+QUESTIONS = 80
+"""That published figures are means over."""
 MAX_TOKENS = 1024
 """Of one answer; FastChat's."""
 
@@ -66,14 +71,27 @@ class Answer(Protocol):
     ) -> str: ...
 
 
-def answers_of(lm: LM) -> Answer:
-    """A loaded model as the callable that answers: its own sampling but for the temperature."""
+@dataclass(frozen=True)
+class Model:
+    """Who answers."""
+
+    name: str
+    answer: Answer
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What decides its answers, for JSON: answers that were made otherwise are not gone on with."""
+
+
+def model_of(lm: LM) -> Model:
+    """A loaded model, with its adapter; its own sampling but for the temperature."""
 
     def answer(messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int) -> str:
         sampling = replace(lm.sampling, temperature=temperature, seed=0)  # FastChat's seed
         return lm.generate(messages, max_tokens=max_tokens, sampling=sampling).text
 
-    return answer
+    fixed = {"temperature", "seed"}
+    sampling = {name: value for name, value in vars(lm.sampling).items() if name not in fixed}
+    name = lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
+    return Model(name, answer, {"sampling": sampling, **described(lm)})
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,8 @@ class Scores:
     """The mean's, by bootstrap of the questions."""
     turns: tuple[float | None, float | None]
     categories: Mapping[str, float | None]
+    questions: int
+    """That were judged, rated or not."""
     rated: int
     unrated: int
     """Judgements in which no rating was found."""
@@ -106,10 +126,9 @@ class Result:
 
 def run(
     bench: Bench,
-    answer: Answer,
+    model: Model,
     folder: Path,
     *,
-    model: str,
     judge: Endpoint | None = None,
     workers: int = 4,
     max_tokens: int = MAX_TOKENS,
@@ -117,27 +136,44 @@ def run(
 ) -> Result:
     """Answer all questions and have the answers judged; without a judge, stop after the answers.
 
-    Files go to `folder`, made if need be; a run that was broken off goes on from them. `progress`
-    is told how many answers, then how many judgements there are, and of how many. Errors as
-    `answer_questions` and `judge_answers`.
+    Files go to `folder`, made if need be; a run that was broken off goes on from them, and asks the
+    judge anew where it gave no rating. `progress` is told how many answers, then how many
+    judgements there are, and of how many. Errors as `opened`, `answer_questions` and
+    `judge_answers`.
     """
-    answers_path = _placed(folder / "model_answer" / f"{_plain(model)}.jsonl")
-    answers = answer_questions(
-        bench, answer, answers_path, model=model, max_tokens=max_tokens, progress=progress
-    )
-    if judge is None:
-        message = (
-            f"{len(answers)} answers are in {answers_path}; they are not rated, as no judge was "
-            "given: name an OpenAI-compatible endpoint and run again"
+    at_least_one("max_tokens", max_tokens)
+    at_least_one("workers", workers)
+    data = {"questions": bench.asked}
+    settings = {"max_tokens": max_tokens, "sha256": data, **model.settings}
+    with opened(folder, model.name, settings):
+        path = answers_path(folder, model.name)
+        answers = answer_questions(
+            bench, model.answer, path, model=model.name, max_tokens=max_tokens, progress=progress
         )
-        return Result(answers_path, None, None, message)
-    path = _placed(folder / "model_judgment" / f"{_plain(judge.model)}_single.jsonl")
-    judgements = judge_answers(
-        bench, answers, judge, path, model=model, workers=workers, progress=progress
-    )
-    found = scores(judgements)
-    message = f"{found.rated} of {len(judgements)} judgements by {judge.model} have a rating"
-    return Result(answers_path, path, found, message)
+        if judge is None:
+            message = (
+                f"{len(answers)} answers are in {path}; they are not rated, as no judge was "
+                "given: name an OpenAI-compatible endpoint and run again"
+            )
+            return Result(path, None, None, message)
+        judged = judgements_path(folder, judge.model)
+        found = scores(
+            judge_answers(
+                bench, answers, judge, judged, model=model.name, workers=workers, progress=progress
+            )
+        )
+    return Result(path, judged, found, _said(found, judge.model, judged))
+
+
+def _said(found: Scores, judge: str, path: Path) -> str:
+    count = found.rated + found.unrated
+    if found.rated == 0:
+        return (
+            f"none of {count} judgements by {judge} has a rating, so there is no score; {path} has "
+            "what it said: run again to ask anew, or name another judge"
+        )
+    again = "; run again to ask for the others anew" if found.unrated else ""
+    return f"{found.rated} of {count} judgements by {judge} have a rating{again}"
 
 
 def answer_questions(
@@ -151,8 +187,8 @@ def answer_questions(
 ) -> dict[int, tuple[str, str]]:
     """Both answers to every question, by question; each is added to the file `path` as it comes.
 
-    Questions that the file has answers to are not asked again. DataError where it is damaged, or
-    its answers are another model's.
+    Questions that the file has answers to are not asked again: `run` sees to it that they were made
+    in the same way. DataError where it is damaged, or its answers are another model's.
     """
     lines = Lines(path)
     found = {}
@@ -216,6 +252,7 @@ def scores(judgements: Sequence[Judgement]) -> Scores:
             category: _mean(j.score for j in rated if j.category == category)
             for category in CATEGORIES
         },
+        questions=len({judgement.question for judgement in judgements}),
         rated=len(rated),
         unrated=len(judgements) - len(rated),
     )
@@ -224,15 +261,3 @@ def scores(judgements: Sequence[Judgement]) -> Scores:
 def _mean(values: Iterable[float]) -> float | None:
     listed = list(values)
     return sum(listed) / len(listed) if listed else None
-
-
-def _placed(path: Path) -> Path:
-    """`path`, once its folder is there."""
-    with named_errors(path.parent, "give another folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _plain(name: str) -> str:
-    """A model's name as a file's: no part of it is a folder, or hidden."""
-    return re.sub(r"[^\w.+@-]+", "_", name).lstrip(".") or "model"

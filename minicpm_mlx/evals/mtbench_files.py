@@ -79,6 +79,11 @@ class Bench:
     sha256: Mapping[str, str]
     """Of each file read, by its name."""
 
+    @property
+    def asked(self) -> str:
+        """The SHA-256 of the questions alone."""
+        return next(digest for name, digest in self.sha256.items() if name in QUESTIONS)
+
     def prompt(self, question: BenchQuestion, turn: int) -> JudgePrompt:
         """The official prompt for a question's turn, 1 or 2."""
         return self.prompts[_name(question.category, turn)]

@@ -69,6 +69,12 @@ class Run:
         return run
 
     @property
+    def model(self) -> str:
+        """What was run, for people: the model, with its adapter."""
+        model = self.settings["model"]
+        return str(model["name"]) + (f" with {model['adapter']}" if model.get("adapter") else "")
+
+    @property
     def parts(self) -> dict[str, dict[str, Any]]:
         """By name, such as "mmlu.gen"."""
         found: dict[str, dict[str, Any]] = self.settings["parts"]
@@ -86,10 +92,10 @@ class Run:
             self.settings["parts"] = {}
         self._check_model(self.settings["model"], model)
         known = {"version": self.settings["program"]["minicpm-mlx"]}
-        self._compare("minicpm-mlx's", known, {"version": program["minicpm-mlx"]})
+        check_same(self.folder, "minicpm-mlx's", known, {"version": program["minicpm-mlx"]})
         for name, part in parts.items():
             if name in self.parts:
-                self._compare(f"{name}'s", self.parts[name], part)
+                check_same(self.folder, f"{name}'s", self.parts[name], part)
         self.parts.update(parts)
         with named_errors(self.folder, ADVICE):
             (self.folder / RECORDS).mkdir(exist_ok=True)
@@ -97,20 +103,7 @@ class Run:
 
     def _check_model(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if before["identity"] != now["identity"]:
-            whose = [f"{one['name']} (identity {one['identity']})" for one in (before, now)]
-            raise InvalidArgumentError(
-                f"{self.folder} has a run of the model {whose[0]}, not of {whose[1]}; {ADVICE}"
-            )
-
-    def _compare(self, whose: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        for name in dict.fromkeys(
-            (*now, *before)
-        ):  # what was asked for before what follows from it
-            if name not in NO_MATTER and before.get(name) != now.get(name):
-                raise InvalidArgumentError(
-                    f"{self.folder} has a run in which {whose} {_difference(name, before, now)}; "
-                    "go on with the same, or give another folder"
-                )
+            check_same(self.folder, "the model's", before, now)
 
     def lines(self, part: str) -> Lines:
         """The file of a part's records."""
@@ -120,6 +113,16 @@ class Run:
         """A part's records by question, in the order in which they came."""
         path = self.folder / RECORDS / f"{part}.jsonl"
         return keyed(Lines(path).rows) if path.exists() else {}
+
+
+def check_same(folder: Path, whose: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """InvalidArgumentError that names what differs, where a run would go on otherwise."""
+    for name in dict.fromkeys((*now, *before)):  # what was asked for before what follows from it
+        if name not in NO_MATTER and before.get(name) != now.get(name):
+            raise InvalidArgumentError(
+                f"{folder} has a run in which {whose} {_difference(name, before, now)}; "
+                "go on with the same, or give another folder"
+            )
 
 
 def keyed(rows: tuple[Row, ...]) -> dict[Key, Record]:

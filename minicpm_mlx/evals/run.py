@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidArgumentError
 from ..identity import identity
+from ..weights.load import parameters
 from .data import Loaded, load
 from .generation import Reply, replies_to
 from .item import Item, Question
@@ -25,6 +26,7 @@ from .record import Record, Run, keyed, opened
 from .report import Report, report_of, write_report
 from .sandbox import containment, run_programs
 from .settings import Part, Settings
+from .shots import shots_for
 from .task import Task
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def prepare(
 ) -> Prepared:
     """Read the data of all parts, from a folder or the hub; errors as `data.load`.
 
-    InvalidArgumentError for a subject that no set has, or where programs cannot be contained.
+    InvalidArgumentError for a subject that no set has, or where programs cannot be contained;
+    DataError where there are too few examples to go before a question.
     """
     tasks = {part.task.name: part.task for part in settings.parts}
     if any(task.needs_code for task in tasks.values()):
@@ -82,6 +85,10 @@ def prepare(
         )
     loaded = {name: load(task, data, progress=progress) for name, task in tasks.items()}
     items = {name: _chosen(task, loaded[name], settings) for name, task in tasks.items()}
+    for part in settings.parts:
+        if part.mode == "gen":
+            for item in items[part.task.name]:  # that there are enough examples
+                shots_for(part.task, item, loaded[part.task.name], settings.seed, settings.shots)
     return Prepared(settings, loaded, items)
 
 
@@ -117,7 +124,7 @@ def run(
     data; errors as `record.opened`, `generation.replies_to` and `loglikelihood.score`.
     """
     with opened(folder) as record:
-        record.begin(_model(lm), _program(), _parts(prepared))
+        record.begin(described(lm), _program(), _parts(prepared))
         for part in prepared.settings.parts:
             _do(lm, part, prepared, record, progress)
         report = report_of(record)
@@ -125,10 +132,12 @@ def run(
     return report
 
 
-def _model(lm: LM) -> dict[str, Any]:
+def described(lm: LM) -> dict[str, Any]:
+    """A model as a run's settings have it: name, adapter, types of its weights, identity."""
     return {
         "name": lm.card.name,
-        "adapter": None if lm.adapter is None else lm.adapter.name,
+        "adapter": None if lm.adapter is None else "/".join(lm.adapter.parts[-2:]),
+        "dtypes": ", ".join(sorted({str(one.dtype)[9:] for one in parameters(lm.model).values()})),
         "identity": identity(lm),
     }
 

@@ -69,7 +69,7 @@ class Settings:
                 raise InvalidArgumentError(
                     f"{name} must be one of {', '.join(known)}, got {shown(value)}"
                 )
-        for name, count in (("limit", self.limit), ("width", self.width)):
+        for name, count in (("limit", self.limit), ("width (--batch)", self.width)):
             if count is not None:
                 at_least_one(name, count)
         for name, least in (("seed", self.seed), ("shots", self.shots)):
@@ -109,8 +109,17 @@ class Settings:
                 f"{' and '.join(code)}: programs that the model writes are run, shut in; say "
                 "--allow-code (allow_code=True), or leave them out"
             )
-        if self.shots is not None and all(part.mode == "ppl" for part in self.parts):
-            raise InvalidArgumentError("shots are for mode gen; in ppl a question stands alone")
+        asked = {
+            "shots": self.shots is not None,
+            "sampling": self.sampling != "greedy",
+            "chat_template": self.chat_template,
+            "whole_replies": self.whole_replies,
+        }
+        if all(part.mode == "ppl" for part in self.parts) and any(asked.values()):
+            raise InvalidArgumentError(
+                f"{next(name for name in asked if asked[name])}: for mode gen; in ppl a question "
+                "stands alone and its options are compared, without a reply"
+            )
 
     def of(self, part: Part) -> dict[str, Any]:
         """What a part's scores depend on, for its record."""

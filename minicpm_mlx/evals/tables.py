@@ -86,7 +86,7 @@ def _notes(part: PartReport) -> Iterator[str]:
     if part.cut:
         yield f"replies cut at their length: {part.cut}"
     if part.fewer_shots:
-        yield f"questions with fewer examples, the context having no room for all: {part.fewer_shots}"
+        yield f"questions with fewer examples, for want of room in the context: {part.fewer_shots}"
     if part.unasked:
         yield f"questions longer than the context, counted as wrong: {part.unasked}"
 

@@ -38,7 +38,7 @@ class Ask:
     served: Served
     sampling: Sampling
     max_tokens: int | None = None
-    """None: as far as the context goes. 0: the prompt is read and nothing said."""
+    """None: the service's own number. 0: the prompt is read and nothing said."""
     min_tokens: int = 0
     """No end of text before this many."""
     stop: Sequence[str] = ()

@@ -45,9 +45,11 @@ class Service:
     """Answers for `lm`, and for it with each of `adapters` (a folder by its name).
 
     Up to `width` requests run at once and `queue` more wait; each is given up after `timeout`
-    seconds. Memory that is free is shared out: two fifths to the keys and values of what runs, one
-    fifth, or `cache_bytes`, to those of what was read before. Made on any thread; used on that of
-    an event loop. Of the ranks of a launch that share the model, all but the first `follow`.
+    seconds, and has up to `max_tokens` of reply where it says no number itself (None: as far as
+    the context goes). Memory that is free is shared out: two fifths to the keys and values of what
+    runs, one fifth, or `cache_bytes`, to those of what was read before. Made on any thread; used on
+    that of an event loop. Of the ranks of a launch that share the model, all but the first
+    `follow`.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Service:
         queue: int = QUEUE,
         cache_bytes: int | None = None,
         timeout: float | None = None,
+        max_tokens: int | None = None,
     ):
         self.lm, self.timeout, self.created = lm, timeout, int(time.time())
+        self.max_tokens = max_tokens
         base = lm.card.name
         self.names = [Served(name=base, adapter=None)]
         models: dict[str | None, LanguageModel] = {None: lm.model}
@@ -228,10 +232,11 @@ class Service:
             raise Refusal(
                 400, "a form for the reply says itself where it may end; leave out others"
             )
+        wanted = self.max_tokens if ask.max_tokens is None else ask.max_tokens
         own = () if ask.ignore_eos else self.lm.tokenizer.eos_ids
         return Request(
             prompt=ask.prompt,
-            max_tokens=room if ask.max_tokens is None else min(ask.max_tokens, room),
+            max_tokens=room if wanted is None else min(wanted, room),
             sampling=ask.sampling,
             adapter=ask.served.adapter,
             eos=frozenset(own) | frozenset(ask.stop_tokens),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...errors import DataError
 from ...train.rows import Row
 from ..data import Source
 from ..enough import after_number
@@ -18,8 +20,14 @@ __all__ = ["GSM8K"]
 
 
 def read_row(row: Row) -> Mapping[str, Any]:
-    """Question and worked solution."""
-    return {"question": text(row, "question"), "answer": text(row, "answer")}
+    """Question and worked solution, which ends with its number."""
+    solution = text(row, "answer")
+    if not re.search(r"####.*\d", solution):
+        raise DataError(
+            f"{row.place}: expected a solution that ends with #### and its number, found "
+            f"{solution[-40:]!r}; is this the set's own file?"
+        )
+    return {"question": text(row, "question"), "answer": solution}
 
 
 def ask(item: Item) -> Example:
