@@ -176,22 +176,30 @@ async def _leave(port: int, model: str) -> float:
         while not _speaks(_event(line := await reader.readline())):
             if not line:
                 raise RuntimeError("the server ended a reply before it began")
+    asking = await asyncio.open_connection("127.0.0.1", port)
+    await _running(*asking)
     left = time.perf_counter()
     clients[0][1].transport.abort()
-    while await asyncio.to_thread(_running, port) == 4:
-        pass
+    while await _running(*asking) == 4:
+        await asyncio.sleep(0.01)  # the server has replies to make
     freed = time.perf_counter() - left
     for _, writer in clients[1:]:
         writer.close()
-    while await asyncio.to_thread(_running, port):
+    while await _running(*asking):
         await asyncio.sleep(0.1)
+    asking[1].close()
     return freed
 
 
-def _running(port: int) -> int:
-    with urlopen(f"http://127.0.0.1:{port}/server_info", timeout=30) as answer:
-        (state,) = json.load(answer)["internal_states"]
-        return int(state["running"])
+async def _running(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """Replies that are being made, by a connection that stays."""
+    writer.write(b"GET /server_info HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    if length is None:
+        raise RuntimeError(head.decode())
+    (state,) = json.loads(await reader.readexactly(int(length[1])))["internal_states"]
+    return int(state["running"])
 
 
 class _Server:

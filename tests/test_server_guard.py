@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -500,6 +501,24 @@ def test_the_command_asks_for_the_key_that_the_environment_holds(demo_folder: Pa
         said = server.stderr.read()
         assert "API key" in said
         assert KEY not in said
+
+
+def test_small_writes_are_sent_at_once() -> None:
+    (listening,) = run.listen(run.Address(port=0), None)
+
+    async def connected() -> int:
+        accepted = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(
+            lambda _, writer: accepted.set_result(writer), sock=listening
+        )
+        _, client = await asyncio.open_connection(*listening.getsockname())
+        writer = await accepted
+        option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for one in (client, writer, server):
+            one.close()
+        return int(option)
+
+    assert asyncio.run(connected())
 
 
 def test_the_command_refuses_in_one_line(

@@ -107,8 +107,11 @@ def listen(address: Address, api_key: str | None) -> list[socket.socket]:
         for family, place in dict.fromkeys((one[0], one[4][0]) for one in found):
             with suppress_missing(family, last=not sockets and family == found[-1][0]):
                 one = socket.create_server((str(place), port), family=family, backlog=1024)
-                sockets.append(one)
-                port = one.getsockname()[1]
+                # asyncio has small writes sent at once only where the socket says it is of TCP;
+                # else each waits for the client's word that it has the one before.
+                tcp = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, one.detach())
+                sockets.append(tcp)
+                port = tcp.getsockname()[1]
     except OSError as error:
         for one in sockets:
             one.close()
