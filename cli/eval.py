@@ -96,7 +96,7 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.evals.run import prepare, run
+    from minicpm_mlx.evals.run import named, prepare, run
     from minicpm_mlx.evals.settings import ALL, Settings
     from minicpm_mlx.evals.tables import scores_table
 
@@ -139,18 +139,18 @@ def evaluate(
     )
     prepared = prepare(settings, data)
     lm = options.load(model, dtype, device, adapter=adapter)
-    folder = output or Path(
-        "eval-" + "+".join([lm.card.name, *([lm.adapter.name] if lm.adapter else [])])
-    )
+    folder = output or Path(f"eval-{named(lm)}")
     with kept(folder):
         report = run(lm, prepared, folder, progress=_teller())
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
         return
     _show(scores_table(report))
-    for part in (part for task in report.tasks for part in task.parts.values()):
-        for note in part.settings["notes"]:
-            console(stderr=True).print(f"{part.settings['mode']}: {note}", style="quiet")
+    for task in report.tasks:
+        for note in dict.fromkeys(
+            n for part in task.parts.values() for n in part.settings["notes"]
+        ):
+            console(stderr=True).print(f"{task.title}: {note}", style="quiet")
     console(stderr=True).print(f"{folder / 'report.md'} has all of it", style="quiet")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from ..errors import DataError
 from .record import Key, Record, Run
-from .statistics import Comparison, compare
+from .statistics import Comparison, compare, over_subsets
 
 __all__ = ["Compared", "Paired", "compare_runs"]
 
@@ -87,14 +86,6 @@ def _otherwise(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -
     return [f"{name} was asked otherwise: {', '.join(differing)}"] if differing else []
 
 
-def over_subsets(scores: Sequence[float], subsets: Sequence[str]) -> float:
-    """The plain mean over the subsets of their mean scores."""
-    of: dict[str, list[float]] = {}
-    for subset, score in zip(subsets, scores, strict=True):
-        of.setdefault(subset, []).append(score)
-    return sum(map(fmean, of.values())) / len(of)
-
-
 def _paired(
     name: str, first: Mapping[Key, Record], second: Mapping[Key, Record], common: list[Key]
 ) -> Paired:
@@ -111,9 +102,16 @@ def _paired(
     subsets = [subset for subset, _ in common]
     return Paired(
         questions=len(common),
-        first=100 * over_subsets(before, subsets),
-        second=100 * over_subsets(after, subsets),
+        first=100 * over_subsets(_by_subset(first, common)),
+        second=100 * over_subsets(_by_subset(second, common)),
         comparison=compare(before, after, subsets),
         gained=tuple(key for key, a, b in pairs if b > a),
         lost=tuple(key for key, a, b in pairs if b < a),
     )
+
+
+def _by_subset(records: Mapping[Key, Record], keys: Sequence[Key]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for key in keys:
+        found.setdefault(key[0], []).append(float(records[key]["score"]))
+    return found

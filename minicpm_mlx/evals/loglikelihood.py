@@ -9,7 +9,6 @@ for the layer that is being computed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +19,7 @@ from ..engine.generate import LanguageModel, chunk_of
 from ..engine.prefix import common
 from ..errors import ContextLengthError, InvalidArgumentError
 from ..tokenizer import Tokenizer
+from .past import Layer, Past, Segment
 
 if TYPE_CHECKING:
     from ..lm import LM
@@ -184,75 +184,6 @@ def _families(parts: list[_Part]) -> list[list[_Part]]:
     return families
 
 
-@dataclass
-class _Segment:
-    """Keys and values of a pass: of each layer (R, K, S, D)."""
-
-    layers: list[tuple[mx.array, mx.array]]
-    lengths: list[int]
-    """Of the rows; what is beyond is padding."""
-
-
-@dataclass
-class _Past:
-    """What rows were read over, one row a text."""
-
-    segments: list[tuple[_Segment, list[int]]]
-    """Each with the row in it of every text."""
-    rows: int
-
-    @property
-    def offsets(self) -> list[int]:
-        return [sum(s.lengths[at[row]] for s, at in self.segments) for row in range(self.rows)]
-
-    def of(self, rows: Sequence[int]) -> _Past:
-        """The past of rows that go on from `rows`."""
-        picked = [(segment, [at[row] for row in rows]) for segment, at in self.segments]
-        return _Past(picked, len(rows))
-
-    def mask(self, steps: int) -> mx.array | str | None:
-        """What `steps` new positions see, (B, 1, T, S + T); None or "causal" where all is plain."""
-        if not self.segments:
-            return "causal" if steps > 1 else None
-        parts = []
-        for segment, at in self.segments:
-            known = mx.array([segment.lengths[row] for row in at])[:, None, None, None]
-            seen = mx.arange(segment.layers[0][0].shape[2]) < known  # (B, 1, 1, S)
-            parts.append(mx.broadcast_to(seen, (self.rows, 1, steps, seen.shape[-1])))
-        own = mx.arange(steps)[:, None] >= mx.arange(steps)
-        parts.append(mx.broadcast_to(own, (self.rows, 1, steps, steps)))
-        return mx.concatenate(parts, axis=-1)
-
-
-class _Layer:
-    """A layer's cache for one pass, with the interface of mlx-lm's."""
-
-    def __init__(self, past: _Past, number: int, offset: int | mx.array, mask: object) -> None:
-        self.past, self.number, self.offset, self.mask = past, number, offset, mask
-        self.new: tuple[mx.array, mx.array] | None = None
-
-    def make_mask(
-        self, steps: int, return_array: bool = False, window_size: int | None = None
-    ) -> object:
-        return self.mask
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.new = keys, values
-        if not self.past.segments:
-            return keys, values
-        return self._after(0, keys), self._after(1, values)
-
-    def _after(self, which: int, new: mx.array) -> mx.array:
-        parts = []
-        for segment, at in self.past.segments:
-            array = segment.layers[self.number][which]
-            if array.shape[0] == 1:
-                parts.append(mx.broadcast_to(array, (len(at), *array.shape[1:])))
-            else:
-                parts.append(array[mx.array(at)])
-        return mx.concatenate([*parts, new], axis=2)
-
-
 class _Scorer:
     """Reads plans, up to so many positions a pass."""
 
@@ -260,7 +191,7 @@ class _Scorer:
         self.model, self.positions = model, positions
         self.threshold = model.config.rotation_threshold or 0
         self.head_ids: list[int] = []
-        self.head = _Past([], 1)
+        self.head = Past([], 1)
 
     def window(self, plans: list[_Plan]) -> Iterator[tuple[int, list[Scores]]]:
         """The scores of all plans: in the end, as those of a length are read together."""
@@ -295,21 +226,21 @@ class _Scorer:
         self._score_heads(batch, hidden, known)
         self._score_tails(batch, past, length)
 
-    def _known(self, batch: list[_Part]) -> _Past:
+    def _known(self, batch: list[_Part]) -> Past:
         """What all of the batch begin with, less what is to be scored, read once."""
         frees = [part.free for part in batch]
         wanted = shared(frees)
         if len(batch) == 1 or wanted < WORTH:
-            return _Past([], 1)
+            return Past([], 1)
         ids = list(frees[0][:wanted])
         have = common(self.head_ids, ids)
         if have < wanted - WORTH or have < len(self.head_ids):
-            fresh, have = _Past([], 1), 0
+            fresh, have = Past([], 1), 0
             _, self.head = self._read(fresh, [ids], len(ids))
             self.head_ids = ids
         return self.head
 
-    def _read(self, past: _Past, rows: list[list[int]], length: int) -> tuple[mx.array, _Past]:
+    def _read(self, past: Past, rows: list[list[int]], length: int) -> tuple[mx.array, Past]:
         """Read `rows` after their pasts: hidden states (B, T, hidden), and the pasts with them.
 
         `length` is that of the longest whole text.
@@ -323,21 +254,21 @@ class _Scorer:
             hidden.append(found)
         return (hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)), past
 
-    def _pass(self, past: _Past, rows: list[list[int]], length: int) -> tuple[mx.array, _Past]:
+    def _pass(self, past: Past, rows: list[list[int]], length: int) -> tuple[mx.array, Past]:
         steps = max(map(len, rows))
         ids = mx.array([row + [0] * (steps - len(row)) for row in rows])
         offsets, mask = past.offsets, past.mask(steps)
         offset = offsets[0] if len(set(offsets)) == 1 else mx.array(offsets)
         cache = [
-            _Layer(past, number, offset, mask)
+            Layer(past, number, offset, mask)
             for number in range(self.model.config.num_hidden_layers)
         ]
         hidden = self.model.hidden(ids, cache, length)
         layers = [layer.new for layer in cache if layer.new is not None]
         mx.eval(hidden, layers)
-        segment = _Segment(layers, [len(row) for row in rows])
+        segment = Segment(layers, [len(row) for row in rows])
         every = list(range(len(rows)))
-        return hidden, _Past([*past.segments, (segment, every)], len(rows))
+        return hidden, Past([*past.segments, (segment, every)], len(rows))
 
     def _score_heads(self, batch: list[_Part], hidden: mx.array, known: int) -> None:
         """Score what the texts of each part share, and the first token of each after that."""
@@ -356,7 +287,7 @@ class _Scorer:
             for member in members:
                 plan.note(member, token)
 
-    def _score_tails(self, batch: list[_Part], past: _Past, length: int) -> None:
+    def _score_tails(self, batch: list[_Part], past: Past, length: int) -> None:
         """Score what is left of each text, that of all parts together."""
         tails = []
         for row, part in enumerate(batch):

@@ -23,7 +23,7 @@ from .judge import UNRATED, Judgement, judge_answers
 from .lines import Lines
 from .mtbench_files import CATEGORIES, Bench, BenchQuestion, load_bench, question_id, turns_of
 from .mtbench_folder import answers_path, judgements_path, opened
-from .run import described
+from .run import described, named
 from .statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def model_of(lm: LM) -> Model:
 
     fixed = {"temperature", "seed"}
     sampling = {name: value for name, value in vars(lm.sampling).items() if name not in fixed}
-    name = lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
-    return Model(name, answer, {"sampling": sampling, **described(lm)})
+    return Model(named(lm), answer, {"sampling": sampling, **described(lm)})
 
 
 @dataclass(frozen=True)

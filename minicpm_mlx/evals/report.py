@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import DataError
 from .published import PUBLISHED, Figure
 from .record import Key, Record, Run, write_json, write_text
-from .statistics import Interval, bootstrap, wilson
+from .statistics import Interval, bootstrap, over_subsets, wilson
 from .tasks import TASKS
 
 __all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of", "write_report"]
@@ -177,8 +177,7 @@ def _interval(subsets: Mapping[str, Sequence[float]]) -> Interval:
         if found.low < found.high:
             return _percent(found)
     # One subset, or none in which any two questions differ: the bootstrap would be sure of itself.
-    mean = sum(sum(scores) / len(scores) for scores in subsets.values()) / len(subsets)
-    return _percent(wilson(mean * len(everything), len(everything)))
+    return _percent(wilson(over_subsets(subsets) * len(everything), len(everything)))
 
 
 def _percent(interval: Interval) -> Interval:

@@ -132,6 +132,11 @@ def run(
     return report
 
 
+def named(lm: LM) -> str:
+    """The model with its adapter, as a part of a folder's name."""
+    return lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
+
+
 def described(lm: LM) -> dict[str, Any]:
     """A model as a run's settings have it: name, adapter, types of its weights, identity."""
     return {

@@ -58,6 +58,11 @@ def wilson(right: float, count: int, z: float = Z_95) -> Interval:
     return Interval(share, min(max(0.0, middle - half), share), max(min(1.0, middle + half), share))
 
 
+def over_subsets(subsets: Mapping[str, Sequence[float]]) -> float:
+    """The plain mean over subsets of each subset's mean score."""
+    return sum(sum(scores) / len(scores) for scores in subsets.values()) / len(subsets)
+
+
 def bootstrap(
     subsets: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
