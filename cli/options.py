@@ -16,7 +16,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
     from minicpm_mlx.config import Config
-    from minicpm_mlx.tokenizer import Tokenizer
+    from minicpm_mlx.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "minicpm-2b-dpo"
 
@@ -84,7 +84,7 @@ def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     from minicpm_mlx.config import Config
     from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
-    from minicpm_mlx.tokenizer import tokenizer_of
+    from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)
     folder = folder_of(card)

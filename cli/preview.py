@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx.tokenizer import Tokenizer
+    from minicpm_mlx.text.tokenizer import Tokenizer
     from minicpm_mlx.train.data import Data
     from minicpm_mlx.train.overview import Bin, Span
 

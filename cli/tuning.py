@@ -13,7 +13,7 @@ from .theme import console
 from .words import Words
 
 if TYPE_CHECKING:
-    from minicpm_mlx.tokenizer import Tokenizer
+    from minicpm_mlx.text.tokenizer import Tokenizer
     from minicpm_mlx.train.data import Data
     from minicpm_mlx.train.events import Event, Listener
     from minicpm_mlx.train.loop import Plan

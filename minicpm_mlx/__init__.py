@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .registry import Card, cards
     from .reply import Completion, Piece, Stats
-    from .tokenizer import Tokenizer, load_tokenizer
+    from .text.tokenizer import Tokenizer, load_tokenizer
     from .train.data import load_data
     from .train.run import finetune
     from .weights import load_model
@@ -66,7 +66,7 @@ _HOMES = {
     "loading": ("load",),
     "registry": ("Card", "cards"),
     "reply": ("Completion", "Piece", "Stats"),
-    "tokenizer": ("Tokenizer", "load_tokenizer"),
+    "text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "train.data": ("load_data",),
     "train.run": ("finetune",),
     "weights": ("load_model",),

@@ -18,7 +18,7 @@ from .lm import LM
 from .loading import load
 from .local import folder_of
 from .registry import resolve
-from .tokenizer import Tokenizer, tokenizer_of
+from .text.tokenizer import Tokenizer, tokenizer_of
 
 PLACES = {None: None, "auto": None, "cuda": None, "mps": None, "gpu": None, "cpu": "cpu"}
 """device_map to our device: any accelerator means the one MLX has."""

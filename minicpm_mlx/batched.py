@@ -19,7 +19,7 @@ from .engine import WIDTH, Batch, LanguageModel, Sampling
 from .engine.generate import chunk_of
 from .engine.prefix import common, first
 from .reply import Completion, Piece, Stats, Transcript, collect
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 __all__ = ["Asked", "replies"]
 

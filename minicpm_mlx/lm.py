@@ -25,7 +25,7 @@ from .model import Model
 from .registry import Card
 from .reply import Completion, Piece, Stats, Transcript, collect
 from .stops import stop_list
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 from .weights.adapters import read_adapter
 
 Message = Mapping[str, str]

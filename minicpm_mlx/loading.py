@@ -15,7 +15,7 @@ from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsEr
 from .lm import LM
 from .local import folder_of
 from .registry import Card, resolve
-from .tokenizer import tokenizer_of
+from .text.tokenizer import tokenizer_of
 from .weights import load_model
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from .stops import StopStrings
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

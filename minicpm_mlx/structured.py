@@ -21,7 +21,7 @@ from .engine.grammar import Grammar
 from .errors import InvalidArgumentError, MissingPackageError, TokenizerError
 from .lark import lark_of
 from .schema import written
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -17,7 +17,7 @@ from test_docs_server_clients import GUIDE, HERE, QUESTION, blocks
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
 from minicpm_mlx.cli.serve import SAID
-from minicpm_mlx.template import BUILTIN, Template
+from minicpm_mlx.text.chat_template import BUILTIN, Template
 
 pytest.importorskip("fastapi")
 

@@ -17,7 +17,7 @@ from minicpm_mlx.errors import (
     InvalidArgumentError,
     TemplateError,
 )
-from minicpm_mlx.template import Template
+from minicpm_mlx.text.chat_template import Template
 
 pytest.importorskip("lm_eval")
 
@@ -188,7 +188,7 @@ def test_conversations_go_through_the_models_template(demo: mm.LM, ask: Any) -> 
 def test_a_reply_that_is_begun_is_left_open(
     ask: Any, monkeypatch: pytest.MonkeyPatch, source: str, begun: str
 ) -> None:
-    from minicpm_mlx.template import BUILTIN
+    from minicpm_mlx.text.chat_template import BUILTIN
 
     model = ask()
     monkeypatch.setattr(model.lm.tokenizer, "template", Template(BUILTIN[source]))

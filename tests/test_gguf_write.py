@@ -20,7 +20,7 @@ import minicpm_mlx as mm
 from minicpm_mlx import demo as demo_model
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.registry import resolve
-from minicpm_mlx.template import BUILTIN, Template
+from minicpm_mlx.text.chat_template import BUILTIN, Template
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
 from minicpm_mlx.weights.derived import dense
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf

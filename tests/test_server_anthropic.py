@@ -17,7 +17,7 @@ import minicpm_mlx as mm
 anthropic = pytest.importorskip("anthropic")
 pytest.importorskip("fastapi")
 
-from minicpm_mlx.template import Template  # noqa: E402
+from minicpm_mlx.text.chat_template import Template  # noqa: E402
 
 if TYPE_CHECKING:
     from serving import Live

@@ -18,7 +18,7 @@ import minicpm_mlx as mm
 ollama = pytest.importorskip("ollama")
 pytest.importorskip("fastapi")
 
-from minicpm_mlx.template import Template  # noqa: E402
+from minicpm_mlx.text.chat_template import Template  # noqa: E402
 
 if TYPE_CHECKING:
     from serving import Live

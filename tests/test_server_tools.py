@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.template import CHATML, Template
+from minicpm_mlx.text.chat_template import CHATML, Template
 
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")

@@ -28,7 +28,7 @@ from minicpm_mlx import load_tokenizer
 from minicpm_mlx.engine import Batch, Sampling, generate
 from minicpm_mlx.engine.grammar import Grammar, masked
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
-from minicpm_mlx.tokenizer import Tokenizer
+from minicpm_mlx.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance")
 

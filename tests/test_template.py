@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minicpm_mlx.errors import TemplateError
-from minicpm_mlx.template import BUILTIN, CHATML, MINICPM, Template
+from minicpm_mlx.text.chat_template import (
+    BUILTIN,
+    CHATML,
+    MINICPM,
+    Template,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "tokenizers"
 REFERENCES = {"minicpm": "minicpm-2b", "chatml": "minicpm4"}

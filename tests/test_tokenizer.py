@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minicpm_mlx.errors import TemplateError, TokenizerError
-from minicpm_mlx.template import CHATML, MINICPM
-from minicpm_mlx.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.text.chat_template import CHATML, MINICPM
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "tokenizers"
 REAL = ("minicpm-1b", "minicpm-2b", "minicpm3-4b", "minicpm4")

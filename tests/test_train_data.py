@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_tokenizer import tiny
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
-from minicpm_mlx.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train.account import Counts
 from minicpm_mlx.train.data import Data, DataOptions, load_data
 from minicpm_mlx.train.encode import Encoder

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny_tokenizer import tiny
 
 from minicpm_mlx.errors import InvalidArgumentError, TemplateError
-from minicpm_mlx.template import CHATML
-from minicpm_mlx.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.text.chat_template import CHATML
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train import encode
 from minicpm_mlx.train.encode import Encoded, Encoder
 from minicpm_mlx.train.formats import Conversation, Document, Judged, Preference

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conftest import GOLDEN, write_tokenizer
 
-from minicpm_mlx.template import CHATML
+from minicpm_mlx.text.chat_template import CHATML
 
 
 def write_model(folder: Path) -> Path:

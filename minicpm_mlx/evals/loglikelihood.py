@@ -18,7 +18,7 @@ from .. import device, exponentials
 from ..engine.generate import LanguageModel, chunk_of
 from ..engine.prefix import common
 from ..errors import ContextLengthError, InvalidArgumentError
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .past import Layer, Past, Segment
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ..companions import RECEIPT, copy_companions
 from ..errors import InvalidArgumentError
 from ..memory import parameter_count
 from ..registry import Card
-from ..tokenizer import tokenizer_of
+from ..text.tokenizer import tokenizer_of
 from ..weights.checkpoint import read_checkpoint, write_checkpoint
 from .job import Job
 from .quality import CONTEXT, quality

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..engine.grammar import Grammar
 from ..stops import overlap
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .envelope import identifier
 from .options import compute, grammar_of
 from .refusal import Refusal, unsupported

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..arguments import number, shown, whole
 from ..errors import DataError, InvalidArgumentError, TemplateError, TokenizerError
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .account import Counts, Entry, Part, Prompt, notes_of, overlong, summed
 from .encode import Encoder
 from .files import sha256, split_files

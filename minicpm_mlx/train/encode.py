@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..arguments import shown, whole
 from ..errors import InvalidArgumentError
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .formats import Conversation, Document, Example, Judged, Preference
 from .samples import Item, Labelled, Pair, Sample
 from .turns import Message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .account import Entry, Part
 from .encode import Encoded
 from .samples import Sample

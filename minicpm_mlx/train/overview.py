@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ..tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer
 from .batches import sequences
 from .data import Data
 from .samples import Sample

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TemplateError, WeightsError
-from ...template import BUILTIN, Template
-from ...tokenizer import Tokenizer
+from ...text.chat_template import BUILTIN, Template
+from ...text.tokenizer import Tokenizer
 
 MARK = "# Written by minicpm-mlx."
 """Begins the files that may be overwritten."""

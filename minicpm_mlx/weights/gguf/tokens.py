@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TokenizerError
-from ...tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
-from ...tokenizer_files import refusing
+from ...text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
+from ...text.tokenizer_files import refusing
 from ..lazy import printable
 from .header import GgufFile
 from .splits import ALIASES, COMPOSED, WHOLE_WORDS, split_name, splitter

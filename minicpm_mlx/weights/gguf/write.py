@@ -21,7 +21,7 @@ from ...config_parts import Quantization
 from ...errors import DownloadError, InvalidArgumentError, WeightsError
 from ...quantize import PARTS
 from ...repack import unpack
-from ...tokenizer import load_tokenizer
+from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
 from ..lazy import LazyTensor, printable
 from ..llama import EMBEDDING, HEAD

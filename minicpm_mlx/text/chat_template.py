@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
-from .errors import TemplateError
+from ..errors import TemplateError
 
 __all__ = ["BUILTIN", "CHATML", "MINICPM", "Template"]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import TokenizerError
+from ..errors import TokenizerError
 
 T = TypeVar("T")
 

@@ -16,14 +16,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import TemplateError, TokenizerError
-from .template import BUILTIN, Template
+from ..errors import TemplateError, TokenizerError
+from .chat_template import BUILTIN, Template
 from .tokenizer_files import TokenizerFiles, refusing, short
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from .registry import Card
+    from ..registry import Card
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
