@@ -14,9 +14,9 @@ from typing import Any
 import mlx.core as mx
 
 from .adapt import located, places
-from .atomic import named_errors, write_whole
 from .config import Config
 from .errors import InvalidArgumentError
+from .files.atomic import named_errors, write_whole
 from .local import folder_of, make_whole
 from .model import Model
 from .registry import Card, resolve

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .atomic import named_errors
 from .errors import DownloadError
+from .files.atomic import named_errors
 from .registry import Card, cache_dir
 
 PARTIAL = "-partial"

@@ -29,7 +29,6 @@ from minicpm_mlx.cli import theme
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.endpoint import Endpoint
 from minicpm_mlx.evals.judge import UNRATED, Judgement
-from minicpm_mlx.evals.lines import Lines
 from minicpm_mlx.evals.mtbench import (
     CATEGORIES,
     QUESTIONS,
@@ -43,6 +42,7 @@ from minicpm_mlx.evals.mtbench import (
 )
 from minicpm_mlx.evals.mtbench_files import Bench
 from minicpm_mlx.evals.radar import draw_radar
+from minicpm_mlx.files.jsonl import Lines
 from minicpm_mlx.local import alone
 
 Asked = tuple[list[dict[str, str]], float, int]

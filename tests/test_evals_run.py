@@ -25,11 +25,11 @@ from minicpm_mlx.batched import Asked, replies
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.cell import landlock
 from minicpm_mlx.evals.data import load
-from minicpm_mlx.evals.lines import Lines
 from minicpm_mlx.evals.record import Run
 from minicpm_mlx.evals.run import Prepared, Progress, prepare, run
 from minicpm_mlx.evals.settings import ALL, Settings
 from minicpm_mlx.evals.tasks import TASKS
+from minicpm_mlx.files.jsonl import Lines
 
 DECIDED = ("cmmlu", "gsm8k", "bbh", "arc_easy", "hellaswag")
 CONTAINED = pytest.mark.skipif(

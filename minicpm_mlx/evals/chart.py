@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from ..atomic import named_errors, write_whole
 from ..bench.chart import check
 from ..errors import InvalidArgumentError
+from ..files.atomic import named_errors, write_whole
 from .report import Report
 
 __all__ = ["draw_scores"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import hub
 from ..errors import DataError
+from ..files.rows import Row, listed
 from ..train.files import sha256
-from ..train.rows import Row, listed
 from .fields import text
 from .files import rows
 from .item import Item

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..train.rows import Row, kind, read_rows
-from ..train.strict_json import StrictJson
+from ..files.rows import Row, kind, read_rows
+from ..files.strict_json import StrictJson
 
 __all__ = ["LARGEST", "rows"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arguments import at_least_one, whole
-from ..atomic import named_errors, write_whole
 from ..engine import WIDTH
 from ..errors import DownloadError, InvalidArgumentError, MissingPackageError
+from ..files.atomic import named_errors, write_whole
 
 if TYPE_CHECKING:
     from ..lm import LM

@@ -17,10 +17,10 @@ from typing import Any
 
 from ..arguments import at_least_one
 from ..errors import DataError
-from ..train.rows import Row
+from ..files.jsonl import Lines
+from ..files.rows import Row
 from .endpoint import Endpoint
 from .fields import text, value, wrong
-from .lines import Lines
 from .mtbench_files import Bench, BenchQuestion
 
 __all__ = ["UNRATED", "Judgement", "judge_answers", "messages", "rating"]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..arguments import at_least_one
 from ..errors import DataError
+from ..files.jsonl import Lines
 from .endpoint import Endpoint
 from .fields import text
 from .judge import UNRATED, Judgement, judge_answers
-from .lines import Lines
 from .mtbench_files import CATEGORIES, Bench, BenchQuestion, load_bench, question_id, turns_of
 from .mtbench_folder import answers_path, judgements_path, opened
 from .run import described, named

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..files.rows import Row, read_rows
 from ..train.files import sha256
-from ..train.rows import Row, read_rows
 from .fields import text, texts, value, wrong
 
 __all__ = [

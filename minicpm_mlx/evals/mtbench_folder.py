@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..atomic import named_errors
 from ..errors import DataError, InvalidArgumentError
+from ..files.atomic import named_errors
 from ..local import alone
 from .record import ADVICE, SETTINGS, check_same, write_json
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..atomic import named_errors, write_whole
 from ..bench.chart import check
 from ..errors import InvalidArgumentError
+from ..files.atomic import named_errors, write_whole
 from .mtbench import CATEGORIES, Scores
 
 __all__ = ["draw_radar"]

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import named_errors, write_whole
 from ..errors import DataError, InvalidArgumentError
+from ..files.atomic import named_errors, write_whole
+from ..files.jsonl import Lines
+from ..files.rows import Row
 from ..local import alone
-from ..train.rows import Row
 from .fields import text
-from .lines import Lines
 
 __all__ = ["Key", "Record", "Run", "opened"]
 

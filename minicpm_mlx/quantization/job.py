@@ -14,9 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..atomic import write_whole
 from ..config_parts import Quantization
 from ..errors import WeightsError
+from ..files.atomic import write_whole
 from ..model import Block
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from ..train.strict_json import StrictJson
+from ..files.strict_json import StrictJson
 from .refusal import Refusal
 from .wire import Gone
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import at_least_one
-from ..atomic import named_errors, write_whole
 from ..bench.chart import check
 from ..errors import InvalidArgumentError
+from ..files.atomic import named_errors, write_whole
 from .events import Trained, Validated
 from .log import ADVICE, Record
 

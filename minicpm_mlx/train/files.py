@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from ..errors import DataError
-from .rows import KINDS, kind_of, listed
+from ..files.rows import KINDS, kind_of, listed
 
 SPLITS = {
     "train": ("train", "training"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
-from .rows import kind, listed
+from ..files.rows import kind, listed
 from .turns import Message, checked, plain, turn, turns, words
 
 __all__ = ["Conversation", "Document", "Example", "Format", "Judged", "Preference", "recognise"]

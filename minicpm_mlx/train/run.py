@@ -17,9 +17,9 @@ import mlx.core as mx
 
 from .. import distributed
 from ..arguments import whole
-from ..atomic import named_errors, write_whole
 from ..companions import copy_companions
 from ..errors import InvalidArgumentError
+from ..files.atomic import named_errors, write_whole
 from ..identity import identity
 from ..lm import LM, Message
 from ..local import alone, make_whole

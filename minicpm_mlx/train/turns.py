@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
-from .rows import kind
+from ..files.rows import kind
 
 Message = dict[str, str]
 """A turn: `role`, which is system, user or assistant, and `content`."""

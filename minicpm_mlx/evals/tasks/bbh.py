@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import DataError
-from ...train.rows import Row
+from ...files.rows import Row
 from ..data import Source
 from ..enough import after_paragraph, as_long_as_gold
 from ..fields import LETTERS, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...train.rows import Row
+from ...files.rows import Row
 from ..data import Source
 from ..enough import after_name
 from ..fields import LETTERS, answer_place, text, texts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...train.rows import Row
+from ...files.rows import Row
 from ..fields import LETTERS, answer_place, four_options, text
 from ..item import Item, Question
 from ..metrics import prefix_match

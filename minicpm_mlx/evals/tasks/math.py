@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import DataError
-from ...train.rows import Row
+from ...files.rows import Row
 from ..data import Source
 from ..fields import text
 from ..item import Item, Question

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...train.rows import Row
+from ...files.rows import Row
 from ..data import Source
 from ..fields import text, texts, value
 from ..item import Item, Question

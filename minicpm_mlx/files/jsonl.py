@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..atomic import named_errors
 from ..errors import DataError
-from ..train.rows import Row
-from ..train.strict_json import StrictJson
+from .atomic import named_errors
+from .rows import Row
+from .strict_json import StrictJson
 
 __all__ = ["Lines"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DownloadError
+from ..errors import DownloadError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
