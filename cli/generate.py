@@ -38,8 +38,8 @@ def generate(
     as_json: options.Json = False,
 ) -> None:
     """Answer one prompt."""
-    from minicpm_mlx import distributed
     from minicpm_mlx.arguments import at_least_one
+    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.reply import collect
 
@@ -59,9 +59,9 @@ def generate(
     }
     options.check_sampling(**how)
     lm = options.load(model, dtype, device, adapter=adapter, draft=draft, shard=True)
-    alone = distributed.size() == 1
+    alone = collectives.size() == 1
     if seed is None and not alone:  # all draw the same
-        how["seed"] = int.from_bytes(distributed.broadcast(os.urandom(4)), "big")
+        how["seed"] = int.from_bytes(collectives.broadcast(os.urandom(4)), "big")
     messages = [{"role": "system", "content": system}] if system else []
     pieces = lm.stream(
         text if raw else [*messages, {"role": "user", "content": text}],

@@ -37,7 +37,7 @@ def launch(
 
     The first prints as usual; of the others only errors are shown. One that fails ends all.
     """
-    from minicpm_mlx.launch import launch as launched
+    from minicpm_mlx.distributed.launcher import launch as launched
 
     ended = launched(
         command or [],
@@ -57,7 +57,7 @@ def launch(
 
 def as_rank() -> None:
     """The command line, as each rank of a launch runs it."""
-    from minicpm_mlx.ranks import end_with_the_launcher
+    from minicpm_mlx.distributed.processes import end_with_the_launcher
 
     from .main import main
 

@@ -87,7 +87,7 @@ def main() -> None:
         _fail("out of memory; try a smaller model, or close other programs", 1)
     except RuntimeError as error:
         if "connection to a peer" in str(error):
-            from minicpm_mlx.distributed import lost
+            from minicpm_mlx.distributed.collectives import lost
 
             _fail(str(lost(error)), 1)
         if "can't start new thread" not in str(error):
@@ -134,7 +134,7 @@ def _check_arguments() -> None:
 
 
 def _interrupted(*, newline: bool = False) -> NoReturn:
-    from minicpm_mlx.ranks import LAUNCHED
+    from minicpm_mlx.distributed.processes import LAUNCHED
 
     if LAUNCHED in os.environ:
         sys.exit(130)  # the launcher says so

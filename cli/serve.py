@@ -182,7 +182,7 @@ def run(
 
     `key_file` is where the key came from.
     """
-    from minicpm_mlx import distributed
+    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.server.run import listen, serve
     from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
@@ -193,7 +193,7 @@ def run(
     most = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
     settings = replace(settings, max_requests=most, max_connections=2 * most)
     # First, so that a port in use is known at once; of several ranks one is asked.
-    sockets = listen(address, settings.api_key) if distributed.rank() == 0 else []
+    sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []
     try:
         lm = options.load(wanted.model, wanted.dtype, wanted.device, shard=True)
         given: dict[str, Any] = {

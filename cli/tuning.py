@@ -90,13 +90,13 @@ def listener(
     stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: Plan
 ) -> Listener:
     """Whoever is told of the run: a screen or JSON, a log, a tracker. `stack` ends them."""
-    from minicpm_mlx import distributed
+    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.train.log import JsonLog
     from minicpm_mlx.train.trackers import tracker
 
     from .training import JsonLines, Screen
 
-    if distributed.rank() != 0:
+    if collectives.rank() != 0:
         return lambda event: None
     folder.mkdir(parents=True, exist_ok=True)
     listeners: list[Listener] = [JsonLog(folder / LOG)]
@@ -117,9 +117,9 @@ def listener(
 
 def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
     """What came of it, and how to go on."""
-    from minicpm_mlx import distributed
+    from minicpm_mlx.distributed import collectives
 
-    if distributed.rank() != 0:
+    if collectives.rank() != 0:
         return
     drawn = _draw(folder)
     if as_json:

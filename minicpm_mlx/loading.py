@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import device as devices
-from . import distributed
 from .config import Config
+from .distributed import collectives
 from .engine import Sampling
 from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
 from .lm import LM
@@ -55,7 +55,7 @@ def load(
             f"`minicpm-mlx pull {card.name}`"
         ) from None
     if adapter is not None:
-        if shard and distributed.size() > 1:
+        if shard and collectives.size() > 1:
             raise InvalidArgumentError(
                 "--adapter: not on a model that several processes share; fuse it first "
                 "(minicpm-mlx fuse)"
@@ -89,7 +89,7 @@ def _load_folder(
             f"{config.vocab_size}; are its files those of another model?"
         )
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
-    sampling, shared = _default_sampling(card, folder), shard and distributed.size() > 1
+    sampling, shared = _default_sampling(card, folder), shard and collectives.size() > 1
     return LM(model, tokenizer, card, sampling, folder, sharded=shared)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import distributed
 from .config import Config
+from .distributed import collectives
 from .errors import InvalidArgumentError
 from .fuse import FusedModel
 from .model import MLP, Model
@@ -26,7 +26,7 @@ class Summed(nn.Module):
         self.part = part
 
     def __call__(self, *arguments: Any) -> mx.array:
-        return mx.distributed.all_sum(self.part(*arguments), group=distributed.group())
+        return mx.distributed.all_sum(self.part(*arguments), group=collectives.group())
 
 
 def shard(model: Model) -> None:
@@ -34,7 +34,7 @@ def shard(model: Model) -> None:
 
     Then, and after `fuse`, it needs `sum_shards`. InvalidArgumentError where it cannot be divided.
     """
-    rank, size = distributed.rank(), distributed.size()
+    rank, size = collectives.rank(), collectives.size()
     _check(model.config, size)
     for block in model.layers:
         attention: Any = block.self_attn

@@ -13,10 +13,16 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from minicpm_mlx import distributed
+from minicpm_mlx.distributed import collectives
+from minicpm_mlx.distributed.launcher import (
+    HERE,
+    Host,
+    Hosts,
+    _free_ports,
+    run_on,
+)
+from minicpm_mlx.distributed.processes import Ended
 from minicpm_mlx.errors import DistributedError
-from minicpm_mlx.launch import HERE, Host, Hosts, _free_ports, run_on
-from minicpm_mlx.ranks import Ended
 
 HEAD = """
 import os, signal, sys, time
@@ -49,7 +55,7 @@ def launched(capfd: pytest.CaptureFixture[str]) -> Launched:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No launcher's variables, and an error where MLX is asked to connect."""
-    for name in distributed.VARIABLES:
+    for name in collectives.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(mx.distributed, "init", lambda *_, **__: pytest.fail("connected"))
 
@@ -124,7 +130,7 @@ def test_two_launches_at_once_do_not_meet(launched: Launched) -> None:
     """One from within each rank of another: they have all been told of that other's ports."""
     script = "from minicpm_mlx import distributed as d; import mlx.core as mx; "
     script += "print(d.sum_of(mx.array(d.rank() + 10)).item())"
-    inner = "import sys; from minicpm_mlx.launch import HERE, Host, Hosts, run_on; "
+    inner = "import sys; from minicpm_mlx.distributed.launcher import HERE, Host, Hosts, run_on; "
     inner += "hosts = Hosts((Host(HERE[0], HERE[:1]),) * 2); "
     inner += f"sys.exit(run_on(hosts, [sys.executable, '-c', {script!r}]).status)"
     lines = f"""
@@ -175,11 +181,11 @@ def test_the_loss_of_a_rank_is_a_named_error_without_our_launcher_too(tmp_path: 
 @pytest.mark.usefixtures("alone")
 def test_alone_everything_is_given_back_and_nothing_connects() -> None:
     tree = {"a": mx.array([1.0])}
-    assert (distributed.size(), distributed.rank(), distributed.group()) == (1, 0, None)
-    assert distributed.sum_of(tree) is tree
-    assert distributed.broadcast(b"words") == b"words"
-    distributed.barrier()
-    distributed.same_everywhere("anything", "data")
+    assert (collectives.size(), collectives.rank(), collectives.group()) == (1, 0, None)
+    assert collectives.sum_of(tree) is tree
+    assert collectives.broadcast(b"words") == b"words"
+    collectives.barrier()
+    collectives.same_everywhere("anything", "data")
 
 
 @pytest.mark.usefixtures("alone")
@@ -191,13 +197,13 @@ def test_a_hostfile_of_one_is_alone(
     (tmp_path / "hosts").write_text(text)
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
     monkeypatch.setenv("MLX_RANK", "0")
-    assert distributed.group() is None
+    assert collectives.group() is None
 
 
 @pytest.mark.usefixtures("alone")
 def test_mpirun_with_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
-    assert distributed.group() is None
+    assert collectives.group() is None
 
 
 @pytest.mark.usefixtures("alone")
@@ -206,12 +212,12 @@ def test_other_launchers_variables_are_read(
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
-    assert (distributed.rank(), distributed.size()) == (3, 4)
+    assert (collectives.rank(), collectives.size()) == (3, 4)
     (tmp_path / "devices").write_text('[[null, "a"], ["b", null]]')
     monkeypatch.setenv("MLX_JACCL_COORDINATOR", "10.0.0.1:32323")
     monkeypatch.setenv("MLX_IBV_DEVICES", str(tmp_path / "devices"))
     monkeypatch.setenv("MLX_RANK", "1")
-    assert (distributed.rank(), distributed.size()) == (1, 2)
+    assert (collectives.rank(), collectives.size()) == (1, 2)
 
 
 @pytest.mark.usefixtures("alone")
@@ -223,7 +229,7 @@ def test_a_hostfile_that_cannot_be_read_is_a_named_error(
         (tmp_path / "hosts").write_text(text)
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
     with pytest.raises(DistributedError, match="ring backend, but without its hosts"):
-        distributed.group()
+        collectives.group()
 
 
 @pytest.mark.usefixtures("alone")
@@ -237,4 +243,4 @@ def test_a_rank_out_of_range_is_a_named_error(
     if given is not None:
         monkeypatch.setenv("MLX_RANK", given)
     with pytest.raises(DistributedError, match="MLX_RANK must be a rank from 0 to 1"):
-        distributed.rank()
+        collectives.rank()

@@ -18,10 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import write_model
 
-from minicpm_mlx import launch
+from minicpm_mlx.distributed import launcher
+from minicpm_mlx.distributed.launcher import (
+    Host,
+    Hosts,
+    read_hostfile,
+    run_on,
+)
+from minicpm_mlx.distributed.processes import Ended
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
-from minicpm_mlx.launch import Host, Hosts, read_hostfile, run_on
-from minicpm_mlx.ranks import Ended
 
 COMMAND = [sys.executable, "-c", "from minicpm_mlx.cli.main import main; main()"]
 SHORT = ("generate", "--model", "demo", "--max-tokens", "4", "-p", "Once upon")
@@ -42,7 +47,7 @@ print(json.dumps(found), file=sys.stderr)
 @pytest.fixture
 def told(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list]:
     """What each rank of these hosts is told, by rank."""
-    for name in (*launch.THREADS, *launch.TOLD):
+    for name in (*launcher.THREADS, *launcher.TOLD):
         monkeypatch.delenv(name, raising=False)
 
     def run(hosts: Hosts, **options: object) -> list[dict[str, object]]:
@@ -96,7 +101,7 @@ def test_more_processes_than_hosts_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "hosts.json"
     path.write_text('[{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]')
     with pytest.raises(InvalidArgumentError, match="2 processes need as many hosts; the hostfile"):
-        launch.launch(SHORT, ranks=2, hostfile=path)
+        launcher.launch(SHORT, ranks=2, hostfile=path)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +172,7 @@ def test_mpi_needs_mpirun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_each_rank_has_a_port_of_its_own_and_a_share_of_the_cores(
     told: Callable[..., list], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_cores", lambda: 8)
+    monkeypatch.setattr(launcher, "_cores", lambda: 8)
     found = told(here(3))
     assert [each["MLX_RANK"] for each in found] == ["0", "1", "2"]
     assert {each["OPENBLAS_NUM_THREADS"] for each in found} == {"2"}
@@ -237,7 +242,7 @@ def test_another_machine_is_told_over_ssh(
 
 
 def test_free_ports_are_free_and_below_those_of_outgoing_connections() -> None:
-    found = launch._free_ports(5)
+    found = launcher._free_ports(5)
     assert len(set(found)) == 5
     assert all(20000 <= port < 32000 for port in found)
     with ExitStack() as stack:

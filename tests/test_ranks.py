@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm_mlx import ranks
-from minicpm_mlx.voices import Voices
+from minicpm_mlx.distributed import processes
+from minicpm_mlx.distributed.stderr import Voices
 
 LAUNCHER = """
 import json, os, sys
@@ -266,22 +266,22 @@ def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_ranks_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
     follow = (
-        "from minicpm_mlx.ranks import end_with_the_launcher\nend_with_the_launcher()\n"
+        "from minicpm_mlx.distributed.processes import end_with_the_launcher\nend_with_the_launcher()\n"
         "part.with_suffix('.ready').touch()\ntime.sleep(60)"
     )
     scripts = [sleeper(tmp_path, rank, follow) for rank in range(2)]
-    with under_way(tmp_path, *scripts, **{ranks.LAUNCHED: "1"}) as (process, _):
+    with under_way(tmp_path, *scripts, **{processes.LAUNCHED: "1"}) as (process, _):
         while len(list(tmp_path.glob("*.ready"))) < 2:
             time.sleep(0.02)
         process.kill()
 
 
 def test_a_program_that_is_not_there_leaves_no_other_rank(tmp_path: Path) -> None:
-    start = ranks.Start([sys.executable, "-c", sleeper(tmp_path, 0)], os.environ)
-    absent = ranks.Start([str(tmp_path / "absent")], os.environ)
+    start = processes.Start([sys.executable, "-c", sleeper(tmp_path, 0)], os.environ)
+    absent = processes.Start([str(tmp_path / "absent")], os.environ)
     before = time.monotonic()
     with pytest.raises(FileNotFoundError, match="absent"):
-        ranks.run([start, absent])
+        processes.run([start, absent])
     assert time.monotonic() - before < 5
     assert not [pid for file in tmp_path.glob("*.pid") if alive(pid := int(file.read_text()))]
 
@@ -290,11 +290,11 @@ def test_descriptors_and_handlers_are_as_before(tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     lowest = os.dup(0)
     os.close(lowest)
-    quiet = ranks.Start([sys.executable, "-c", ""], os.environ)
+    quiet = processes.Start([sys.executable, "-c", ""], os.environ)
     for _ in range(3):
-        assert ranks.run([quiet, quiet]) == ranks.Ended(0)
+        assert processes.run([quiet, quiet]) == processes.Ended(0)
     with pytest.raises(FileNotFoundError):
-        ranks.run([quiet, quiet, ranks.Start([str(tmp_path / "absent")], os.environ)])
+        processes.run([quiet, quiet, processes.Start([str(tmp_path / "absent")], os.environ)])
     again = os.dup(0)
     os.close(again)
     assert again == lowest

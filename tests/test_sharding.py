@@ -18,7 +18,8 @@ from conftest import GOLDEN, write_tokenizer
 from test_fuse import MOE, random_model
 from test_quantization import checkpoint_of
 
-from minicpm_mlx import distributed, sharding
+from minicpm_mlx import sharding
+from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.fuse import fuse
 from minicpm_mlx.quantization.recipe import packing
@@ -46,10 +47,10 @@ def test_the_shares_add_up_to_the_model(
             quantize(model, packing(bits, 32))
         return model
 
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(collectives, "size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         model = whole()
         sharding.shard(model)
         shares.append(fuse(model) if fused else model)
@@ -66,8 +67,8 @@ def test_the_shares_add_up_to_the_model(
 
 
 def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 3)
-    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    monkeypatch.setattr(collectives, "size", lambda: 3)
+    monkeypatch.setattr(collectives, "rank", lambda: 0)
     with pytest.raises(InvalidArgumentError, match="4 attention heads cannot be divided among 3"):
         sharding.shard(random_model())
 

@@ -18,7 +18,7 @@ from threading import Lock, Thread
 
 import mlx.core as mx
 
-from .. import distributed
+from ..distributed import collectives
 from ..errors import MiniCPMError
 from .batch import Batch, Kept
 from .generate import CHUNK, LanguageModel
@@ -77,7 +77,7 @@ class Scheduler:
         self.prefixes = prefixes
         self.waiting: deque[Request] = deque()
         self.readers: list[Reader] = []
-        agree = distributed.of_rank_0 if together else None
+        agree = collectives.of_rank_0 if together else None
 
         def batch(model: LanguageModel) -> Batch:
             return Batch(model, vocab_size=vocab_size, width=width, agree=agree)
@@ -140,11 +140,11 @@ class Scheduler:
 
     def run(self) -> None:
         """Serve until closed; `start` has another thread do it."""
-        follows = self._together and distributed.rank() > 0
+        follows = self._together and collectives.rank() > 0
         while True:
             plan = Plan() if follows else self._plan()
             if self._together:
-                told = distributed.broadcast(plan.to_bytes())
+                told = collectives.broadcast(plan.to_bytes())
                 plan = Plan.from_bytes(told) if follows else plan
             if plan.end:
                 break

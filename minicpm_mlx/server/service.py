@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from .. import distributed, memory
+from .. import memory
 from ..adapt import adapt, beside
 from ..arguments import shown
+from ..distributed import collectives
 from ..engine import (
     ClosedError,
     Event,
@@ -81,7 +82,7 @@ class Service:
                 raise type(error)(f"--adapter {name}: {error}") from None
             self.names.append(Served(name=f"{base}:{name}", adapter=name))
         plan = memory.plan(lm.config)
-        left = distributed.least(max(plan.available - plan.working, 0))
+        left = collectives.least(max(plan.available - plan.working, 0))
         prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
         positions = left * 2 // 5 * plan.context // max(plan.cache, 1)
         limits = [lm.context_length, positions]
@@ -104,7 +105,7 @@ class Service:
             prefixes=prefixes,
             together=lm.sharded,
         )
-        self.follows = lm.sharded and distributed.rank() > 0
+        self.follows = lm.sharded and collectives.rank() > 0
         """Another rank of the launch is asked, and this one computes with it."""
         if not self.follows:
             self._scheduler.start()

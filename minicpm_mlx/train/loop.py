@@ -18,8 +18,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .. import device, distributed
+from .. import device
 from ..arguments import at_least_one, number, whole
+from ..distributed import collectives
 from ..errors import InvalidArgumentError, NumericsError
 from ..model import Model
 from . import checkpoint
@@ -92,14 +93,14 @@ class Plan:
     @property
     def samples_a_step(self) -> int:
         """Over all processes."""
-        return self.batch_size * self.accumulate * distributed.size()
+        return self.batch_size * self.accumulate * collectives.size()
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What decides the steps, and must not change when a run is resumed."""
         kept = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
         found = {name: value for name, value in asdict(self).items() if name not in kept}
-        return found | {"processes": distributed.size()}
+        return found | {"processes": collectives.size()}
 
 
 class Trainer:
@@ -189,7 +190,7 @@ class Trainer:
     @property
     def _ending(self) -> bool:
         """Whether to end after this step. Processes must agree, or some would wait for others."""
-        return self._stop if distributed.size() == 1 else self._agreed
+        return self._stop if collectives.size() == 1 else self._agreed
 
     @property
     def _hopeless(self) -> bool:
@@ -201,7 +202,7 @@ class Trainer:
     def _step(self) -> None:
         step, plan = self.progress.step, self.plan
         items = [self.train[place] for place in self.order.at(step)]
-        mine = items[distributed.rank() :: distributed.size()]
+        mine = items[collectives.rank() :: collectives.size()]
         total = mx.array(self.objective.weight(items))
         gradients: Arrays = {}
         sums: Arrays = {"stop": mx.array(float(self._stop))}
@@ -215,7 +216,7 @@ class Trainer:
             mx.eval(gradients, sums)
         if not mine:
             gradients = {name: mx.zeros_like(array) for name, array in self.parameters.items()}
-        gradients, sums = distributed.sum_of((gradients, self._alike(sums)))
+        gradients, sums = collectives.sum_of((gradients, self._alike(sums)))
         clipped, norm = clip(gradients, plan.clip)
         told = {name: float(np.array(value)) for name, value in (sums | {"norm": norm}).items()}
         self._agreed = told.pop("stop") > 0
@@ -239,7 +240,7 @@ class Trainer:
         self, items: Sequence[Item], total: mx.array, step: int, place: int
     ) -> tuple[Arrays, Arrays]:
         # Dropout follows from the step, so that there is no state of it to save.
-        draw = random.Random(f"{self.plan.seed} {step} {distributed.rank()} {place}")
+        draw = random.Random(f"{self.plan.seed} {step} {collectives.rank()} {place}")
         key = mx.random.key(draw.getrandbits(62))
         batch = with_reference(self.model, self.objective, self.objective.batch(items))
         return self._differentiate(self.parameters, batch.arrays, total, key)
@@ -317,16 +318,16 @@ class Trainer:
         self._since += time.perf_counter() - begin
 
     def _keep(self) -> None:
-        if distributed.rank() == 0:
+        if collectives.rank() == 0:
             self.keep()
 
     def _save(self) -> None:
-        if distributed.rank() == 0 and self._saved != self.progress:
+        if collectives.rank() == 0 and self._saved != self.progress:
             state = State(self.parameters, self.optimizer.state, self.progress)
             place = checkpoint.save(self.folder, state, self.fingerprint)
             self._saved = self.progress
             self.listener(Saved(step=self.progress.step, folder=place))
-        distributed.barrier()
+        collectives.barrier()
 
     def _take(self, state: State) -> None:
         shapes = {name: array.shape for name, array in self.parameters.items()}
@@ -358,12 +359,12 @@ def evaluate(
     ordered = sorted(items, key=length)
     sums = {name: mx.array(0.0) for name in objective.told}
     parts = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
-    for part in parts[distributed.rank() :: distributed.size()]:
+    for part in parts[collectives.rank() :: collectives.size()]:
         batch = with_reference(model, objective, objective.batch(part))
         found = objective.sums(losses(model, batch), batch)
         sums = {name: sums[name] + found[name] for name in sums}
         mx.eval(sums)
-    sums = distributed.sum_of(sums)
+    sums = collectives.sum_of(sums)
     model.train()
     weight = objective.weight(items)
     return {name: float(np.array(value)) / weight for name, value in sums.items()}

@@ -15,9 +15,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .. import distributed
 from ..arguments import whole
 from ..companions import copy_companions
+from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import named_errors, write_whole
 from ..identity import identity
@@ -126,9 +126,9 @@ def finetune(
         keep=lambda: _keep(lm, method, folder, card),
         listener=listener,
     )
-    distributed.same_everywhere(json.dumps(trainer.fingerprint, sort_keys=True), "run")
+    collectives.same_everywhere(json.dumps(trainer.fingerprint, sort_keys=True), "run")
     with ExitStack() as stack:
-        if distributed.rank() == 0:
+        if collectives.rank() == 0:
             with named_errors(folder, checkpoint.ADVICE):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(alone(folder, folder))
@@ -208,7 +208,7 @@ def _take_kept(trainer: Trainer, method: Method, folder: Path) -> None:
     """Put what was kept on the model in the place of what it ended with, for all processes: only
     the first need have the folder."""
     kept = {name: mx.zeros_like(array) for name, array in trainer.parameters.items()}
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         full = method.kind == "full"
         tensors = (
             read_checkpoint(folder / MODEL).tensors
@@ -216,7 +216,7 @@ def _take_kept(trainer: Trainer, method: Method, folder: Path) -> None:
             else safetensors.read(folder / "adapters.safetensors")
         )
         kept = {name: tensors[name].load() for name in kept}
-    show(trainer.model, distributed.sum_of(kept))
+    show(trainer.model, collectives.sum_of(kept))
     mx.eval(trainer.model.parameters())
 
 
@@ -226,7 +226,7 @@ def _tested(model: Model, objective: Objective, data: Data, plan: Plan) -> dict[
 
 
 def _answer(lm: LM, prompts: Sequence[Any], step: int, listener: Listener) -> None:
-    if distributed.rank() != 0:
+    if collectives.rank() != 0:
         return
     lm.model.eval()
     for prompt in prompts:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import distributed
 from ..arguments import at_least_one, number
 from ..config import Config
+from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from .batches import length
 from .data import Data
@@ -82,9 +82,9 @@ def plan_for(
     accumulate = wishes.accumulate
     if accumulate is None:
         few = min(SAMPLES, len(data.train))
-        accumulate = max(1, few // (size * distributed.size()))
+        accumulate = max(1, few // (size * collectives.size()))
     a_step = size * at_least_one("grad-accumulation-steps", accumulate)
-    per_epoch = -(-len(data.train) // (a_step * distributed.size()))
+    per_epoch = -(-len(data.train) // (a_step * collectives.size()))
     steps = wishes.iters
     if steps is None:
         epochs = EPOCHS if wishes.epochs is None else number("epochs", wishes.epochs)

@@ -9,10 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .. import device, distributed, sharding
+from .. import device, sharding
 from .. import fuse as fusing
 from ..config import Config
 from ..config_parts import Quantization
+from ..distributed import collectives
 from ..errors import WeightsError
 from ..fuse import FusedModel
 from ..model import Model
@@ -52,7 +53,7 @@ def load_model(
         else None
     )
     twin = assemble(config, tensors, chosen)
-    shard = shard and distributed.size() > 1
+    shard = shard and collectives.size() > 1
     if shard:
         sharding.shard(twin)
     model = fusing.fuse(twin) if fuse else twin

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from .voices import Voices
+from .stderr import Voices
 
 GRACE = 0.5
 """Seconds in which others may fail by themselves, of what one has: a mistake all of them see."""

@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .errors import DistributedError
-from .ranks import GRACE, LAUNCHED
+from ..errors import DistributedError
+from .processes import GRACE, LAUNCHED
 
 if TYPE_CHECKING:
     import mlx.core as mx

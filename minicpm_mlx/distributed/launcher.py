@@ -20,9 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import shown, whole
-from .errors import InvalidArgumentError, MissingPackageError
-from .ranks import LAUNCHED, Ended, Start, run
+from ..arguments import shown, whole
+from ..errors import InvalidArgumentError, MissingPackageError
+from .processes import (
+    LAUNCHED,
+    Ended,
+    Start,
+    run,
+)
 
 COMMANDS = ("dpo", "generate", "lora", "serve")
 """Commands of which several processes make sense."""

@@ -1,0 +1,1 @@
+"""Several processes that work together: collectives, and the launcher that starts them."""
