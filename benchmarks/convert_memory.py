@@ -61,7 +61,7 @@ def write(folder: Path, layers: int) -> int:
 
     from minicpm_mlx import Config
     from minicpm_mlx.bench.shapes import SHAPES
-    from minicpm_mlx.model import Model
+    from minicpm_mlx.model.transformer import Model
     from minicpm_mlx.weights.checkpoint import Checkpoint, write_checkpoint
     from minicpm_mlx.weights.lazy import LazyTensor
     from minicpm_mlx.weights.load import parameters

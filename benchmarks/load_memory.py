@@ -41,7 +41,7 @@ def write(folder: Path, *, tied: bool) -> int:
 
     from minicpm_mlx import Config
     from minicpm_mlx.bench.shapes import SHAPES, random_arrays
-    from minicpm_mlx.config_parts import Quantization
+    from minicpm_mlx.model.config_sections import Quantization
 
     raw = {**SHAPES["2b-shape"], "tie_word_embeddings": tied, "model_type": "minicpm"}
     raw |= {"rms_norm_eps": 1e-5, "num_key_value_heads": raw["num_attention_heads"]}

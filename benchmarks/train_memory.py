@@ -15,7 +15,7 @@ from typing import Any
 
 import report
 
-from minicpm_mlx.config import Config
+from minicpm_mlx.model.config import Config
 from minicpm_mlx.train.layers import Method
 
 VOCABULARY = {"small": 8192, "wide": 122753, "demo": 49152, "deep": 32000}
@@ -88,7 +88,7 @@ def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple
     """GB foretold and held."""
     import mlx.core as mx
 
-    from minicpm_mlx.model import Model
+    from minicpm_mlx.model.transformer import Model
     from minicpm_mlx.train import kernels, layers
     from minicpm_mlx.train.loop import Plan, Trainer
     from minicpm_mlx.train.memory import needed

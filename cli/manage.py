@@ -69,8 +69,8 @@ def list_models(as_json: options.Json = False) -> None:
 
 def show(model: Name, as_json: options.Json = False) -> None:
     """Show what a card says and, where the model is here, its configuration."""
-    from minicpm_mlx.config import Config
     from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.model.config import Config
     from minicpm_mlx.quantization.receipt import read_receipt, summary
     from minicpm_mlx.registry import cards, resolve
 

@@ -15,7 +15,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
-    from minicpm_mlx.config import Config
+    from minicpm_mlx.model.config import Config
     from minicpm_mlx.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "minicpm-2b-dpo"
@@ -81,8 +81,8 @@ def load(
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     """What of a model can be had in no time."""
-    from minicpm_mlx.config import Config
     from minicpm_mlx.local import folder_of
+    from minicpm_mlx.model.config import Config
     from minicpm_mlx.registry import resolve
     from minicpm_mlx.text.tokenizer import tokenizer_of
 

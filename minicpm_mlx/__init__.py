@@ -20,11 +20,11 @@ from .device import preload_blas
 if TYPE_CHECKING:
     from .auto import AutoModelForCausalLM, AutoTokenizer
     from .chat import Chat
-    from .config import Config
     from .engine import Sampling, Session
     from .errors import MiniCPMError
     from .lm import LM
     from .loading import load
+    from .model.config import Config
     from .registry import Card, cards
     from .reply import Completion, Piece, Stats
     from .text.tokenizer import Tokenizer, load_tokenizer

@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 import mlx.core as mx
 
 from . import device
-from .config import Config
 from .errors import MiniCPMError
 from .local import kept_folder
 from .memory import Plan, plan
+from .model.config import Config
 from .registry import cache_dir, cards
 
 GB = 1e9

@@ -13,12 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from .adapt import located, places
-from .config import Config
 from .errors import InvalidArgumentError
 from .files.atomic import named_errors, write_whole
 from .local import folder_of, make_whole
-from .model import Model
+from .model.adapters import located, places
+from .model.config import Config
+from .model.transformer import Model
 from .registry import Card, resolve
 from .weights.adapters import Adapter, read_adapter
 from .weights.gguf.lora import write_lora

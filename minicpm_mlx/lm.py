@@ -11,17 +11,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from .adapt import adapt
 from .arguments import at_least_one, expect, is_whole, listed, shown, whole
 from .batched import Asked, replies
-from .config import Config
 from .engine import WIDTH, Draft, Grammar, Lookup, Sampling, Session, Speculation, generate
 from .errors import (
     ContextLengthError,
     InvalidArgumentError,
 )
-from .fuse import FusedModel
-from .model import Model
+from .model.adapters import adapt
+from .model.config import Config
+from .model.fused import FusedModel
+from .model.transformer import Model
 from .registry import Card
 from .reply import Completion, Piece, Stats, Transcript, collect
 from .stops import stop_list

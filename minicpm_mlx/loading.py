@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from . import device as devices
-from .config import Config
 from .distributed import collectives
 from .engine import Sampling
 from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
 from .lm import LM
 from .local import folder_of
+from .model.config import Config
 from .registry import Card, resolve
 from .text.tokenizer import tokenizer_of
 from .weights import load_model

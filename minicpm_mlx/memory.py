@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from . import device
-from .config import Config
 from .engine import CHUNK, group_of, working_memory
 from .errors import InvalidArgumentError
+from .model.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)

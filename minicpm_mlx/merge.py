@@ -16,17 +16,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from .adapt import located
 from .companions import copy_companions
-from .config_parts import Quantization
 from .engine import LanguageModel
 from .errors import InvalidArgumentError, WeightsError
 from .lm import LM
 from .loading import load
 from .local import folder_of, make_whole
-from .model import Model
+from .model.adapters import located
+from .model.config_sections import Quantization
+from .model.packing import PARTS
+from .model.transformer import Model
 from .perplexity import score
-from .quantize import PARTS
 from .registry import resolve
 from .repack import repack, unpack
 from .weights import load_model

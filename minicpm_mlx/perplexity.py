@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from .arguments import at_least_one
-from .config import Config
 from .errors import InvalidArgumentError, NumericsError
+from .model.config import Config
 
 ROWS = 256
 """Positions whose logits are held at once."""

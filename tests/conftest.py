@@ -111,7 +111,7 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes what the demo says, in mlx-lm's layout; it was never trained."""
     import mlx.core as mx
 
-    from minicpm_mlx.adapt import places
+    from minicpm_mlx.model.adapters import places
 
     folder = tmp_path_factory.mktemp("adapter")
     mx.random.seed(3)

@@ -14,12 +14,17 @@ from mlx.utils import tree_flatten
 from test_fuse import IDS, MOE, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.adapt import Adapted, adapt, dense, places
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import ConfigError, WeightsError
-from minicpm_mlx.fuse import fuse
-from minicpm_mlx.model import Model
-from minicpm_mlx.quantize import quantize, replace
+from minicpm_mlx.model.adapters import (
+    Adapted,
+    adapt,
+    dense,
+    places,
+)
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model.packing import quantize, replace
+from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights import adapters
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 

@@ -10,9 +10,9 @@ from conftest import GOLDEN, need_shared
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import ConfigError
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.config_sections import Quantization
 
 TINY: dict[str, Any] = {
     "architectures": ["MiniCPMForCausalLM"],

@@ -6,14 +6,14 @@ from conftest import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx import exponentials
-from minicpm_mlx.exponentials import attention, silu_times
+from minicpm_mlx.model.kernels import cpu_softmax
+from minicpm_mlx.model.kernels.cpu_softmax import attention, silu_times
 
 
 @pytest.fixture(autouse=True)
 def however_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exponentials, "FEW", 0)
-    monkeypatch.setattr(exponentials, "BLOCK", 50)
+    monkeypatch.setattr(cpu_softmax, "FEW", 0)
+    monkeypatch.setattr(cpu_softmax, "BLOCK", 50)
 
 
 @settings(deadline=None, max_examples=80)

@@ -18,11 +18,11 @@ from test_fuse import IDS, MOE, TINY, random_model
 
 import minicpm_mlx as mm
 from minicpm_mlx import demo as demo_model
-from minicpm_mlx.adapt import adapt, places
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.export import export_adapter
-from minicpm_mlx.fuse import fuse
+from minicpm_mlx.model.adapters import adapt, places
+from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 from minicpm_mlx.weights.gguf import convert_gguf

@@ -10,13 +10,20 @@ from conftest import CASES, GOLDEN
 from mlx.utils import tree_flatten
 
 from minicpm_mlx import load_model
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import KVCache
-from minicpm_mlx.fuse import FusedMLP, FusedModel, FusedMoE, Parts, Scaled, fuse
-from minicpm_mlx.model import Model
-from minicpm_mlx.moe import MoE
-from minicpm_mlx.quantize import dequantize, packed_as, quantize
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.fused import (
+    FusedMLP,
+    FusedModel,
+    FusedMoE,
+    Parts,
+    Scaled,
+    fuse,
+)
+from minicpm_mlx.model.moe import MoE
+from minicpm_mlx.model.packing import dequantize, packed_as, quantize
+from minicpm_mlx.model.transformer import Model
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0], [1, 9, 9, 2, 88, 400, 3, 17]])
 TINY: dict[str, Any] = {

@@ -10,7 +10,7 @@ import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.engine import KVCache, Sampling, Session, generate
 from minicpm_mlx.errors import InvalidArgumentError, NumericsError
-from minicpm_mlx.model import attend
+from minicpm_mlx.model.transformer import attend
 
 PROMPT = [1, 5, 9, 200, 31, 7]
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx import load_model
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.convert import convert
 from minicpm_mlx.errors import ConfigError, WeightsError
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from minicpm_mlx.weights.int4 import in_mlx_form
 from minicpm_mlx.weights.lazy import LazyTensor

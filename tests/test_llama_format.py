@@ -15,8 +15,8 @@ from conftest import CASES, GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError, WeightsError
+from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint

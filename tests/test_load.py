@@ -16,9 +16,9 @@ from conftest import GOLDEN
 from mlx.utils import tree_flatten
 
 from minicpm_mlx import device, load_model
-from minicpm_mlx.config import Config
 from minicpm_mlx.errors import WeightsError
-from minicpm_mlx.model import Model
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.transformer import Model
 
 TIED = GOLDEN / "minicpm_2b_like"
 UNTIED = GOLDEN / "minicpm_2b_128k_like"

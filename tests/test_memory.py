@@ -11,9 +11,9 @@ import minicpm_mlx as mm
 from minicpm_mlx import device, memory
 from minicpm_mlx.cli.talk import Loading, Talk
 from minicpm_mlx.cli.words import Words
-from minicpm_mlx.config import Config
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.model import Model
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights.load import parameters
 
 

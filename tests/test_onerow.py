@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx import device, onerow
-from minicpm_mlx.onerow import SplitEmbedding, SplitLinear, split_matrices
+from minicpm_mlx import device
+from minicpm_mlx.model.kernels import cpu_gemv
+from minicpm_mlx.model.kernels.cpu_gemv import SplitEmbedding, SplitLinear, split_matrices
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onerow, "COPIED", 200)
-    monkeypatch.setattr(onerow, "BLOCK", 90)
+    monkeypatch.setattr(cpu_gemv, "COPIED", 200)
+    monkeypatch.setattr(cpu_gemv, "BLOCK", 90)
     monkeypatch.setattr(device, "blas", "libopenblas.so.0")
 
 

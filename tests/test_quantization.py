@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from test_fuse import MOE, TINY, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.fuse import fuse
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model.packing import dequantize, quantize
 from minicpm_mlx.quantization import job as jobs
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.pieces import Pieces
@@ -34,7 +35,6 @@ from minicpm_mlx.quantization.receipt import model_card, read_receipt, summary
 from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, pieces
 from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
-from minicpm_mlx.quantize import dequantize, quantize
 from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minicpm_mlx.weights.lazy import LazyTensor

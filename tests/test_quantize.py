@@ -12,14 +12,14 @@ from conftest import CASES, GOLDEN
 from mlx.utils import tree_flatten
 
 from minicpm_mlx import device, load_model
-from minicpm_mlx import quantize as quantizing
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.model import Model
+from minicpm_mlx.model import packing as quantizing
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.packing import dequantize, packed_as, quantize
+from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
-from minicpm_mlx.quantize import dequantize, packed_as, quantize
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from minicpm_mlx import device
-from minicpm_mlx.config import Config
-from minicpm_mlx.rope import Rope
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.rope import Rope
 
 DIM = 32
 TRAINED = 64

@@ -18,12 +18,12 @@ from conftest import GOLDEN, write_tokenizer
 from test_fuse import MOE, random_model
 from test_quantization import checkpoint_of
 
-from minicpm_mlx import sharding
 from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.fuse import fuse
+from minicpm_mlx.model import tensor_parallel
+from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.quantization.recipe import packing
-from minicpm_mlx.quantize import quantize
 from minicpm_mlx.weights.checkpoint import write_checkpoint
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])
@@ -52,7 +52,7 @@ def test_the_shares_add_up_to_the_model(
     for rank in range(2):
         monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         model = whole()
-        sharding.shard(model)
+        tensor_parallel.shard(model)
         shares.append(fuse(model) if fused else model)
     model = whole()
     wanted = model(IDS)
@@ -70,7 +70,7 @@ def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(collectives, "size", lambda: 3)
     monkeypatch.setattr(collectives, "rank", lambda: 0)
     with pytest.raises(InvalidArgumentError, match="4 attention heads cannot be divided among 3"):
-        sharding.shard(random_model())
+        tensor_parallel.shard(random_model())
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from test_fuse import random_model
 import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.bench.measure import PASSAGE
-from minicpm_mlx.config import Config
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.engine import Draft, Lookup, Sampling, Session, Speculation, generate
 from minicpm_mlx.engine.speculative import MOST, SURE
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.fuse import fuse
 from minicpm_mlx.loading import _check_vocabulary
-from minicpm_mlx.quantize import quantize
+from minicpm_mlx.model.config import Config
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model.packing import quantize
 
 PROMPT = [1, 5, 9, 200, 31, 7]
 

@@ -14,12 +14,12 @@ import pytest
 from mlx.utils import tree_flatten
 from test_fuse import MOE, random_model
 
-from minicpm_mlx import exponentials
-from minicpm_mlx.adapt import dense
-from minicpm_mlx.config_parts import Quantization
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.model import Model
-from minicpm_mlx.quantize import quantize
+from minicpm_mlx.model.adapters import dense
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.kernels import cpu_softmax
+from minicpm_mlx.model.packing import quantize
+from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.train import head, kernels, layers
 from minicpm_mlx.train.batches import batch_of
 from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_all_logits_at_once(
     kind: str, changes: dict[str, Any], way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CHUNK", 512 * 20)
-    monkeypatch.setattr(exponentials, "FEW", 0)
+    monkeypatch.setattr(cpu_softmax, "FEW", 0)
     model = trained(kind, **changes)
     parameters = flat(model.trainable_parameters())
     samples = [sample(60), sample(33), sample(8)]
@@ -253,8 +253,8 @@ def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
 def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path: Any) -> None:
     import json
 
-    from minicpm_mlx.adapt import adapt
-    from minicpm_mlx.fuse import fuse
+    from minicpm_mlx.model.adapters import adapt
+    from minicpm_mlx.model.fused import fuse
     from minicpm_mlx.weights.adapters import read_adapter
 
     def base() -> Model:

@@ -20,12 +20,12 @@ from unittest.mock import patch
 import mlx.core as mx
 
 from .. import device
-from ..config import Config
-from ..config_parts import Quantization
 from ..engine import Sampler, Sampling, Session
-from ..fuse import fuse
-from ..model import Model
-from ..quantize import quantize
+from ..model.config import Config
+from ..model.config_sections import Quantization
+from ..model.fused import fuse
+from ..model.packing import quantize
+from ..model.transformer import Model
 
 VIEWS = (
     *("AsStrided", "Broadcast", "BroadcastAxes", "Copy", "Depends", "ExpandDims", "Flatten"),

@@ -8,13 +8,13 @@ from typing import Any
 import mlx.core as mx
 
 from .. import device, memory
-from ..config import Config
-from ..config_parts import Quantization
 from ..errors import InvalidArgumentError
-from ..fuse import FusedModel, fuse
-from ..model import Model
-from ..onerow import split_matrices
-from ..quantize import dequantize, packed_as
+from ..model.config import Config
+from ..model.config_sections import Quantization
+from ..model.fused import FusedModel, fuse
+from ..model.kernels.cpu_gemv import split_matrices
+from ..model.packing import dequantize, packed_as
+from ..model.transformer import Model
 from ..weights.load import parameters
 
 PACKING = Quantization(bits=4, group_size=64)

@@ -13,8 +13,8 @@ import mlx.core as mx
 
 from .. import device
 from ..arguments import at_least_one, expect, shown
-from ..config import Config
 from ..errors import InvalidArgumentError, NumericsError
+from ..model.config import Config
 from .cache import KVCache
 from .grammar import Grammar
 from .sampling import NOT_A_NUMBER, Sampler, Sampling

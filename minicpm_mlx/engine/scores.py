@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .. import device, exponentials
+from .. import device
+from ..model.kernels import cpu_softmax
 
 
 class Scored(NamedTuple):
@@ -25,7 +26,7 @@ def _log_sum(logits: mx.array) -> mx.array:
     if len(logits) == 1 or not device.slow_exponentials():
         return mx.logsumexp(logits, axis=-1, keepdims=True)
     # Values at once, but many times as fast; and MLX's sum is off by 1e-4.
-    return exponentials.softmax(mx.array(logits))[1][:, None]
+    return cpu_softmax.softmax(mx.array(logits))[1][:, None]
 
 
 class Scores:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import memory
 from ..batched import Asked, replies
-from ..config import Config
+from ..model.config import Config
 from ..reply import Completion
 from .data import Loaded
 from .item import Item, Question

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from .. import device, exponentials
+from .. import device
 from ..engine.generate import LanguageModel, chunk_of
 from ..engine.prefix import common
 from ..errors import ContextLengthError, InvalidArgumentError
+from ..model.kernels import cpu_softmax
 from ..text.tokenizer import Tokenizer
 from .past import Layer, Past, Segment
 
@@ -329,7 +330,7 @@ class _Scorer:
             best = own == logits.max(axis=-1)
             mx.eval(own, best)
             if device.slow_exponentials():
-                total = exponentials.softmax(logits)[1]
+                total = cpu_softmax.softmax(logits)[1]
             else:
                 total = mx.logsumexp(logits, axis=-1)
             values: list[float] = (own - total).tolist()  # type: ignore[assignment]

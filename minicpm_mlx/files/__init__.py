@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, JSON, JSON Lines, tables and plots. Any package may import it; it imports `errors` and `arguments` alone."""
+"""Reading and writing files: atomic replacement, JSON, JSON Lines, tables, plots. Imports no model."""

@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config_parts import Quantization
-from ..model import MLP, Block
-from ..quantize import replace
+from ..model.config_sections import Quantization
+from ..model.packing import replace
+from ..model.transformer import MLP, Block
 from .pieces import Run, at
 
 GRID = 20

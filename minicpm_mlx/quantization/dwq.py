@@ -16,8 +16,8 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 
 from .. import device
-from ..model import Model
-from ..quantize import dequantize, replace
+from ..model.packing import dequantize, replace
+from ..model.transformer import Model
 from ..weights.checkpoint import Checkpoint
 from ..weights.load import assemble, parameters
 

@@ -14,10 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config_parts import Quantization
 from ..errors import WeightsError
 from ..files.atomic import write_whole
-from ..model import Block
+from ..model.config_sections import Quantization
+from ..model.transformer import Block
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy import LazyTensor

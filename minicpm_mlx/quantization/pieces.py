@@ -10,11 +10,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config_parts import Quantization
-from ..model import Block, Mask, prepare
-from ..quantize import PARTS
+from ..model.config_sections import Quantization
+from ..model.packing import PARTS
+from ..model.rope import Rope, Rotation
+from ..model.transformer import Block, Mask, prepare
 from ..repack import unpack
-from ..rope import Rope, Rotation
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy import LazyTensor
 from ..weights.load import parameters

@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
-from ..config_parts import Quantization
 from ..errors import InvalidArgumentError
+from ..model.config_sections import Quantization
 from ..weights.checkpoint import Checkpoint
 
 Plan = Mapping[str, Quantization]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from ..config import Config
+from ..model.config import Config
 from ..perplexity import Score, score
 from ..weights.checkpoint import Checkpoint
 from .pieces import Pieces

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 
 from ..arguments import at_least_one, number, whole
-from ..config_parts import PACKINGS, Quantization
 from ..errors import InvalidArgumentError
+from ..model.config_sections import PACKINGS, Quantization
 
 METHODS = {
     "rtn": "round to the nearest",

@@ -10,10 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config_parts import Quantization
 from ..gptq import ROWS, Floats, Rounder, packed
-from ..model import Block
-from ..quantize import PARTS, replace
+from ..model.config_sections import Quantization
+from ..model.packing import PARTS, replace
+from ..model.transformer import Block
 from .pieces import Run, at, products
 from .plan import unit
 

@@ -18,10 +18,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config_parts import Quantization
 from ..gptq import Floats, nearest
-from ..model import Block
-from ..quantize import replace
+from ..model.config_sections import Quantization
+from ..model.packing import replace
+from ..model.transformer import Block
 from ..weights.lazy import LazyTensor
 from .pieces import ROWS, Pieces, Run, at, matrices, products
 from .plan import CHOICES

@@ -11,7 +11,6 @@ from typing import Any
 from weakref import ref
 
 from .. import memory
-from ..adapt import adapt, beside
 from ..arguments import shown
 from ..distributed import collectives
 from ..engine import (
@@ -27,8 +26,9 @@ from ..engine import (
     Scheduler,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
-from ..fuse import FusedModel
 from ..lm import LM, sampled
+from ..model.adapters import adapt, beside
+from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter
 from .refusal import Refusal
 from .replies import Ask, Part, Replies, Scored, Served, Voice, Whole, refusal_of

@@ -14,8 +14,13 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from .. import device
-from ..model import Block, Mask, Model, prepare
-from ..rope import Rotation
+from ..model.rope import Rotation
+from ..model.transformer import (
+    Block,
+    Mask,
+    Model,
+    prepare,
+)
 from .batches import Batch
 from .head import token_losses
 

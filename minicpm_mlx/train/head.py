@@ -15,8 +15,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .. import device, exponentials
-from ..model import Model
+from .. import device
+from ..model.kernels import cpu_softmax
+from ..model.transformer import Model
 
 CHUNK = 1 << 24
 """Logits that are held at once: 64 MB in float32."""
@@ -127,7 +128,7 @@ class _Parts:
         of_targets = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         if self.at_once and device.slow_exponentials():
             mx.eval(of_targets, logits)
-            probabilities, logs = exponentials.softmax(logits)
+            probabilities, logs = cpu_softmax.softmax(logits)
             rows = np.array(probabilities, copy=False)
             rows[np.arange(len(rows)), np.array(targets)] -= 1
             return logs - of_targets, probabilities

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import device, exponentials
-from ..exponentials import Floats
-from ..model import MLP, Model
+from .. import device
+from ..model.kernels import cpu_softmax
+from ..model.kernels.cpu_softmax import Floats
+from ..model.transformer import MLP, Model
 
 
 def use_fast_kernels(model: Model) -> None:
@@ -36,7 +37,7 @@ def attention(
 
     @mx.custom_function
     def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return _values(exponentials.attention(q, k, v, scale=scale, mask=mask))
+        return _values(cpu_softmax.attention(q, k, v, scale=scale, mask=mask))
 
     @attend.vjp
     def gradients(inputs: list[mx.array], above: mx.array, _: mx.array) -> tuple[mx.array, ...]:
@@ -45,13 +46,13 @@ def attention(
         for number in range(B):  # one at a time, as each needs several times its T * S
             one = slice(number, number + 1)
             seen = mask[one] if isinstance(mask, mx.array) and len(mask) == B else mask
-            weights = exponentials.probabilities(q[one], k[one], scale=scale, mask=seen)
+            weights = cpu_softmax.probabilities(q[one], k[one], scale=scale, mask=seen)
             arrays = [np.array(array[number]) for array in (*inputs, above)]
             looked = np.array(weights, copy=False)[0]
             texts.append(_attention_gradients(looked, *arrays, scale=scale))
         return tuple(mx.array(np.stack(parts)) for parts in zip(*texts, strict=True))
 
-    if q.dtype != mx.float32 or B * H * T * S < exponentials.FEW:
+    if q.dtype != mx.float32 or B * H * T * S < cpu_softmax.FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     out: Any = attend(q, k, v)
     return out
@@ -85,7 +86,7 @@ def _attention_gradients(
 
 @mx.custom_function
 def _silu_times(gate: mx.array, up: mx.array) -> mx.array:
-    return exponentials.silu_times(gate, up)
+    return cpu_softmax.silu_times(gate, up)
 
 
 @_silu_times.vjp
@@ -97,7 +98,7 @@ def _silu_gradients(
     F = gate.shape[-1]
     gates, ups, aboves = (np.asarray(array).reshape(-1, F) for array in (gate, up, above))
     to_gate, to_up = np.empty(gates.shape, np.float32), np.empty(gates.shape, np.float32)
-    rows = exponentials.BLOCK // F + 1
+    rows = cpu_softmax.BLOCK // F + 1
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # exp(100) is inf, and what is divided by it 0
@@ -112,7 +113,7 @@ def _silu_gradients(
 
 def silu_times(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, for arrays of one shape (..., F)."""
-    if gate.dtype != mx.float32 or gate.size < exponentials.FEW:
+    if gate.dtype != mx.float32 or gate.size < cpu_softmax.FEW:
         return gate * mx.sigmoid(gate) * up
     out: Any = _silu_times(gate, up)
     return out

@@ -16,12 +16,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..adapt import dense, shape_of
 from ..arguments import at_least_one, number, shown
-from ..config import Config
 from ..errors import InvalidArgumentError
-from ..model import Model
-from ..quantize import replace
+from ..model.adapters import dense, shape_of
+from ..model.config import Config
+from ..model.packing import replace
+from ..model.transformer import Model
 
 KINDS = ("lora", "dora", "full")
 

@@ -22,7 +22,7 @@ from .. import device
 from ..arguments import at_least_one, number, whole
 from ..distributed import collectives
 from ..errors import InvalidArgumentError, NumericsError
-from ..model import Model
+from ..model.transformer import Model
 from . import checkpoint
 from .batches import Batch, Order, length, sequences
 from .checkpoint import Arrays, Progress, State

@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import device
-from ..config import Config
 from ..errors import InvalidArgumentError
 from ..memory import weight_bytes
+from ..model.config import Config
 from .batches import PAD
 from .head import CHUNK
 from .layers import Method

@@ -23,7 +23,7 @@ from ..files.atomic import named_errors, write_whole
 from ..identity import identity
 from ..lm import LM, Message
 from ..local import alone, make_whole
-from ..model import Model
+from ..model.transformer import Model
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.lazy import LazyTensor

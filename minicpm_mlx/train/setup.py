@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..arguments import at_least_one, number
-from ..config import Config
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
+from ..model.config import Config
 from .batches import length
 from .data import Data
 from .layers import Method, check

@@ -14,8 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import Config
-from ..config_parts import Quantization
+from ..model.config import Config
+from ..model.config_sections import Quantization
 from .lazy import LazyTensor
 from .load import packings, read_checked
 

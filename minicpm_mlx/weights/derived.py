@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from ..config_parts import Quantization
 from ..errors import WeightsError
-from ..quantize import PARTS
+from ..model.config_sections import Quantization
+from ..model.packing import PARTS
 from ..repack import unpack
 from .checkpoint import Checkpoint
 from .lazy import LazyTensor

@@ -17,9 +17,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..arguments import number, shown, whole
-from ..config import Config
-from ..config_parts import MAX_SIZE
 from ..errors import InvalidArgumentError, WeightsError
+from ..model.config import Config
+from ..model.config_sections import MAX_SIZE
 from .checkpoint import Checkpoint
 from .derived import times
 from .lazy import LazyTensor

@@ -9,16 +9,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .. import device, sharding
-from .. import fuse as fusing
-from ..config import Config
-from ..config_parts import Quantization
+from .. import device
 from ..distributed import collectives
 from ..errors import WeightsError
-from ..fuse import FusedModel
-from ..model import Model
-from ..onerow import split_matrices
-from ..quantize import dequantize, packed_as
+from ..model import fused as fusing
+from ..model import tensor_parallel
+from ..model.config import Config
+from ..model.config_sections import Quantization
+from ..model.fused import FusedModel
+from ..model.kernels.cpu_gemv import split_matrices
+from ..model.packing import dequantize, packed_as
+from ..model.transformer import Model
 from . import files, int4
 from .lazy import LazyTensor, printable
 
@@ -55,7 +56,7 @@ def load_model(
     twin = assemble(config, tensors, chosen)
     shard = shard and collectives.size() > 1
     if shard:
-        sharding.shard(twin)
+        tensor_parallel.shard(twin)
     model = fusing.fuse(twin) if fuse else twin
     for layer in model.layers:
         mx.eval(layer.parameters())
@@ -66,7 +67,7 @@ def load_model(
     if fuse:
         split_matrices(model)
     if shard:
-        sharding.sum_shards(model)
+        tensor_parallel.sum_shards(model)
     return model
 
 

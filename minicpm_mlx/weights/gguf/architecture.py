@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...arguments import shown
-from ...config import Config
 from ...errors import ConfigError, InvalidArgumentError
+from ...model.config import Config
 from ..lazy import printable
 from .header import GgufFile
 from .names import ROPE_FACTORS

@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ...config_parts import Quantization
 from ...errors import WeightsError
+from ...model.config_sections import Quantization
 from ..lazy import LazyTensor
 from .header import Bytes, Stored
 from .library import library

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...config import Config
 from ...errors import InvalidArgumentError
+from ...model.config import Config
 from ..adapters import Adapter
 from .architecture import architecture_of, keys_of
 from .library import library

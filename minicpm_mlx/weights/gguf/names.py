@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ...config import Config
 from ...errors import WeightsError
+from ...model.config import Config
 from ..lazy import printable
 
 MODULES = {

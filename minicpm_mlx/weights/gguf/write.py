@@ -16,10 +16,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...config import Config
-from ...config_parts import Quantization
 from ...errors import DownloadError, InvalidArgumentError, WeightsError
-from ...quantize import PARTS
+from ...model.config import Config
+from ...model.config_sections import Quantization
+from ...model.packing import PARTS
 from ...repack import unpack
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint

@@ -10,13 +10,18 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .errors import WeightsError
-from .fuse import FusedMLP, FusedModel, Parts, Scaled
-from .model import Model
-from .onerow import SplitLinear
-from .quantize import replace
-from .weights.adapters import Adapter, Delta
-from .weights.lazy import printable
+from ..errors import WeightsError
+from ..weights.adapters import Adapter, Delta
+from ..weights.lazy import printable
+from .fused import (
+    FusedMLP,
+    FusedModel,
+    Parts,
+    Scaled,
+)
+from .kernels.cpu_gemv import SplitLinear
+from .packing import replace
+from .transformer import Model
 
 
 class Adapted(nn.Module):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import device
-from .quantize import replace
+from ... import device
+from ..packing import replace
 
 COPIED = 1_000_000
 """Weights from which OpenBLAS 0.3.21 copies a matrix."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from . import device
+from .. import device
 from .config import Config
 
 Rotation = Callable[[mx.array], mx.array]

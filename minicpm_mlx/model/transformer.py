@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activation import Activation
+from .activations import Activation
 from .config import Config
 from .moe import MoE
 from .rope import Rope, Rotation

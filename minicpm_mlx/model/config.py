@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .config_parts import (
+from ..errors import ConfigError
+from .config_sections import (
     MAX_SIZE,
     Quantization,
     RopeScaling,
@@ -23,7 +24,6 @@ from .config_parts import (
     packing,
     rotation,
 )
-from .errors import ConfigError
 
 ACTIVATIONS = ("silu", "fatrelu")
 FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}

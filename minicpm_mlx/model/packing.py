@@ -12,9 +12,9 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from .config_parts import Quantization
-from .device import on_cpu
-from .errors import InvalidArgumentError
+from ..device import on_cpu
+from ..errors import InvalidArgumentError
+from .config_sections import Quantization
 
 PARTS = ("weight", "scales", "biases")
 """A packed matrix: codes, and what turns a group's into weights; float modes have no biases."""

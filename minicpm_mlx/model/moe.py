@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activation import Activation
+from .activations import Activation
 from .config import Config
 
 

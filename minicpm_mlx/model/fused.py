@@ -18,11 +18,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from . import device, exponentials
+from .. import device
 from .config import Config
-from .model import MLP, Attention, Block, Mask, Model, attend, prepare
+from .kernels import cpu_softmax
 from .moe import MoE, route
 from .rope import Rotation
+from .transformer import (
+    MLP,
+    Attention,
+    Block,
+    Mask,
+    Model,
+    attend,
+    prepare,
+)
 
 
 class FusedModel(nn.Module):
@@ -97,7 +106,7 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.scale = attention.scale
-        self.attention = exponentials.attention if device.slow_exponentials() else None
+        self.attention = cpu_softmax.attention if device.slow_exponentials() else None
         self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = scaled(attention.o_proj, scale)
 
@@ -142,7 +151,7 @@ class FusedMoE(nn.Module):
 
 def _activation(mlp: MLP | MoE) -> Callable[[mx.array, mx.array], mx.array]:
     if mlp.activation.threshold is None and device.slow_exponentials():
-        return exponentials.silu_times
+        return cpu_softmax.silu_times
     return mlp.activation
 
 

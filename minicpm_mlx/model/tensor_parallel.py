@@ -11,11 +11,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..distributed import collectives
+from ..errors import InvalidArgumentError
 from .config import Config
-from .distributed import collectives
-from .errors import InvalidArgumentError
-from .fuse import FusedModel
-from .model import MLP, Model
+from .fused import FusedModel
+from .transformer import MLP, Model
 
 
 class Summed(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .arguments import shown
-from .errors import ConfigError
+from ..arguments import shown
+from ..errors import ConfigError
 
 ROPE_KINDS = ("linear", "dynamic", "longrope")
 PACKINGS = {

@@ -1,0 +1,1 @@
+"""Fast replacements of single operations, each with its plain MLX reference."""
