@@ -63,7 +63,7 @@ def write(folder: Path, layers: int) -> int:
     from minicpm_mlx.bench.shapes import SHAPES
     from minicpm_mlx.model.transformer import Model
     from minicpm_mlx.weights.checkpoint import Checkpoint, write_checkpoint
-    from minicpm_mlx.weights.lazy import LazyTensor
+    from minicpm_mlx.weights.lazy_tensor import LazyTensor
     from minicpm_mlx.weights.load import parameters
 
     raw = {**SHAPES["2b-shape"], "num_hidden_layers": layers, "model_type": "minicpm"}

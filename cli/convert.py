@@ -53,7 +53,7 @@ def convert(
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.local import folder_of
     from minicpm_mlx.registry import resolve
-    from minicpm_mlx.weights.llama import Scales
+    from minicpm_mlx.weights.llama_format import Scales
 
     scales = None
     if scale_emb is not None and scale_depth is not None and dim_model_base is not None:

@@ -13,15 +13,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from .companions import copy_companions
 from .device import DTYPES
 from .errors import InvalidArgumentError
 from .local import make_whole
 from .registry import Card
 from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .weights.derived import cast, dense
+from .weights.companion_files import copy_companions
 from .weights.gguf import KINDS, Written, write_gguf
-from .weights.llama import Scales, fold, fold_tied, unfold
+from .weights.lazy_ops import cast, dense
+from .weights.llama_format import (
+    Scales,
+    fold,
+    fold_tied,
+    unfold,
+)
 
 FORMATS = ("mup", "llama", "mlx", "gguf")
 """MiniCPM's own names and constants; a LlamaForCausalLM with a head of its own, as OpenBMB folds

@@ -16,9 +16,9 @@ import mlx.core as mx
 from .errors import MissingPackageError
 from .registry import Card
 from .weights.checkpoint import Checkpoint
-from .weights.derived import cast
 from .weights.gguf import convert_gguf
-from .weights.llama import Scales, unfold
+from .weights.lazy_ops import cast
+from .weights.llama_format import Scales, unfold
 
 VERSION = 1
 """Raised when the conversion changes, so that a kept copy is made anew."""

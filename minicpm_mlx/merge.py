@@ -16,7 +16,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from .companions import copy_companions
 from .engine import LanguageModel
 from .errors import InvalidArgumentError, WeightsError
 from .lm import LM
@@ -32,7 +31,8 @@ from .repack import repack, unpack
 from .weights import load_model
 from .weights.adapters import Adapter, Delta, read_adapter
 from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .weights.lazy import LazyTensor, printable
+from .weights.companion_files import copy_companions
+from .weights.lazy_tensor import LazyTensor, printable
 
 LOST = 0.5
 """Share of the adapter's own divergence from which on the merged model's counts as a loss: from 1

@@ -28,7 +28,7 @@ from .errors import InvalidArgumentError, SessionError
 from .identity import identity
 from .lm import LM
 from .registry import cache_dir
-from .weights.lazy import LazyTensor
+from .weights.lazy_tensor import LazyTensor
 from .weights.safetensors import read
 
 FORMAT = 1

@@ -24,7 +24,7 @@ from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.registry import Card
 from minicpm_mlx.weights.checkpoint import read_checkpoint
-from minicpm_mlx.weights.llama import Scales
+from minicpm_mlx.weights.llama_format import Scales
 
 CASE = GOLDEN / "minicpm_2b_like"
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])
@@ -462,7 +462,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.parametrize("format", ["mup", "llama", "mlx"])
 def test_memory_stays_near_one_shard(tmp_path: Path, format: str) -> None:
     from minicpm_mlx.weights.checkpoint import Checkpoint, write_checkpoint
-    from minicpm_mlx.weights.lazy import LazyTensor
+    from minicpm_mlx.weights.lazy_tensor import LazyTensor
 
     shard, source = 150 << 20, tmp_path / "source"
     raw = json.loads((CASE / "config.json").read_text())

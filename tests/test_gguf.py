@@ -84,8 +84,8 @@ def test_kinds_that_mlx_does_not_pack_become_float16(path: Path, kind: Type) -> 
 @pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K])
 def test_k_quants_become_float16(path: Path, kind: Type) -> None:
     """Blocks of 256, which no library writes in Python: any bytes are some weights."""
-    from minicpm_mlx.weights.gguf.blocks import parts_of
     from minicpm_mlx.weights.gguf.header import Stored
+    from minicpm_mlx.weights.gguf.quant_blocks import parts_of
 
     _, block = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(3).integers(0, 60, (2, block * 2), np.uint8)
@@ -373,7 +373,7 @@ def test_the_config_is_json(path: Path) -> None:
 
 
 def test_names_go_both_ways() -> None:
-    from minicpm_mlx.weights.gguf.names import checkpoint_name, gguf_name
+    from minicpm_mlx.weights.gguf.tensor_names import checkpoint_name, gguf_name
 
     for name in SHAPES:
         assert gguf_name(*checkpoint_name(f"{name}.weight")) == f"{name}.weight"

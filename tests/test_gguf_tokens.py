@@ -17,7 +17,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.errors import TokenizerError
 from minicpm_mlx.weights.gguf import convert_gguf
 from minicpm_mlx.weights.gguf.header import GgufFile, read_header
-from minicpm_mlx.weights.gguf.tokens import tokenizer_keys, write_tokenizer
+from minicpm_mlx.weights.gguf.tokenizer import tokenizer_keys, write_tokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

@@ -22,11 +22,11 @@ from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.registry import resolve
 from minicpm_mlx.text.chat_template import BUILTIN, Template
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
-from minicpm_mlx.weights.derived import dense
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf
 from minicpm_mlx.weights.gguf.header import read_header
 from minicpm_mlx.weights.gguf.modelfile import GO, PROBES
-from minicpm_mlx.weights.lazy import LazyTensor
+from minicpm_mlx.weights.lazy_ops import dense
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
 
 CASES = [
     "minicpm_2b_like",

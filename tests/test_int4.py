@@ -21,8 +21,8 @@ from minicpm_mlx.errors import ConfigError, WeightsError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.weights.checkpoint import read_checkpoint
-from minicpm_mlx.weights.int4 import in_mlx_form
-from minicpm_mlx.weights.lazy import LazyTensor
+from minicpm_mlx.weights.gptq_awq import in_mlx_form
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
 
 Arrays = dict[str, npt.NDArray[Any]]
 Codes = npt.NDArray[np.int64]

@@ -20,8 +20,13 @@ from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
-from minicpm_mlx.weights.derived import cast, dense
-from minicpm_mlx.weights.llama import Scales, fold, fold_tied, unfold
+from minicpm_mlx.weights.lazy_ops import cast, dense
+from minicpm_mlx.weights.llama_format import (
+    Scales,
+    fold,
+    fold_tied,
+    unfold,
+)
 from minicpm_mlx.weights.load import assemble
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])

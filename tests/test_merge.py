@@ -18,7 +18,6 @@ from test_fuse import IDS, MOE, TINY, random_model
 import minicpm_mlx as mm
 from minicpm_mlx import merge
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.companions import copy_companions
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
 from minicpm_mlx.merge import Survival, fuse_adapter, merged
 from minicpm_mlx.model.adapters import adapt, places
@@ -29,6 +28,7 @@ from minicpm_mlx.repack import repack, unpack
 from minicpm_mlx.weights import load_model
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
+from minicpm_mlx.weights.companion_files import copy_companions
 from minicpm_mlx.weights.load import parameters
 
 NAN = float("nan")

@@ -37,7 +37,7 @@ from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
 from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from minicpm_mlx.weights.lazy import LazyTensor
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from minicpm_mlx.weights.load import assemble, parameters
 
 RANDOM = np.random.default_rng(0)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import WeightsError
-from minicpm_mlx.weights import safetensors, torch_zip
-from minicpm_mlx.weights.lazy import LazyTensor
+from minicpm_mlx.weights import pytorch_bin, safetensors
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -102,7 +102,7 @@ def bin_path(tmp_path: Path) -> Path:
 
 def refusal(path: Path) -> str:
     with pytest.raises(WeightsError) as caught:
-        torch_zip.read(path)
+        pytorch_bin.read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert message.isprintable()  # one line, no terminal escapes
@@ -124,7 +124,7 @@ def test_files_of_torch_equal_the_safetensors_bit_for_bit(folder: str, dtype: mx
     expected = safetensors.read(GOLDEN / "minicpm_2b_like" / "model.safetensors")
     tensors: dict[str, LazyTensor] = {}
     for path in sorted((GOLDEN / folder).glob("*.bin")):
-        tensors |= torch_zip.read(path)
+        tensors |= pytorch_bin.read(path)
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         array = tensor.load()
@@ -135,7 +135,7 @@ def test_files_of_torch_equal_the_safetensors_bit_for_bit(folder: str, dtype: mx
 
 
 def test_views_and_parameters_of_one_storage_are_read() -> None:
-    tensors = torch_zip.read(GOLDEN / "shared_storage.bin")
+    tensors = pytorch_bin.read(GOLDEN / "shared_storage.bin")
     numbers = mx.arange(24, dtype=mx.float32)
     assert mx.array_equal(tensors["a"].load(), numbers[:12].reshape(3, 4))
     assert mx.array_equal(tensors["b"].load(), numbers[12:].reshape(4, 3).T)
@@ -159,14 +159,14 @@ def test_every_type_mlx_shares_with_torch_is_read(
     bin_path: Path, kind: str, form: str, dtype: mx.Dtype, values: list[float]
 ) -> None:
     state = {"x": tensor((2,), (1,), 0, 2, f"torch.{kind}Storage")}
-    array = torch_zip.read(write(bin_path, state, struct.pack(f"<2{form}", *values)))["x"].load()
+    array = pytorch_bin.read(write(bin_path, state, struct.pack(f"<2{form}", *values)))["x"].load()
     assert array.dtype == dtype
     assert array.tolist() == mx.array(values, dtype).tolist()
 
 
 def test_scalars_empty_tensors_and_far_strides_are_read(bin_path: Path) -> None:
     state = {"one": tensor((), (), 3), "none": tensor((0, 3), (3, 1), 4), "far": tensor((2,), (3,))}
-    tensors = torch_zip.read(write(bin_path, state))
+    tensors = pytorch_bin.read(write(bin_path, state))
     assert {name: x.load().tolist() for name, x in tensors.items()} == {
         "one": 4.0,
         "none": [],
@@ -180,16 +180,16 @@ def test_metadata_of_a_state_dict_is_passed_over(bin_path: Path) -> None:
     items = b"(" + pickled("w") + pickled(tensor()) + b"u"
     metadata = pickled({"_metadata": {"": {"version": 1}}}) + b"b"
     path = write(bin_path, b"\x80\x02" + made + items + metadata + b".")
-    assert torch_zip.read(path)["w"].load().tolist() == [[1, 2], [3, 4]]
+    assert pytorch_bin.read(path)["w"].load().tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_checkpoint_around_a_state_dict_is_opened(bin_path: Path) -> None:
     path = write(bin_path, {"epoch": 3, "loss": 0.5, "state_dict": {"w": tensor()}})
-    assert torch_zip.read(path).keys() == {"w"}
+    assert pytorch_bin.read(path).keys() == {"w"}
 
 
 def test_nothing_is_held_open_or_mapped_after_a_load(bin_path: Path) -> None:
-    tensor_read = torch_zip.read(write(bin_path, {"w": tensor()}))["w"]
+    tensor_read = pytorch_bin.read(write(bin_path, {"w": tensor()}))["w"]
     array = tensor_read.load()
     bin_path.unlink()
     assert array.tolist() == [[1, 2], [3, 4]]
@@ -205,7 +205,7 @@ def test_nothing_is_held_open_or_mapped_after_a_load(bin_path: Path) -> None:
 
 
 def test_a_file_cut_after_opening_is_an_error(bin_path: Path) -> None:
-    tensors = torch_zip.read(write(bin_path, {"w": tensor()}))
+    tensors = pytorch_bin.read(write(bin_path, {"w": tensor()}))
     bin_path.write_bytes(b"PK")
     with pytest.raises(WeightsError, match="unchanged since it was opened"):
         tensors["w"].load()
@@ -415,7 +415,7 @@ EXAMPLE = (GOLDEN / "shared_storage.bin").read_bytes()
 
 def tensors_or_a_named_error(path: Path) -> None:
     try:
-        tensors = torch_zip.read(path)
+        tensors = pytorch_bin.read(path)
     except WeightsError:
         return
     for tensor_read in tensors.values():

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from ..errors import WeightsError
 from ..weights.adapters import Adapter, Delta
-from ..weights.lazy import printable
+from ..weights.lazy_tensor import printable
 from .fused import (
     FusedMLP,
     FusedModel,

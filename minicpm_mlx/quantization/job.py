@@ -20,7 +20,7 @@ from ..model.config_sections import Quantization
 from ..model.transformer import Block
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint
-from ..weights.lazy import LazyTensor
+from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 from . import awq, dwq, sensitivity
 from .pieces import Pieces, Run, dense, products

@@ -16,7 +16,7 @@ from ..model.rope import Rope, Rotation
 from ..model.transformer import Block, Mask, prepare
 from ..repack import unpack
 from ..weights.checkpoint import Checkpoint
-from ..weights.lazy import LazyTensor
+from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 
 ROWS = 256

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..companions import RECEIPT
 from ..errors import ConfigError
 from ..perplexity import Score
 from ..weights.checkpoint import Checkpoint
+from ..weights.companion_files import RECEIPT
 from .recipe import METHODS, Recipe
 
 

@@ -22,7 +22,7 @@ from ..gptq import Floats, nearest
 from ..model.config_sections import Quantization
 from ..model.packing import replace
 from ..model.transformer import Block
-from ..weights.lazy import LazyTensor
+from ..weights.lazy_tensor import LazyTensor
 from .pieces import ROWS, Pieces, Run, at, matrices, products
 from .plan import CHOICES
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..companions import RECEIPT, copy_companions
 from ..errors import InvalidArgumentError
 from ..memory import parameter_count
 from ..registry import Card
 from ..text.tokenizer import tokenizer_of
 from ..weights.checkpoint import read_checkpoint, write_checkpoint
+from ..weights.companion_files import RECEIPT, copy_companions
 from .job import Job
 from .quality import CONTEXT, quality
 from .receipt import model_card, receipt, text_hash, weight_files

@@ -16,7 +16,6 @@ from typing import Any
 import mlx.core as mx
 
 from ..arguments import whole
-from ..companions import copy_companions
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import named_errors, write_whole
@@ -26,7 +25,8 @@ from ..local import alone, make_whole
 from ..model.transformer import Model
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from ..weights.lazy import LazyTensor
+from ..weights.companion_files import copy_companions
+from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 from . import checkpoint, layers
 from .batches import digest

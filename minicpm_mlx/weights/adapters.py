@@ -15,13 +15,13 @@ import mlx.core as mx
 
 from ..arguments import number, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
-from . import safetensors, torch_zip
-from .lazy import LazyTensor, printable
+from . import pytorch_bin, safetensors
+from .lazy_tensor import LazyTensor, printable
 
 FILES = {
     "adapters.safetensors": safetensors.read,
     "adapter_model.safetensors": safetensors.read,
-    "adapter_model.bin": torch_zip.read,
+    "adapter_model.bin": pytorch_bin.read,
 }
 """mlx-lm's file, and PEFT's."""
 

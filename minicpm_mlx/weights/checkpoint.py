@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from ..model.config import Config
 from ..model.config_sections import Quantization
-from .lazy import LazyTensor
+from .lazy_tensor import LazyTensor
 from .load import packings, read_checked
 
 SHARD = 5 << 30

@@ -20,8 +20,8 @@ from ..model.fused import FusedModel
 from ..model.kernels.cpu_gemv import split_matrices
 from ..model.packing import dequantize, packed_as
 from ..model.transformer import Model
-from . import files, int4
-from .lazy import LazyTensor, printable
+from . import gptq_awq, shards
+from .lazy_tensor import LazyTensor, printable
 
 
 def load_model(
@@ -73,9 +73,9 @@ def load_model(
 
 def read_checked(folder: Path, config: Config, weights: str | None = None) -> dict[str, LazyTensor]:
     """The tensors in `folder` that make the model of `config`: all of them, in the right shapes."""
-    tensors = files.read(folder, weights)
-    if int4.is_packed(tensors):
-        tensors = int4.in_mlx_form(tensors, folder)
+    tensors = shards.read(folder, weights)
+    if gptq_awq.is_packed(tensors):
+        tensors = gptq_awq.in_mlx_form(tensors, folder)
     return checked(tensors, config, folder)
 
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 from safetensors import safe_open
 
 from ..errors import WeightsError
-from .lazy import LazyTensor, first_bytes, printable
+from .lazy_tensor import LazyTensor, first_bytes, printable
 
 _DTYPES = {
     "BOOL": mx.bool_,

@@ -16,9 +16,9 @@ import numpy as np
 from ...arguments import shown
 from ...errors import ConfigError, InvalidArgumentError
 from ...model.config import Config
-from ..lazy import printable
+from ..lazy_tensor import printable
 from .header import GgufFile
-from .names import ROPE_FACTORS
+from .tensor_names import ROPE_FACTORS
 
 FAMILIES = {"llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM"}
 """GGUF's architectures this library reads; others order the rows of q and k anew."""

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import WeightsError
-from ..lazy import first_bytes, printable
-from .library import library
+from ..lazy_tensor import first_bytes, printable
+from .package import library
 
 VERSIONS = (2, 3)
 """Of the format; 1 had shorter lengths and is long gone."""

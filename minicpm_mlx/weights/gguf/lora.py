@@ -14,8 +14,8 @@ from ...errors import InvalidArgumentError
 from ...model.config import Config
 from ..adapters import Adapter
 from .architecture import architecture_of, keys_of
-from .library import library
-from .names import gguf_name, to_gguf
+from .package import library
+from .tensor_names import gguf_name, to_gguf
 
 
 def write_lora(path: Path, adapter: Adapter, config: Config) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 from ...errors import ConfigError, WeightsError
 from ..checkpoint import Checkpoint, write_checkpoint
-from ..lazy import LazyTensor
+from ..lazy_tensor import LazyTensor
 from ..load import checked
 from .architecture import config_of
-from .blocks import GROUP, parts_of
 from .header import GgufFile, read_header
-from .names import ROPE_FACTORS, checkpoint_name, from_gguf
-from .tokens import write_tokenizer
+from .quant_blocks import GROUP, parts_of
+from .tensor_names import ROPE_FACTORS, checkpoint_name, from_gguf
+from .tokenizer import write_tokenizer
 
 SHARD = 1 << 30
 """Bytes of tensors in memory at once while a file is converted."""

@@ -23,15 +23,28 @@ from ...model.packing import PARTS
 from ...repack import unpack
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
-from ..lazy import LazyTensor, printable
-from ..llama import EMBEDDING, HEAD
+from ..lazy_tensor import LazyTensor, printable
+from ..llama_format import EMBEDDING, HEAD
 from .architecture import architecture_of, keys_of
-from .blocks import BITS, GROUP, PLAIN, blocks_of, finite, kept_kind, rounded
 from .header import Bytes
-from .library import library
 from .modelfile import write_modelfile
-from .names import ROPE_FACTORS, Order, gguf_name, to_gguf
-from .tokens import tokenizer_keys
+from .package import library
+from .quant_blocks import (
+    BITS,
+    GROUP,
+    PLAIN,
+    blocks_of,
+    finite,
+    kept_kind,
+    rounded,
+)
+from .tensor_names import (
+    ROPE_FACTORS,
+    Order,
+    gguf_name,
+    to_gguf,
+)
+from .tokenizer import tokenizer_keys
 
 KINDS = (*PLAIN, "Q8_0", "Q4_0", "Q4_1")
 """What matrices can be written as."""

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 from ...errors import TokenizerError
 from ...text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
 from ...text.tokenizer_files import refusing
-from ..lazy import printable
+from ..lazy_tensor import printable
 from .header import GgufFile
-from .splits import ALIASES, COMPOSED, WHOLE_WORDS, split_name, splitter
+from .pre_tokenizers import (
+    ALIASES,
+    COMPOSED,
+    WHOLE_WORDS,
+    split_name,
+    splitter,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

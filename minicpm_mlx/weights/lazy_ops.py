@@ -18,7 +18,7 @@ from ..model.config_sections import Quantization
 from ..model.packing import PARTS
 from ..repack import unpack
 from .checkpoint import Checkpoint
-from .lazy import LazyTensor
+from .lazy_tensor import LazyTensor
 
 BLOCK = 1 << 22
 """Elements that are in float32 at once."""

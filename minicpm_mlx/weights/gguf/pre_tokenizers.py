@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ...errors import TokenizerError
-from ..lazy import printable
+from ..lazy_tensor import printable
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

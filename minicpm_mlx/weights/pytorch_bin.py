@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..errors import WeightsError
-from .lazy import LazyTensor, first_bytes, printable
+from .lazy_tensor import LazyTensor, first_bytes, printable
 
 _STORAGES = {
     "torch.FloatStorage": mx.float32,

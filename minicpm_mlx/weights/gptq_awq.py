@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import WeightsError
-from .lazy import LazyTensor, printable
+from .lazy_tensor import LazyTensor, printable
 
 PER_WORD = 8
 """Codes in 32 bits."""

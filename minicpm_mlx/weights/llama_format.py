@@ -21,8 +21,8 @@ from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
 from ..model.config_sections import MAX_SIZE
 from .checkpoint import Checkpoint
-from .derived import times
-from .lazy import LazyTensor
+from .lazy_ops import times
+from .lazy_tensor import LazyTensor
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
 BRANCHES = ("self_attn.o_proj", "mlp.down_proj")

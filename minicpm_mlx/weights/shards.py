@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from ..errors import WeightsError
-from . import safetensors, torch_zip
-from .lazy import LazyTensor, printable
+from . import pytorch_bin, safetensors
+from .lazy_tensor import LazyTensor, printable
 
-FORMATS = {"safetensors": ("model", safetensors.read), "bin": ("pytorch_model", torch_zip.read)}
+FORMATS = {"safetensors": ("model", safetensors.read), "bin": ("pytorch_model", pytorch_bin.read)}
 """By file ending, in order of preference: the usual stem, and the reader."""
 
 
@@ -19,7 +19,7 @@ def read(folder: Path, weights: str | None = None) -> dict[str, LazyTensor]:
     `weights` names the one file to read, in torch's format, where it has no usual name.
     """
     if weights is not None:
-        return torch_zip.read(folder / weights)
+        return pytorch_bin.read(folder / weights)
     for ending, (stem, reader) in FORMATS.items():
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():

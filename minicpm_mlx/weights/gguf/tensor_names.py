@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...errors import WeightsError
 from ...model.config import Config
-from ..lazy import printable
+from ..lazy_tensor import printable
 
 MODULES = {
     "token_embd": "model.embed_tokens",

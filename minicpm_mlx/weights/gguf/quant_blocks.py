@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from ...errors import WeightsError
 from ...model.config_sections import Quantization
-from ..lazy import LazyTensor
+from ..lazy_tensor import LazyTensor
 from .header import Bytes, Stored
-from .library import library
-from .names import Order
+from .package import library
+from .tensor_names import Order
 
 GROUP = 32
 """Weights a block, and a group."""

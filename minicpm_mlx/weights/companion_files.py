@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import TemplateError
-from .registry import Card
-from .text.chat_template import BUILTIN, Template
-from .text.tokenizer import load_tokenizer
-from .text.tokenizer_files import TokenizerFiles
+from ..errors import TemplateError
+from ..registry import Card
+from ..text.chat_template import BUILTIN, Template
+from ..text.tokenizer import load_tokenizer
+from ..text.tokenizer_files import TokenizerFiles
 
 BESIDE = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja")
 """Files that readers of the weights need."""
