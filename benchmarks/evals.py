@@ -32,8 +32,13 @@ def main() -> None:
 
     import minicpm_mlx as mm
     from minicpm_mlx.batched import Asked, replies
+    from minicpm_mlx.engine.scoring.loglikelihood import (
+        Alternatives,
+        encoded,
+        score,
+        shared,
+    )
     from minicpm_mlx.evals.data import load
-    from minicpm_mlx.evals.loglikelihood import Alternatives, encoded, score, shared
     from minicpm_mlx.evals.shots import shots_for
     from minicpm_mlx.evals.tasks import TASKS
 

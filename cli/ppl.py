@@ -34,8 +34,8 @@ def ppl(
 ) -> None:
     """Perplexity of a text, and how far a model is from the one it was made from."""
     from minicpm_mlx.arguments import at_least_one
+    from minicpm_mlx.engine.scoring.perplexity import checked, score
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.perplexity import checked, score
 
     checked(context, stride)
     if limit is not None:

@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 import mlx.core as mx
 
 from .engine import WIDTH, Batch, LanguageModel, Sampling
+from .engine.batching.prefix_cache import common, first
 from .engine.generate import chunk_of
-from .engine.prefix import common, first
 from .reply import Completion, Piece, Stats, Transcript, collect
 from .text.tokenizer import Tokenizer
 

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from .engine import LanguageModel
+from .engine.scoring.perplexity import score
 from .errors import InvalidArgumentError, WeightsError
 from .lm import LM
 from .loading import load
@@ -25,7 +26,6 @@ from .model.adapters import located
 from .model.config_sections import Quantization
 from .model.packing import PARTS
 from .model.transformer import Model
-from .perplexity import score
 from .registry import resolve
 from .repack import repack, unpack
 from .weights import load_model

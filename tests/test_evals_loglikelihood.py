@@ -15,15 +15,15 @@ from tiny_tokenizer import tiny
 
 import minicpm_mlx as mm
 from minicpm_mlx.convert import convert
-from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.evals.data import load
-from minicpm_mlx.evals.loglikelihood import (
+from minicpm_mlx.engine.scoring.loglikelihood import (
     Alternatives,
     encoded,
     loglikelihoods,
     score,
     shared,
 )
+from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
+from minicpm_mlx.evals.data import load
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.weights import load_model
 

@@ -18,12 +18,12 @@ from test_fuse import IDS, MOE, TINY, random_model
 import minicpm_mlx as mm
 from minicpm_mlx import merge
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.engine.scoring.perplexity import score
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
 from minicpm_mlx.merge import Survival, fuse_adapter, merged
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.config_sections import PACKINGS, Quantization
 from minicpm_mlx.model.packing import quantize
-from minicpm_mlx.perplexity import score
 from minicpm_mlx.repack import repack, unpack
 from minicpm_mlx.weights import load_model
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter

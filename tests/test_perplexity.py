@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuse import random_model
 
-from minicpm_mlx import load_model, perplexity
+from minicpm_mlx import load_model
+from minicpm_mlx.engine.scoring import perplexity
+from minicpm_mlx.engine.scoring.perplexity import score, windows
 from minicpm_mlx.errors import InvalidArgumentError, NumericsError
-from minicpm_mlx.perplexity import score, windows
 
 
 @given(count=st.integers(2, 200), context=st.integers(2, 50), stride=st.integers(1, 50))

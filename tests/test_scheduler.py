@@ -163,7 +163,7 @@ def test_no_more_is_remembered_than_there_is_room_for(model: Any) -> None:
 def test_as_many_texts_are_remembered_as_can_be_compared_with(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minicpm_mlx.engine.prefix.MOST", 3)
+    monkeypatch.setattr("minicpm_mlx.engine.batching.prefix_cache.MOST", 3)
     prefixes = PrefixCache(10**8)
     requests = [ask([n, 7], 2) for n in range(6)]
     with running(model, width=1, prefixes=prefixes) as (scheduler, ear):

@@ -1,15 +1,21 @@
 """Token ids in, token ids out."""
 
-from .batch import WIDTH, Batch
-from .cache import KVCache, group_of
-from .draft import Draft
+from .batching.batch import WIDTH, Batch
+from .batching.prefix_cache import PrefixCache
+from .batching.requests import (
+    Event,
+    Failed,
+    Read,
+    Request,
+    Token,
+)
+from .batching.scheduler import ClosedError, QueueFullError, Scheduler
+from .draft_model import Draft
 from .generate import CHUNK, LanguageModel, Session, generate, working_memory
 from .grammar import Grammar
-from .prefix import PrefixCache
-from .request import Event, Failed, Read, Request, Token
+from .kv_cache import KVCache, group_of
+from .logprobs import Scored
 from .sampling import Sampler, Sampling
-from .scheduler import ClosedError, QueueFullError, Scheduler
-from .scores import Scored
 from .speculative import Lookup, Speculation
 
 __all__ = [

@@ -15,8 +15,8 @@ from .. import device
 from ..arguments import at_least_one, expect, shown
 from ..errors import InvalidArgumentError, NumericsError
 from ..model.config import Config
-from .cache import KVCache
 from .grammar import Grammar
+from .kv_cache import KVCache
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .speculative import Speculation
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .batch import Batch, Drawn, Kept
+from .batching.batch import Batch, Drawn, Kept
+from .batching.requests import Request
 from .generate import LanguageModel
-from .request import Request
 
 
 class Lane:

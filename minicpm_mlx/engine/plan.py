@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .request import Request
+from .batching.requests import Request
 
 
 @dataclass

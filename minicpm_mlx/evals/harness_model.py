@@ -20,12 +20,12 @@ from .. import __version__
 from ..arguments import shown
 from ..batched import Asked, replies
 from ..engine import WIDTH, Sampling
+from ..engine.scoring.loglikelihood import Alternatives, score
 from ..errors import ContextLengthError, InvalidArgumentError, TemplateError, TokenizerError
 from ..identity import identity
 from ..lm import LM
 from ..stops import stop_list
 from ..weights.load import parameters
-from .loglikelihood import Alternatives, score
 
 __all__ = ["MiniCPM"]
 

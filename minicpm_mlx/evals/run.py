@@ -15,13 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..engine.scoring.loglikelihood import (
+    Alternatives,
+    encoded,
+    score,
+    shared,
+)
 from ..errors import InvalidArgumentError
 from ..identity import identity
 from ..weights.load import parameters
 from .data import Loaded, load
 from .generation import Reply, replies_to
 from .item import Item, Question
-from .loglikelihood import Alternatives, encoded, score, shared
 from .record import Record, Run, keyed, opened
 from .report import Report, report_of, write_report
 from .sandbox import containment, run_programs

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from ..engine.scoring.perplexity import Score, score
 from ..model.config import Config
-from ..perplexity import Score, score
 from ..weights.checkpoint import Checkpoint
 from .pieces import Pieces
 

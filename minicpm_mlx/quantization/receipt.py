@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..engine.scoring.perplexity import Score
 from ..errors import ConfigError
-from ..perplexity import Score
 from ..weights.checkpoint import Checkpoint
 from ..weights.companion_files import RECEIPT
 from .recipe import METHODS, Recipe

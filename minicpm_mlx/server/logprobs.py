@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..engine.scores import Scored
+from ..engine.logprobs import Scored
 
 if TYPE_CHECKING:
     from .service import Service

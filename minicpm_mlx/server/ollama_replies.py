@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..engine.scores import Scored
+from ..engine.logprobs import Scored
 from ..reply import Stats
 from .envelope import wholes
 from .logprobs import chat_logprobs

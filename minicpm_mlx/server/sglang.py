@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from .. import __version__
-from ..engine.scores import Scored
+from ..engine.logprobs import Scored
 from ..reply import Stats
 from .envelope import identifier, wholes
 from .refusal import Refusal

@@ -11,9 +11,9 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from .arguments import at_least_one
-from .errors import InvalidArgumentError, NumericsError
-from .model.config import Config
+from ...arguments import at_least_one
+from ...errors import InvalidArgumentError, NumericsError
+from ...model.config import Config
 
 ROWS = 256
 """Positions whose logits are held at once."""

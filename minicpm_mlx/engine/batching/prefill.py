@@ -6,9 +6,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .generate import LanguageModel
-from .request import Read, Request
-from .scores import Scored, Scores
+from ..generate import LanguageModel
+from ..logprobs import Scored, Scores
+from .requests import Read, Request
 
 ROWS = 64
 """Positions whose logits are computed at once; those of a whole chunk would fill the memory."""

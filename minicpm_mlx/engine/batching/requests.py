@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from .grammar import Grammar
-from .sampling import Sampling
-from .scores import Scored
+from ..grammar import Grammar
+from ..logprobs import Scored
+from ..sampling import Sampling
 
 
 @dataclass(kw_only=True, eq=False)

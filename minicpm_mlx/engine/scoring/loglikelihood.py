@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from .. import device
-from ..engine.generate import LanguageModel, chunk_of
-from ..engine.prefix import common
-from ..errors import ContextLengthError, InvalidArgumentError
-from ..model.kernels import cpu_softmax
-from ..text.tokenizer import Tokenizer
-from .past import Layer, Past, Segment
+from ... import device
+from ...errors import ContextLengthError, InvalidArgumentError
+from ...model.kernels import cpu_softmax
+from ...text.tokenizer import Tokenizer
+from ..batching.prefix_cache import common
+from ..generate import LanguageModel, chunk_of
+from .shared_cache import Layer, Past, Segment
 
 if TYPE_CHECKING:
-    from ..lm import LM
+    from ...lm import LM
 
 __all__ = ["Alternatives", "Scores", "encoded", "loglikelihoods", "score", "shared"]
 

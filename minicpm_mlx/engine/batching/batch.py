@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..errors import NumericsError
-from .generate import CHUNK, LanguageModel
-from .grammar import Grammar
-from .sampling import NOT_A_NUMBER, Sampler, Sampling
-from .scores import Scored, Scores
+from ...errors import NumericsError
+from ..generate import CHUNK, LanguageModel
+from ..grammar import Grammar
+from ..logprobs import Scored, Scores
+from ..sampling import NOT_A_NUMBER, Sampler, Sampling
 
 WIDTH = 8
 """Streams that advance together, unless told otherwise."""

@@ -18,16 +18,21 @@ from threading import Lock, Thread
 
 import mlx.core as mx
 
-from ..distributed import collectives
-from ..errors import MiniCPMError
+from ...distributed import collectives
+from ...errors import MiniCPMError
+from ..generate import CHUNK, LanguageModel
+from ..lane import Lane
+from ..logprobs import Scored
+from ..plan import Plan
 from .batch import Batch, Kept
-from .generate import CHUNK, LanguageModel
-from .lane import Lane
-from .plan import Plan
-from .prefix import PrefixCache, common
-from .reader import Reader
-from .request import Event, Failed, Request, Token
-from .scores import Scored
+from .prefill import Reader
+from .prefix_cache import PrefixCache, common
+from .requests import (
+    Event,
+    Failed,
+    Request,
+    Token,
+)
 
 Told = list[tuple[Request, Event]]
 

@@ -1,0 +1,1 @@
+"""Log probabilities of given text: perplexity, and log likelihoods of continuations."""
