@@ -59,11 +59,11 @@ __all__ = [
 _HOMES = {
     "auto": ("AutoModelForCausalLM", "AutoTokenizer"),
     "chat": ("Chat",),
-    "config": ("Config",),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
     "lm": ("LM",),
     "loading": ("load",),
+    "model.config": ("Config",),
     "registry": ("Card", "cards"),
     "reply": ("Completion", "Piece", "Stats"),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),

@@ -1,1 +1,1 @@
-"""Reading and writing files: atomic replacement, JSON, JSON Lines, tables, plots. Imports no model."""
+"""File access: atomic replacement, JSON, JSON Lines, tables and plots. Imports no model."""

@@ -1,1 +1,4 @@
-"""The model itself: configuration, layers, packed weights, adapters. Imports no file reader and no engine."""
+"""The model: configuration, layers, packed weights and adapters.
+
+It reads no file and knows no engine; `weights`, `engine` and all above them import it.
+"""
