@@ -71,7 +71,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
     """Show what a card says and, where the model is here, its configuration."""
     from minicpm_mlx.local import kept_folder
     from minicpm_mlx.model.config import Config
-    from minicpm_mlx.quantization.receipt import read_receipt, summary
+    from minicpm_mlx.quantization.report import read_receipt, summary
     from minicpm_mlx.registry import cards, resolve
 
     card = resolve(model)

@@ -57,8 +57,8 @@ def quantize(
     Without a text it looks at one that comes with the program, in English and Chinese.
     """
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.quantization.receipt import summary
     from minicpm_mlx.quantization.recipe import Recipe, packing
+    from minicpm_mlx.quantization.report import summary
 
     if bpw is not None and (bits is not None or group_size is not None):
         raise InvalidArgumentError("--bpw and --bits or --group-size both say how small; leave one")

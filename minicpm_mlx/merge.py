@@ -26,8 +26,8 @@ from .model.adapters import located
 from .model.config_sections import Quantization
 from .model.packing import PARTS
 from .model.transformer import Model
+from .quantization.repack import repack, unpack
 from .registry import resolve
-from .repack import repack, unpack
 from .weights import load_model
 from .weights.adapters import Adapter, Delta, read_adapter
 from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint

@@ -22,7 +22,7 @@ from minicpm_mlx import demo, device, hub, local, registry
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
-from minicpm_mlx.quantization.receipt import read_receipt
+from minicpm_mlx.quantization.report import read_receipt
 from minicpm_mlx.registry import Card, cache_dir, resolve
 
 GOLDEN = Path(__file__).parent / "golden" / "minicpm_2b_like"

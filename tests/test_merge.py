@@ -24,7 +24,7 @@ from minicpm_mlx.merge import Survival, fuse_adapter, merged
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.config_sections import PACKINGS, Quantization
 from minicpm_mlx.model.packing import quantize
-from minicpm_mlx.repack import repack, unpack
+from minicpm_mlx.quantization.repack import repack, unpack
 from minicpm_mlx.weights import load_model
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint

@@ -27,12 +27,19 @@ from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.model.packing import dequantize, quantize
 from minicpm_mlx.quantization import job as jobs
+from minicpm_mlx.quantization.bit_allocation import (
+    CHOICES,
+    allocate,
+    sizes,
+    stated,
+    uniform,
+    unit,
+)
 from minicpm_mlx.quantization.job import Job
-from minicpm_mlx.quantization.pieces import Pieces
-from minicpm_mlx.quantization.plan import CHOICES, allocate, sizes, stated, uniform, unit
+from minicpm_mlx.quantization.layerwise import Pieces
 from minicpm_mlx.quantization.quality import quality
-from minicpm_mlx.quantization.receipt import model_card, read_receipt, summary
 from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, pieces
+from minicpm_mlx.quantization.report import model_card, read_receipt, summary
 from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
 from minicpm_mlx.registry import resolve

@@ -266,7 +266,8 @@ def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_ranks_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
     follow = (
-        "from minicpm_mlx.distributed.processes import end_with_the_launcher\nend_with_the_launcher()\n"
+        "from minicpm_mlx.distributed.processes import end_with_the_launcher\n"
+        "end_with_the_launcher()\n"
         "part.with_suffix('.ready').touch()\ntime.sleep(60)"
     )
     scripts = [sleeper(tmp_path, rank, follow) for rank in range(2)]

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ..model.config_sections import Quantization
 from ..model.packing import replace
 from ..model.transformer import MLP, Block
-from .pieces import Run, at
+from .layerwise import Run, at
 
 GRID = 20
 """Scales that are tried."""

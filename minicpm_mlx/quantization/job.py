@@ -23,8 +23,20 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 from . import awq, dwq, sensitivity
-from .pieces import Pieces, Run, dense, products
-from .plan import Costs, Plan, allocate, sizes, stated, uniform
+from .bit_allocation import (
+    Costs,
+    Plan,
+    allocate,
+    sizes,
+    stated,
+    uniform,
+)
+from .layerwise import (
+    Pieces,
+    Run,
+    dense,
+    products,
+)
 from .recipe import Recipe
 from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest, to_nearest
 

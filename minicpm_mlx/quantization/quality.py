@@ -9,7 +9,7 @@ import mlx.core as mx
 from ..engine.scoring.perplexity import Score, score
 from ..model.config import Config
 from ..weights.checkpoint import Checkpoint
-from .pieces import Pieces
+from .layerwise import Pieces
 
 Progress = Callable[[str], object]
 

@@ -128,4 +128,4 @@ def pieces(
 
 def bundled_text() -> str:
     """The text that comes with this library: English, Chinese, code and others."""
-    return resources.files("minicpm_mlx").joinpath("calibration.txt").read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")

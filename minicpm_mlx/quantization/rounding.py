@@ -10,12 +10,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..gptq import ROWS, Floats, Rounder, packed
 from ..model.config_sections import Quantization
 from ..model.packing import PARTS, replace
 from ..model.transformer import Block
-from .pieces import Run, at, products
-from .plan import unit
+from .bit_allocation import unit
+from .gptq import (
+    ROWS,
+    Floats,
+    Rounder,
+    packed,
+)
+from .layerwise import Run, at, products
 
 SCALES = mx.float16
 """In which scales and biases are kept: of 16-bit formats the one with more digits."""

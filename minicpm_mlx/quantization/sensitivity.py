@@ -18,13 +18,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..gptq import Floats, nearest
 from ..model.config_sections import Quantization
 from ..model.packing import replace
 from ..model.transformer import Block
 from ..weights.lazy_tensor import LazyTensor
-from .pieces import ROWS, Pieces, Run, at, matrices, products
-from .plan import CHOICES
+from .bit_allocation import CHOICES
+from .gptq import Floats, nearest
+from .layerwise import (
+    ROWS,
+    Pieces,
+    Run,
+    at,
+    matrices,
+    products,
+)
 
 SAMPLED = 128
 """Rows of a matrix that are rounded to learn what rounding all of them costs."""

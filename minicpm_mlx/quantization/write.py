@@ -17,8 +17,13 @@ from ..weights.checkpoint import read_checkpoint, write_checkpoint
 from ..weights.companion_files import RECEIPT, copy_companions
 from .job import Job
 from .quality import CONTEXT, quality
-from .receipt import model_card, receipt, text_hash, weight_files
 from .recipe import Recipe, bundled_text, pieces
+from .report import (
+    model_card,
+    receipt,
+    text_hash,
+    weight_files,
+)
 
 WINDOWS = 8
 """Windows of the evaluation text that are read, where it is long enough."""

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import WeightsError
 from ..model.config_sections import Quantization
 from ..model.packing import PARTS
-from ..repack import unpack
+from ..quantization.repack import unpack
 from .checkpoint import Checkpoint
 from .lazy_tensor import LazyTensor
 

@@ -14,10 +14,10 @@ from ..model.config_sections import Quantization
 from ..model.packing import PARTS
 from ..model.rope import Rope, Rotation
 from ..model.transformer import Block, Mask, prepare
-from ..repack import unpack
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
+from .repack import unpack
 
 ROWS = 256
 """Positions whose logits are held at once."""

@@ -14,8 +14,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .gptq import Floats, Packed, grid, packed
-from .model.config_sections import Quantization
+from ..model.config_sections import Quantization
+from .gptq import (
+    Floats,
+    Packed,
+    grid,
+    packed,
+)
 
 Parts = Mapping[str, mx.array]
 """A packed matrix: `weight`, `scales` and, in affine mode, `biases`, as a checkpoint has them."""
