@@ -21,8 +21,8 @@ def main() -> None:
     options = report.options(__doc__, rounds=3).parse_args()
 
     import minicpm_mlx as mm
-    from minicpm_mlx import sessions
     from minicpm_mlx.bench.measure import Model, Work, measure
+    from minicpm_mlx.lm import sessions
 
     lm = mm.load("demo")
     greedy = mm.Sampling()

@@ -31,7 +31,6 @@ def main() -> None:
     import mlx.core as mx
 
     import minicpm_mlx as mm
-    from minicpm_mlx.batched import Asked, replies
     from minicpm_mlx.engine.scoring.loglikelihood import (
         Alternatives,
         encoded,
@@ -41,6 +40,7 @@ def main() -> None:
     from minicpm_mlx.evals.data import load
     from minicpm_mlx.evals.shots import shots_for
     from minicpm_mlx.evals.tasks import TASKS
+    from minicpm_mlx.lm.batch import Asked, replies
 
     lm = mm.load("demo")
     out = report.Report(model="demo", questions=options.questions)

@@ -20,7 +20,7 @@ from .words import LANGUAGES, Words
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
-    from minicpm_mlx.sessions import Saved
+    from minicpm_mlx.lm.sessions import Saved
 
 
 def chat(
@@ -220,7 +220,7 @@ def _saved(resume: str | None, go_on: bool) -> Saved | None:
 
     if resume is None and not go_on:
         return None
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     if resume is not None:
         return sessions.load(resume)
@@ -231,7 +231,7 @@ def _saved(resume: str | None, go_on: bool) -> Saved | None:
 
 
 def _new_name() -> str:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     return sessions.new_name()
 

@@ -113,7 +113,7 @@ def load(talk: Talk, text: str) -> None:
 
 
 def resume(talk: Talk, text: str) -> None:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     known = [] if text else [s for s in sessions.listed() if s.name != talk.name]
     if not text and not known:
@@ -124,7 +124,7 @@ def resume(talk: Talk, text: str) -> None:
 
 
 def sessions_(talk: Talk, _: str) -> None:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     found = sessions.listed()
     if not found:
@@ -139,7 +139,7 @@ def sessions_(talk: Talk, _: str) -> None:
 
 
 def new(talk: Talk, _: str) -> None:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     talk.keep_cache()
     talk.use(replace(talk.chat, messages=[], forgotten=0))
@@ -169,7 +169,7 @@ def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
 
 @_of_a_turn
 def undo(talk: Talk) -> None:
-    from minicpm_mlx.chat import without_files
+    from minicpm_mlx.lm.chat import without_files
 
     _, question = without_files(talk.chat.undo())
     talk.save()
@@ -186,7 +186,7 @@ def retry(talk: Talk) -> None:
 @_of_a_turn
 def edit(talk: Talk) -> None:
     """The turn stays until the next message takes its place."""
-    from minicpm_mlx.chat import without_files
+    from minicpm_mlx.lm.chat import without_files
 
     chat = talk.chat
     question = chat.messages[chat.last_question()]["content"]
@@ -305,8 +305,9 @@ COMMANDS = {
 
 def arguments(command: str) -> Iterable[str] | None:
     """What may follow a command; None: a path."""
-    from minicpm_mlx import registry, sessions
+    from minicpm_mlx import registry
     from minicpm_mlx.errors import SessionError
+    from minicpm_mlx.lm import sessions
 
     if command in ("/attach", "/save", "/adapter"):
         return None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def attach(talk: Talk, text: str) -> None:
-    from minicpm_mlx.chat import with_files
+    from minicpm_mlx.lm.chat import with_files
 
     if not text or text == "off":
         if text:
@@ -52,7 +52,7 @@ def attach(talk: Talk, text: str) -> None:
 
 def _room(talk: Talk) -> int:
     """Tokens that one more file may have."""
-    from minicpm_mlx.chat import with_files
+    from minicpm_mlx.lm.chat import with_files
 
     chat = talk.chat
     used = chat.tokens() if chat.on_overflow == "stop" else 0  # else older turns make room
@@ -73,7 +73,7 @@ def typed_path(text: str) -> Path:
 
 
 def save(talk: Talk, text: str) -> None:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     flag, _, rest = text.partition(" ")
     over = flag == "-f"
@@ -99,7 +99,7 @@ NO_SESSION = (".txt", ".json", ".html", ".pdf", ".docx")
 
 
 def _export(talk: Talk, path: Path, typed: str, over: bool) -> None:
-    from minicpm_mlx import sessions
+    from minicpm_mlx.lm import sessions
 
     document = sessions.markdown(talk.chat, path.stem)
     try:

@@ -41,7 +41,7 @@ def generate(
     from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.distributed import collectives
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.reply import collect
+    from minicpm_mlx.lm.outputs import collect
 
     if raw and system is not None:
         raise InvalidArgumentError("--system has no place in --raw text; leave one of them out")

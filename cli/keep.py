@@ -9,7 +9,7 @@ from minicpm_mlx.errors import SessionError
 
 if TYPE_CHECKING:
     from minicpm_mlx import Chat
-    from minicpm_mlx.sessions import Saved, Version
+    from minicpm_mlx.lm.sessions import Saved, Version
 
 
 class Keeper:
@@ -29,7 +29,7 @@ class Keeper:
 
     def follow(self, saved: Saved, chat: Chat) -> None:
         """Go on with a session that `chat` was restored from."""
-        from minicpm_mlx import sessions
+        from minicpm_mlx.lm import sessions
 
         self.name, self._version, self._known = saved.name, saved.version, sessions.snapshot(chat)
 
@@ -39,14 +39,14 @@ class Keeper:
 
     def keep_cache(self, chat: Chat) -> None:
         """Keep the key-value cache as well, so that going on later reads nothing again."""
-        from minicpm_mlx import sessions
+        from minicpm_mlx.lm import sessions
 
         if self._is_ours() and chat.messages and chat.session.ids:
             self._trying(sessions.save_cache, chat, self.name)
 
     def save_as(self, chat: Chat, name: str, *, over: bool) -> bool:
         """Go on under another name; False where a session has it, unless that may be replaced."""
-        from minicpm_mlx import sessions
+        from minicpm_mlx.lm import sessions
 
         if name == self.name:
             self._save(chat)
@@ -63,7 +63,7 @@ class Keeper:
         return True
 
     def _save(self, chat: Chat) -> None:
-        from minicpm_mlx import sessions
+        from minicpm_mlx.lm import sessions
 
         if self.name is None or (now := sessions.snapshot(chat)) == self._known:
             return
@@ -82,7 +82,7 @@ class Keeper:
 
     def _is_ours(self) -> bool:
         """Whether the file is there as it was last read or written."""
-        from minicpm_mlx import sessions
+        from minicpm_mlx.lm import sessions
 
         if self.name is None or self._version is None:
             return False

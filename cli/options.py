@@ -115,7 +115,7 @@ def _notice(text: str) -> Iterator[None]:
 
 def sampling(lm: LM, **given: Any) -> Sampling:
     """The model's own sampling with what the user gave in its place."""
-    from minicpm_mlx.lm import sampled
+    from minicpm_mlx.lm.lm import sampled
 
     return sampled(lm.sampling, **given)
 

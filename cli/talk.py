@@ -17,9 +17,9 @@ from .words import Words
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
-    from minicpm_mlx.chat import Files
     from minicpm_mlx.errors import ContextLengthError
-    from minicpm_mlx.sessions import Saved
+    from minicpm_mlx.lm.chat import Files
+    from minicpm_mlx.lm.sessions import Saved
 
     from .waiting import Waiting
 
@@ -181,7 +181,7 @@ class Talk:
         """Answer a message of the user's, with the files attached to it; `edited`: those of the
         last question, whose place it takes. Until a word of the answer has come, it is the draft
         of the next prompt."""
-        from minicpm_mlx.chat import with_files
+        from minicpm_mlx.lm.chat import with_files
 
         self.draft, self.editing = text, edited
         try:
@@ -265,7 +265,7 @@ class Talk:
 
     def _offer(self, question: str) -> None:
         """Make a draft of a question that the program was killed over."""
-        from minicpm_mlx.chat import without_files
+        from minicpm_mlx.lm.chat import without_files
 
         if self.interactive and question:
             self.attached, self.draft = without_files(question)
@@ -281,9 +281,9 @@ class Talk:
             chat.messages = messages
 
     def _restored(self, lm: LM, saved: Saved) -> Chat:
-        from minicpm_mlx import sessions
         from minicpm_mlx.errors import MiniCPMError
-        from minicpm_mlx.identity import identity
+        from minicpm_mlx.lm import sessions
+        from minicpm_mlx.lm.fingerprint import identity
 
         if self.adapter and saved.adapter != (lm.adapter and str(lm.adapter)):
             try:

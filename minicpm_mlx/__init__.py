@@ -19,14 +19,14 @@ from .device import preload_blas
 
 if TYPE_CHECKING:
     from .auto import AutoModelForCausalLM, AutoTokenizer
-    from .chat import Chat
     from .engine import Sampling, Session
     from .errors import MiniCPMError
-    from .lm import LM
+    from .lm.chat import Chat
+    from .lm.lm import LM
+    from .lm.outputs import Completion, Piece, Stats
     from .loading import load
     from .model.config import Config
     from .registry import Card, cards
-    from .reply import Completion, Piece, Stats
     from .text.tokenizer import Tokenizer, load_tokenizer
     from .train.data import load_data
     from .train.run import finetune
@@ -58,14 +58,14 @@ __all__ = [
 
 _HOMES = {
     "auto": ("AutoModelForCausalLM", "AutoTokenizer"),
-    "chat": ("Chat",),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
-    "lm": ("LM",),
+    "lm.chat": ("Chat",),
+    "lm.lm": ("LM",),
+    "lm.outputs": ("Completion", "Piece", "Stats"),
     "loading": ("load",),
     "model.config": ("Config",),
     "registry": ("Card", "cards"),
-    "reply": ("Completion", "Piece", "Stats"),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "train.data": ("load_data",),
     "train.run": ("finetune",),

@@ -14,7 +14,7 @@ from typing import Any
 
 from .device import on_cpu, select
 from .errors import InvalidArgumentError
-from .lm import LM
+from .lm.lm import LM
 from .loading import load
 from .local import folder_of
 from .registry import resolve

@@ -11,7 +11,7 @@ from . import device as devices
 from .distributed import collectives
 from .engine import Sampling
 from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
-from .lm import LM
+from .lm.lm import LM
 from .local import folder_of
 from .model.config import Config
 from .registry import Card, resolve

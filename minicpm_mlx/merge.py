@@ -19,7 +19,7 @@ import mlx.core as mx
 from .engine import LanguageModel
 from .engine.scoring.perplexity import score
 from .errors import InvalidArgumentError, WeightsError
-from .lm import LM
+from .lm.lm import LM
 from .loading import load
 from .local import folder_of, make_whole
 from .model.adapters import located

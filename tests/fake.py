@@ -9,7 +9,7 @@ from typing import Any
 from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
-from minicpm_mlx.reply import Stats
+from minicpm_mlx.lm.outputs import Stats
 
 
 class FakeLM:

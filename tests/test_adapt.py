@@ -279,8 +279,8 @@ def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
 def test_a_session_brings_its_adapter_along(
     demo: mm.LM, demo_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minicpm_mlx import sessions
-    from minicpm_mlx.identity import identity
+    from minicpm_mlx.lm import sessions
+    from minicpm_mlx.lm.fingerprint import identity
 
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
     try:

@@ -15,7 +15,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.arguments import shown
 from minicpm_mlx.engine import Sampler, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
-from minicpm_mlx.lm import sampled
+from minicpm_mlx.lm.lm import sampled
 
 GREEDY = mm.Sampling()
 QUESTION = {"role": "user", "content": "Hi"}

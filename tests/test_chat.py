@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx import sessions
-from minicpm_mlx.chat import with_files, without_files
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.reply import collect
+from minicpm_mlx.lm import sessions
+from minicpm_mlx.lm.chat import with_files, without_files
+from minicpm_mlx.lm.outputs import collect
 
 GREEDY = mm.Sampling(temperature=0)
 TOKENS = 6

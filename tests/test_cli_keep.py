@@ -12,19 +12,19 @@ import pytest
 from fake import FakeLM
 
 import minicpm_mlx as mm
-from minicpm_mlx import identity, sessions
 from minicpm_mlx.cli import chat as command
 from minicpm_mlx.cli import theme
 from minicpm_mlx.cli.talk import Loading, Talk
 from minicpm_mlx.cli.words import Words
 from minicpm_mlx.errors import NumericsError, SessionError
+from minicpm_mlx.lm import fingerprint, sessions
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty sessions folder, not made yet; a terminal of no width."""
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
-    for module in (sessions, identity):
+    for module in (sessions, fingerprint):
         monkeypatch.setattr(module, "identity", lambda lm: "x")
     for name in ("FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)

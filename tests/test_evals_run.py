@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from tiny_model import write_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.batched import Asked, replies
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.cell import landlock
 from minicpm_mlx.evals.data import load
@@ -30,6 +29,7 @@ from minicpm_mlx.evals.run import Prepared, Progress, prepare, run
 from minicpm_mlx.evals.settings import ALL, Settings
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.files.jsonl import Lines
+from minicpm_mlx.lm.batch import Asked, replies
 
 DECIDED = ("cmmlu", "gsm8k", "bbh", "arc_easy", "hellaswag")
 CONTAINED = pytest.mark.skipif(

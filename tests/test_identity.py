@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.identity import identity
+from minicpm_mlx.lm.fingerprint import identity
 
 
 @pytest.fixture

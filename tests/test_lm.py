@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm import sampled
-from minicpm_mlx.reply import collect
+from minicpm_mlx.lm.lm import sampled
+from minicpm_mlx.lm.outputs import collect
 from minicpm_mlx.stops import StopStrings
 
 GREEDY = mm.Sampling()

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx import sessions
 from minicpm_mlx.errors import SessionError
-from minicpm_mlx.identity import identity
-from minicpm_mlx.reply import collect
+from minicpm_mlx.lm import sessions
+from minicpm_mlx.lm.fingerprint import identity
+from minicpm_mlx.lm.outputs import collect
 
 GREEDY = mm.Sampling(temperature=0)
 TURNS = [

@@ -32,7 +32,7 @@ from minicpm_mlx.text.tokenizer import Tokenizer
 
 pytest.importorskip("llguidance")
 
-from minicpm_mlx.structured import Guide, Vocabulary, grammar_of
+from minicpm_mlx.lm.structured.guide import Guide, Vocabulary, grammar_of
 
 REAL = ("minicpm-1b", "minicpm-2b", "minicpm3-4b", "minicpm4")
 KINDS = ("bytes", "demo", "minicpm-1b", "minicpm4")

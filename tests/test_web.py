@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.reply import Stats
+from minicpm_mlx.lm.outputs import Stats
 from minicpm_mlx.text.chat_template import Template
 from minicpm_mlx.web.markdown import drawn
 from minicpm_mlx.web.texts import TEXTS, preferred, say

@@ -307,7 +307,7 @@ def test_html_of_a_reply_is_shown_and_not_run(
     pytest.importorskip("llguidance")
     import re
 
-    from minicpm_mlx.structured import grammar_of
+    from minicpm_mlx.lm.structured.guide import grammar_of
     from minicpm_mlx.web import talk
 
     form = grammar_of(chat.service.lm.tokenizer, regex=re.escape(HOSTILE).replace("\\ ", " "))

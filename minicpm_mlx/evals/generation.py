@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import memory
-from ..batched import Asked, replies
+from ..lm.batch import Asked, replies
+from ..lm.outputs import Completion
 from ..model.config import Config
-from ..reply import Completion
 from .data import Loaded
 from .item import Item, Question
 from .settings import Settings
@@ -19,7 +19,7 @@ from .shots import shots_for
 from .task import Task
 
 if TYPE_CHECKING:
-    from ..lm import LM
+    from ..lm.lm import LM
 
 __all__ = ["Reply", "replies_to"]
 

@@ -19,7 +19,7 @@ from ..errors import DownloadError, InvalidArgumentError, MissingPackageError
 from ..files.atomic import named_errors, write_whole
 
 if TYPE_CHECKING:
-    from ..lm import LM
+    from ..lm.lm import LM
 
 __all__ = ["Chosen", "Figure", "choose", "figures", "new_folder", "run_harness", "summary"]
 

@@ -18,12 +18,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from .. import __version__
 from ..arguments import shown
-from ..batched import Asked, replies
 from ..engine import WIDTH, Sampling
 from ..engine.scoring.loglikelihood import Alternatives, score
 from ..errors import ContextLengthError, InvalidArgumentError, TemplateError, TokenizerError
-from ..identity import identity
-from ..lm import LM
+from ..lm.batch import Asked, replies
+from ..lm.fingerprint import identity
+from ..lm.lm import LM
 from ..stops import stop_list
 from ..weights.load import parameters
 

@@ -27,7 +27,7 @@ from .run import described, named
 from .statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
-    from ..lm import LM
+    from ..lm.lm import LM
 
 __all__ = [
     "CATEGORIES",

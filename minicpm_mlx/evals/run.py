@@ -22,7 +22,7 @@ from ..engine.scoring.loglikelihood import (
     shared,
 )
 from ..errors import InvalidArgumentError
-from ..identity import identity
+from ..lm.fingerprint import identity
 from ..weights.load import parameters
 from .data import Loaded, load
 from .generation import Reply, replies_to
@@ -35,7 +35,7 @@ from .shots import shots_for
 from .task import Task
 
 if TYPE_CHECKING:
-    from ..lm import LM
+    from ..lm.lm import LM
 
 __all__ = ["Prepared", "Progress", "prepare", "run"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..reply import Stats
+from ..lm.outputs import Stats
 from .anthropic_body import CountBody, MessagesBody
 from .envelope import identifier, wholes
 from .options import grammar_of

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from ..reply import Stats
+from ..lm.outputs import Stats
 from .refusal import Refusal
 from .wire import answered, sse, streamed
 

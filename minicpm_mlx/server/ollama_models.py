@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..identity import identity
+from ..lm.fingerprint import identity
 from ..memory import parameter_count
 from ..weights.load import parameters
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ..engine.logprobs import Scored
-from ..reply import Stats
+from ..lm.outputs import Stats
 from .envelope import wholes
 from .logprobs import chat_logprobs
 from .ollama_bodies import ChatBody, GenerateBody, Wanted, templated

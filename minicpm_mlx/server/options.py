@@ -164,7 +164,7 @@ async def grammar_of(service: Service, guide: Mapping[str, Any], field: str) -> 
         return None
     if len(guide) > 1:
         raise Refusal(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
-    from ..structured import grammar_of as compiled
+    from ..lm.structured.guide import grammar_of as compiled
 
     try:
         return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)

@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..engine import ClosedError, Event, Failed, Grammar, QueueFullError, Read, Request, Sampling
 from ..engine import Scored as Scored
 from ..errors import InvalidArgumentError
-from ..reply import Stats, Transcript
+from ..lm.outputs import Stats, Transcript
 from .refusal import Refusal
 
 if TYPE_CHECKING:

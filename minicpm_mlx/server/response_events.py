@@ -12,7 +12,7 @@ from .refusal import Refusal
 from .tools import Toolbox, ToolCall
 
 if TYPE_CHECKING:
-    from ..reply import Stats
+    from ..lm.outputs import Stats
     from .service import Part, Service, Whole
 
 Event = dict[str, Any]

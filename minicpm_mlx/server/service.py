@@ -26,7 +26,7 @@ from ..engine import (
     Scheduler,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
-from ..lm import LM, sampled
+from ..lm.lm import LM, sampled
 from ..model.adapters import adapt, beside
 from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from .. import __version__
 from ..engine.logprobs import Scored
-from ..reply import Stats
+from ..lm.outputs import Stats
 from .envelope import identifier, wholes
 from .refusal import Refusal
 from .sglang_body import GenerateBody, Prompt

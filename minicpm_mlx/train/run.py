@@ -19,8 +19,8 @@ from ..arguments import whole
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import named_errors, write_whole
-from ..identity import identity
-from ..lm import LM, Message
+from ..lm.fingerprint import identity
+from ..lm.lm import LM, Message
 from ..local import alone, make_whole
 from ..model.transformer import Model
 from ..weights import safetensors

@@ -9,7 +9,7 @@ from .talk import Conversation
 from .texts import say
 
 if TYPE_CHECKING:
-    from minicpm_mlx.reply import Stats
+    from minicpm_mlx.lm.outputs import Stats
     from minicpm_mlx.server.refusal import Refusal
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from minicpm_mlx.server.refusal import Refusal
 
 if TYPE_CHECKING:
-    from minicpm_mlx.reply import Stats
+    from minicpm_mlx.lm.outputs import Stats
     from minicpm_mlx.server.service import Ask, Service
 
 T = TypeVar("T")

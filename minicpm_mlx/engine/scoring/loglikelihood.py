@@ -23,7 +23,7 @@ from ..generate import LanguageModel, chunk_of
 from .shared_cache import Layer, Past, Segment
 
 if TYPE_CHECKING:
-    from ...lm import LM
+    from ...lm.lm import LM
 
 __all__ = ["Alternatives", "Scores", "encoded", "loglikelihoods", "score", "shared"]
 

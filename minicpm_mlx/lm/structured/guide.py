@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .arguments import shown
-from .engine.grammar import Grammar
-from .errors import InvalidArgumentError, MissingPackageError, TokenizerError
+from ...arguments import shown
+from ...engine.grammar import Grammar
+from ...errors import InvalidArgumentError, MissingPackageError, TokenizerError
+from ...text.tokenizer import Tokenizer
+from .json_schema import written
 from .lark import lark_of
-from .schema import written
-from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -7,12 +7,12 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-from .arguments import at_least_one, shown, whole
-from .engine import Sampling, Session
-from .errors import ContextLengthError, InvalidArgumentError
+from ..arguments import at_least_one, shown, whole
+from ..engine import Sampling, Session
+from ..errors import ContextLengthError, InvalidArgumentError
+from ..stops import stop_list
 from .lm import LM
-from .reply import Piece
-from .stops import stop_list
+from .outputs import Piece
 
 OVERFLOW = ("stop", "slide")
 

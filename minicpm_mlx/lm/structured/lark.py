@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Callable
 
-from .arguments import shown
-from .errors import InvalidArgumentError
-from .schema import written
+from ...arguments import shown
+from ...errors import InvalidArgumentError
+from .json_schema import written
 
 PARTS = 1000
 """Rules and brackets. The library recurses through them, and its stack of 8 MB holds 2,000."""

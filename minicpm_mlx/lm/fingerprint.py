@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..weights.load import parameters
 from .lm import LM
-from .weights.load import parameters
 
 FORMAT = 1
 """Of caches kept under an identity: to be raised when what they hold changes."""

@@ -15,8 +15,8 @@ from math import lcm
 from typing import Any
 from urllib.parse import unquote
 
-from .arguments import shown
-from .errors import InvalidArgumentError
+from ...arguments import shown
+from ...errors import InvalidArgumentError
 
 ONE = {"items", "additionalItems", "additionalProperties"}
 """Keywords that hold a schema."""

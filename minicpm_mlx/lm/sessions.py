@@ -21,15 +21,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from .arguments import is_whole, shown
+from ..arguments import is_whole, shown
+from ..engine import KVCache, Sampling, Session
+from ..errors import InvalidArgumentError, SessionError
+from ..registry import cache_dir
+from ..weights.lazy_tensor import LazyTensor
+from ..weights.safetensors import read
 from .chat import Chat, without_files
-from .engine import KVCache, Sampling, Session
-from .errors import InvalidArgumentError, SessionError
-from .identity import identity
+from .fingerprint import identity
 from .lm import LM
-from .registry import cache_dir
-from .weights.lazy_tensor import LazyTensor
-from .weights.safetensors import read
 
 FORMAT = 1
 _NAME = re.compile(r"[^\W_][\w .+-]{0,79}")

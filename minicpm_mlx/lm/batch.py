@@ -15,11 +15,22 @@ from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
-from .engine import WIDTH, Batch, LanguageModel, Sampling
-from .engine.batching.prefix_cache import common, first
-from .engine.generate import chunk_of
-from .reply import Completion, Piece, Stats, Transcript, collect
-from .text.tokenizer import Tokenizer
+from ..engine import (
+    WIDTH,
+    Batch,
+    LanguageModel,
+    Sampling,
+)
+from ..engine.batching.prefix_cache import common, first
+from ..engine.generate import chunk_of
+from ..text.tokenizer import Tokenizer
+from .outputs import (
+    Completion,
+    Piece,
+    Stats,
+    Transcript,
+    collect,
+)
 
 __all__ = ["Asked", "replies"]
 

@@ -11,22 +11,41 @@ from typing import Any
 
 import mlx.core as mx
 
-from .arguments import at_least_one, expect, is_whole, listed, shown, whole
-from .batched import Asked, replies
-from .engine import WIDTH, Draft, Grammar, Lookup, Sampling, Session, Speculation, generate
-from .errors import (
-    ContextLengthError,
-    InvalidArgumentError,
+from ..arguments import (
+    at_least_one,
+    expect,
+    is_whole,
+    listed,
+    shown,
+    whole,
 )
-from .model.adapters import adapt
-from .model.config import Config
-from .model.fused import FusedModel
-from .model.transformer import Model
-from .registry import Card
-from .reply import Completion, Piece, Stats, Transcript, collect
-from .stops import stop_list
-from .text.tokenizer import Tokenizer
-from .weights.adapters import read_adapter
+from ..engine import (
+    WIDTH,
+    Draft,
+    Grammar,
+    Lookup,
+    Sampling,
+    Session,
+    Speculation,
+    generate,
+)
+from ..errors import ContextLengthError, InvalidArgumentError
+from ..model.adapters import adapt
+from ..model.config import Config
+from ..model.fused import FusedModel
+from ..model.transformer import Model
+from ..registry import Card
+from ..stops import stop_list
+from ..text.tokenizer import Tokenizer
+from ..weights.adapters import read_adapter
+from .batch import Asked, replies
+from .outputs import (
+    Completion,
+    Piece,
+    Stats,
+    Transcript,
+    collect,
+)
 
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}"""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from .stops import StopStrings
-from .text.tokenizer import Tokenizer
+from ..stops import StopStrings
+from ..text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

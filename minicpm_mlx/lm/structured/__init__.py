@@ -1,0 +1,1 @@
+"""Output that follows a JSON schema, a regular expression or a grammar."""
