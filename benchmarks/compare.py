@@ -160,8 +160,9 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, help="folder with node_modules")
     options = parser.parse_args()
 
-    from minicpm_mlx import Config, demo
-    from minicpm_mlx.local import folder_of
+    from minicpm_mlx import Config
+    from minicpm_mlx.loading import demo
+    from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.registry import resolve
 
     card = resolve("demo")

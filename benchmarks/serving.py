@@ -31,7 +31,7 @@ from urllib.request import urlopen
 import report
 from compare import llama_format
 
-from minicpm_mlx.local import folder_of
+from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.registry import resolve
 
 REQUESTS = 3

@@ -266,7 +266,7 @@ def _greet(wanted: str, say: Words) -> str:
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", say)
-        from minicpm_mlx.local import folder_of
+        from minicpm_mlx.loading.store import folder_of
 
         folder_of(card)  # here, where its progress is seen and Ctrl-C heard
     packed = f" · {card.bits} bit" if card.bits else ""

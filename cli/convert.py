@@ -51,7 +51,7 @@ def convert(
 
     from minicpm_mlx.convert import convert as convert_folder
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.local import folder_of
+    from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.registry import resolve
     from minicpm_mlx.weights.llama_format import Scales
 

@@ -86,7 +86,7 @@ def _made(
     from dataclasses import replace
 
     from minicpm_mlx.errors import DownloadError
-    from minicpm_mlx.local import folder_of, make_whole, partial_of
+    from minicpm_mlx.loading.store import folder_of, make_whole, partial_of
     from minicpm_mlx.quantization.write import write_quantized
     from minicpm_mlx.registry import resolve
 

@@ -357,7 +357,7 @@ def is_here(card: Card) -> bool:
 
     if card.repo is None:
         return True
-    from minicpm_mlx.local import kept_folder
+    from minicpm_mlx.loading.store import kept_folder
 
     whole = replace(card, bits=None, group_size=None)
     return kept_folder(card) is not None or kept_folder(whole) is not None

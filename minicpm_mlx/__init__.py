@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from .device import preload_blas
 
 if TYPE_CHECKING:
-    from .auto import AutoModelForCausalLM, AutoTokenizer
     from .engine import Sampling, Session
     from .errors import MiniCPMError
     from .lm.chat import Chat
     from .lm.lm import LM
     from .lm.outputs import Completion, Piece, Stats
-    from .loading import load
+    from .loading.load import load
+    from .loading.transformers_api import AutoModelForCausalLM, AutoTokenizer
     from .model.config import Config
     from .registry import Card, cards
     from .text.tokenizer import Tokenizer, load_tokenizer
@@ -57,13 +57,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "auto": ("AutoModelForCausalLM", "AutoTokenizer"),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
     "lm.chat": ("Chat",),
     "lm.lm": ("LM",),
     "lm.outputs": ("Completion", "Piece", "Stats"),
-    "loading": ("load",),
+    "loading.load": ("load",),
+    "loading.transformers_api": ("AutoModelForCausalLM", "AutoTokenizer"),
     "model.config": ("Config",),
     "registry": ("Card", "cards"),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from .device import DTYPES
 from .errors import InvalidArgumentError
-from .local import make_whole
+from .loading.store import make_whole
 from .registry import Card
 from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .weights.companion_files import copy_companions

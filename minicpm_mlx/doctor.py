@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from . import device
 from .errors import MiniCPMError
-from .local import kept_folder
+from .loading.store import kept_folder
 from .memory import Plan, plan
 from .model.config import Config
 from .registry import cache_dir, cards

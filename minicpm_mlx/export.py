@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from .errors import InvalidArgumentError
 from .files.atomic import named_errors, write_whole
-from .local import folder_of, make_whole
+from .loading.store import folder_of, make_whole
 from .model.adapters import located, places
 from .model.config import Config
 from .model.transformer import Model

@@ -20,8 +20,8 @@ from .engine import LanguageModel
 from .engine.scoring.perplexity import score
 from .errors import InvalidArgumentError, WeightsError
 from .lm.lm import LM
-from .loading import load
-from .local import folder_of, make_whole
+from .loading.load import load
+from .loading.store import folder_of, make_whole
 from .model.adapters import located
 from .model.config_sections import Quantization
 from .model.packing import PARTS

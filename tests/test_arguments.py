@@ -252,7 +252,7 @@ def test_device_map_of_another_kind_is_refused(wrong: Any) -> None:
 
 
 def test_wrong_sampling_in_a_folder_names_its_file(demo: mm.LM, tmp_path: Any) -> None:
-    from minicpm_mlx.loading import _default_sampling
+    from minicpm_mlx.loading.load import _default_sampling
 
     path = tmp_path / "generation_config.json"
     path.write_text('{"do_sample": true, "top_k": 2.5}', encoding="utf-8")

@@ -19,8 +19,8 @@ import mlx.core as mx
 import pytest
 from conftest import write_tokenizer
 
-from minicpm_mlx import hub
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.loading import download
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -34,7 +34,7 @@ def fails(
     """Runs a command that must fail as every command does; its message."""
     cache, downloads = tmp_path / "cache", tmp_path / "hub"
     monkeypatch.setenv("MINICPM_MLX_HOME", str(cache))
-    monkeypatch.setattr(hub, "_cache", lambda: downloads)
+    monkeypatch.setattr(download, "_cache", lambda: downloads)
 
     def call(*arguments: str, stdin: str = "") -> str:
         monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])

@@ -299,7 +299,9 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
 ) -> None:
     fetched: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: answer)
-    monkeypatch.setattr("minicpm_mlx.local.folder_of", lambda card: fetched.append(card.name))
+    monkeypatch.setattr(
+        "minicpm_mlx.loading.store.folder_of", lambda card: fetched.append(card.name)
+    )
     assert command._greet("minicpm-2b-dpo", Words("en")) == chosen
     assert fetched == ([chosen] if answer == "d" else [])
 

@@ -17,7 +17,6 @@ import test_hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx import hub
 from minicpm_mlx.errors import DataError, DownloadError, MiniCPMError
 from minicpm_mlx.evals import data
 from minicpm_mlx.evals.data import Loaded, load
@@ -25,6 +24,7 @@ from minicpm_mlx.evals.item import Item
 from minicpm_mlx.evals.shots import shots_for
 from minicpm_mlx.evals.task import Task
 from minicpm_mlx.evals.tasks import TASKS
+from minicpm_mlx.loading import download
 
 server = test_hub.server  # the fixture: as much of a hub as is asked for
 
@@ -300,7 +300,7 @@ def keep(cache: Path, repo: str, commit: str, files: dict[str, dict[str, Any]]) 
 def test_what_the_hub_gave_before_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(download, "_cache", lambda: tmp_path)
     row = {"question": "1 + 1?", "answer": "#### 2"}
     files = dict.fromkeys(GSM8K.source.download, row)
     keep(tmp_path, "openai/gsm8k", "0" * 40, files)
@@ -313,7 +313,7 @@ def test_what_the_hub_gave_before_needs_no_network(
 def test_what_the_hub_gave_in_part_is_not_taken_for_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(download, "_cache", lambda: tmp_path)
     row = {"question": "1 + 1?", "answer": "#### 2"}
     keep(tmp_path, "openai/gsm8k", "0" * 40, {"main/test/0000.parquet": row})
     with pytest.raises(DownloadError, match=r"openai/gsm8k is not kept.*HF_HUB_OFFLINE"):
@@ -334,14 +334,14 @@ def test_only_the_declared_files_are_downloaded_and_once(
     monkeypatch.setattr(handler, "do_GET", as_a_model)
     names = list(GSM8K.source.download)
     server.repos["openai/gsm8k"] = {**dict.fromkeys(names, b"x"), "README.md": b"", "a.py": b""}
-    folder = hub.fetch_data("openai/gsm8k", names, data.PARQUET, progress=False)
+    folder = download.fetch_data("openai/gsm8k", names, data.PARQUET, progress=False)
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*")]
     assert sorted(files) == sorted(names)
     asked = len(server.requests)
-    assert hub.fetch_data("openai/gsm8k", names, data.PARQUET, progress=False) == folder
+    assert download.fetch_data("openai/gsm8k", names, data.PARQUET, progress=False) == folder
     assert len(server.requests) == asked
     with pytest.raises(DownloadError, match=r"openai/gsm8k has no file main/no.parquet"):
-        hub.fetch_data("openai/gsm8k", ["main/no.parquet"], data.PARQUET, progress=False)
+        download.fetch_data("openai/gsm8k", ["main/no.parquet"], data.PARQUET, progress=False)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS.values() if not task.source.beside])

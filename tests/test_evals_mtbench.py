@@ -43,7 +43,7 @@ from minicpm_mlx.evals.mtbench import (
 from minicpm_mlx.evals.mtbench_files import Bench
 from minicpm_mlx.evals.radar import draw_radar
 from minicpm_mlx.files.jsonl import Lines
-from minicpm_mlx.local import alone
+from minicpm_mlx.loading.store import alone
 
 Asked = tuple[list[dict[str, str]], float, int]
 

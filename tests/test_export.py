@@ -17,10 +17,10 @@ from test_adapt import LORA, close, random_adapter
 from test_fuse import IDS, MOE, TINY, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx import demo as demo_model
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.export import export_adapter
+from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.registry import resolve

@@ -25,9 +25,9 @@ from gguf_files import (
 )
 
 import minicpm_mlx as mm
-from minicpm_mlx import demo as demo_model
-from minicpm_mlx import local
 from minicpm_mlx.errors import ConfigError, MiniCPMError, MissingPackageError, WeightsError
+from minicpm_mlx.loading import demo as demo_model
+from minicpm_mlx.loading import store
 from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf
 
@@ -319,18 +319,18 @@ def test_a_gguf_file_is_converted_once_and_anew_when_it_changes(
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
     write(path, tensors(), Type.Q8_0)
     card = resolve(str(path))
-    assert local.kept_folder(card) is None
-    assert local.made_folders(card) == []
-    folder = local.folder_of(card)
-    assert local.kept_folder(card) == folder
-    assert local.made_folders(card) == [folder]
+    assert store.kept_folder(card) is None
+    assert store.made_folders(card) == []
+    folder = store.folder_of(card)
+    assert store.kept_folder(card) == folder
+    assert store.made_folders(card) == [folder]
     with monkeypatch.context() as patch:
         patch.setattr("minicpm_mlx.weights.gguf.convert_gguf", None)
-        assert local.folder_of(card) == folder
+        assert store.folder_of(card) == folder
     write(path, tensors(), Type.Q4_1)
-    newer = local.folder_of(card)
+    newer = store.folder_of(card)
     assert newer != folder
-    assert local.made_folders(card) == [newer]
+    assert store.made_folders(card) == [newer]
     assert mm.Config.load(newer).quantization.bits == 4  # type: ignore[union-attr]
 
 
@@ -342,9 +342,9 @@ def test_files_of_one_name_in_two_folders_are_kept_apart(
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         cards.append(resolve(str(write(tmp_path / name / "m.gguf", tensors()))))
-    folders = [local.folder_of(card) for card in cards]
+    folders = [store.folder_of(card) for card in cards]
     assert folders[0] != folders[1]
-    assert [local.made_folders(card) for card in cards] == [[folder] for folder in folders]
+    assert [store.made_folders(card) for card in cards] == [[folder] for folder in folders]
 
 
 def test_a_loaded_file_speaks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

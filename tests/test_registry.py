@@ -161,7 +161,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_neither_module_imports_mlx_or_the_hub() -> None:
     code = (
-        "import sys, minicpm_mlx.hub as h, minicpm_mlx.registry as r; r.cards(); "
+        "import sys, minicpm_mlx.loading.download as h, minicpm_mlx.registry as r; r.cards(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'huggingface_hub')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

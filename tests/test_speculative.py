@@ -21,7 +21,7 @@ from minicpm_mlx.bench.measure import PASSAGE
 from minicpm_mlx.engine import Draft, Lookup, Sampling, Session, Speculation, generate
 from minicpm_mlx.engine.speculative import MOST, SURE
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.loading import _check_vocabulary
+from minicpm_mlx.loading.load import _check_vocabulary
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import hub
 from ..errors import DataError
 from ..files.rows import Row, listed
+from ..loading import download as hub
 from ..train.files import sha256
 from .fields import text
 from .files import rows

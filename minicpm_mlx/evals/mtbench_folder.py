@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import DataError, InvalidArgumentError
 from ..files.atomic import named_errors
-from ..local import alone
+from ..loading.store import alone
 from .record import ADVICE, SETTINGS, check_same, write_json
 
 __all__ = ["answers_path", "judgements_path", "opened"]

@@ -19,7 +19,7 @@ from ..errors import DataError, InvalidArgumentError
 from ..files.atomic import named_errors, write_whole
 from ..files.jsonl import Lines
 from ..files.rows import Row
-from ..local import alone
+from ..loading.store import alone
 from .fields import text
 
 __all__ = ["Key", "Record", "Run", "opened"]

@@ -21,7 +21,7 @@ from ..errors import InvalidArgumentError
 from ..files.atomic import named_errors, write_whole
 from ..lm.fingerprint import identity
 from ..lm.lm import LM, Message
-from ..local import alone, make_whole
+from ..loading.store import alone, make_whole
 from ..model.transformer import Model
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint

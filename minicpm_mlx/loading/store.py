@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import DownloadError
-from .files.atomic import named_errors
-from .registry import Card, cache_dir
+from ..errors import DownloadError
+from ..files.atomic import named_errors
+from ..registry import Card, cache_dir
 
 PARTIAL = "-partial"
 """What the name of a folder ends with that can be gone on from."""
@@ -53,9 +53,9 @@ def kept_folder(card: Card) -> Path | None:
     if card.bits is not None:
         folder = cache_dir() / _quantized_name(card)
         return folder if (folder / "config.json").is_file() else None
-    from . import hub
+    from . import download
 
-    return hub.cached(str(card.repo), card.revision, weights=card.file)
+    return download.cached(str(card.repo), card.revision, weights=card.file)
 
 
 def made_folders(card: Card) -> list[Path]:
@@ -76,10 +76,10 @@ def _from_hub(card: Card, progress: bool) -> Path:
     kept = cache_dir() / _quantized_name(card)
     if card.bits is not None and (kept / "config.json").is_file():
         return kept
-    from . import hub
+    from . import download
 
     try:
-        source = hub.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
+        source = download.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
     except DownloadError as error:
         raise DownloadError(f"{error}; to try the program without it: --model demo") from None
     if card.bits is None:
@@ -93,7 +93,7 @@ def _from_hub(card: Card, progress: bool) -> Path:
 
 def _from_gguf(card: Card) -> Path:
     """The folder that a .gguf file was converted to; those of an older such file are deleted."""
-    from .weights.gguf import convert_gguf
+    from ..weights.gguf import convert_gguf
 
     file = card.path
     assert file is not None
@@ -121,8 +121,8 @@ def _quantized_name(card: Card) -> str:
 
 
 def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
-    from .quantization.recipe import Recipe, packing
-    from .quantization.write import write_quantized
+    from ..quantization.recipe import Recipe, packing
+    from ..quantization.write import write_quantized
 
     def tell(what: str) -> None:
         if progress and sys.stderr is not None and sys.stderr.isatty():

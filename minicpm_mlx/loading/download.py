@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from .errors import DownloadError, MiniCPMError, ModelNotFoundError
+from ..errors import DownloadError, MiniCPMError, ModelNotFoundError
 
 __all__ = ["cached", "cached_size", "fetch", "fetch_data", "remote_size", "remove"]
 

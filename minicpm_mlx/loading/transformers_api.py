@@ -12,13 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .device import on_cpu, select
-from .errors import InvalidArgumentError
-from .lm.lm import LM
-from .loading import load
-from .local import folder_of
-from .registry import resolve
-from .text.tokenizer import Tokenizer, tokenizer_of
+from ..device import on_cpu, select
+from ..errors import InvalidArgumentError
+from ..lm.lm import LM
+from ..registry import resolve
+from ..text.tokenizer import Tokenizer, tokenizer_of
+from .load import load
+from .store import folder_of
 
 PLACES = {None: None, "auto": None, "cuda": None, "mps": None, "gpu": None, "cpu": "cpu"}
 """device_map to our device: any accelerator means the one MLX has."""

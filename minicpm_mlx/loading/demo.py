@@ -13,12 +13,12 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .errors import MissingPackageError
-from .registry import Card
-from .weights.checkpoint import Checkpoint
-from .weights.gguf import convert_gguf
-from .weights.lazy_ops import cast
-from .weights.llama_format import Scales, unfold
+from ..errors import MissingPackageError
+from ..registry import Card
+from ..weights.checkpoint import Checkpoint
+from ..weights.gguf import convert_gguf
+from ..weights.lazy_ops import cast
+from ..weights.llama_format import Scales, unfold
 
 VERSION = 1
 """Raised when the conversion changes, so that a kept copy is made anew."""

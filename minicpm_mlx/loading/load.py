@@ -7,16 +7,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import device as devices
-from .distributed import collectives
-from .engine import Sampling
-from .errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
-from .lm.lm import LM
-from .local import folder_of
-from .model.config import Config
-from .registry import Card, resolve
-from .text.tokenizer import tokenizer_of
-from .weights import load_model
+from .. import device as devices
+from ..distributed import collectives
+from ..engine import Sampling
+from ..errors import (
+    ConfigError,
+    InvalidArgumentError,
+    TokenizerError,
+    WeightsError,
+)
+from ..lm.lm import LM
+from ..model.config import Config
+from ..registry import Card, resolve
+from ..text.tokenizer import tokenizer_of
+from ..weights import load_model
+from .store import folder_of
 
 
 def load(
