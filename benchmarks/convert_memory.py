@@ -29,7 +29,7 @@ CODE = """
 import resource, sys
 from pathlib import Path
 import minicpm_mlx, mlx.core as mx
-from minicpm_mlx.convert import convert
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint

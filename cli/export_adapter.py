@@ -20,7 +20,7 @@ def export_adapter(
     model: options.Model = options.DEFAULT_MODEL,
 ) -> None:
     """Write an adapter in the layout of PEFT, mlx-lm or llama.cpp."""
-    from minicpm_mlx import export
+    from minicpm_mlx.convert import export_adapter as export
 
     export.export_adapter(folder, target, layout, model=model)
     console().print(f"{target}: written for {layout}", style="good")

@@ -29,7 +29,7 @@ def fuse(
     as_json: options.Json = False,
 ) -> None:
     """Write a model with an adapter in its weights, in the bits it has, and check the change."""
-    from minicpm_mlx.merge import fuse_adapter
+    from minicpm_mlx.convert.merge_adapter import fuse_adapter
 
     words = None if text is None else options.text_of(text)
     options.new_folder(folder)

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.convert import FORMATS, convert
+from minicpm_mlx.convert.checkpoint import FORMATS, convert
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError, WeightsError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
@@ -451,7 +451,7 @@ def test_a_gguf_file_is_written_alone_or_in_a_folder(tmp_path: Path, name: str) 
 
 MEASURE = """
 import resource, sys
-from minicpm_mlx.convert import convert
+from minicpm_mlx.convert.checkpoint import convert
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 convert(sys.argv[1], sys.argv[2], format=sys.argv[3], shard=int(sys.argv[4]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -12,7 +12,7 @@ import pytest
 from conftest import need_shared
 
 import minicpm_mlx as mm
-from minicpm_mlx.convert import convert
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPackageError
 from minicpm_mlx.evals import harness
 from minicpm_mlx.evals.harness import choose, figures, run_harness

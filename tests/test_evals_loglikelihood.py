@@ -14,7 +14,7 @@ from conftest import CASES, GOLDEN, need_shared
 from tiny_tokenizer import tiny
 
 import minicpm_mlx as mm
-from minicpm_mlx.convert import convert
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.engine.scoring.loglikelihood import (
     Alternatives,
     encoded,

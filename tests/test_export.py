@@ -18,8 +18,8 @@ from test_fuse import IDS, MOE, TINY, random_model
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
-from minicpm_mlx.export import export_adapter
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.fused import fuse

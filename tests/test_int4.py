@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx import load_model
-from minicpm_mlx.convert import convert
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.errors import ConfigError, WeightsError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization

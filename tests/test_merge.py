@@ -16,11 +16,11 @@ from test_export import CAN_DORA, saved
 from test_fuse import IDS, MOE, TINY, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx import merge
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.convert import merge_adapter
+from minicpm_mlx.convert.merge_adapter import Survival, fuse_adapter, merged
 from minicpm_mlx.engine.scoring.perplexity import score
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
-from minicpm_mlx.merge import Survival, fuse_adapter, merged
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.config_sections import PACKINGS, Quantization
 from minicpm_mlx.model.packing import quantize
@@ -173,7 +173,7 @@ def test_each_packed_matrix_is_computed_once_and_not_kept(
     source = checkpoint(tmp_path / "base", FOUR)
     adapter = random_adapter(random_model())
     calls: list[int] = []
-    monkeypatch.setattr(merge, "repack", lambda *a: calls.append(1) or repack(*a))
+    monkeypatch.setattr(merge_adapter, "repack", lambda *a: calls.append(1) or repack(*a))
     tensors = merged(read_checkpoint(source), adapter).tensors
     assert not calls
     for tensor in tensors.values():
@@ -209,7 +209,9 @@ def test_a_model_of_which_nothing_stays_packed_says_so_no_more(tmp_path: Path) -
     tensors = dict(read_checkpoint(source).tensors)
     adapter = random_adapter(random_model())
     kept = {n: t for n, t in tensors.items() if n.rpartition(".")[0] in adapter.deltas}
-    half = merge._raw(read_checkpoint(source), {n: t for n, t in kept.items() if "weight" in n})
+    half = merge_adapter._raw(
+        read_checkpoint(source), {n: t for n, t in kept.items() if "weight" in n}
+    )
     assert "quantization" not in half
 
 

@@ -16,23 +16,23 @@ from typing import Any
 
 import mlx.core as mx
 
-from .engine import LanguageModel
-from .engine.scoring.perplexity import score
-from .errors import InvalidArgumentError, WeightsError
-from .lm.lm import LM
-from .loading.load import load
-from .loading.store import folder_of, make_whole
-from .model.adapters import located
-from .model.config_sections import Quantization
-from .model.packing import PARTS
-from .model.transformer import Model
-from .quantization.repack import repack, unpack
-from .registry import resolve
-from .weights import load_model
-from .weights.adapters import Adapter, Delta, read_adapter
-from .weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from .weights.companion_files import copy_companions
-from .weights.lazy_tensor import LazyTensor, printable
+from ..engine import LanguageModel
+from ..engine.scoring.perplexity import score
+from ..errors import InvalidArgumentError, WeightsError
+from ..lm.lm import LM
+from ..loading.load import load
+from ..loading.store import folder_of, make_whole
+from ..model.adapters import located
+from ..model.config_sections import Quantization
+from ..model.packing import PARTS
+from ..model.transformer import Model
+from ..quantization.repack import repack, unpack
+from ..registry import resolve
+from ..weights import load_model
+from ..weights.adapters import Adapter, Delta, read_adapter
+from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from ..weights.companion_files import copy_companions
+from ..weights.lazy_tensor import LazyTensor, printable
 
 LOST = 0.5
 """Share of the adapter's own divergence from which on the merged model's counts as a loss: from 1
