@@ -28,7 +28,7 @@ MUP = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
 
 
 def ours() -> Counter[str]:
-    from minicpm_mlx.bench.kernels import decode_step
+    from minicpm_mlx.bench.kernel_count import decode_step
 
     return decode_step({"architectures": ["MiniCPMForCausalLM"], **SHAPE, **MUP})
 
@@ -39,7 +39,7 @@ def theirs(kind: str) -> Counter[str]:
     from mlx_lm.models import llama, minicpm
     from mlx_lm.models.cache import make_prompt_cache
 
-    from minicpm_mlx.bench.kernels import count
+    from minicpm_mlx.bench.kernel_count import count
 
     module: Any = {"llama": llama, "minicpm": minicpm}[kind]
     more = MUP if kind == "minicpm" else {"tie_word_embeddings": True}

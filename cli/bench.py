@@ -71,7 +71,8 @@ def bench(
 ) -> None:
     """Measure tokens a second; `--model 2b-shape` needs no download."""
     from minicpm_mlx.arguments import at_least_one
-    from minicpm_mlx.bench import chart, formats, measure
+    from minicpm_mlx.bench import chart, measure
+    from minicpm_mlx.bench import output as formats
     from minicpm_mlx.bench.chips import bandwidth as bandwidth_of
     from minicpm_mlx.device import chip
     from minicpm_mlx.errors import InvalidArgumentError
@@ -120,7 +121,8 @@ def _measured(
     subject: Model, todo: list[Work], repetitions: int, warmup: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, each told on standard error before and after."""
-    from minicpm_mlx.bench import formats, measure
+    from minicpm_mlx.bench import measure
+    from minicpm_mlx.bench import output as formats
 
     facts, err = measure.environment(subject), console(stderr=True)
     records = measure.measure(subject, todo, repetitions=repetitions, warmup=warmup)
@@ -133,7 +135,7 @@ def _measured(
 
 
 def _format(output: str | None, as_json: bool, unmeasured: str | None) -> str:
-    from minicpm_mlx.bench import formats
+    from minicpm_mlx.bench import output as formats
     from minicpm_mlx.errors import InvalidArgumentError
 
     kind = output or ("json" if as_json else "md")
@@ -189,7 +191,7 @@ def _loaded(
 def _compared(kind: str, before: Path, after: Path) -> str:
     import json
 
-    from minicpm_mlx.bench import formats
+    from minicpm_mlx.bench import output as formats
 
     found = formats.compare(formats.read(before), formats.read(after))
     if kind == "json":

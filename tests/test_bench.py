@@ -21,8 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlx import Config, load_model, memory
-from minicpm_mlx.bench import chart, chips, formats, machine, shapes
-from minicpm_mlx.bench.kernels import count, decode_step
+from minicpm_mlx.bench import (
+    chart,
+    chips,
+    machine,
+    output,
+    shapes,
+)
+from minicpm_mlx.bench.kernel_count import count, decode_step
 from minicpm_mlx.bench.measure import MORE, Model, Record, Work, environment, measure, works
 from minicpm_mlx.errors import InvalidArgumentError
 
@@ -177,18 +183,18 @@ def test_every_kind_of_work_gives_a_row(rows: list[dict[str, Any]]) -> None:
 
 def test_all_formats_hold_the_same(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "rows"
-    path.write_text(formats.as_json(rows))
-    assert formats.read(path) == rows
-    path.write_text(formats.as_jsonl(rows))
-    assert formats.read(path) == rows
-    table = list(csv.DictReader(io.StringIO(formats.as_csv(rows))))
+    path.write_text(output.as_json(rows))
+    assert output.read(path) == rows
+    path.write_text(output.as_jsonl(rows))
+    assert output.read(path) == rows
+    table = list(csv.DictReader(io.StringIO(output.as_csv(rows))))
     assert [float(line["avg_ts"]) for line in table] == [row["avg_ts"] for row in rows]
     assert table[0]["samples_ts"].split() == [str(rate) for rate in rows[0]["samples_ts"]]
     database = sqlite3.connect(":memory:")
-    database.executescript(formats.as_sql([{**row, "chip": "Intel's; '"} for row in rows]))
+    database.executescript(output.as_sql([{**row, "chip": "Intel's; '"} for row in rows]))
     found = database.execute("SELECT test, avg_ts, chip FROM minicpm_mlx_bench").fetchall()
     assert found == [(row["test"], row["avg_ts"], "Intel's; '") for row in rows]
-    lines = formats.markdown(rows).splitlines()
+    lines = output.markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     assert f"{rows[0]['avg_ts']:.2f} ± {rows[0]['stddev_ts']:.2f}" in lines[2]
     assert all(line.count("|") == lines[0].count("|") for line in lines)
@@ -196,11 +202,11 @@ def test_all_formats_hold_the_same(rows: list[dict[str, Any]], tmp_path: Path) -
 
 def test_two_files_are_compared_test_by_test(rows: list[dict[str, Any]]) -> None:
     faster = [{**row, "avg_ns": row["avg_ns"] / 2, "stddev_ns": 0} for row in rows[:3]]
-    found = formats.compare([{**row, "stddev_ns": 0} for row in rows], faster)
+    found = output.compare([{**row, "stddev_ns": 0} for row in rows], faster)
     assert [row["test"] for row in found] == [row["test"] for row in rows[:3]]
     assert all((row["ratio"], row["stddev"]) == (2.0, 0.0) for row in found)
     with pytest.raises(InvalidArgumentError, match="in common"):
-        formats.compare(rows, [{**row, "model": "another"} for row in rows])
+        output.compare(rows, [{**row, "model": "another"} for row in rows])
 
 
 ROW = '{"model": "a", "test": "pp1", "type_kv": "full", "avg_ns": %s, "stddev_ns": %s}'
@@ -218,7 +224,7 @@ SOUND = json.loads(ROW % (5, 0))
         *("", "[", "[]", "{}", '[{"test": 1}]', "[1]", '{"a": 1}\n{', "[" * 100_000, "[\0]"),
         *(ROW % ("0", "0"), ROW % ("NaN", "0"), ROW % ("1e999", "0"), ROW % ("1" + "0" * 400, "0")),
         *(ROW % ("5", "-1"), ROW % ("5", "null"), ROW % ("true", "0"), ROW % ('"5"', "0")),
-        *(json.dumps(SOUND | {key: []}) for key in formats.KEYS),
+        *(json.dumps(SOUND | {key: []}) for key in output.KEYS),
     ],
     ids=lambda text: text[-40:],
 )
@@ -226,7 +232,7 @@ def test_a_file_that_is_no_measurement_is_named(text: str, tmp_path: Path) -> No
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(InvalidArgumentError, match=r"a\.json"):
-        formats.read(path)
+        output.read(path)
 
 
 @given(st.lists(st.fixed_dictionaries({k: st.just(v) | JSON for k, v in SOUND.items()}) | JSON))
@@ -235,8 +241,8 @@ def test_whatever_is_read_can_be_compared(found: list[Any]) -> None:
         path = Path(folder) / "a.json"
         path.write_text(json.dumps([SOUND, *found]))
         with suppress(InvalidArgumentError):
-            rows = formats.read(path)
-            assert len(formats.compare(rows, rows)) == len(rows)
+            rows = output.read(path)
+            assert len(output.compare(rows, rows)) == len(rows)
 
 
 def drawn_lines(rows: list[dict[str, Any]], path: Path, monkeypatch: Any) -> dict[str, int]:
@@ -273,10 +279,8 @@ def test_a_chart_s_title_is_any_name(rows: list[dict[str, Any]], tmp_path: Path)
 
 def test_seconds_to_a_first_token_are_told_as_seconds(rows: list[dict[str, Any]]) -> None:
     row = {**rows[0], "avg_ns": 1_500_000_000, "stddev_ns": 250_000_000, "first_token": "warm"}
-    assert formats.result(row, "tok/s") == "1.500 ± 0.250 s"
-    assert (
-        formats.result({**rows[0], "avg_ts": 2.5, "stddev_ts": 0}, "tok/s") == "2.50 ± 0.00 tok/s"
-    )
+    assert output.result(row, "tok/s") == "1.500 ± 0.250 s"
+    assert output.result({**rows[0], "avg_ts": 2.5, "stddev_ts": 0}, "tok/s") == "2.50 ± 0.00 tok/s"
 
 
 def test_the_published_figures_are_what_the_prediction_rests_on() -> None:

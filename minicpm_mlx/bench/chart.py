@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import InvalidArgumentError, MissingPackageError
-from .formats import Row
+from .output import Row
 
 
 def check(path: Path) -> None:
