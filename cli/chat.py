@@ -256,7 +256,7 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _greet(wanted: str, say: Words) -> str:
     """Show the banner; the model to load, which is another where the user would not download it."""
-    from minicpm_mlx.registry import resolve
+    from minicpm_mlx.cards import resolve
 
     card = resolve(wanted)
     if not is_here(card):
@@ -292,7 +292,7 @@ def _choice(question: str, letters: str) -> str:
 
 def _typed(talk: Talk) -> Callable[[], str | None]:
     """Asks at the terminal; Ctrl-C twice at an empty prompt is its end."""
-    from minicpm_mlx.registry import cache_dir
+    from minicpm_mlx.cards import cache_dir
 
     from . import commands
     from .prompt import Prompt

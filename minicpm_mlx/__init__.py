@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .device import preload_blas
 
 if TYPE_CHECKING:
+    from .cards import Card, cards
     from .engine import Sampling, Session
     from .errors import MiniCPMError
     from .lm.chat import Chat
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .loading.load import load
     from .loading.transformers_api import AutoModelForCausalLM, AutoTokenizer
     from .model.config import Config
-    from .registry import Card, cards
     from .text.tokenizer import Tokenizer, load_tokenizer
     from .train.data import load_data
     from .train.run import finetune
@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "cards": ("Card", "cards"),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
     "lm.chat": ("Chat",),
@@ -65,7 +66,6 @@ _HOMES = {
     "loading.load": ("load",),
     "loading.transformers_api": ("AutoModelForCausalLM", "AutoTokenizer"),
     "model.config": ("Config",),
-    "registry": ("Card", "cards"),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "train.data": ("load_data",),
     "train.run": ("finetune",),

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx
+from minicpm_mlx.cards import cards
 from minicpm_mlx.cli import options, theme
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.registry import cards
 
 COMMANDS = ("chat", "generate", "pull", "list", "show", "rm", "doctor")
 CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from test_fuse import MOE, TINY, random_model
 
 import minicpm_mlx as mm
+from minicpm_mlx.cards import resolve
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse
@@ -42,7 +43,6 @@ from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packi
 from minicpm_mlx.quantization.report import model_card, read_receipt, summary
 from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
-from minicpm_mlx.registry import resolve
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from minicpm_mlx.weights.load import assemble, parameters

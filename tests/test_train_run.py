@@ -15,8 +15,8 @@ from conftest import GOLDEN
 from tiny_model import write_model
 
 import minicpm_mlx as mm
+from minicpm_mlx.cards import Card
 from minicpm_mlx.errors import DownloadError
-from minicpm_mlx.registry import Card
 from minicpm_mlx.train import run as runs
 from minicpm_mlx.train.data import Data, load_data
 from minicpm_mlx.train.events import Event, Validated

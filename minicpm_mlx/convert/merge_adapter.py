@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..cards import resolve
 from ..engine import LanguageModel
 from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
@@ -27,7 +28,6 @@ from ..model.config_sections import Quantization
 from ..model.packing import PARTS
 from ..model.transformer import Model
 from ..quantization.repack import repack, unpack
-from ..registry import resolve
 from ..weights import load_model
 from ..weights.adapters import Adapter, Delta, read_adapter
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
