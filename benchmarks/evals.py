@@ -37,8 +37,8 @@ def main() -> None:
         score,
         shared,
     )
-    from minicpm_mlx.evals.data import load
-    from minicpm_mlx.evals.shots import shots_for
+    from minicpm_mlx.evals.data.load import load
+    from minicpm_mlx.evals.examples import shots_for
     from minicpm_mlx.evals.tasks import TASKS
     from minicpm_mlx.lm.batch import Asked, replies
 

@@ -16,7 +16,7 @@ from .mt_bench import kept, mt_bench
 from .theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx.evals.comparing import Compared
+    from minicpm_mlx.evals.report.compare import Compared
     from minicpm_mlx.evals.run import Progress
 
 app = typer.Typer(invoke_without_command=True)
@@ -96,9 +96,9 @@ def evaluate(
     if context.invoked_subcommand is not None:
         return
     from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.evals.report.tables import scores_table
     from minicpm_mlx.evals.run import named, prepare, run
     from minicpm_mlx.evals.settings import ALL, Settings
-    from minicpm_mlx.evals.tables import scores_table
 
     if tasks is None:
         raise InvalidArgumentError(
@@ -160,7 +160,7 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Say whether the second of two runs is better than the first, and on which questions."""
-    from minicpm_mlx.evals.comparing import compare_runs
+    from minicpm_mlx.evals.report.compare import compare_runs
 
     found = compare_runs(first, second)
     if as_json:

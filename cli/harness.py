@@ -13,7 +13,7 @@ from .theme import console
 if TYPE_CHECKING:
     import typer
 
-    from minicpm_mlx.evals.harness import Chosen, Figure
+    from minicpm_mlx.evals.harness.run import Chosen, Figure
 
 HARNESS = "lm-eval"
 
@@ -26,7 +26,7 @@ def chosen(
 ) -> Chosen:
     """The tasks, found before a model is loaded; what cannot be honoured is refused."""
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.evals.harness import choose
+    from minicpm_mlx.evals.harness.run import choose
 
     if harness != HARNESS:
         if harness is None:
@@ -53,7 +53,12 @@ def run(
     **how: Any,
 ) -> None:
     """Load the model, run the tasks, print what came out; `how` as of `run_harness`."""
-    from minicpm_mlx.evals.harness import figures, new_folder, run_harness, summary
+    from minicpm_mlx.evals.harness.run import (
+        figures,
+        new_folder,
+        run_harness,
+        summary,
+    )
 
     given = None if output is None else new_folder(output)
     lm = options.load(model, dtype, device, adapter=adapter)

@@ -14,8 +14,8 @@ from . import options
 from .theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx.evals.endpoint import Endpoint
-    from minicpm_mlx.evals.mtbench import Scores
+    from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
+    from minicpm_mlx.evals.mt_bench.run import Scores
 
 
 def mt_bench(
@@ -40,7 +40,7 @@ def mt_bench(
 ) -> None:
     """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
     from minicpm_mlx.arguments import at_least_one
-    from minicpm_mlx.evals.mtbench import load_bench, model_of, run
+    from minicpm_mlx.evals.mt_bench.run import load_bench, model_of, run
 
     at_least_one("--max-tokens", max_tokens)
     at_least_one("--workers", workers)
@@ -88,7 +88,7 @@ def kept(folder: Path) -> Iterator[None]:
 
 def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | None:
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.evals.endpoint import Endpoint, key_from
+    from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
 
     if url is None:
         if key_file is not None:
@@ -118,14 +118,14 @@ def _draw(scores: Scores | None, name: str, folder: Path) -> None:
     from importlib.util import find_spec
 
     if scores is not None and scores.rated and find_spec("matplotlib") is not None:
-        from minicpm_mlx.evals.radar import draw_radar
+        from minicpm_mlx.evals.mt_bench.radar_chart import draw_radar
 
         draw_radar({name: scores}, folder / "radar.png")
 
 
 def _rated(scores: Scores | None) -> Iterator[str]:
-    from minicpm_mlx.evals.mtbench import QUESTIONS
-    from minicpm_mlx.evals.published import MT_BENCH
+    from minicpm_mlx.evals.mt_bench.run import QUESTIONS
+    from minicpm_mlx.evals.report.published import MT_BENCH
 
     if scores is None:
         return

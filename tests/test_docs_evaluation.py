@@ -114,10 +114,10 @@ def test_both_guides_give_the_same_examples() -> None:
 def test_python_shown_names_what_there_is() -> None:
     for block in re.findall(r"^```python\n(.*?)^```$", text(GUIDES[0]), re.DOTALL | re.M):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module == "minicpm_mlx.evals.harness":
-                from minicpm_mlx.evals import harness
+            if isinstance(node, ast.ImportFrom) and node.module == "minicpm_mlx.evals.harness.run":
+                from minicpm_mlx.evals.harness import run
 
-                assert all(hasattr(harness, alias.name) for alias in node.names)
+                assert all(hasattr(run, alias.name) for alias in node.names)
 
 
 @pytest.mark.parametrize("name", GUIDES)

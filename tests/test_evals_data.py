@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, DownloadError, MiniCPMError
-from minicpm_mlx.evals import data
-from minicpm_mlx.evals.data import Loaded, load
-from minicpm_mlx.evals.item import Item
-from minicpm_mlx.evals.shots import shots_for
+from minicpm_mlx.evals.data import load as data
+from minicpm_mlx.evals.data.load import Loaded, load
+from minicpm_mlx.evals.examples import shots_for
+from minicpm_mlx.evals.question import Item
 from minicpm_mlx.evals.task import Task
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.loading import download
@@ -228,7 +228,7 @@ def test_a_cut_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minicpm_mlx.evals.files.LARGEST", 1000)
+    monkeypatch.setattr("minicpm_mlx.evals.data.layouts.LARGEST", 1000)
     put(tmp_path, "HumanEval.jsonl.gz", gzip.compress(bytes(10**6)))
     with pytest.raises(DataError, match="expected at most 1000 bytes, found more"):
         load(TASKS["humaneval"], tmp_path)

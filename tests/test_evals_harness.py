@@ -14,8 +14,8 @@ from conftest import need_shared
 import minicpm_mlx as mm
 from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPackageError
-from minicpm_mlx.evals import harness
-from minicpm_mlx.evals.harness import choose, figures, run_harness
+from minicpm_mlx.evals.harness import run
+from minicpm_mlx.evals.harness.run import choose, figures, run_harness
 
 pytest.importorskip("lm_eval")
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_run_is_refused_before_the_model_is_asked(
     write_task(tasks, "own_lost", tasks / "gone.jsonl", CHOICE)
     with pytest.raises(DownloadError, match=r"gone\.jsonl"):
         run_harness(demo, choose(["own_lost"], tasks))
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r'pip install "minicpm-mlx\[lm-eval\]"'):
         choose(["own_choice"], tasks)
 

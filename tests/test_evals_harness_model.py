@@ -36,7 +36,7 @@ TEXT = "Once upon a time there was a small town by the sea, and in it lived a ma
 @pytest.fixture
 def ask(demo: mm.LM) -> Callable[..., Any]:
     """Makes the model that lm-eval sees."""
-    from minicpm_mlx.evals.harness_model import MiniCPM
+    from minicpm_mlx.evals.harness.model import MiniCPM
 
     return lambda **options: MiniCPM(demo, **options)
 

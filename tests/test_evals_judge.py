@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 from little_bench import ANSWERS, LocalJudge, Reply, local_judge, write_bench, write_lines
 
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
-from minicpm_mlx.evals.endpoint import Endpoint, key_from
-from minicpm_mlx.evals.judge import UNRATED, judge_answers, messages, rating
-from minicpm_mlx.evals.mtbench_files import Bench, load_bench
+from minicpm_mlx.evals.mt_bench.judge import (
+    UNRATED,
+    judge_answers,
+    messages,
+    rating,
+)
+from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
+from minicpm_mlx.evals.mt_bench.questions import Bench, load_bench
 
 ASK = [{"role": "user", "content": "é"}]
 

@@ -23,7 +23,7 @@ from minicpm_mlx.engine.scoring.loglikelihood import (
     shared,
 )
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.evals.data import load
+from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.weights import load_model
 

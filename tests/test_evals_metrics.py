@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm_mlx.evals.metrics import (
+from minicpm_mlx.evals.scoring.metrics import (
     exact_match,
     in_match,
     mean_loss_past_prefix,

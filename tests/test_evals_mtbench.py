@@ -27,9 +27,11 @@ from tiny_model import write_model
 import minicpm_mlx as mm
 from minicpm_mlx.cli import theme
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
-from minicpm_mlx.evals.endpoint import Endpoint
-from minicpm_mlx.evals.judge import UNRATED, Judgement
-from minicpm_mlx.evals.mtbench import (
+from minicpm_mlx.evals.mt_bench.judge import UNRATED, Judgement
+from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
+from minicpm_mlx.evals.mt_bench.questions import Bench
+from minicpm_mlx.evals.mt_bench.radar_chart import draw_radar
+from minicpm_mlx.evals.mt_bench.run import (
     CATEGORIES,
     QUESTIONS,
     TEMPERATURES,
@@ -40,8 +42,6 @@ from minicpm_mlx.evals.mtbench import (
     run,
     scores,
 )
-from minicpm_mlx.evals.mtbench_files import Bench
-from minicpm_mlx.evals.radar import draw_radar
 from minicpm_mlx.files.jsonl import Lines
 from minicpm_mlx.loading.store import alone
 

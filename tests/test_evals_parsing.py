@@ -6,8 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minicpm_mlx.evals.mathematics import boxed, final_answer
-from minicpm_mlx.evals.parsing import bbh_answer, grade_school_number, humaneval_body, mbpp_code
+from minicpm_mlx.evals.scoring.math_answers import boxed, final_answer
+from minicpm_mlx.evals.scoring.parsing import (
+    bbh_answer,
+    grade_school_number,
+    humaneval_body,
+    mbpp_code,
+)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError
-from minicpm_mlx.evals.chart import draw_scores
-from minicpm_mlx.evals.comparing import compare_runs
-from minicpm_mlx.evals.published import PUBLISHED
 from minicpm_mlx.evals.record import Run
-from minicpm_mlx.evals.report import Report, report_of, write_report
+from minicpm_mlx.evals.report.chart import draw_scores
+from minicpm_mlx.evals.report.compare import compare_runs
+from minicpm_mlx.evals.report.published import PUBLISHED
+from minicpm_mlx.evals.report.statistics import bootstrap, compare, wilson
+from minicpm_mlx.evals.report.summary import Report, report_of, write_report
+from minicpm_mlx.evals.report.tables import as_csv, as_markdown, scores_table
 from minicpm_mlx.evals.run import _program
 from minicpm_mlx.evals.settings import ALL, Part, Settings
-from minicpm_mlx.evals.statistics import bootstrap, compare, wilson
-from minicpm_mlx.evals.tables import as_csv, as_markdown, scores_table
 from minicpm_mlx.evals.tasks import TASKS
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]

@@ -22,10 +22,10 @@ from tiny_model import write_model
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
-from minicpm_mlx.evals.cell import landlock
-from minicpm_mlx.evals.data import load
+from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.record import Run
 from minicpm_mlx.evals.run import Prepared, Progress, prepare, run
+from minicpm_mlx.evals.sandbox.jail import landlock
 from minicpm_mlx.evals.settings import ALL, Settings
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.files.jsonl import Lines

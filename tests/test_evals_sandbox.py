@@ -17,9 +17,14 @@ from pathlib import Path
 import pytest
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.evals import sandbox
-from minicpm_mlx.evals.cell import landlock, seatbelt, seccomp
-from minicpm_mlx.evals.sandbox import Outcome, containment, run_program, run_programs
+from minicpm_mlx.evals.sandbox import runner
+from minicpm_mlx.evals.sandbox.jail import landlock, seatbelt, seccomp
+from minicpm_mlx.evals.sandbox.runner import (
+    Outcome,
+    containment,
+    run_program,
+    run_programs,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "linux" and not landlock.version(), reason="this kernel has no Landlock"
@@ -357,14 +362,14 @@ def test_nothing_outlives_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(tempfile, "tempdir", str(folders))
     run_program("import time; time.sleep(50)", seconds=0.2)
     run_program("import os; os._exit(0)")
-    assert not running(str(sandbox.FOLDER))
+    assert not running(str(runner.FOLDER))
     assert not list(folders.iterdir())
 
 
 @ON_LINUX
 def test_a_program_dies_with_its_parent(tmp_path: Path) -> None:
     folder = tmp_path / "told by this"
-    shutil.copytree(sandbox.FOLDER / "cell", folder / "cell")
+    shutil.copytree(runner.FOLDER / "cell", folder / "cell")
     parent = subprocess.Popen(
         [
             sys.executable,
@@ -407,9 +412,9 @@ def altered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
     """Has processes load our files with one text in one of them put in another's place."""
     folder = tmp_path / "cell"
     folder.mkdir()
-    for path in (sandbox.FOLDER / "cell").glob("*.py"):
+    for path in (runner.FOLDER / "cell").glob("*.py"):
         (folder / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(sandbox, "FOLDER", tmp_path)
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
 
     def alter(name: str, old: str, new: str) -> None:
         text = (folder / name).read_text()

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.evals.statistics import bootstrap, compare, matched, mcnemar, wilson
+from minicpm_mlx.evals.report.statistics import (
+    bootstrap,
+    compare,
+    matched,
+    mcnemar,
+    wilson,
+)
 
 SCORES = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)
 

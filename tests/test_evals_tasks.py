@@ -15,10 +15,10 @@ import pytest
 from conftest import need_shared
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
-from minicpm_mlx.evals.data import Loaded, load
-from minicpm_mlx.evals.item import Item, Question
-from minicpm_mlx.evals.published import MEANS, MT_BENCH, PUBLISHED
-from minicpm_mlx.evals.shots import shots_for
+from minicpm_mlx.evals.data.load import Loaded, load
+from minicpm_mlx.evals.examples import shots_for
+from minicpm_mlx.evals.question import Item, Question
+from minicpm_mlx.evals.report.published import MEANS, MT_BENCH, PUBLISHED
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.evals.tasks.ceval import SUBJECTS as CEVAL_SUBJECTS
 from minicpm_mlx.evals.tasks.cmmlu import SUBJECTS as CMMLU_SUBJECTS

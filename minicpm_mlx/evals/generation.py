@@ -12,10 +12,10 @@ from .. import memory
 from ..lm.batch import Asked, replies
 from ..lm.outputs import Completion
 from ..model.config import Config
-from .data import Loaded
-from .item import Item, Question
+from .data.load import Loaded
+from .examples import shots_for
+from .question import Item, Question
 from .settings import Settings
-from .shots import shots_for
 from .task import Task
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from ..files.atomic import named_errors, write_whole
 from ..files.jsonl import Lines
 from ..files.rows import Row
 from ..loading.store import alone
-from .fields import text
+from .data.fields import text
 
 __all__ = ["Key", "Record", "Run", "opened"]
 

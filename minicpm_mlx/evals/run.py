@@ -24,14 +24,14 @@ from ..engine.scoring.loglikelihood import (
 from ..errors import InvalidArgumentError
 from ..lm.fingerprint import identity
 from ..weights.load import parameters
-from .data import Loaded, load
+from .data.load import Loaded, load
+from .examples import shots_for
 from .generation import Reply, replies_to
-from .item import Item, Question
+from .question import Item, Question
 from .record import Record, Run, keyed, opened
-from .report import Report, report_of, write_report
-from .sandbox import containment, run_programs
+from .report.summary import Report, report_of, write_report
+from .sandbox.runner import containment, run_programs
 from .settings import Part, Settings
-from .shots import shots_for
 from .task import Task
 
 if TYPE_CHECKING:

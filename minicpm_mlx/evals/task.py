@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from ..engine.sampling import Sampling
 from ..errors import InvalidArgumentError
-from .data import Source
-from .item import Item, Question
-from .metrics import smallest, total_loss
+from .data.load import Source
+from .question import Item, Question
+from .scoring.metrics import smallest, total_loss
 
 __all__ = ["CODE", "COT", "DEFAULT", "Ask", "Choice", "Example", "Task"]
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data import Source
-from ..enough import after_name
-from ..fields import text, value, wrong
-from ..item import Item, Question
-from ..metrics import qa_match
+from ..data.fields import text, value, wrong
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.early_stop import after_name
+from ..scoring.metrics import qa_match
 from ..task import Choice, Task
-from .letters import ask_english
+from .exams import ask_english
 
 __all__ = ["ARC_CHALLENGE", "ARC_EASY"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..enough import after_paragraph
-from ..item import Item, Question
-from ..metrics import in_match
-from ..parsing import bbh_answer
+from ..question import Item, Question
+from ..scoring.early_stop import after_paragraph
+from ..scoring.metrics import in_match
+from ..scoring.parsing import bbh_answer
 from ..task import COT, Example, Task
 from .bbh import BBH, read_row
 

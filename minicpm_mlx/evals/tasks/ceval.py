@@ -5,10 +5,10 @@ The validation split is asked, as the answers of the test split are not publishe
 
 from __future__ import annotations
 
-from ..data import Source
-from ..enough import as_long_as_gold
+from ..data.load import Source
+from ..scoring.early_stop import as_long_as_gold
 from ..task import Task
-from .letters import ask_chinese, begins_with_gold, read_four
+from .exams import ask_chinese, begins_with_gold, read_four
 
 __all__ = ["CEVAL", "SUBJECTS"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from ...errors import DataError
 from ...files.rows import Row
-from ..data import Source
-from ..enough import after_number
-from ..fields import text
-from ..item import Item, Question
-from ..metrics import exact_match
-from ..parsing import grade_school_number
+from ..data.fields import text
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.early_stop import after_number
+from ..scoring.metrics import exact_match
+from ..scoring.parsing import grade_school_number
 from ..task import CODE, Example, Task
 
 __all__ = ["GSM8K"]

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data import Source
-from ..enough import after_name
-from ..fields import LETTERS, answer_place, text, texts
-from ..item import Item, Question
-from ..metrics import mean_loss_past_prefix, qa_match
+from ..data.fields import (
+    LETTERS,
+    answer_place,
+    text,
+    texts,
+)
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.early_stop import after_name
+from ..scoring.metrics import mean_loss_past_prefix, qa_match
 from ..task import Choice, Example, Task
-from .letters import REQUIREMENT, lettered
+from .exams import REQUIREMENT, lettered
 
 __all__ = ["HELLASWAG"]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data import Source
-from ..enough import after_body
-from ..fields import text
-from ..item import Item, Question
-from ..parsing import humaneval_body
+from ..data.fields import text
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.early_stop import after_body
+from ..scoring.parsing import humaneval_body
 from ..task import CODE, Example, Task
 
 __all__ = ["HUMANEVAL"]

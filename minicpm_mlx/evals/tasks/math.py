@@ -7,11 +7,11 @@ from typing import Any
 
 from ...errors import DataError
 from ...files.rows import Row
-from ..data import Source
-from ..fields import text
-from ..item import Item, Question
-from ..mathematics import boxed, final_answer
-from ..metrics import exact_match
+from ..data.fields import text
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.math_answers import boxed, final_answer
+from ..scoring.metrics import exact_match
 from ..task import CODE, Example, Task
 
 __all__ = ["MATH", "SUBJECTS"]

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data import Source
-from ..fields import text, texts, value
-from ..item import Item, Question
-from ..parsing import mbpp_code
+from ..data.fields import text, texts, value
+from ..data.load import Source
+from ..question import Item, Question
+from ..scoring.parsing import mbpp_code
 from ..task import CODE, Example, Task
 
 __all__ = ["MBPP"]

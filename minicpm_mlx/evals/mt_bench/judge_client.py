@@ -19,8 +19,8 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..arguments import at_least_one, number, shown
-from ..errors import DownloadError, InvalidArgumentError
+from ...arguments import at_least_one, number, shown
+from ...errors import DownloadError, InvalidArgumentError
 
 __all__ = ["Endpoint", "key_from"]
 

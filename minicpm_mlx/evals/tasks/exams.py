@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...files.rows import Row
-from ..fields import LETTERS, answer_place, four_options, text
-from ..item import Item, Question
-from ..metrics import prefix_match
+from ..data.fields import (
+    LETTERS,
+    answer_place,
+    four_options,
+    text,
+)
+from ..question import Item, Question
+from ..scoring.metrics import prefix_match
 from ..task import Example
 
 __all__ = [

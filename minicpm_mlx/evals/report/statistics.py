@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..arguments import at_least_one, number, shown
-from ..errors import InvalidArgumentError
+from ...arguments import at_least_one, number, shown
+from ...errors import InvalidArgumentError
 
 Z_95 = 1.959963984540054
 """Standard deviations to either side that hold 95 % of a normal distribution."""

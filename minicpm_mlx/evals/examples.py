@@ -11,8 +11,8 @@ import random
 from functools import lru_cache
 
 from ..errors import DataError
-from .data import Loaded
-from .item import Item
+from .data.load import Loaded
+from .question import Item
 from .task import Task
 
 __all__ = ["shots_for"]

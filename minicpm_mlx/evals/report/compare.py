@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .record import Key, Record, Run
+from ...errors import DataError
+from ..record import Key, Record, Run
 from .statistics import Comparison, compare, over_subsets
 
 __all__ = ["Compared", "Paired", "compare_runs"]

@@ -16,10 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, InvalidArgumentError
-from ..files.atomic import named_errors
-from ..loading.store import alone
-from .record import ADVICE, SETTINGS, check_same, write_json
+from ...errors import DataError, InvalidArgumentError
+from ...files.atomic import named_errors
+from ...loading.store import alone
+from ..record import (
+    ADVICE,
+    SETTINGS,
+    check_same,
+    write_json,
+)
 
 __all__ = ["answers_path", "judgements_path", "opened"]
 

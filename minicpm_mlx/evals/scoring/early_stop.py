@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .item import Question
+from ..question import Question
 from .parsing import next_definition, stated_number
 
 __all__ = [

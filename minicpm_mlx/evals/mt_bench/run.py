@@ -15,19 +15,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..arguments import at_least_one
-from ..errors import DataError
-from ..files.jsonl import Lines
-from .endpoint import Endpoint
-from .fields import text
+from ...arguments import at_least_one
+from ...errors import DataError
+from ...files.jsonl import Lines
+from ..data.fields import text
+from ..report.statistics import Interval, bootstrap
+from ..run import described, named
+from .folder import answers_path, judgements_path, opened
 from .judge import UNRATED, Judgement, judge_answers
-from .mtbench_files import CATEGORIES, Bench, BenchQuestion, load_bench, question_id, turns_of
-from .mtbench_folder import answers_path, judgements_path, opened
-from .run import described, named
-from .statistics import Interval, bootstrap
+from .judge_client import Endpoint
+from .questions import (
+    CATEGORIES,
+    Bench,
+    BenchQuestion,
+    load_bench,
+    question_id,
+    turns_of,
+)
 
 if TYPE_CHECKING:
-    from ..lm.lm import LM
+    from ...lm.lm import LM
 
 __all__ = [
     "CATEGORIES",

@@ -15,13 +15,13 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-from ..arguments import at_least_one
-from ..errors import DataError
-from ..files.jsonl import Lines
-from ..files.rows import Row
-from .endpoint import Endpoint
-from .fields import text, value, wrong
-from .mtbench_files import Bench, BenchQuestion
+from ...arguments import at_least_one
+from ...errors import DataError
+from ...files.jsonl import Lines
+from ...files.rows import Row
+from ..data.fields import text, value, wrong
+from .judge_client import Endpoint
+from .questions import Bench, BenchQuestion
 
 __all__ = ["UNRATED", "Judgement", "judge_answers", "messages", "rating"]
 

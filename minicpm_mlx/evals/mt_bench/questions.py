@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DataError
-from ..files.rows import Row, read_rows
-from ..train.files import sha256
-from .fields import text, texts, value, wrong
+from ...errors import DataError
+from ...files.rows import Row, read_rows
+from ...train.files import sha256
+from ..data.fields import (
+    text,
+    texts,
+    value,
+    wrong,
+)
 
 __all__ = [
     "CATEGORIES",

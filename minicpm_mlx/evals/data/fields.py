@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DataError
-from ..files.rows import Row, kind, listed
+from ...errors import DataError
+from ...files.rows import Row, kind, listed
 
 __all__ = ["LETTERS", "answer_place", "four_options", "text", "texts", "value"]
 

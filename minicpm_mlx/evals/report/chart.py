@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from ..bench.chart import check
-from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
-from .report import Report
+from ...bench.chart import check
+from ...errors import InvalidArgumentError
+from ...files.atomic import named_errors, write_whole
+from .summary import Report
 
 __all__ = ["draw_scores"]
 

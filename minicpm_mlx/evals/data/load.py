@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError
-from ..files.rows import Row, listed
-from ..loading import download as hub
-from ..train.files import sha256
+from ...errors import DataError
+from ...files.rows import Row, listed
+from ...loading import download as hub
+from ...train.files import sha256
+from ..question import Item
 from .fields import text
-from .files import rows
-from .item import Item
+from .layouts import rows
 
 if TYPE_CHECKING:
-    from .task import Task
+    from ..task import Task
 
 __all__ = ["Loaded", "Source", "load"]
 

@@ -16,16 +16,21 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from .. import __version__
-from ..arguments import shown
-from ..engine import WIDTH, Sampling
-from ..engine.scoring.loglikelihood import Alternatives, score
-from ..errors import ContextLengthError, InvalidArgumentError, TemplateError, TokenizerError
-from ..lm.batch import Asked, replies
-from ..lm.fingerprint import identity
-from ..lm.lm import LM
-from ..stops import stop_list
-from ..weights.load import parameters
+from ... import __version__
+from ...arguments import shown
+from ...engine import WIDTH, Sampling
+from ...engine.scoring.loglikelihood import Alternatives, score
+from ...errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    TemplateError,
+    TokenizerError,
+)
+from ...lm.batch import Asked, replies
+from ...lm.fingerprint import identity
+from ...lm.lm import LM
+from ...stops import stop_list
+from ...weights.load import parameters
 
 __all__ = ["MiniCPM"]
 

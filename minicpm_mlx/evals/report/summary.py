@@ -14,11 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ...errors import DataError
+from ..record import (
+    Key,
+    Record,
+    Run,
+    write_json,
+    write_text,
+)
+from ..tasks import TASKS
 from .published import PUBLISHED, Figure
-from .record import Key, Record, Run, write_json, write_text
-from .statistics import Interval, bootstrap, over_subsets, wilson
-from .tasks import TASKS
+from .statistics import (
+    Interval,
+    bootstrap,
+    over_subsets,
+    wilson,
+)
 
 __all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of", "write_report"]
 

@@ -6,9 +6,14 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 
-from .report import MEANS, PartReport, Report, TaskReport
-from .settings import sentence
+from ..settings import sentence
 from .statistics import Interval
+from .summary import (
+    MEANS,
+    PartReport,
+    Report,
+    TaskReport,
+)
 
 __all__ = ["as_csv", "as_markdown", "scores_table"]
 

@@ -13,13 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..arguments import at_least_one, whole
-from ..engine import WIDTH
-from ..errors import DownloadError, InvalidArgumentError, MissingPackageError
-from ..files.atomic import named_errors, write_whole
+from ...arguments import at_least_one, whole
+from ...engine import WIDTH
+from ...errors import DownloadError, InvalidArgumentError, MissingPackageError
+from ...files.atomic import named_errors, write_whole
 
 if TYPE_CHECKING:
-    from ..lm.lm import LM
+    from ...lm.lm import LM
 
 __all__ = ["Chosen", "Figure", "choose", "figures", "new_folder", "run_harness", "summary"]
 
@@ -129,7 +129,7 @@ def run_harness(
             raise InvalidArgumentError(f"{name} must be {int(name == 'limit')} or more")
     import lm_eval
 
-    from .harness_model import MiniCPM
+    from .model import MiniCPM
 
     model = MiniCPM(lm, width=at_least_one("width", width), seed=seed, progress=progress)
     with _apart(), _named_errors():

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..files.rows import Row, kind, read_rows
-from ..files.strict_json import StrictJson
+from ...errors import DataError
+from ...files.rows import Row, kind, read_rows
+from ...files.strict_json import StrictJson
 
 __all__ = ["LARGEST", "rows"]
 

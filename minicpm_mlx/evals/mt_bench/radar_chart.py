@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..bench.chart import check
-from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
-from .mtbench import CATEGORIES, Scores
+from ...bench.chart import check
+from ...errors import InvalidArgumentError
+from ...files.atomic import named_errors, write_whole
+from .run import CATEGORIES, Scores
 
 __all__ = ["draw_radar"]
 

@@ -31,10 +31,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..arguments import at_least_one, number, shown, whole
-from ..errors import InvalidArgumentError
-from .cell import landlock, seatbelt
-from .cell.main import READY
+from ...arguments import (
+    at_least_one,
+    number,
+    shown,
+    whole,
+)
+from ...errors import InvalidArgumentError
+from .jail import landlock, seatbelt
+from .jail.main import READY
 
 SECONDS = 3.0
 """UltraEval's."""

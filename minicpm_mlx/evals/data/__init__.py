@@ -1,0 +1,1 @@
+"""Evaluation data: the files of each task, found, downloaded and read."""

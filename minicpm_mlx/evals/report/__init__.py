@@ -1,0 +1,1 @@
+"""Reports of a run: scores, tables, charts, comparisons, published figures."""

@@ -1,0 +1,1 @@
+"""Scoring answers: parsing, metrics, equality of formulas, early stopping."""
