@@ -120,19 +120,19 @@ def batches(what: str, folder: Path, steps: int) -> list[list[list[int]]]:
 def ours(what: str, folder: Path, steps: int) -> dict[str, Any]:
     import mlx.core as mx
 
-    from minicpm_mlx.train import kernels, layers
-    from minicpm_mlx.train.loop import Plan, Trainer
+    from minicpm_mlx.train import cpu_kernels, lora
+    from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.objective import CrossEntropy
     from minicpm_mlx.train.optimizer import Schedule
-    from minicpm_mlx.train.samples import Sample
+    from minicpm_mlx.train.trainer import Plan, Trainer
 
     size, length, count = SHAPES[what]
     model: Any = mm.load_model(folder, "float32")
     mx.random.seed(1)
-    layers.prepare(model, layers.Method(layers=count))
-    tensors, _ = layers.saved(model, layers.Method(layers=count))
+    lora.prepare(model, lora.Method(layers=count))
+    tensors, _ = lora.saved(model, lora.Method(layers=count))
     mx.save_safetensors(str(folder / "begin.safetensors"), tensors)
-    kernels.use_fast_kernels(model)
+    cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (length - 1)
     items = [Sample(text, mask) for batch in batches(what, folder, steps) for text in batch]
     plan = Plan(

@@ -16,7 +16,7 @@ from typing import Any
 import report
 
 from minicpm_mlx.model.config import Config
-from minicpm_mlx.train.layers import Method
+from minicpm_mlx.train.lora import Method
 
 VOCABULARY = {"small": 8192, "wide": 122753, "demo": 49152, "deep": 32000}
 SHAPES = {
@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def config_of(shape: str) -> Config:
-    hidden, inner, layers, heads, shared = SHAPES[shape]
+    hidden, inner, lora, heads, shared = SHAPES[shape]
     return Config.from_dict(
         {
             "architectures": ["MiniCPMForCausalLM"],
             "hidden_size": hidden,
             "intermediate_size": inner,
-            "num_hidden_layers": layers,
+            "num_hidden_layers": lora,
             "num_attention_heads": heads,
             "num_key_value_heads": shared,
             "vocab_size": VOCABULARY[shape],
@@ -89,18 +89,18 @@ def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple
     import mlx.core as mx
 
     from minicpm_mlx.model.transformer import Model
-    from minicpm_mlx.train import kernels, layers
-    from minicpm_mlx.train.loop import Plan, Trainer
+    from minicpm_mlx.train import cpu_kernels, lora
+    from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.memory import needed
     from minicpm_mlx.train.objective import CrossEntropy
-    from minicpm_mlx.train.samples import Sample
+    from minicpm_mlx.train.trainer import Plan, Trainer
 
     gc.collect()
     mx.clear_cache()
     model = Model(config)
     mx.eval(model.parameters())
-    layers.prepare(model, method)
-    kernels.use_fast_kernels(model)
+    lora.prepare(model, method)
+    cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (tokens - 1)
     ids = mx.random.randint(0, config.vocab_size, (2 * samples, tokens)).tolist()
     plan = Plan(steps=2, batch_size=samples, checkpointing=True)

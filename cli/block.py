@@ -10,8 +10,15 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from minicpm_mlx.train.curve import sparkline
-from minicpm_mlx.train.events import Event, Noted, Saved, Started, Trained, Validated
+from minicpm_mlx.train.tracking.curve import sparkline
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Saved,
+    Started,
+    Trained,
+    Validated,
+)
 from minicpm_mlx.train.units import unit_of
 
 from .markdown import UNSAFE

@@ -63,10 +63,10 @@ def lora(
     trained (QLoRA). What is best on the validation set is kept; Ctrl-C saves, --resume goes on.
     """
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.train import memory, setup
-    from minicpm_mlx.train import run as runs
-    from minicpm_mlx.train.data import DataOptions, load_data
-    from minicpm_mlx.train.layers import Method
+    from minicpm_mlx.train import finetune as runs
+    from minicpm_mlx.train import memory, planning
+    from minicpm_mlx.train.data.dataset import DataOptions, load_data
+    from minicpm_mlx.train.lora import Method
 
     from . import tuning
 
@@ -87,7 +87,7 @@ def lora(
         valid_fraction=val_fraction,
         seed=seed,
     )
-    wishes = setup.Wishes(
+    wishes = planning.Wishes(
         iters=iters,
         epochs=epochs,
         batch_size=batch_size,
@@ -116,7 +116,7 @@ def lora(
             f"{data}: expected preferences (chosen and rejected, or a label), got {found.format}; "
             "`minicpm-mlx lora` is for those"
         )
-    objective = setup.objective_for(
+    objective = planning.objective_for(
         found.kind,
         loss=loss,
         beta=beta,
@@ -125,7 +125,7 @@ def lora(
     )
     dtype = dtype or ("float32" if method.kind == "full" else None)
     options.select(dtype, device)
-    plan, needed = setup.plan_for(found, wishes, config, method, dtype=dtype)
+    plan, needed = planning.plan_for(found, wishes, config, method, dtype=dtype)
     runs.check(found, objective, method, plan, test=test)
     if dry_run:
         tuning.preview(found, tokenizer, plan, needed, as_json)

@@ -8,8 +8,8 @@ from .theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
-    from minicpm_mlx.train.data import Data
-    from minicpm_mlx.train.overview import Bin, Span
+    from minicpm_mlx.train.data.dataset import Data
+    from minicpm_mlx.train.data.preview import Bin, Span
 
 BAR = 24
 """Characters of the longest bar."""
@@ -23,7 +23,7 @@ LISTED = 5
 
 def show(data: Data, tokenizer: Tokenizer) -> None:
     """Print an account of `data`, and its first sample with what counts in it marked."""
-    from minicpm_mlx.train.overview import overview
+    from minicpm_mlx.train.data.preview import overview
 
     found = overview(data, tokenizer)
     out = console()

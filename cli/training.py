@@ -16,8 +16,14 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from minicpm_mlx.train.events import Event, Noted, Sampled, Saved, Started
-from minicpm_mlx.train.log import to_line
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+)
+from minicpm_mlx.train.tracking.jsonl_log import to_line
 
 from .block import LABELS, Block, clean
 from .theme import console

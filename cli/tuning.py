@@ -14,11 +14,11 @@ from .words import Words
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
-    from minicpm_mlx.train.data import Data
-    from minicpm_mlx.train.events import Event, Listener
-    from minicpm_mlx.train.loop import Plan
+    from minicpm_mlx.train.data.dataset import Data
+    from minicpm_mlx.train.finetune import Result
     from minicpm_mlx.train.memory import Needed
-    from minicpm_mlx.train.run import Result
+    from minicpm_mlx.train.tracking.events import Event, Listener
+    from minicpm_mlx.train.trainer import Plan
 
 LOG, CURVE = "log.jsonl", "curve.png"
 """In the run's folder."""
@@ -42,7 +42,7 @@ SAID = {
 
 def preview(data: Data, tokenizer: Tokenizer, plan: Plan, needed: Needed, as_json: bool) -> None:
     """What --dry-run shows."""
-    from minicpm_mlx.train.overview import overview
+    from minicpm_mlx.train.data.preview import overview
 
     from . import preview as shown
 
@@ -78,7 +78,7 @@ def _described(data: Data, plan: Plan, needed: Needed) -> list[str]:
 def check(report: str | None, replies: int) -> None:
     """MissingPackageError or InvalidArgumentError for what cannot be seen of a run."""
     from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.train.trackers import tracker
+    from minicpm_mlx.train.tracking.trackers import tracker
 
     if replies < 0:
         raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
@@ -91,8 +91,8 @@ def listener(
 ) -> Listener:
     """Whoever is told of the run: a screen or JSON, a log, a tracker. `stack` ends them."""
     from minicpm_mlx.distributed import collectives
-    from minicpm_mlx.train.log import JsonLog
-    from minicpm_mlx.train.trackers import tracker
+    from minicpm_mlx.train.tracking.jsonl_log import JsonLog
+    from minicpm_mlx.train.tracking.trackers import tracker
 
     from .training import JsonLines, Screen
 
@@ -155,8 +155,8 @@ def command(model: str, result: Result) -> str:
 
 def _draw(folder: Path) -> Path | None:
     from minicpm_mlx.errors import MiniCPMError
-    from minicpm_mlx.train.curve import draw_curve
-    from minicpm_mlx.train.log import read_log
+    from minicpm_mlx.train.tracking.curve import draw_curve
+    from minicpm_mlx.train.tracking.jsonl_log import read_log
 
     path = folder / CURVE
     with suppress(MiniCPMError):  # no matplotlib, or no step yet

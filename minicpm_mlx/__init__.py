@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .loading.transformers_api import AutoModelForCausalLM, AutoTokenizer
     from .model.config import Config
     from .text.tokenizer import Tokenizer, load_tokenizer
-    from .train.data import load_data
-    from .train.run import finetune
+    from .train.data.dataset import load_data
+    from .train.finetune import finetune
     from .weights import load_model
 
 __version__ = "0.1.0"
@@ -67,8 +67,8 @@ _HOMES = {
     "loading.transformers_api": ("AutoModelForCausalLM", "AutoTokenizer"),
     "model.config": ("Config",),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),
-    "train.data": ("load_data",),
-    "train.run": ("finetune",),
+    "train.data.dataset": ("load_data",),
+    "train.finetune": ("finetune",),
     "weights": ("load_model",),
 }
 

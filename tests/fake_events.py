@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minicpm_mlx.train.events import Trained
+from minicpm_mlx.train.tracking.events import Trained
 
 
 def trained(step: int, loss: float = 1.5, **changes: Any) -> Trained:

@@ -20,8 +20,8 @@ from conftest import need_shared
 from tiny_model import write_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.train.events import Event, Trained, Validated
-from minicpm_mlx.train.log import read_log
+from minicpm_mlx.train.tracking.events import Event, Trained, Validated
+from minicpm_mlx.train.tracking.jsonl_log import read_log
 
 FORMATS = {
     "alpaca_array/train.json": "lora",

@@ -18,13 +18,19 @@ from rich.cells import cell_len
 from terminal import CTRL_C, Terminal
 
 from minicpm_mlx.cli.training import JsonLines, Screen
-from minicpm_mlx.train.events import Noted, Sampled, Saved, Started, Validated
+from minicpm_mlx.train.tracking.events import (
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Validated,
+)
 
 RUN = """
 import sys, time
 from pathlib import Path
 from minicpm_mlx.cli.training import Screen
-from minicpm_mlx.train.events import Noted, Sampled, Saved, Started, Trained, Validated
+from minicpm_mlx.train.tracking.events import Noted, Sampled, Saved, Started, Trained, Validated
 
 def trained(step, loss):
     return Trained(step=step, loss=loss, learning_rate=1e-4, gradient_norm=1.0, tokens=step,

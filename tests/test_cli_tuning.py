@@ -10,11 +10,11 @@ import pytest
 
 from minicpm_mlx.cli import tuning
 from minicpm_mlx.cli.theme import console
-from minicpm_mlx.train.data import Data
-from minicpm_mlx.train.loop import Plan
+from minicpm_mlx.train.data.dataset import Data
+from minicpm_mlx.train.data.samples import Item
+from minicpm_mlx.train.finetune import Result
 from minicpm_mlx.train.memory import Needed
-from minicpm_mlx.train.run import Result
-from minicpm_mlx.train.samples import Item
+from minicpm_mlx.train.trainer import Plan
 
 RESULT = Result(
     complete=True, steps=9, best=1.25, best_step=6, test=None, whole=False, folder=Path("out")

@@ -15,7 +15,7 @@ import typer
 import minicpm_mlx as mm
 from minicpm_mlx import device
 from minicpm_mlx.cli.main import app
-from minicpm_mlx.train.layers import Method
+from minicpm_mlx.train.lora import Method
 from minicpm_mlx.train.memory import Needed, fitting, needed
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -16,10 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPackageError
-from minicpm_mlx.train import curve
-from minicpm_mlx.train.curve import BLOCKS, draw_curve, smoothed, sparkline
-from minicpm_mlx.train.events import Started, Validated
-from minicpm_mlx.train.log import Record
+from minicpm_mlx.train.tracking import curve
+from minicpm_mlx.train.tracking.curve import (
+    BLOCKS,
+    draw_curve,
+    smoothed,
+    sparkline,
+)
+from minicpm_mlx.train.tracking.events import Started, Validated
+from minicpm_mlx.train.tracking.jsonl_log import Record
 
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first two colours
 

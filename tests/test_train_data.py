@@ -17,11 +17,11 @@ from tiny_tokenizer import tiny
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
-from minicpm_mlx.train.account import Counts
-from minicpm_mlx.train.data import Data, DataOptions, load_data
-from minicpm_mlx.train.encode import Encoder
-from minicpm_mlx.train.formats import recognise
-from minicpm_mlx.train.samples import Labelled, Pair, Sample
+from minicpm_mlx.train.data.counts import Counts
+from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
+from minicpm_mlx.train.data.encoding import Encoder
+from minicpm_mlx.train.data.layouts import recognise
+from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
 
 ASK = {"role": "user", "content": "a"}
 REPLY = {"role": "assistant", "content": "b"}

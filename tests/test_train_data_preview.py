@@ -18,9 +18,14 @@ from rich.theme import Theme
 from tiny_tokenizer import tiny
 
 from minicpm_mlx.cli import preview, theme
-from minicpm_mlx.train.data import Data, DataOptions, load_data
-from minicpm_mlx.train.overview import BINS, histogram, overview, spans
-from minicpm_mlx.train.samples import Sample
+from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
+from minicpm_mlx.train.data.preview import (
+    BINS,
+    histogram,
+    overview,
+    spans,
+)
+from minicpm_mlx.train.data.samples import Sample
 
 
 def prepared(folder: Path, *rows: Any, **options: Any) -> Data:

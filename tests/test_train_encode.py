@@ -15,11 +15,16 @@ from tiny_tokenizer import tiny
 from minicpm_mlx.errors import InvalidArgumentError, TemplateError
 from minicpm_mlx.text.chat_template import CHATML
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
-from minicpm_mlx.train import encode
-from minicpm_mlx.train.encode import Encoded, Encoder
-from minicpm_mlx.train.formats import Conversation, Document, Judged, Preference
-from minicpm_mlx.train.overview import spans
-from minicpm_mlx.train.samples import Labelled, Pair, Sample
+from minicpm_mlx.train.data import encoding
+from minicpm_mlx.train.data.encoding import Encoded, Encoder
+from minicpm_mlx.train.data.layouts import (
+    Conversation,
+    Document,
+    Judged,
+    Preference,
+)
+from minicpm_mlx.train.data.preview import spans
+from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
 
 Message = dict[str, str]
 
@@ -287,7 +292,7 @@ def test_a_text_in_blocks_says_what_the_whole_does(
 ) -> None:
     tokenizer = real(name)
     whole = Encoder(tokenizer).encode(Document(text)).items[0]
-    monkeypatch.setattr(encode, "BLOCK", 25)
+    monkeypatch.setattr(encoding, "BLOCK", 25)
     (sample,) = Encoder(tokenizer).encode(Document(text)).items
     assert isinstance(sample, Sample)
     assert isinstance(whole, Sample)

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError
-from minicpm_mlx.train.formats import Conversation, Document, Judged, Preference, recognise
+from minicpm_mlx.train.data.layouts import (
+    Conversation,
+    Document,
+    Judged,
+    Preference,
+    recognise,
+)
 
 ASK = {"role": "user", "content": "q"}
 REPLY = {"role": "assistant", "content": "a"}

@@ -20,8 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError
-from minicpm_mlx.train.events import Event, Noted, Sampled, Saved, Started, Trained, Validated
-from minicpm_mlx.train.log import KINDS, JsonLog, read_log, to_line
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Sampled,
+    Saved,
+    Started,
+    Trained,
+    Validated,
+)
+from minicpm_mlx.train.tracking.jsonl_log import (
+    KINDS,
+    JsonLog,
+    read_log,
+    to_line,
+)
 
 NUMBERS = st.floats()
 STEPS = st.integers(0, 1000)
@@ -131,8 +144,8 @@ def test_a_log_cut_off_anywhere_loses_its_last_line_alone(tmp_path: Path) -> Non
 def test_a_killed_process_leaves_a_log_to_go_on_with(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     code = (
-        "import sys; from pathlib import Path; from minicpm_mlx.train.log import *\n"
-        "from minicpm_mlx.train.events import *\n"
+        "import sys; from pathlib import Path; from minicpm_mlx.train.tracking.jsonl_log import *\n"
+        "from minicpm_mlx.train.tracking.events import *\n"
         "log = JsonLog(Path(sys.argv[1])); log(Started(step=0, steps=9))\n"
         "while True: log(Noted(step=1, text='x' * 100000))"
     )

@@ -22,14 +22,21 @@ from test_fuse import random_model
 
 from minicpm_mlx import device
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, NumericsError
-from minicpm_mlx.train import checkpoint, layers, loop
-from minicpm_mlx.train.batches import Order
-from minicpm_mlx.train.events import Event, Noted, Saved, Trained, Validated
-from minicpm_mlx.train.layers import Method
-from minicpm_mlx.train.loop import Plan, Trainer
+from minicpm_mlx.train import checkpoint, lora
+from minicpm_mlx.train import trainer as loop
+from minicpm_mlx.train.data.batches import Order
+from minicpm_mlx.train.data.samples import Sample
+from minicpm_mlx.train.lora import Method
 from minicpm_mlx.train.objective import CrossEntropy
 from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
-from minicpm_mlx.train.samples import Sample
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Saved,
+    Trained,
+    Validated,
+)
+from minicpm_mlx.train.trainer import Plan, Trainer
 
 RANDOM = np.random.default_rng(0)
 PLAN = Plan(
@@ -62,7 +69,7 @@ def trainer(
 ) -> Trainer:
     model = random_model()
     mx.random.seed(plan.seed)
-    layers.prepare(model, method)
+    lora.prepare(model, method)
     listener = (lambda _: None) if told is None else told.append
     arguments = {"train": TRAIN, "valid": VALID} | rest
     return Trainer(model, CrossEntropy(), plan, folder=folder, listener=listener, **arguments)

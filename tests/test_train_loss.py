@@ -20,14 +20,25 @@ from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.kernels import cpu_softmax
 from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.model.transformer import Model
-from minicpm_mlx.train import head, kernels, layers
-from minicpm_mlx.train.batches import batch_of
+from minicpm_mlx.train import cpu_kernels, cross_entropy, lora
+from minicpm_mlx.train.data.batches import batch_of
+from minicpm_mlx.train.data.samples import (
+    Item,
+    Labelled,
+    Pair,
+    Sample,
+)
 from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
-from minicpm_mlx.train.layers import LowRank, Method
-from minicpm_mlx.train.loop import with_reference
+from minicpm_mlx.train.lora import LowRank, Method
 from minicpm_mlx.train.objective import CrossEntropy
-from minicpm_mlx.train.preference import Preference, dpo, ipo, kto, orpo
-from minicpm_mlx.train.samples import Item, Labelled, Pair, Sample
+from minicpm_mlx.train.objectives import (
+    Preference,
+    dpo,
+    ipo,
+    kto,
+    orpo,
+)
+from minicpm_mlx.train.trainer import with_reference
 
 RANDOM = np.random.default_rng(0)
 
@@ -40,7 +51,7 @@ def sample(length: int, prompt: int = 3) -> Sample:
 def trained(kind: str = "lora", **changes: Any) -> Model:
     """A model with something to train, that is not as it was: adapters begin at nothing."""
     model = random_model(**changes)
-    layers.prepare(model, Method(kind=kind) if kind == "full" else Method(kind=kind, rank=4))
+    lora.prepare(model, Method(kind=kind) if kind == "full" else Method(kind=kind, rank=4))
     mx.random.seed(3)
     for name, array in flat(model.trainable_parameters()).items():
         if "lora_b" in name or name.endswith(".m"):
@@ -93,7 +104,7 @@ def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
 def test_gradients_are_those_of_all_logits_at_once(
     kind: str, changes: dict[str, Any], way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK", 512 * 20)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 512 * 20)
     monkeypatch.setattr(cpu_softmax, "FEW", 0)
     model = trained(kind, **changes)
     parameters = flat(model.trainable_parameters())
@@ -101,7 +112,7 @@ def test_gradients_are_those_of_all_logits_at_once(
     wanted = nn.value_and_grad(model, plain_loss)(model, samples)
     show(model, parameters)
     if way is by_layer:
-        kernels.use_fast_kernels(model)
+        cpu_kernels.use_fast_kernels(model)
     objective, batch = CrossEntropy(), batch_of(samples)
     tail = partial(objective.sums, batch=batch)
     sums, found = way(model, parameters, batch, tail, mx.array(2.0))
@@ -115,14 +126,14 @@ def test_gradients_are_those_of_all_logits_at_once(
 def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
     model = random_model()
     quantize(model, Quantization(bits=8, group_size=32))
-    layers.prepare(model, Method())
+    lora.prepare(model, Method())
     hidden, targets = mx.random.normal((50, 64)), mx.random.randint(0, 512, (50,))
 
     def plain(hidden: mx.array) -> mx.array:
         return nn.losses.cross_entropy(model.logits(hidden), targets).sum()
 
     def ours(hidden: mx.array) -> mx.array:
-        return head.token_losses(model, hidden, targets).sum()
+        return cross_entropy.token_losses(model, hidden, targets).sum()
 
     wanted, found = mx.grad(plain)(hidden), mx.grad(ours)(hidden)
     assert apart({"hidden": found}, {"hidden": wanted}) < 1e-5
@@ -136,10 +147,10 @@ def test_losses_are_the_same_in_parts_of_any_size(
     model.freeze()
     hidden, targets = mx.random.normal((count, 64)), mx.random.randint(0, 512, (count,))
     wanted = nn.losses.cross_entropy(model.logits(hidden), targets)
-    monkeypatch.setattr(head, "CHUNK", 512 * 20)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 512 * 20)
     for how in product((True, False), (True, False)):
         arguments = dict(zip(("gradients", "at_once"), how, strict=True))
-        found = head.token_losses(model, hidden, targets, **arguments)
+        found = cross_entropy.token_losses(model, hidden, targets, **arguments)
         assert mx.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -170,7 +181,7 @@ def test_attention_has_the_gradients_of_mlx(mask: str | None) -> None:
         return lambda q, k, v: (attention(q, k, v, scale=0.25, mask=seen) * weights).sum()
 
     wanted = mx.grad(through(mx.fast.scaled_dot_product_attention), (0, 1, 2))(q, k, v)
-    found = mx.grad(through(kernels.attention), (0, 1, 2))(q, k, v)
+    found = mx.grad(through(cpu_kernels.attention), (0, 1, 2))(q, k, v)
     for ours, theirs in zip(found, wanted, strict=True):
         assert mx.abs(ours - theirs).max().item() < 2e-5
 
@@ -184,7 +195,7 @@ def test_silu_has_the_gradients_of_mlx() -> None:
         return (gate * mx.sigmoid(gate) * up * weights).sum()
 
     def ours(gate: mx.array, up: mx.array) -> mx.array:
-        return (kernels.silu_times(gate, up) * weights).sum()
+        return (cpu_kernels.silu_times(gate, up) * weights).sum()
 
     assert ours(gate, up).item() == pytest.approx(plain(gate, up).item(), rel=1e-4)
     for found, wanted in zip(
@@ -201,7 +212,7 @@ def test_an_adapter_begins_as_nothing() -> None:
     for kind in ("lora", "dora"):
         model = random_model(attention_bias=True)
         before = model(ids)
-        layers.prepare(model, Method(kind=kind))
+        lora.prepare(model, Method(kind=kind))
         assert mx.allclose(model(ids), before, atol=1e-5)
 
 
@@ -235,8 +246,8 @@ def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
 ) -> None:
     model = random_model()
     quantize(model, packing)
-    layers.prepare(model, Method(kind="dora", rank=4))
-    for _, module in layers.adapters(model):
+    lora.prepare(model, Method(kind="dora", rank=4))
+    for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     parameters = flat(model.trainable_parameters())
     samples = [sample(20), sample(9)]
@@ -264,18 +275,18 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
         return model
 
     model, method = base(), Method(kind=kind, rank=4, modules=("q_proj", "o_proj", "down_proj"))
-    layers.prepare(model, method)
+    lora.prepare(model, method)
     mx.random.seed(1)
-    for _, module in layers.adapters(model):
+    for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
         if "m" in module:
             module.m = module.m * 1.1
-    tensors, config = layers.saved(model, method)
+    tensors, config = lora.saved(model, method)
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     ids = mx.array([sample(20).ids])
     wanted = model(ids)
-    with layers.without_adapters(model):
+    with lora.without_adapters(model):
         assert mx.array_equal(model(ids), base()(ids))
     for plain in (base(), fuse(base())):
         adapt(plain, read_adapter(tmp_path))
@@ -284,13 +295,13 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
 
 def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
     model = random_model()
-    layers.prepare(model, Method(dropout=0.5))
-    for _, module in layers.adapters(model):
+    lora.prepare(model, Method(dropout=0.5))
+    for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     ids, seen = mx.array([sample(20).ids]), []
     model.train()
     for key in (1, 1, 2):
-        layers.draw_dropout(model, mx.random.key(key))
+        lora.draw_dropout(model, mx.random.key(key))
         seen.append(model(ids))
     assert mx.array_equal(seen[0], seen[1])
     assert not mx.array_equal(seen[0], seen[2])
@@ -316,19 +327,19 @@ def test_a_method_that_cannot_be_is_refused(wrong: dict[str, Any], message: str)
 
 def test_what_a_model_has_not_cannot_be_trained() -> None:
     with pytest.raises(InvalidArgumentError, match="has 2 layers, got 3"):
-        layers.prepare(random_model(), Method(layers=3))
+        lora.prepare(random_model(), Method(layers=3))
     with pytest.raises(InvalidArgumentError, match=r"expected some of .*q_proj.*, got 'w1'"):
-        layers.prepare(random_model(), Method(modules=("w1",)))
+        lora.prepare(random_model(), Method(modules=("w1",)))
     packed = random_model()
     quantize(packed, Quantization(bits=8, group_size=32))
     with pytest.raises(InvalidArgumentError, match="full training needs unpacked weights"):
-        layers.prepare(packed, Method(kind="full"))
+        lora.prepare(packed, Method(kind="full"))
 
 
 def test_only_the_last_layers_are_trained_where_so_many_are_asked_for() -> None:
     for kind in ("lora", "full"):
         model = random_model()
-        layers.prepare(model, Method(kind=kind, layers=1))
+        lora.prepare(model, Method(kind=kind, layers=1))
         assert {name.split(".")[2] for name in flat(model.trainable_parameters())} == {"1"}
 
 

@@ -17,12 +17,12 @@ from tiny_model import write_model
 import minicpm_mlx as mm
 from minicpm_mlx.cards import Card
 from minicpm_mlx.errors import DownloadError
-from minicpm_mlx.train import run as runs
-from minicpm_mlx.train.data import Data, load_data
-from minicpm_mlx.train.events import Event, Validated
-from minicpm_mlx.train.layers import Method
-from minicpm_mlx.train.loop import Plan
+from minicpm_mlx.train import finetune as runs
+from minicpm_mlx.train.data.dataset import Data, load_data
+from minicpm_mlx.train.lora import Method
 from minicpm_mlx.train.optimizer import Schedule
+from minicpm_mlx.train.tracking.events import Event, Validated
+from minicpm_mlx.train.trainer import Plan
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 
 PLAN = Plan(

@@ -14,9 +14,15 @@ import pytest
 from fake_events import trained
 
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
-from minicpm_mlx.train import trackers
-from minicpm_mlx.train.events import Event, Noted, Saved, Started, Validated
-from minicpm_mlx.train.trackers import PACKAGES, metrics, tracker
+from minicpm_mlx.train.tracking import trackers
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Saved,
+    Started,
+    Validated,
+)
+from minicpm_mlx.train.tracking.trackers import PACKAGES, metrics, tracker
 
 CONFIG = {"model": "山东", "data": Path("a/b"), "rank": 8, "layers": [1, 2], "resume": None}
 
@@ -71,7 +77,7 @@ def test_a_missing_package_is_named_at_once(
 
 def test_no_tracker_is_imported_unasked() -> None:
     code = (
-        "import sys, minicpm_mlx.train.trackers\n"
+        "import sys, minicpm_mlx.train.tracking.trackers\n"
         f"print([name for name in {sorted(PACKAGES.values())} if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -21,8 +21,8 @@ from ..model.transformer import (
     Model,
     prepare,
 )
-from .batches import Batch
-from .head import token_losses
+from .cross_entropy import token_losses
+from .data.batches import Batch
 
 Arrays = dict[str, mx.array]
 

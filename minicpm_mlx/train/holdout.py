@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 
 from ..text.tokenizer import Tokenizer
-from .account import Entry, Part
-from .encode import Encoded
-from .samples import Sample
+from .data.counts import Entry, Part
+from .data.encoding import Encoded
+from .data.samples import Sample
 
 FEWEST = 10
 """With fewer samples than this none are kept from training to validate on."""

@@ -11,9 +11,9 @@ from .. import device
 from ..errors import InvalidArgumentError
 from ..memory import weight_bytes
 from ..model.config import Config
-from .batches import PAD
-from .head import CHUNK
-from .layers import Method
+from .cross_entropy import CHUNK
+from .data.batches import PAD
+from .lora import Method
 from .units import unit_of
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from .batches import Batch, batch_of, sequences
-from .samples import Item
+from .data.batches import Batch, batch_of, sequences
+from .data.samples import Item
 
 Sums = dict[str, mx.array]
 """The loss, under "loss", and whatever else is told of, summed."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import DataError
 from ...files.rows import Row, listed
 from ...loading import download as hub
-from ...train.files import sha256
+from ...train.data.splits import sha256
 from ..question import Item
 from .fields import text
 from .layouts import rows

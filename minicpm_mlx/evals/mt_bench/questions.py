@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import DataError
 from ...files.rows import Row, read_rows
-from ...train.files import sha256
+from ...train.data.splits import sha256
 from ..data.fields import (
     text,
     texts,

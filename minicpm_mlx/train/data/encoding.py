@@ -12,12 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..arguments import shown, whole
-from ..errors import InvalidArgumentError
-from ..text.tokenizer import Tokenizer
-from .formats import Conversation, Document, Example, Judged, Preference
-from .samples import Item, Labelled, Pair, Sample
-from .turns import Message
+from ...arguments import shown, whole
+from ...errors import InvalidArgumentError
+from ...text.tokenizer import Tokenizer
+from .layouts import (
+    Conversation,
+    Document,
+    Example,
+    Judged,
+    Preference,
+)
+from .messages import Message
+from .samples import (
+    Item,
+    Labelled,
+    Pair,
+    Sample,
+)
 
 __all__ = ["MASKS", "OVERLONG", "Encoded", "Encoder"]
 

@@ -24,14 +24,26 @@ from ..distributed import collectives
 from ..errors import InvalidArgumentError, NumericsError
 from ..model.transformer import Model
 from . import checkpoint
-from .batches import Batch, Order, length, sequences
 from .checkpoint import Arrays, Progress, State
-from .events import Listener, Noted, Saved, Started, Trained, Validated
+from .data.batches import (
+    Batch,
+    Order,
+    length,
+    sequences,
+)
+from .data.samples import Item
 from .gradients import at_once, by_layer, losses, show
-from .layers import draw_dropout, without_adapters
+from .lora import draw_dropout, without_adapters
 from .objective import Objective
 from .optimizer import Optimizer, Schedule, clip
-from .samples import Item
+from .tracking.events import (
+    Listener,
+    Noted,
+    Saved,
+    Started,
+    Trained,
+    Validated,
+)
 
 SKIPS = 3
 """Steps without finite gradients, one after the other, after which a checkpoint is gone back to."""

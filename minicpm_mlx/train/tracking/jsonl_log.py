@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
-from ..files.strict_json import StrictJson
+from ...errors import InvalidArgumentError
+from ...files.atomic import named_errors, write_whole
+from ...files.strict_json import StrictJson
 from .events import Event, Started
 
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in get_args(Event)}

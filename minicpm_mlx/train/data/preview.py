@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ..text.tokenizer import Tokenizer
+from ...text.tokenizer import Tokenizer
 from .batches import sequences
-from .data import Data
+from .dataset import Data
 from .samples import Sample
 
 BINS = 10

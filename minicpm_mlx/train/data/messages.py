@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import DataError
-from ..files.rows import kind
+from ...errors import DataError
+from ...files.rows import kind
 
 Message = dict[str, str]
 """A turn: `role`, which is system, user or assistant, and `content`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..errors import DataError
-from ..files.rows import KINDS, kind_of, listed
+from ...errors import DataError
+from ...files.rows import KINDS, kind_of, listed
 
 SPLITS = {
     "train": ("train", "training"),

@@ -28,17 +28,17 @@ from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companions
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
-from . import checkpoint, layers
-from .batches import digest
-from .data import Data
-from .events import Listener, Sampled
+from . import checkpoint, lora
+from .cpu_kernels import use_fast_kernels
+from .data.batches import digest
+from .data.dataset import Data
 from .gradients import show
-from .kernels import use_fast_kernels
-from .layers import Method
-from .loop import Plan, Trainer, evaluate
+from .lora import Method
 from .objective import Objective
-from .preference import Preference
-from .setup import objective_for
+from .objectives import Preference
+from .planning import objective_for
+from .tracking.events import Listener, Sampled
+from .trainer import Plan, Trainer, evaluate
 
 CHECKPOINTS = "checkpoints"
 """Inside the run's folder."""
@@ -94,7 +94,7 @@ def finetune(
 
         lm = mm.load("demo", fuse=False)
         data = mm.load_data("train.jsonl", lm.tokenizer)
-        mm.finetune(lm, data, "adapters", plan=Plan(steps=100))  # of minicpm_mlx.train.loop
+        mm.finetune(lm, data, "adapters", plan=Plan(steps=100))  # of minicpm_mlx.train.trainer
     """
     folder, method = Path(folder).expanduser(), method or Method()
     objective = objective or objective_for(data.kind)
@@ -107,7 +107,7 @@ def finetune(
         raise InvalidArgumentError("expected a model loaded with fuse=False, got the fused form")
     card = _card(lm, data, method, plan, objective)
     mx.random.seed(plan.seed)  # of the adapters' first values
-    layers.prepare(model, method)
+    lora.prepare(model, method)
     if plan.checkpointing:
         use_fast_kernels(model)
     trainer = Trainer(
@@ -254,7 +254,7 @@ def _write(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
     if method.kind == "full":
         _write_model(lm, folder / MODEL)
     else:
-        tensors, config = layers.saved(model, method)
+        tensors, config = lora.saved(model, method)
         _write_text(folder / "adapter_config.json", json.dumps(config, indent=2))
         write_whole(
             folder / "adapters.safetensors",

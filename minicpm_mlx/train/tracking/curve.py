@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..arguments import at_least_one
-from ..bench.chart import check
-from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
+from ...arguments import at_least_one
+from ...bench.chart import check
+from ...errors import InvalidArgumentError
+from ...files.atomic import named_errors, write_whole
 from .events import Trained, Validated
-from .log import ADVICE, Record
+from .jsonl_log import ADVICE, Record
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MEMORY = 0.9

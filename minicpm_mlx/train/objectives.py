@@ -16,9 +16,9 @@ import mlx.nn as nn
 
 from ..arguments import number
 from ..errors import InvalidArgumentError
-from .batches import Batch, batch_of, sequences
+from .data.batches import Batch, batch_of, sequences
+from .data.samples import Item, Labelled, Sample
 from .objective import Sums
-from .samples import Item, Labelled, Sample
 
 LOSSES = ("dpo", "ipo", "orpo", "kto")
 

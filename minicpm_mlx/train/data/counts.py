@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .batches import sequences
-from .encode import Encoded
+from .encoding import Encoded
+from .messages import Message
 from .samples import Item
-from .turns import Message
 
 LISTED = 5
 """How many places are named in a list of them."""

@@ -8,14 +8,14 @@ from ..arguments import at_least_one, number
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..model.config import Config
-from .batches import length
-from .data import Data
-from .layers import Method, check
-from .loop import Plan
+from .data.batches import length
+from .data.dataset import Data
+from .lora import Method, check
 from .memory import Needed, fitting
 from .objective import CrossEntropy, Objective
+from .objectives import Preference
 from .optimizer import Optimizer, Schedule
-from .preference import Preference
+from .trainer import Plan
 
 SAMPLES = 4
 """A step, by default."""

@@ -6,16 +6,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..arguments import number, shown, whole
-from ..errors import DataError, InvalidArgumentError, TemplateError, TokenizerError
-from ..files.rows import Row, listed, read_rows
-from ..text.tokenizer import Tokenizer
-from .account import Counts, Entry, Part, Prompt, notes_of, overlong, summed
-from .encode import Encoder
-from .files import sha256, split_files
-from .formats import Document, Example, Format, Preference, recognise
-from .holdout import hold_out
+from ...arguments import number, shown, whole
+from ...errors import (
+    DataError,
+    InvalidArgumentError,
+    TemplateError,
+    TokenizerError,
+)
+from ...files.rows import Row, listed, read_rows
+from ...text.tokenizer import Tokenizer
+from ..holdout import hold_out
+from .counts import (
+    Counts,
+    Entry,
+    Part,
+    Prompt,
+    notes_of,
+    overlong,
+    summed,
+)
+from .encoding import Encoder
+from .layouts import (
+    Document,
+    Example,
+    Format,
+    Preference,
+    recognise,
+)
 from .samples import Item
+from .splits import sha256, split_files
 
 __all__ = ["Counts", "Data", "DataOptions", "load_data"]
 

@@ -12,9 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError
-from ..files.rows import kind, listed
-from .turns import Message, checked, plain, turn, turns, words
+from ...errors import DataError
+from ...files.rows import kind, listed
+from .messages import (
+    Message,
+    checked,
+    plain,
+    turn,
+    turns,
+    words,
+)
 
 __all__ = ["Conversation", "Document", "Example", "Format", "Judged", "Preference", "recognise"]
 

@@ -16,7 +16,12 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from .samples import Item, Labelled, Pair, Sample
+from .samples import (
+    Item,
+    Labelled,
+    Pair,
+    Sample,
+)
 
 WINDOW = 32
 """Batches' worth of shuffled samples that are sorted by length before they are cut up."""

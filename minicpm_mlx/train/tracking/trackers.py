@@ -19,8 +19,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import InvalidArgumentError, MissingPackageError
-from .events import Event, Started, Trained, Validated
+from ...errors import InvalidArgumentError, MissingPackageError
+from .events import (
+    Event,
+    Started,
+    Trained,
+    Validated,
+)
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "swanlab": "swanlab"}
 """By tracker: the package that writes for it. tensorboardX needs but numpy and protobuf."""

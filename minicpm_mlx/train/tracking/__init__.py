@@ -1,0 +1,1 @@
+"""What a run reports: events, the JSONL log, trackers, the loss curve."""
