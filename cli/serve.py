@@ -17,8 +17,8 @@ from .theme import console
 from .words import Words
 
 if TYPE_CHECKING:
-    from minicpm_mlx.server.run import Address, Mount
-    from minicpm_mlx.server.settings import Settings
+    from minicpm_mlx.server.http.settings import Settings
+    from minicpm_mlx.server.serve import Address, Mount
 
 SAID = {
     "ready": ("{name} is served at {url} (Ctrl-C ends it)", "{name} 已启动：{url}（Ctrl-C 结束）"),
@@ -109,7 +109,7 @@ def serve(
 
     Only this machine can reach it, unless --host says otherwise; then an API key is needed.
     """
-    from minicpm_mlx.server.packages import check_packages
+    from minicpm_mlx.server.requirements import check_packages
 
     check_packages()
     run(
@@ -183,7 +183,7 @@ def run(
     `key_file` is where the key came from.
     """
     from minicpm_mlx.distributed import collectives
-    from minicpm_mlx.server.run import listen, serve
+    from minicpm_mlx.server.serve import listen, serve
     from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
     say, err = Words(), console(stderr=True)
@@ -238,7 +238,7 @@ def run(
 
 def _warnings(address: Address, key_file: Path | None, say: Words) -> Iterator[str]:
     """What is less safe than it could be, which is said once the server runs."""
-    from minicpm_mlx.server.run import is_loopback, readable_by_others
+    from minicpm_mlx.server.serve import is_loopback, readable_by_others
 
     if not is_loopback(address.host) and address.certificate is None:
         yield say.pick(*SAID["plain"])
@@ -267,7 +267,7 @@ def adapters_of(given: Sequence[str] | None) -> dict[str, Path]:
 
 def address_of(host: str, port: int, certificate: Path | None, private_key: Path | None) -> Address:
     """Where to listen."""
-    from minicpm_mlx.server.run import Address
+    from minicpm_mlx.server.serve import Address
 
     return Address(host=host, port=port, certificate=certificate, private_key=private_key)
 
@@ -279,8 +279,8 @@ def settings_of(
     origins: Sequence[str] | None,
 ) -> Settings:
     """Who may ask; each request is told of on standard error."""
-    from minicpm_mlx.server.run import key_of
-    from minicpm_mlx.server.settings import Settings
+    from minicpm_mlx.server.http.settings import Settings
+    from minicpm_mlx.server.serve import key_of
 
     err = console(stderr=True)
     return Settings(
@@ -293,7 +293,7 @@ def settings_of(
 
 def chat_page() -> Mount | None:
     """The web page's, where what it needs is installed."""
-    from minicpm_mlx.web.mount import available, mount
+    from minicpm_mlx.server.web.mount import available, mount
 
     return mount if available() else None
 

@@ -38,8 +38,8 @@ def web(
 
     Only this machine can reach it, unless --host says otherwise; then an API key is needed.
     """
-    from minicpm_mlx.server.packages import check_packages
-    from minicpm_mlx.web.mount import check_gradio, mount
+    from minicpm_mlx.server.requirements import check_packages
+    from minicpm_mlx.server.web.mount import check_gradio, mount
 
     check_packages()
     check_gradio()

@@ -12,9 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import minicpm_mlx as mm
-from minicpm_mlx.server.run import Address, Mount, Running, running
+from minicpm_mlx.server.http.settings import Settings
+from minicpm_mlx.server.serve import (
+    Address,
+    Mount,
+    Running,
+    running,
+)
 from minicpm_mlx.server.service import Service
-from minicpm_mlx.server.settings import Settings
 
 PATIENCE = 60.0  # seconds before an answer that does not come is called missing
 

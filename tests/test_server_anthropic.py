@@ -112,7 +112,7 @@ def test_a_stream_has_its_events_in_order(client):
 
 
 def test_a_stream_says_that_it_is_there_while_nothing_comes(server, monkeypatch):
-    monkeypatch.setattr("minicpm_mlx.server.anthropic.PING", 0.001)
+    monkeypatch.setattr("minicpm_mlx.server.anthropic.routes.PING", 0.001)
     body = {"model": "demo", "messages": STORY, "max_tokens": 4, "stream": True}
     found = server.ask("POST", "/v1/messages", body).body.decode()
     assert found.count("event: ping") > 1

@@ -25,8 +25,8 @@ import pytest
 pytest.importorskip("fastapi")
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.server import run
-from minicpm_mlx.server.settings import Settings
+from minicpm_mlx.server import serve as run
+from minicpm_mlx.server.http.settings import Settings
 
 if TYPE_CHECKING:
     from serving import Live
@@ -573,9 +573,9 @@ def test_a_missing_package_names_the_install_command(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from minicpm_mlx.server import packages
+    from minicpm_mlx.server import requirements
 
-    monkeypatch.setattr(packages, "PACKAGES", ("fastapi", "no_such_package"))
+    monkeypatch.setattr(requirements, "PACKAGES", ("fastapi", "no_such_package"))
     assert command("serve", "-m", "demo") == 1
     assert 'pip install "minicpm-mlx[serve]"' in capsys.readouterr().err
 

@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.server.app import invalid
-from minicpm_mlx.server.body import DEPTH, check_json
-from minicpm_mlx.server.refusal import Refusal
+from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.http.request_body import DEPTH, check_json
 
 if TYPE_CHECKING:
     from serving import Live

@@ -14,7 +14,7 @@ import minicpm_mlx as mm
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
 
-from minicpm_mlx.server.refusal import Refusal
+from minicpm_mlx.server.http.api_error import Refusal
 from minicpm_mlx.server.service import Ask, Part, Service
 
 PROMPTS = [

@@ -24,9 +24,14 @@ openai = pytest.importorskip("openai")
 
 from openai.types.chat import ChatCompletionMessage  # noqa: E402
 
-from minicpm_mlx.server.refusal import Refusal  # noqa: E402
-from minicpm_mlx.server.tool_forms import JsonForm, XmlForm, form_of  # noqa: E402
-from minicpm_mlx.server.tools import CallReader, Function, Toolbox, ToolCall  # noqa: E402
+from minicpm_mlx.server.http.api_error import Refusal  # noqa: E402
+from minicpm_mlx.server.tool_calling import (  # noqa: E402
+    CallReader,
+    Function,
+    Toolbox,
+    ToolCall,
+)
+from minicpm_mlx.server.tool_formats import JsonForm, XmlForm, form_of  # noqa: E402
 
 HERMES = """{%- if tools %}<|im_start|>system
 You may call functions, described here:

@@ -19,16 +19,21 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.lm.outputs import Stats
+from minicpm_mlx.server.web.markdown import drawn
+from minicpm_mlx.server.web.texts import TEXTS, preferred, say
 from minicpm_mlx.text.chat_template import Template
-from minicpm_mlx.web.markdown import drawn
-from minicpm_mlx.web.texts import TEXTS, preferred, say
 
 pytest.importorskip("fastapi")
 
-from minicpm_mlx.server.refusal import Refusal
-from minicpm_mlx.web.gate import check_event
-from minicpm_mlx.web.status import plain, status
-from minicpm_mlx.web.talk import Conversation, Settings, takes_system, until
+from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.web.conversation import (
+    Conversation,
+    Settings,
+    takes_system,
+    until,
+)
+from minicpm_mlx.server.web.gate import check_event
+from minicpm_mlx.server.web.status import plain, status
 
 if TYPE_CHECKING:
     from serving import Live
@@ -350,7 +355,7 @@ def test_the_system_text_is_asked_for_where_the_template_has_a_place(
 @pytest.fixture(scope="module")
 def chat(serving: Callable[..., AbstractContextManager[Live]]) -> Iterator[Live]:
     """A server with the page."""
-    from minicpm_mlx.web.mount import mount
+    from minicpm_mlx.server.web.mount import mount
 
     with serving(mount=mount) as live:
         yield live
@@ -463,7 +468,7 @@ def test_an_event_that_is_too_large_is_refused(chat: Live) -> None:
 def test_the_page_asks_for_the_servers_key(
     serving: Callable[..., AbstractContextManager[Live]],
 ) -> None:
-    from minicpm_mlx.web.mount import mount
+    from minicpm_mlx.server.web.mount import mount
 
     with serving(mount=mount, settings={"api_key": "secret"}) as live:
         for path in ("/chat/", "/chat/page.js", "/chat/gradio_api/queue/data?session_hash=x"):
@@ -482,9 +487,9 @@ sys.addaudithook(lambda event, details: asked.append((event, details)) if event 
 import asyncio
 import minicpm_mlx as mm
 from minicpm_mlx.server.service import Service
-from minicpm_mlx.web.mount import mount
+from minicpm_mlx.server.web.mount import mount
 assert "gradio" not in sys.modules
-from minicpm_mlx.web.page import application
+from minicpm_mlx.server.web.page import application
 async def main():
     service = Service(mm.load("demo"))
     application(service, "/chat")
@@ -506,9 +511,7 @@ def test_making_the_page_asks_no_other_host(demo_folder: Path) -> None:
 
 @needs_gradio
 def test_a_server_does_not_import_gradio_before_the_page_is_asked_for() -> None:
-    script = (
-        "import sys, minicpm_mlx.web.mount as m; m.check_gradio(); print('gradio' in sys.modules)"
-    )
+    script = "import sys, minicpm_mlx.server.web.mount as m; m.check_gradio(); print('gradio' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

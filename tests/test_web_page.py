@@ -35,7 +35,7 @@ USER = "#chat .user .message-content"
 def chat(
     serving: Callable[..., AbstractContextManager[Live]], demo_adapter: Path
 ) -> Iterator[Live]:
-    from minicpm_mlx.web.mount import mount
+    from minicpm_mlx.server.web.mount import mount
 
     with serving(adapters={"pirate": demo_adapter}, mount=mount) as live:
         yield live
@@ -308,11 +308,13 @@ def test_html_of_a_reply_is_shown_and_not_run(
     import re
 
     from minicpm_mlx.lm.structured.guide import grammar_of
-    from minicpm_mlx.web import talk
+    from minicpm_mlx.server.web import conversation
 
     form = grammar_of(chat.service.lm.tokenizer, regex=re.escape(HOSTILE).replace("\\ ", " "))
-    question = talk.question
-    monkeypatch.setattr(talk, "question", lambda *given: replace(question(*given), grammar=form))
+    question = conversation.question
+    monkeypatch.setattr(
+        conversation, "question", lambda *given: replace(question(*given), grammar=form)
+    )
     page = opened()
     set_number(page, "max_tokens", 200)
     ask(page, "Write HTML.")

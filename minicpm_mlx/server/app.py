@@ -12,18 +12,23 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from . import anthropic, embeddings, ollama, openai, page, responses, sglang
+from . import pages
+from .anthropic import routes
 from .dialects import answer
-from .guard import Guard
+from .http.api_error import Refusal
+from .http.guard import Guard
+from .http.settings import Settings
+from .http.streaming import Gone
 from .metrics import CONTENT_TYPE, Metrics
-from .refusal import Refusal
+from .ollama import routes as ollama
+from .openai import embeddings, responses
+from .openai import routes as openai
 from .service import Service
-from .settings import Settings
-from .wire import Gone
+from .sglang import routes as sglang
 
 APIS = {
     "OpenAI": (openai, responses, embeddings),
-    "Anthropic": (anthropic,),
+    "Anthropic": (routes,),
     "Ollama": (ollama,),
     "SGLang": (sglang,),
 }
@@ -67,7 +72,7 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
-        return page.index(request, service)
+        return pages.index(request, service)
 
     # Below the chat page's address, which would answer otherwise.
     @app.post("/chat/completions", include_in_schema=False)
@@ -76,7 +81,7 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return page.docs(request, app.openapi())
+        return pages.docs(request, app.openapi())
 
 
 async def _refusal(request: Request, error: Any) -> JSONResponse:

@@ -6,8 +6,11 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from . import anthropic, ollama, openai, sglang
-from .refusal import Refusal
+from .anthropic import routes
+from .http.api_error import Refusal
+from .ollama import routes as ollama
+from .openai import routes as openai
+from .sglang import routes as sglang
 
 _SGLANG = (
     "/generate",
@@ -22,7 +25,7 @@ _SGLANG = (
 def refused(path: str, refusal: Refusal) -> dict[str, Any]:
     """The body that says `refusal` to a client which asked for `path`."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return anthropic.refused(refusal)
+        return routes.refused(refusal)
     if path.startswith("/api/"):
         return ollama.refused(refusal)
     if path in _SGLANG:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .wire import Body
+from .http.streaming import Body
 
 
 class TextFormat(Body):

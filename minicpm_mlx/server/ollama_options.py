@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from ..engine import Sampling
-from .options import MAX_STOPS, StopString
-from .refusal import Refusal, unsupported
-from .wire import Body
+from .http.api_error import Refusal, unsupported
+from .http.streaming import Body
+from .openai.options import MAX_STOPS, StopString
 
 if TYPE_CHECKING:
     from .service import Service

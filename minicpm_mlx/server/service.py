@@ -30,8 +30,17 @@ from ..lm.lm import LM, sampled
 from ..model.adapters import adapt, beside
 from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter
-from .refusal import Refusal
-from .replies import Ask, Part, Replies, Scored, Served, Voice, Whole, refusal_of
+from .http.api_error import Refusal
+from .reply_stream import (
+    Ask,
+    Part,
+    Replies,
+    Scored,
+    Served,
+    Voice,
+    Whole,
+    refusal_of,
+)
 
 __all__ = ["Ask", "Part", "Replies", "Scored", "Served", "Service", "Whole"]
 

@@ -1,0 +1,1 @@
+"""HTTP below the APIs: connections, the guard, request bodies, streaming, errors."""

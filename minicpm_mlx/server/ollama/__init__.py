@@ -1,0 +1,1 @@
+"""The API of Ollama: its routes, schemas and replies."""

@@ -1,0 +1,143 @@
+"""What Ollama's API says of the models that are served: their names, sizes and settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ...lm.fingerprint import identity
+from ...memory import parameter_count
+from ...weights.load import parameters
+
+if TYPE_CHECKING:
+    from ..service import Served, Service
+
+_NEVER = "9999-12-31T23:59:59Z"
+"""When a model that stays leaves the memory."""
+
+
+def moment(seconds: float) -> str:
+    """A Unix time as Ollama writes it."""
+    written = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+    return written.replace("+00:00", "Z")
+
+
+def tagged(served: Served) -> str:
+    """A name as Ollama's clients expect it, with a tag."""
+    return served.name if ":" in served.name else f"{served.name}:latest"
+
+
+class Models:
+    """The models of a service."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def listed(self) -> list[dict[str, Any]]:
+        """For /api/tags."""
+        return [self._entry(served) for served in self.service.names]
+
+    def running(self) -> list[dict[str, Any]]:
+        """For /api/ps: all of them are in memory, and stay."""
+        more = {
+            "expires_at": _NEVER,
+            "size_vram": self._size,
+            "context_length": self.service.context_length,
+        }
+        return [self._entry(served) | more for served in self.service.names]
+
+    def shown(self, served: Served) -> dict[str, Any]:
+        """For /api/show."""
+        template = self.service.lm.tokenizer.template
+        return {
+            "license": self.service.lm.card.licence,
+            "modelfile": self._modelfile(served),
+            "parameters": "\n".join(f"{name:<30} {value}" for name, value in self._settings()),
+            "template": template.source if template else "{{ prompt }}",
+            "details": self._details,
+            "model_info": self._info,
+            "capabilities": [
+                "completion",
+                *(["tools"] if template and template.takes_tools else []),
+            ],
+            "modified_at": moment(self.service.created),
+        }
+
+    def _entry(self, served: Served) -> dict[str, Any]:
+        return {
+            "name": tagged(served),
+            "model": tagged(served),
+            "modified_at": moment(self.service.created),
+            "size": self._size,
+            "digest": hashlib.sha256(f"{self._identity} {served.name}".encode()).hexdigest(),
+            "details": self._details,
+        }
+
+    @cached_property
+    def _identity(self) -> str:
+        return identity(self.service.lm)
+
+    @cached_property
+    def _size(self) -> int:
+        """Bytes of the weights in memory."""
+        return sum(array.nbytes for array in parameters(self.service.lm.model).values())
+
+    @property
+    def _family(self) -> str:
+        return "llama" if self.service.lm.config.scale_depth is None else "minicpm"
+
+    @cached_property
+    def _details(self) -> dict[str, Any]:
+        count = parameter_count(self.service.lm.config)
+        return {
+            "parent_model": "",
+            "format": "mlx",
+            "family": self._family,
+            "families": [self._family],
+            "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M",
+            "quantization_level": self._level(),
+        }
+
+    def _level(self) -> str:
+        if packing := self.service.lm.config.quantization:
+            return f"Q{packing.bits}"
+        kinds = {array.dtype.size for array in parameters(self.service.lm.model).values()}
+        return f"F{8 * max(kinds)}"
+
+    @cached_property
+    def _info(self) -> dict[str, Any]:
+        config, family = self.service.lm.config, self._family
+        return {
+            "general.architecture": family,
+            "general.basename": self.service.names[0].name,
+            "general.parameter_count": parameter_count(config),
+            f"{family}.context_length": self.service.context_length,
+            f"{family}.embedding_length": config.hidden_size,
+            f"{family}.block_count": config.num_hidden_layers,
+            f"{family}.feed_forward_length": config.intermediate_size,
+            f"{family}.attention.head_count": config.num_attention_heads,
+            f"{family}.attention.head_count_kv": config.num_key_value_heads,
+            f"{family}.rope.freq_base": config.rope_theta,
+            f"{family}.vocab_size": config.vocab_size,
+        }
+
+    def _settings(self) -> list[tuple[str, str]]:
+        """The model's own sampling and stop strings, by Ollama's names."""
+        sampling = self.service.lm.sampling
+        found = [
+            ("temperature", str(sampling.temperature)),
+            ("top_p", str(sampling.top_p)),
+            ("top_k", str(sampling.top_k)),
+            ("repeat_penalty", str(sampling.repetition_penalty)),
+        ]
+        template = self.service.lm.tokenizer.template
+        stops = template.stop_strings if template else ()
+        return [*found, *(("stop", json.dumps(stop, ensure_ascii=False)) for stop in stops)]
+
+    def _modelfile(self, served: Served) -> str:
+        lines = [f"FROM {self.service.names[0].name}"]
+        lines += [f"ADAPTER {served.adapter}"] if served.adapter else []
+        return "\n".join(lines + [f"PARAMETER {name} {value}" for name, value in self._settings()])

@@ -1,0 +1,1 @@
+"""The API of OpenAI: its routes, schemas and replies."""

@@ -1,0 +1,1 @@
+"""The API of SGLang: its routes, schemas and replies."""
