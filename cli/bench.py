@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .theme import console
+from .render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.bench.measure import Model, Work

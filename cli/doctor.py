@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 
 from . import options
-from .theme import console
+from .render.theme import console
 
 
 def doctor(as_json: options.Json = False) -> None:

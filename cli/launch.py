@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .theme import console
+from .render.theme import console
 
 
 def launch(

@@ -13,24 +13,22 @@ import typer
 from minicpm_mlx import __version__
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
-from . import (
-    bench,
-    chat,
-    convert,
-    doctor,
-    export_adapter,
-    fuse,
-    generate,
-    launch,
-    lora,
-    manage,
-    options,
-    ppl,
-    quantize,
-    serve,
-    web,
-)
-from . import eval as evaluate
+from . import options
+from .bench import bench
+from .chat.command import chat
+from .doctor import doctor
+from .eval.command import app as evaluate
+from .eval.perplexity import ppl
+from .generate import generate
+from .launch import launch
+from .models.convert import convert
+from .models.export_adapter import export_adapter
+from .models.fuse import fuse
+from .models.manage import list_models, pull, remove, show
+from .models.quantize import quantize
+from .serve import serve
+from .train.command import lora
+from .web import web
 
 app = typer.Typer(
     name="minicpm-mlx",
@@ -40,25 +38,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("chat")(chat.chat)
-app.command("generate")(generate.generate)
-app.command("pull")(manage.pull)
-app.command("list")(manage.list_models)
-app.command("show")(manage.show)
-app.command("rm")(manage.remove)
-app.command("serve")(serve.serve)
-app.command("web")(web.web)
-app.command("bench")(bench.bench)
-app.command("quantize")(quantize.quantize)
-app.command("convert")(convert.convert)
-app.command("ppl")(ppl.ppl)
-app.command("fuse")(fuse.fuse)
-app.command("export-adapter")(export_adapter.export_adapter)
-app.command("lora")(lora.lora)
-app.command("dpo", help="Fine-tune on preferences: `lora`, refusing other data.")(lora.lora)
-app.command("doctor")(doctor.doctor)
-app.add_typer(evaluate.app, name="eval")
-app.command("launch", context_settings={"allow_interspersed_args": False})(launch.launch)
+app.command("chat")(chat)
+app.command("generate")(generate)
+app.command("pull")(pull)
+app.command("list")(list_models)
+app.command("show")(show)
+app.command("rm")(remove)
+app.command("serve")(serve)
+app.command("web")(web)
+app.command("bench")(bench)
+app.command("quantize")(quantize)
+app.command("convert")(convert)
+app.command("ppl")(ppl)
+app.command("fuse")(fuse)
+app.command("export-adapter")(export_adapter)
+app.command("lora")(lora)
+app.command("dpo", help="Fine-tune on preferences: `lora`, refusing other data.")(lora)
+app.command("doctor")(doctor)
+app.add_typer(evaluate, name="eval")
+app.command("launch", context_settings={"allow_interspersed_args": False})(launch)
 
 
 @app.callback(invoke_without_command=True)

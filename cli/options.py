@@ -183,7 +183,7 @@ def new_folder(folder: Path) -> None:
 
 def progress() -> Callable[[str], None]:
     """A line on the terminal that says what is being done, each time anew; "" takes it away."""
-    from .theme import console
+    from .render.theme import console
 
     err = console(stderr=True)
 

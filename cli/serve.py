@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .theme import console
-from .words import Words
+from .render.texts import Words
+from .render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.server.http.settings import Settings

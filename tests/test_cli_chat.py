@@ -19,14 +19,15 @@ from prompt_toolkit.output import DummyOutput
 from terminal import ALT_ENTER, CODE, CTRL_C, CTRL_D, ENTER, PROMPT, STATS, UP, Terminal
 
 import minicpm_mlx as mm
-from minicpm_mlx.cli import chat as command
-from minicpm_mlx.cli import options, theme
-from minicpm_mlx.cli.files import typed_path
+from minicpm_mlx.cli import options
+from minicpm_mlx.cli.chat import command
+from minicpm_mlx.cli.chat.attachments import typed_path
+from minicpm_mlx.cli.chat.conversation import Loading
+from minicpm_mlx.cli.chat.conversation import Talk as Conversation
+from minicpm_mlx.cli.chat.line_editor import Prompt
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.cli.prompt import Prompt
-from minicpm_mlx.cli.talk import Loading
-from minicpm_mlx.cli.talk import Talk as Conversation
-from minicpm_mlx.cli.words import Words
+from minicpm_mlx.cli.render import theme
+from minicpm_mlx.cli.render.texts import Words
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
 

@@ -14,7 +14,7 @@ from eval_data import write_all
 from little_bench import local_judge, write_bench
 from tiny_model import write_model
 
-from minicpm_mlx.cli import theme
+from minicpm_mlx.cli.render import theme
 from minicpm_mlx.evals import run as runs
 
 Command = Callable[..., int]

@@ -12,10 +12,10 @@ import pytest
 from fake import FakeLM
 
 import minicpm_mlx as mm
-from minicpm_mlx.cli import chat as command
-from minicpm_mlx.cli import theme
-from minicpm_mlx.cli.talk import Loading, Talk
-from minicpm_mlx.cli.words import Words
+from minicpm_mlx.cli.chat import command
+from minicpm_mlx.cli.chat.conversation import Loading, Talk
+from minicpm_mlx.cli.render import theme
+from minicpm_mlx.cli.render.texts import Words
 from minicpm_mlx.errors import NumericsError, SessionError
 from minicpm_mlx.lm import fingerprint, sessions
 

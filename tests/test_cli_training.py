@@ -17,7 +17,7 @@ from fake_events import trained
 from rich.cells import cell_len
 from terminal import CTRL_C, Terminal
 
-from minicpm_mlx.cli.training import JsonLines, Screen
+from minicpm_mlx.cli.train.progress import JsonLines, Screen
 from minicpm_mlx.train.tracking.events import (
     Noted,
     Sampled,
@@ -29,7 +29,7 @@ from minicpm_mlx.train.tracking.events import (
 RUN = """
 import sys, time
 from pathlib import Path
-from minicpm_mlx.cli.training import Screen
+from minicpm_mlx.cli.train.progress import Screen
 from minicpm_mlx.train.tracking.events import Noted, Sampled, Saved, Started, Trained, Validated
 
 def trained(step, loss):

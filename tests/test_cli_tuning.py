@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minicpm_mlx.cli import tuning
-from minicpm_mlx.cli.theme import console
+from minicpm_mlx.cli.render.theme import console
+from minicpm_mlx.cli.train import report
 from minicpm_mlx.train.data.dataset import Data
 from minicpm_mlx.train.data.samples import Item
 from minicpm_mlx.train.finetune import Result
@@ -34,7 +34,7 @@ NEEDED = Needed(
 
 
 def said(result: Result, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    tuning.close("demo", folder, replace(result, folder=folder), as_json=False)
+    report.close("demo", folder, replace(result, folder=folder), as_json=False)
     return capsys.readouterr().out.splitlines()
 
 
@@ -98,7 +98,7 @@ def test_what_is_announced_is_folded_between_words(
     told = []
     for width in (1000, 34):
         monkeypatch.setattr(console(stderr=True), "width", width)
-        tuning.announce(data, Plan(steps=5), NEEDED)
+        report.announce(data, Plan(steps=5), NEEDED)
         told.append(capsys.readouterr().err)
     assert len(told[0].splitlines()) == 4
     assert max(map(len, told[1].splitlines())) <= 34
@@ -118,7 +118,7 @@ def test_memory_is_told_in_a_unit_in_which_it_is_something() -> None:
 
 def test_every_text_takes_the_same_values_in_both_languages() -> None:
     values = {"loss": 1.5, "step": 3, "name": "loss", "value": 2.5, "path": Path("p")}
-    for english, chinese in tuning.SAID.values():
+    for english, chinese in report.SAID.values():
         used = {name for name in values if f"{{{name}" in english}
         assert used == {name for name in values if f"{{{name}" in chinese}
         english.format(**values), chinese.format(**values)

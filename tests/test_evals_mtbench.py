@@ -25,7 +25,7 @@ from little_bench import QUESTIONS as LITTLE
 from tiny_model import write_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.cli import theme
+from minicpm_mlx.cli.render import theme
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.mt_bench.judge import UNRATED, Judgement
 from minicpm_mlx.evals.mt_bench.judge_client import Endpoint

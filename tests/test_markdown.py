@@ -12,8 +12,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.theme import Theme
 
-from minicpm_mlx.cli.markdown import MarkdownStream
-from minicpm_mlx.cli.theme import STYLES
+from minicpm_mlx.cli.render.markdown import MarkdownStream
+from minicpm_mlx.cli.render.theme import STYLES
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

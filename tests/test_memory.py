@@ -9,8 +9,8 @@ from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
-from minicpm_mlx.cli.talk import Loading, Talk
-from minicpm_mlx.cli.words import Words
+from minicpm_mlx.cli.chat.conversation import Loading, Talk
+from minicpm_mlx.cli.render.texts import Words
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model

@@ -150,7 +150,7 @@ def test_files_stay_short() -> None:
 
 
 def test_styles_are_the_themes() -> None:
-    from minicpm_mlx.cli.theme import STYLES
+    from minicpm_mlx.cli.render.theme import STYLES
 
     for path in (ROOT / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

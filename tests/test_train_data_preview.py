@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.theme import Theme
 from tiny_tokenizer import tiny
 
-from minicpm_mlx.cli import preview, theme
+from minicpm_mlx.cli.render import theme
+from minicpm_mlx.cli.train import data_preview
 from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
 from minicpm_mlx.train.data.preview import (
     BINS,
@@ -77,7 +78,7 @@ def test_what_counts_is_marked_where_there_are_no_colours(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": "[bold]a[/bold] :smile:", "completion": "b"}, {}]
-    preview.show(prepared(tmp_path, *rows, skip_bad=1), tiny())
+    data_preview.show(prepared(tmp_path, *rows, skip_bad=1), tiny())
     out = capsys.readouterr().out
     assert "prompt and completion (examples to imitate)" in out
     assert "train: 1 samples of 1 rows, " in out
@@ -90,7 +91,7 @@ def test_what_counts_is_marked_where_there_are_no_colours(
 def test_both_replies_of_a_pair_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preview.show(prepared(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}), tiny())
+    data_preview.show(prepared(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}), tiny())
     out = capsys.readouterr().out
     assert out.index("⟦b</s>⟧") < out.index("⟦c</s>⟧")
     assert "chosen (what counts" in out
@@ -100,7 +101,7 @@ def test_both_replies_of_a_pair_are_shown(
 def test_escapes_in_the_data_do_not_reach_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preview.show(prepared(tmp_path, {"prompt": "a\x1b[2J\x07", "completion": "b\nc"}), tiny())
+    data_preview.show(prepared(tmp_path, {"prompt": "a\x1b[2J\x07", "completion": "b\nc"}), tiny())
     out = capsys.readouterr().out
     assert r"a\x1b[2J\x07" in out
     assert "⟦b\nc</s>⟧" in out
@@ -108,7 +109,7 @@ def test_escapes_in_the_data_do_not_reach_the_terminal(
 
 def test_a_long_sample_is_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"prompt": "a", "completion": "b" * 1000 + "c"}
-    preview.show(prepared(tmp_path, row), tiny())
+    data_preview.show(prepared(tmp_path, row), tiny())
     out = capsys.readouterr().out
     assert " characters … " in out
     assert "bc</s>⟧" in out
@@ -128,9 +129,9 @@ def test_sixty_columns_are_kept_with_chinese_text(
         markup=False,
         emoji=False,
     )
-    monkeypatch.setattr(preview, "console", lambda: screen)
+    monkeypatch.setattr(data_preview, "console", lambda: screen)
     rows = [{"prompt": "山" * 70, "completion": "泰山" * n} for n in (30, 3, 90)]
-    preview.show(prepared(tmp_path, *rows, max_seq_length=500), tiny())
+    data_preview.show(prepared(tmp_path, *rows, max_seq_length=500), tiny())
     assert isinstance(screen.file, StringIO)
     text = screen.file.getvalue()
     assert "⟦" not in text

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from minicpm_mlx.cli import waiting
-from minicpm_mlx.cli.talk import Loading, PlainStream, Talk
-from minicpm_mlx.cli.waiting import Waiting
-from minicpm_mlx.cli.words import Words
+from minicpm_mlx.cli.chat.conversation import Loading, PlainStream, Talk
+from minicpm_mlx.cli.render import spinner
+from minicpm_mlx.cli.render.spinner import Waiting
+from minicpm_mlx.cli.render.texts import Words
 
 SIGN = "\r\x1b[2m⋯ 1 s\x1b[0m\x1b[K"
 GONE = "\r\x1b[K"
@@ -28,10 +28,10 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     def call(width: int = 40, terminal: bool = True) -> tuple[Waiting, io.StringIO]:
         file = io.StringIO()
         out = Console(file=file, force_terminal=terminal, width=width, color_system=None)
-        monkeypatch.setattr(waiting, "console", lambda: out)
-        monkeypatch.setattr(waiting, "STEP", 1000)
+        monkeypatch.setattr(spinner, "console", lambda: out)
+        monkeypatch.setattr(spinner, "STEP", 1000)
         times = iter(range(1000))
-        monkeypatch.setattr(waiting, "monotonic", lambda: next(times))
+        monkeypatch.setattr(spinner, "monotonic", lambda: next(times))
         return Waiting(lambda seconds: f"⋯ {seconds} s"), file
 
     return call
@@ -80,9 +80,9 @@ def test_it_comes_by_itself_at_most_a_few_times_a_second(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, file = make()
-    monkeypatch.setattr(waiting, "STEP", 0.05)
-    monkeypatch.setattr(waiting, "QUIET", 0.1)
-    monkeypatch.setattr(waiting, "monotonic", time.monotonic)
+    monkeypatch.setattr(spinner, "STEP", 0.05)
+    monkeypatch.setattr(spinner, "QUIET", 0.1)
+    monkeypatch.setattr(spinner, "monotonic", time.monotonic)
     stream = Waiting(lambda seconds: "⋯")
     time.sleep(0.6)
     stream.feed("Hello. ")

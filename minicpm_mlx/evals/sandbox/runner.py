@@ -48,7 +48,7 @@ START = 60.0
 """Seconds in which Python must have started, on a machine however busy."""
 
 FOLDER = Path(__file__).parent
-BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from cell.main import run; run()"
+BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from jail.main import run; run()"
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 """All of it: the same program has its sets in the same order each time."""
 
@@ -86,7 +86,7 @@ def containment() -> str:
         raise InvalidArgumentError(
             f"programs a model wrote are not run on {sys.platform}; {ADVICE}"
         )
-    probe = (FOLDER / "cell" / "probe.py").read_text(encoding="utf-8")
+    probe = (FOLDER / "jail" / "probe.py").read_text(encoding="utf-8")
     with tempfile.NamedTemporaryFile(prefix="minicpm-mlx-") as secret:
         outcome = _run(f"{probe}\ntry_all({secret.name!r})\n", START, MEMORY)
     if not outcome.passed:
@@ -180,7 +180,7 @@ def _command(arguments: list[str]) -> list[str]:
     readable = [*_library(), *LIBRARIES]
     python = [interpreter, "-s", "-S", "-B", "-X", "utf8", "-c", BOOT, str(FOLDER), *arguments]
     if sys.platform == "darwin":
-        seen = [*readable, sys.base_prefix, str(FOLDER / "cell")]
+        seen = [*readable, sys.base_prefix, str(FOLDER / "jail")]
         return seatbelt.command([*python, *readable], seen, sys.base_prefix)
     return [*python, *readable]
 

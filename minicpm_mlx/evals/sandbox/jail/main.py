@@ -72,7 +72,7 @@ def _forget() -> None:
     sys.argv[:] = ["program"]
     sys.path[:] = sys.path[1:-1]  # Python put its folder first, and the parent this code's last
     os.environ.clear()
-    for name in [name for name in sys.modules if name.split(".")[0] == "cell"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "jail"]:
         del sys.modules[name]
 
 

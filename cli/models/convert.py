@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import options
-from .theme import console
+from .. import options
+from ..render.theme import console
 
 
 def convert(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .theme import console
+from .. import options
+from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.mt_bench.judge_client import Endpoint

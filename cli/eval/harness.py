@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options
-from .theme import console
+from .. import options
+from ..render.theme import console
 
 if TYPE_CHECKING:
     import typer

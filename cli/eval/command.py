@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import options
-from .markdown import MarkdownStream
+from .. import options
+from ..render.markdown import MarkdownStream
+from ..render.theme import console
 from .mt_bench import kept, mt_bench
-from .theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.report.compare import Compared

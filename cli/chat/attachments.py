@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .talk import Talk
+    from .conversation import Talk
 
 
 def attach(talk: Talk, text: str) -> None:

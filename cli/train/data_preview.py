@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .theme import console
+from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer

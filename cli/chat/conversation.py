@@ -10,10 +10,10 @@ from contextlib import ExitStack, closing, nullcontext
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from . import keys
-from .keep import Keeper
-from .theme import console
-from .words import Words
+from ..render.texts import Words
+from ..render.theme import console
+from . import keyboard
+from .autosave import Keeper
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.lm.chat import Files
     from minicpm_mlx.lm.sessions import Saved
 
-    from .waiting import Waiting
+    from ..render.spinner import Waiting
 
 
 LEAVE = ("/exit", "/quit")
@@ -202,7 +202,7 @@ class Talk:
         last: Piece | None = None
         said, count = False, 0
         stream = self._stream()
-        with keys.one_interrupt() if self.interactive else nullcontext(), ExitStack() as at_end:
+        with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as at_end:
             at_end.callback(self.save)  # also where the terminal has gone and writing to it fails
             try:
                 with closing(stream), closing(pieces):
@@ -303,7 +303,7 @@ class Talk:
         """What a reply is written to."""
         if not (self.interactive and self.markdown):
             return PlainStream(safe=self.interactive)
-        from .waiting import Waiting
+        from ..render.spinner import Waiting
 
         return Waiting(lambda seconds: self.say("waiting", seconds=seconds))
 

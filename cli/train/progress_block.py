@@ -21,8 +21,8 @@ from minicpm_mlx.train.tracking.events import (
 )
 from minicpm_mlx.train.units import unit_of
 
-from .markdown import UNSAFE
-from .words import Words
+from ..render.markdown import UNSAFE
+from ..render.texts import Words
 
 LABELS = {
     "step": ("step {step}/{steps}", "步 {step}/{steps}"),

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .theme import console
-from .words import Words
+from ..render.texts import Words
+from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def preview(data: Data, tokenizer: Tokenizer, plan: Plan, needed: Needed, as_jso
     """What --dry-run shows."""
     from minicpm_mlx.train.data.preview import overview
 
-    from . import preview as shown
+    from . import data_preview as shown
 
     if as_json:
         record = overview(data, tokenizer) | {"plan": asdict(plan), "memory": asdict(needed)}
@@ -94,7 +94,7 @@ def listener(
     from minicpm_mlx.train.tracking.jsonl_log import JsonLog
     from minicpm_mlx.train.tracking.trackers import tracker
 
-    from .training import JsonLines, Screen
+    from .progress import JsonLines, Screen
 
     if collectives.rank() != 0:
         return lambda event: None

@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import keys, options
-from .talk import LEAVE, Loading, Talk, is_here
-from .theme import console
-from .words import LANGUAGES, Words
+from .. import options
+from ..render.texts import LANGUAGES, Words
+from ..render.theme import console
+from . import keyboard
+from .conversation import (
+    LEAVE,
+    Loading,
+    Talk,
+    is_here,
+)
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
@@ -141,7 +147,7 @@ def chat(
     if saved:
         talk.note("resumed", name=saved.name, messages=say.some("message", len(saved.messages)))
     try:
-        with keys.quiet():
+        with keyboard.quiet():
             converse(talk, _typed(talk))
     finally:
         talk.save()
@@ -153,7 +159,7 @@ def converse(talk: Talk, read: Callable[[], str | None]) -> None:
     """Answer what is typed until its end."""
     from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 
-    from .commands import COMMANDS
+    from .slash_commands import COMMANDS
 
     while (text := read()) is not None:
         edited, talk.editing = talk.editing, None
@@ -169,7 +175,7 @@ def converse(talk: Talk, read: Callable[[], str | None]) -> None:
             continue
         if command and name in LEAVE:
             return
-        keys.mark_pastes(True)
+        keyboard.mark_pastes(True)
         try:
             if command:
                 command.run(talk, *rest or [""])
@@ -195,7 +201,7 @@ def _meant_as_command(text: str, name: str, rest: list[str], commands: Iterable[
     """Whether a command is misspelled here, rather than a path mentioned."""
     if "\n" in text or not re.fullmatch(r"/[^/]*", name):
         return False
-    return not rest or bool(difflib.get_close_matches(name, commands, cutoff=0.75))
+    return not rest or bool(difflib.get_close_matches(name, slash_commands, cutoff=0.75))
 
 
 def _hang_up(*_: object) -> None:
@@ -294,11 +300,11 @@ def _typed(talk: Talk) -> Callable[[], str | None]:
     """Asks at the terminal; Ctrl-C twice at an empty prompt is its end."""
     from minicpm_mlx.cards import cache_dir
 
-    from . import commands
-    from .prompt import Prompt
+    from . import slash_commands
+    from .line_editor import Prompt
 
     history = cache_dir() / "history" if talk.name is not None else None
-    prompt = Prompt(history, commands.COMMANDS, commands.arguments)
+    prompt = Prompt(history, slash_commands.COMMANDS, slash_commands.arguments)
     warned = False
 
     def read() -> str | None:

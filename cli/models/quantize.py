@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
-from .theme import console
+from .. import options
+from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.quantization.recipe import Recipe

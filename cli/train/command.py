@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from . import options
-from . import training_options as given
+from .. import options
+from . import options as given
 
 
 def lora(
@@ -68,7 +68,7 @@ def lora(
     from minicpm_mlx.train.data.dataset import DataOptions, load_data
     from minicpm_mlx.train.lora import Method
 
-    from . import tuning
+    from . import report as tuning
 
     method = Method(
         kind=fine_tune_type,

@@ -12,11 +12,21 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .files import attach, count, save, typed_path
-from .talk import CHAT_SETTINGS, LEAVE, is_here, settings
+from .attachments import (
+    attach,
+    count,
+    save,
+    typed_path,
+)
+from .conversation import (
+    CHAT_SETTINGS,
+    LEAVE,
+    is_here,
+    settings,
+)
 
 if TYPE_CHECKING:
-    from .talk import Talk
+    from .conversation import Talk
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import typer
 
 from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
 
-from . import options
-from .theme import console
+from .. import options
+from ..render.theme import console
 
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 

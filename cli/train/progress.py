@@ -25,9 +25,9 @@ from minicpm_mlx.train.tracking.events import (
 )
 from minicpm_mlx.train.tracking.jsonl_log import to_line
 
-from .block import LABELS, Block, clean
-from .theme import console
-from .words import Words
+from ..render.texts import Words
+from ..render.theme import console
+from .progress_block import LABELS, Block, clean
 
 SIDE_BY_SIDE = 100  # columns from which two replies stand beside each other
 REFRESH = 2.0  # times a second that the clock moves on

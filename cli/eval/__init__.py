@@ -1,0 +1,1 @@
+"""The evaluation commands: `minicpm-mlx eval` and `ppl`."""

@@ -1,0 +1,1 @@
+"""Commands that fetch, list, convert and quantize models."""

@@ -1,0 +1,1 @@
+"""What the terminal shows: theme, Markdown, spinner, interface texts."""

@@ -1,0 +1,1 @@
+"""The training commands: `minicpm-mlx lora` and `dpo`."""
