@@ -161,9 +161,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from minicpm_mlx import Config
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading import demo
     from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
 
     card = resolve("demo")
     ours = folder_of(card)

@@ -87,10 +87,10 @@ def prepare(what: str, folder: Path) -> None:
     import mlx.core as mx
     from compare import llama_format
 
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model.config import Config
     from minicpm_mlx.model.transformer import Model
+    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.weights.load import parameters
 
     samples, length, _ = SHAPES[what]

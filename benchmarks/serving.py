@@ -31,8 +31,8 @@ from urllib.request import urlopen
 import report
 from compare import llama_format
 
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.model_cards import resolve
 
 REQUESTS = 3
 """Of each client, one after another."""

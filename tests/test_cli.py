@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx
-from minicpm_mlx.cards import cards
 from minicpm_mlx.cli import options
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.cli.render import theme
+from minicpm_mlx.model_cards import cards
 
 COMMANDS = ("chat", "generate", "pull", "list", "show", "rm", "doctor")
 CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")

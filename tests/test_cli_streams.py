@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx import cards
+from minicpm_mlx import model_cards
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
 SHORT = "--model demo --temp 0 --max-tokens 3"
@@ -142,7 +142,7 @@ def test_show_of_an_unknown_repository_says_how_to_get_it() -> None:
 
 
 def test_show_of_a_card_that_is_not_here_says_what_is_known() -> None:
-    repo = cards.resolve("minicpm-2b-sft").repo
+    repo = model_cards.resolve("minicpm-2b-sft").repo
     for name in ("minicpm-2b-sft", repo):
         out = result(shell(f"show {name}"))
         assert "licence" in out

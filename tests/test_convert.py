@@ -17,12 +17,12 @@ from conftest import CASES, GOLDEN, need_shared, write_tokenizer
 from mlx.utils import tree_flatten
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import Card
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert.checkpoint import FORMATS, convert
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError, WeightsError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
+from minicpm_mlx.model_cards import Card
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from minicpm_mlx.weights.llama_format import Scales
 

@@ -17,13 +17,13 @@ from test_adapt import LORA, close, random_adapter
 from test_fuse import IDS, MOE, TINY, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.model.adapters import adapt, places
 from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
 from minicpm_mlx.weights.gguf import convert_gguf
 from minicpm_mlx.weights.load import parameters

@@ -25,10 +25,10 @@ from gguf_files import (
 )
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.errors import ConfigError, MiniCPMError, MissingPackageError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.loading import store
+from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf
 
 

@@ -12,8 +12,8 @@ from conftest import GOLDEN, need_shared
 from gguf_files import TEXTS, llama_cpp, with_tokenizer
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.loading import demo as demo_model
+from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from minicpm_mlx.weights.gguf import read_gguf, write_gguf
 

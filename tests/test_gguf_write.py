@@ -17,9 +17,9 @@ from conftest import GOLDEN, need_shared
 from gguf_files import Type, converted, gguf, tensors, with_tokenizer, write
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
+from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.text.chat_template import BUILTIN, Template
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf

@@ -18,12 +18,12 @@ import pytest
 from conftest import write_tokenizer
 
 import minicpm_mlx as mm
-from minicpm_mlx import cards, device
-from minicpm_mlx.cards import Card, cache_dir, resolve
+from minicpm_mlx import device, model_cards
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
 from minicpm_mlx.loading import demo, download, store
+from minicpm_mlx.model_cards import Card, cache_dir, resolve
 from minicpm_mlx.quantization.report import read_receipt
 
 GOLDEN = Path(__file__).parent / "golden" / "minicpm_2b_like"
@@ -260,7 +260,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 from minicpm_mlx import hub, local
 from minicpm_mlx.errors import DownloadError
-from minicpm_mlx.cards import Card
+from minicpm_mlx.model_cards import Card
 hub.fetch = lambda *a, **k: Path({str(source)!r})
 try:
     local.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
@@ -387,7 +387,7 @@ def test_rm_frees_the_kept_copy_and_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
-    monkeypatch.setattr(cards, "cards", lambda: {CARD.name: CARD})
+    monkeypatch.setattr(model_cards, "cards", lambda: {CARD.name: CARD})
     store.folder_of(CARD)
     (cache / "tiny-q-bf16-4bit-g64").mkdir()
 

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from test_fuse import MOE, TINY, random_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import resolve
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.model.packing import dequantize, quantize
+from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.quantization import job as jobs
 from minicpm_mlx.quantization.bit_allocation import (
     CHOICES,

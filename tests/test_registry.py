@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from minicpm_mlx import cards as registry
-from minicpm_mlx.cards import (
+from minicpm_mlx import model_cards as registry
+from minicpm_mlx.errors import ConfigError, ModelNotFoundError
+from minicpm_mlx.model_cards import (
     Card,
     cache_dir,
     cards,
     resolve,
 )
-from minicpm_mlx.errors import ConfigError, ModelNotFoundError
 
 FOLDER = Path(__file__).parent.parent / "models"
 
@@ -166,7 +166,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_neither_module_imports_mlx_or_the_hub() -> None:
     code = (
-        "import sys, minicpm_mlx.loading.download as h, minicpm_mlx.cards as r; r.cards(); "
+        "import sys, minicpm_mlx.loading.download as h, minicpm_mlx.model_cards as r; r.cards(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('mlx', 'mlx_lm', 'huggingface_hub')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,8 +15,8 @@ from conftest import GOLDEN
 from tiny_model import write_model
 
 import minicpm_mlx as mm
-from minicpm_mlx.cards import Card
 from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.model_cards import Card
 from minicpm_mlx.train import finetune as runs
 from minicpm_mlx.train.data.dataset import Data, load_data
 from minicpm_mlx.train.lora import Method

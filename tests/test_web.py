@@ -511,7 +511,10 @@ def test_making_the_page_asks_no_other_host(demo_folder: Path) -> None:
 
 @needs_gradio
 def test_a_server_does_not_import_gradio_before_the_page_is_asked_for() -> None:
-    script = "import sys, minicpm_mlx.server.web.mount as m; m.check_gradio(); print('gradio' in sys.modules)"
+    script = (
+        "import sys, minicpm_mlx.server.web.mount as mount; mount.check_gradio(); "
+        "print('gradio' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -201,7 +201,7 @@ def _meant_as_command(text: str, name: str, rest: list[str], commands: Iterable[
     """Whether a command is misspelled here, rather than a path mentioned."""
     if "\n" in text or not re.fullmatch(r"/[^/]*", name):
         return False
-    return not rest or bool(difflib.get_close_matches(name, slash_commands, cutoff=0.75))
+    return not rest or bool(difflib.get_close_matches(name, commands, cutoff=0.75))
 
 
 def _hang_up(*_: object) -> None:
@@ -262,7 +262,7 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _greet(wanted: str, say: Words) -> str:
     """Show the banner; the model to load, which is another where the user would not download it."""
-    from minicpm_mlx.cards import resolve
+    from minicpm_mlx.model_cards import resolve
 
     card = resolve(wanted)
     if not is_here(card):
@@ -298,7 +298,7 @@ def _choice(question: str, letters: str) -> str:
 
 def _typed(talk: Talk) -> Callable[[], str | None]:
     """Asks at the terminal; Ctrl-C twice at an empty prompt is its end."""
-    from minicpm_mlx.cards import cache_dir
+    from minicpm_mlx.model_cards import cache_dir
 
     from . import slash_commands
     from .line_editor import Prompt

@@ -228,12 +228,12 @@ def _takes(program: list[str], text: str) -> bool:
 
 
 def model(talk: Talk, text: str) -> None:
-    from minicpm_mlx import cards
+    from minicpm_mlx import model_cards
 
     if not text:
         talk.note("model", model=talk.chat.lm.card.name)
         return
-    card, chat = cards.resolve(text), talk.chat
+    card, chat = model_cards.resolve(text), talk.chat
     if not is_here(card):
         talk.note("absent", model=card.name, gb=card.size_gb or "?")
     assert talk.load is not None
@@ -315,7 +315,7 @@ COMMANDS = {
 
 def arguments(command: str) -> Iterable[str] | None:
     """What may follow a command; None: a path."""
-    from minicpm_mlx import cards
+    from minicpm_mlx import model_cards
     from minicpm_mlx.errors import SessionError
     from minicpm_mlx.lm import sessions
 
@@ -326,7 +326,7 @@ def arguments(command: str) -> Iterable[str] | None:
             return [saved.name for saved in sessions.listed()]
         return []
     if command == "/model":
-        return cards.cards()
+        return model_cards.cards()
     if command == "/set":
         from minicpm_mlx import Sampling
 

@@ -49,10 +49,10 @@ def convert(
     """Write a model in another format, its tokenizer along with it."""
     from dataclasses import replace
 
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.convert.checkpoint import convert as convert_folder
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.weights.llama_format import Scales
 
     scales = None

@@ -21,9 +21,9 @@ Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
     """Download a model (and quantize it, where its card says so), to use it offline later."""
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading import download as hub
     from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
 
     card = resolve(model)
     print(folder_of(card))
@@ -37,8 +37,8 @@ def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) 
 
 def list_models(as_json: options.Json = False) -> None:
     """List the cards, and which models are on this disk."""
-    from minicpm_mlx.cards import cards
     from minicpm_mlx.loading.store import kept_folder
+    from minicpm_mlx.model_cards import cards
 
     rows = [
         {
@@ -69,9 +69,9 @@ def list_models(as_json: options.Json = False) -> None:
 
 def show(model: Name, as_json: options.Json = False) -> None:
     """Show what a card says and, where the model is here, its configuration."""
-    from minicpm_mlx.cards import cards, resolve
     from minicpm_mlx.loading.store import kept_folder
     from minicpm_mlx.model.config import Config
+    from minicpm_mlx.model_cards import cards, resolve
     from minicpm_mlx.quantization.report import read_receipt, summary
 
     card = resolve(model)
@@ -120,9 +120,9 @@ def remove(
     ] = False,
 ) -> None:
     """Delete a model's files from this disk: the download, and what was made of it."""
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.loading import download as hub
     from minicpm_mlx.loading.store import made_folders
+    from minicpm_mlx.model_cards import resolve
 
     card = resolve(model)
     made = [] if download else made_folders(card)

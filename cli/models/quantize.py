@@ -85,9 +85,9 @@ def _made(
 ) -> dict[str, Any]:
     from dataclasses import replace
 
-    from minicpm_mlx.cards import resolve
     from minicpm_mlx.errors import DownloadError
     from minicpm_mlx.loading.store import folder_of, make_whole, partial_of
+    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.quantization.write import write_quantized
 
     options.select(None, None)

@@ -13,10 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..cards import Card
 from ..device import DTYPES
 from ..errors import InvalidArgumentError
 from ..loading.store import make_whole
+from ..model_cards import Card
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companions
 from ..weights.gguf import KINDS, Written, write_gguf

@@ -16,7 +16,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..cards import resolve
 from ..engine import LanguageModel
 from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
@@ -27,6 +26,7 @@ from ..model.adapters import located
 from ..model.config_sections import Quantization
 from ..model.packing import PARTS
 from ..model.transformer import Model
+from ..model_cards import resolve
 from ..quantization.repack import repack, unpack
 from ..weights import load_model
 from ..weights.adapters import Adapter, Delta, read_adapter

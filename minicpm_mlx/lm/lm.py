@@ -19,7 +19,6 @@ from ..arguments import (
     shown,
     whole,
 )
-from ..cards import Card
 from ..engine import (
     WIDTH,
     Draft,
@@ -35,6 +34,7 @@ from ..model.adapters import adapt
 from ..model.config import Config
 from ..model.fused import FusedModel
 from ..model.transformer import Model
+from ..model_cards import Card
 from ..stops import stop_list
 from ..text.tokenizer import Tokenizer
 from ..weights.adapters import read_adapter

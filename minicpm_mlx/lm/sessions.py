@@ -22,9 +22,9 @@ from typing import Any
 import mlx.core as mx
 
 from ..arguments import is_whole, shown
-from ..cards import cache_dir
 from ..engine import KVCache, Sampling, Session
 from ..errors import InvalidArgumentError, SessionError
+from ..model_cards import cache_dir
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.safetensors import read
 from .chat import Chat, without_files

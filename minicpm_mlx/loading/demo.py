@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..cards import Card
 from ..errors import MissingPackageError
+from ..model_cards import Card
 from ..weights.checkpoint import Checkpoint
 from ..weights.gguf import convert_gguf
 from ..weights.lazy_ops import cast

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import device as devices
-from ..cards import Card, resolve
 from ..distributed import collectives
 from ..engine import Sampling
 from ..errors import (
@@ -19,6 +18,7 @@ from ..errors import (
 )
 from ..lm.lm import LM
 from ..model.config import Config
+from ..model_cards import Card, resolve
 from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
 from .store import folder_of

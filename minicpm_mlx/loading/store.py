@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..cards import Card, cache_dir
 from ..errors import DownloadError
 from ..files.atomic import named_errors
+from ..model_cards import Card, cache_dir
 
 PARTIAL = "-partial"
 """What the name of a folder ends with that can be gone on from."""

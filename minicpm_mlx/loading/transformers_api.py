@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..cards import resolve
 from ..device import on_cpu, select
 from ..errors import InvalidArgumentError
 from ..lm.lm import LM
+from ..model_cards import resolve
 from ..text.tokenizer import Tokenizer, tokenizer_of
 from .load import load
 from .store import folder_of

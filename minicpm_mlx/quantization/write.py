@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cards import Card
 from ..errors import InvalidArgumentError
 from ..memory import parameter_count
+from ..model_cards import Card
 from ..text.tokenizer import tokenizer_of
 from ..weights.checkpoint import read_checkpoint, write_checkpoint
 from ..weights.companion_files import RECEIPT, copy_companions

@@ -23,7 +23,7 @@ from .tokenizer_files import TokenizerFiles, refusing, short
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from ..cards import Card
+    from ..model_cards import Card
 
 __all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..cards import Card
 from ..errors import TemplateError
+from ..model_cards import Card
 from ..text.chat_template import BUILTIN, Template
 from ..text.tokenizer import load_tokenizer
 from ..text.tokenizer_files import TokenizerFiles
