@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def config_of(shape: str) -> Config:
-    hidden, inner, lora, heads, shared = SHAPES[shape]
+    hidden, inner, layers, heads, shared = SHAPES[shape]
     return Config.from_dict(
         {
             "architectures": ["MiniCPMForCausalLM"],
             "hidden_size": hidden,
             "intermediate_size": inner,
-            "num_hidden_layers": lora,
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": shared,
             "vocab_size": VOCABULARY[shape],
@@ -92,7 +92,7 @@ def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple
     from minicpm_mlx.train import cpu_kernels, lora
     from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.memory import needed
-    from minicpm_mlx.train.objective import CrossEntropy
+    from minicpm_mlx.train.objectives import CrossEntropy
     from minicpm_mlx.train.trainer import Plan, Trainer
 
     gc.collect()

@@ -89,13 +89,13 @@ class Hub:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
-                download.requests.append((self.command, path))
-                if download.html:
+                hub.requests.append((self.command, path))
+                if hub.html:
                     return self.reply(200, b"<html>please log in</html>", "text/html")
                 api = path.startswith("/api/models/")
                 parts = path.removeprefix("/api/models").split("/")
-                repo, files = "/".join(parts[1:3]), download.repos.get("/".join(parts[1:3]))
-                status, code = download.refuse.get(
+                repo, files = "/".join(parts[1:3]), hub.repos.get("/".join(parts[1:3]))
+                status, code = hub.refuse.get(
                     repo, (401, "RepoNotFound") if files is None else (0, "")
                 )
                 if status or files is None:
@@ -113,8 +113,8 @@ class Hub:
                 body = files[name]
                 start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
                 weights = self.command == "GET" and name.endswith((".bin", ".safetensors"))
-                download.starts += [start] if weights else []
-                if weights and download.broken and not download.cut:
+                hub.starts += [start] if weights else []
+                if weights and hub.broken and not hub.cut:
                     return self.reply(503, b"", "text/plain")
                 self.send_response(206 if start else 200)
                 self.send_header("ETag", f'"{etag(body)}"')
@@ -123,8 +123,8 @@ class Hub:
                 self.end_headers()
                 if self.command == "GET":
                     self.wfile.write(
-                        body[start : start + download.cut.pop(0)]
-                        if weights and download.cut
+                        body[start : start + hub.cut.pop(0)]
+                        if weights and hub.cut
                         else body[start:]
                     )
                 return None
@@ -153,26 +153,26 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, file_download, utils
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
-    download = Hub()
-    download.repos[REPO] = BASE | CLUTTER | SAFE
+    hub = Hub()
+    hub.repos[REPO] = BASE | CLUTTER | SAFE
     for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", download.url)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
     # What huggingface_hub read from the environment when it was imported.
-    monkeypatch.setattr(constants, "ENDPOINT", download.url)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    template = download.url + "/{repo_id}/resolve/{revision}/{filename}"
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # its pauses between attempts
     disable_progress_bars()
-    yield download
+    yield hub
     enable_progress_bars()
-    if download.thread.is_alive():
-        download.stop()
+    if hub.thread.is_alive():
+        hub.stop()
     getattr(utils, "close_session", lambda: None)()
 
 
@@ -427,7 +427,7 @@ def test_progress_off_is_silent_and_leaves_the_setting_alone(
 
 
 def test_the_environment_alone_decides_endpoint_and_cache(server: Hub, tmp_path: Path) -> None:
-    code = f"from minicpm_mlx import hub; print(hub.fetch({REPO!r}))"
+    code = f"from minicpm_mlx.loading import download; print(download.fetch({REPO!r}))"
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     for name in ("HF_HUB_CACHE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"):
         environment.pop(name, None)
