@@ -70,3 +70,8 @@ def expect(name: str, value: object, kind: type, expected: str) -> None:
     """Refuse a `value` that is not a `kind`."""
     if not isinstance(value, kind):
         raise InvalidArgumentError(f"{name} must be {expected}, got {shown(value)}")
+
+
+def printable(text: object) -> str:
+    """Words of a file's choosing, made fit for a message: one line, no escapes, not too long."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from . import device
-from .engine import CHUNK, group_of, working_memory
 from .errors import InvalidArgumentError
 from .model.config import Config
 
@@ -111,3 +110,30 @@ def parameter_count(config: Config) -> int:
     layer = attention + feed_forward + 2 * H
     embeddings = config.vocab_size * H * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * layer + H
+
+
+CHUNK = 512
+"""Prompt tokens a forward pass, at least where memory allows, and at most on a CPU: there more gain
+no speed."""
+
+
+def working_memory(config: Config, tokens: int, size: int) -> int:
+    """Bytes of activations while `tokens` are read at once, at most, in numbers of `size` bytes; an
+    estimate."""
+    experts = config.num_experts_per_tok if config.num_experts else 1
+    widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
+    return 2 * tokens * widths * size
+
+
+def chunk_of(config: Config) -> int:
+    """Prompt tokens to read at once: as many as take a twentieth of the memory there is."""
+    if device.on_cpu():
+        return CHUNK
+    room = device.available_memory() // 20
+    sizes = (4 * CHUNK, 2 * CHUNK, CHUNK, CHUNK // 2)
+    return next((n for n in sizes if working_memory(config, n, 2) <= room), CHUNK // 4)
+
+
+def group_of(head_dim: int) -> int:
+    """Numbers that share a scale where heads of this width are kept in few bits."""
+    return 32 if head_dim % 64 else 64

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..arguments import printable
 from ..engine import LanguageModel
 from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
@@ -32,7 +33,7 @@ from ..weights import load_model
 from ..weights.adapters import Adapter, Delta, read_adapter
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companions
-from ..weights.lazy_tensor import LazyTensor, printable
+from ..weights.lazy_tensor import LazyTensor
 
 LOST = 0.5
 """Share of the adapter's own divergence from which on the merged model's counts as a loss: from 1

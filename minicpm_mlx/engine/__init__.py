@@ -11,15 +11,15 @@ from .batching.requests import (
 )
 from .batching.scheduler import ClosedError, QueueFullError, Scheduler
 from .draft_model import Draft
-from .generate import CHUNK, LanguageModel, Session, generate, working_memory
+from .generate import generate
 from .grammar import Grammar
-from .kv_cache import KVCache, group_of
+from .kv_cache import KVCache
 from .logprobs import Scored
 from .sampling import Sampler, Sampling
+from .session import LanguageModel, Session
 from .speculative import Lookup, Speculation
 
 __all__ = [
-    "CHUNK",
     "WIDTH",
     "Batch",
     "ClosedError",
@@ -42,6 +42,4 @@ __all__ = [
     "Speculation",
     "Token",
     "generate",
-    "group_of",
-    "working_memory",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .generate import LanguageModel, Session, generate
+from .generate import generate
+from .session import LanguageModel, Session
 
 
 class Draft:

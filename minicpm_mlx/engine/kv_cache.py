@@ -10,13 +10,10 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from ..memory import group_of
+
 Parts = tuple[mx.array, ...]
 """Keys or values: one array (B, K, T, D), or codes, scales and biases of as many positions."""
-
-
-def group_of(head_dim: int) -> int:
-    """Numbers that share a scale where heads of this width are kept in few bits."""
-    return 32 if head_dim % 64 else 64
 
 
 class KVCache:

@@ -22,7 +22,7 @@ from ..engine import (
     Sampling,
 )
 from ..engine.batching.prefix_cache import common, first
-from ..engine.generate import chunk_of
+from ..memory import chunk_of
 from ..text.tokenizer import Tokenizer
 from .outputs import (
     Completion,

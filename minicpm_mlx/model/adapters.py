@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..arguments import printable
 from ..errors import WeightsError
 from ..weights.adapters import Adapter, Delta
-from ..weights.lazy_tensor import printable
 from .fused import (
     FusedMLP,
     FusedModel,

@@ -13,10 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..arguments import number, shown
+from ..arguments import number, printable, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
 from . import pytorch_bin, safetensors
-from .lazy_tensor import LazyTensor, printable
+from .lazy_tensor import LazyTensor
 
 FILES = {
     "adapters.safetensors": safetensors.read,

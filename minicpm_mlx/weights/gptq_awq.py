@@ -20,8 +20,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..arguments import printable
 from ..errors import WeightsError
-from .lazy_tensor import LazyTensor, printable
+from .lazy_tensor import LazyTensor
 
 PER_WORD = 8
 """Codes in 32 bits."""

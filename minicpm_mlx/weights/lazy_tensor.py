@@ -43,8 +43,3 @@ def first_bytes(path: Path, count: int = 32) -> bytes:
             f"{path}: expected weights, found a Git LFS pointer to them; run git lfs pull"
         )
     return head
-
-
-def printable(text: object) -> str:
-    """Words of a file's choosing, made fit for a message: one line, no escapes, not too long."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])

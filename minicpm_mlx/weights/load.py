@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .. import device
+from ..arguments import printable
 from ..distributed import collectives
 from ..errors import WeightsError
 from ..model import fused as fusing
@@ -21,7 +22,7 @@ from ..model.kernels.cpu_gemv import split_matrices
 from ..model.packing import dequantize, packed_as
 from ..model.transformer import Model
 from . import gptq_awq, shards
-from .lazy_tensor import LazyTensor, printable
+from .lazy_tensor import LazyTensor
 
 
 def load_model(

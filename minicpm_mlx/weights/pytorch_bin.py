@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from ..arguments import printable
 from ..errors import WeightsError
-from .lazy_tensor import LazyTensor, first_bytes, printable
+from .lazy_tensor import LazyTensor, first_bytes
 
 _STORAGES = {
     "torch.FloatStorage": mx.float32,

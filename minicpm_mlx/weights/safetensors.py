@@ -6,8 +6,9 @@ from pathlib import Path
 import mlx.core as mx
 from safetensors import safe_open
 
+from ..arguments import printable
 from ..errors import WeightsError
-from .lazy_tensor import LazyTensor, first_bytes, printable
+from .lazy_tensor import LazyTensor, first_bytes
 
 _DTYPES = {
     "BOOL": mx.bool_,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..arguments import printable
 from ..errors import WeightsError
 from . import pytorch_bin, safetensors
-from .lazy_tensor import LazyTensor, printable
+from .lazy_tensor import LazyTensor
 
 FORMATS = {"safetensors": ("model", safetensors.read), "bin": ("pytorch_model", pytorch_bin.read)}
 """By file ending, in order of preference: the usual stem, and the reader."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..generate import LanguageModel
 from ..logprobs import Scored, Scores
+from ..session import LanguageModel
 from .requests import Read, Request
 
 ROWS = 64

@@ -20,16 +20,16 @@ import mlx.core as mx
 
 from ...distributed import collectives
 from ...errors import MiniCPMError
-from ..generate import CHUNK, LanguageModel
-from ..lane import Lane
+from ...memory import CHUNK
 from ..logprobs import Scored
-from ..plan import Plan
-from .batch import Batch, Kept
+from ..session import LanguageModel
+from .batch import Batch, Kept, Lane
 from .prefill import Reader
 from .prefix_cache import PrefixCache, common
 from .requests import (
     Event,
     Failed,
+    Plan,
     Request,
     Token,
 )

@@ -16,10 +16,11 @@ import mlx.core as mx
 
 from ... import device
 from ...errors import ContextLengthError, InvalidArgumentError
+from ...memory import chunk_of
 from ...model.kernels import cpu_softmax
 from ...text.tokenizer import Tokenizer
 from ..batching.prefix_cache import common
-from ..generate import LanguageModel, chunk_of
+from ..session import LanguageModel
 from .shared_cache import Layer, Past, Segment
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ...arguments import shown
+from ...arguments import printable, shown
 from ...errors import ConfigError, InvalidArgumentError
 from ...model.config import Config
-from ..lazy_tensor import printable
 from .header import GgufFile
 from .tensor_names import ROPE_FACTORS
 

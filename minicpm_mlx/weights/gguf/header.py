@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...arguments import printable
 from ...errors import WeightsError
-from ..lazy_tensor import first_bytes, printable
+from ..lazy_tensor import first_bytes
 from .package import library
 
 VERSIONS = (2, 3)

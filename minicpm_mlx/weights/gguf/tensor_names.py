@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ...arguments import printable
 from ...errors import WeightsError
 from ...model.config import Config
-from ..lazy_tensor import printable
 
 MODULES = {
     "token_embd": "model.embed_tokens",

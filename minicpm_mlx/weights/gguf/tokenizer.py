@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...arguments import printable
 from ...errors import TokenizerError
 from ...text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
 from ...text.tokenizer_files import refusing
-from ..lazy_tensor import printable
 from .header import GgufFile
 from .pre_tokenizers import (
     ALIASES,

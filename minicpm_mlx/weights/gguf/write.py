@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...arguments import printable
 from ...errors import DownloadError, InvalidArgumentError, WeightsError
 from ...model.config import Config
 from ...model.config_sections import Quantization
@@ -23,7 +24,7 @@ from ...model.packing import PARTS
 from ...quantization.repack import unpack
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
-from ..lazy_tensor import LazyTensor, printable
+from ..lazy_tensor import LazyTensor
 from ..llama_format import EMBEDDING, HEAD
 from .architecture import architecture_of, keys_of
 from .header import Bytes
