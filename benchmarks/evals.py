@@ -31,14 +31,10 @@ def main() -> None:
     import mlx.core as mx
 
     import minicpm_mlx as mm
-    from minicpm_mlx.engine.scoring.loglikelihood import (
-        Alternatives,
-        encoded,
-        score,
-        shared,
-    )
+    from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
     from minicpm_mlx.evals.data.load import load
     from minicpm_mlx.evals.examples import shots_for
+    from minicpm_mlx.evals.option_scores import encoded
     from minicpm_mlx.evals.tasks import TASKS
     from minicpm_mlx.lm.batch import Asked, replies
 

@@ -122,7 +122,7 @@ def ours(what: str, folder: Path, steps: int) -> dict[str, Any]:
 
     from minicpm_mlx.train import cpu_kernels, lora
     from minicpm_mlx.train.data.samples import Sample
-    from minicpm_mlx.train.objective import CrossEntropy
+    from minicpm_mlx.train.objectives import CrossEntropy
     from minicpm_mlx.train.optimizer import Schedule
     from minicpm_mlx.train.trainer import Plan, Trainer
 

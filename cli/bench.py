@@ -76,6 +76,7 @@ def bench(
     from minicpm_mlx.bench.chips import bandwidth as bandwidth_of
     from minicpm_mlx.device import chip
     from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.files.plots import check_chart_path
 
     unmeasured = "predict" if predict else "compare" if compare else None
     kind = _format(output, as_json, unmeasured)
@@ -100,7 +101,7 @@ def bench(
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise InvalidArgumentError(f"--bandwidth must be GB/s above 0, got {bandwidth}")
     if plot is not None:
-        chart.check(plot)
+        check_chart_path(plot)
     subject = _loaded(model, dtype, device, kv_bits, bandwidth)
     if guess and not subject.quote:
         raise InvalidArgumentError(f"--guess needs a model that can quote; {model} cannot")

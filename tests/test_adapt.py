@@ -17,6 +17,8 @@ import minicpm_mlx as mm
 from minicpm_mlx.errors import ConfigError, WeightsError
 from minicpm_mlx.model.adapters import (
     Adapted,
+    Adapter,
+    Delta,
     adapt,
     dense,
     places,
@@ -26,7 +28,7 @@ from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.model.packing import quantize, replace
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights import adapters
-from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
+from minicpm_mlx.weights.adapters import read_adapter
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head")
 LORA = {"fine_tune_type": "lora", "lora_parameters": {"rank": 3, "scale": 2.0, "dropout": 0.0}}
@@ -279,7 +281,7 @@ def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
 def test_a_session_brings_its_adapter_along(
     demo: mm.LM, demo_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minicpm_mlx.lm import sessions
+    from minicpm_mlx.lm import session_cache, sessions
     from minicpm_mlx.lm.fingerprint import identity
 
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
@@ -289,13 +291,13 @@ def test_a_session_brings_its_adapter_along(
         demo.use_adapter(demo_adapter)
         list(chat.reply("Hello"))
         sessions.save(chat, "a")
-        sessions.save_cache(chat, "a")
+        session_cache.save_cache(chat, "a")
         saved = sessions.load("a")
         assert saved.adapter == str(demo_adapter)
         assert saved.identity == identity(demo) != bare
-        assert sessions.restore_cache(sessions.restore(saved, demo), "a") is None
+        assert session_cache.restore_cache(sessions.restore(saved, demo), "a") is None
         demo.use_adapter(None)
-        reason = sessions.restore_cache(sessions.restore(saved, demo), "a")
+        reason = session_cache.restore_cache(sessions.restore(saved, demo), "a")
         assert reason is not None
         assert "adapter" in reason
     finally:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm import sessions
-from minicpm_mlx.lm.chat import with_files, without_files
+from minicpm_mlx.lm import session_cache, sessions
+from minicpm_mlx.lm.attachments import with_files, without_files
 from minicpm_mlx.lm.outputs import collect
 
 GREEDY = mm.Sampling(temperature=0)
@@ -79,7 +79,7 @@ def ten(demo: mm.LM) -> Ten:
     chat = new_chat(demo)
     replies = [ask(chat, question) for question in QUESTIONS[:5]]
     sessions.save(chat, "ten")
-    sessions.save_cache(chat, "ten")
+    session_cache.save_cache(chat, "ten")
     replies += [ask(chat, question) for question in QUESTIONS[5:]]
     return Ten(chat, replies, sessions.load("ten"))
 
@@ -111,7 +111,7 @@ def test_restored_half_way_it_says_the_same(demo: mm.LM, ten: Ten, with_cache: b
     chat = sessions.restore(ten.saved, demo)
     assert chat.messages == ten.chat.messages[:10]
     if with_cache:
-        assert sessions.restore_cache(chat, "ten") is None
+        assert session_cache.restore_cache(chat, "ten") is None
     for turn, question in enumerate(QUESTIONS[5:], start=5):
         reply = ask(chat, question)
         assert reply.token_ids == ten.replies[turn].token_ids

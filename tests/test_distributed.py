@@ -27,7 +27,7 @@ from minicpm_mlx.errors import DistributedError
 HEAD = """
 import os, signal, sys, time
 import mlx.core as mx
-from minicpm_mlx import distributed
+from minicpm_mlx.distributed import collectives as distributed
 from minicpm_mlx.errors import MiniCPMError
 rank = distributed.rank()
 try:
@@ -128,7 +128,7 @@ while True:
 
 def test_two_launches_at_once_do_not_meet(launched: Launched) -> None:
     """One from within each rank of another: they have all been told of that other's ports."""
-    script = "from minicpm_mlx import distributed as d; import mlx.core as mx; "
+    script = "from minicpm_mlx.distributed import collectives as d; import mlx.core as mx; "
     script += "print(d.sum_of(mx.array(d.rank() + 10)).item())"
     inner = "import sys; from minicpm_mlx.distributed.launcher import HERE, Host, Hosts, run_on; "
     inner += "hosts = Hosts((Host(HERE[0], HERE[:1]),) * 2); "

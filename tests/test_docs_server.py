@@ -264,8 +264,8 @@ def test_metrics_shown_are_those_there_are(server: Live, name: str) -> None:
 @pytest.mark.parametrize("name", GUIDES)
 def test_limits_shown_are_the_servers(name: str) -> None:
     from minicpm_mlx.server.http.settings import Settings
-    from minicpm_mlx.server.openai.options import MAX_STOPS
     from minicpm_mlx.server.openai.prompts import MAX_PROMPTS
+    from minicpm_mlx.server.parameters import MAX_STOPS
     from minicpm_mlx.server.service import QUEUE, WIDTH
 
     lines = section(name, "Limits").partition("\n\n**")[0].splitlines()

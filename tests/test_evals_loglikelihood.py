@@ -15,15 +15,10 @@ from tiny_tokenizer import tiny
 
 import minicpm_mlx as mm
 from minicpm_mlx.convert.checkpoint import convert
-from minicpm_mlx.engine.scoring.loglikelihood import (
-    Alternatives,
-    encoded,
-    loglikelihoods,
-    score,
-    shared,
-)
+from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.evals.data.load import load
+from minicpm_mlx.evals.option_scores import encoded, loglikelihoods
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.weights import load_model
 

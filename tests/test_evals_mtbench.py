@@ -42,8 +42,8 @@ from minicpm_mlx.evals.mt_bench.run import (
     run,
     scores,
 )
+from minicpm_mlx.files.atomic import alone
 from minicpm_mlx.files.jsonl import Lines
-from minicpm_mlx.loading.store import alone
 
 Asked = tuple[list[dict[str, str]], float, int]
 

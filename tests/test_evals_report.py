@@ -17,8 +17,9 @@ from minicpm_mlx.evals.report.chart import draw_scores
 from minicpm_mlx.evals.report.compare import compare_runs
 from minicpm_mlx.evals.report.published import PUBLISHED
 from minicpm_mlx.evals.report.statistics import bootstrap, compare, wilson
-from minicpm_mlx.evals.report.summary import Report, report_of, write_report
+from minicpm_mlx.evals.report.summary import Report, report_of
 from minicpm_mlx.evals.report.tables import as_csv, as_markdown, scores_table
+from minicpm_mlx.evals.report.write import write_report
 from minicpm_mlx.evals.run import _program
 from minicpm_mlx.evals.settings import ALL, Part, Settings
 from minicpm_mlx.evals.tasks import TASKS

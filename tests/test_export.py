@@ -21,10 +21,10 @@ from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
-from minicpm_mlx.model.adapters import adapt, places
+from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
 from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.model_cards import resolve
-from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
+from minicpm_mlx.weights.adapters import read_adapter
 from minicpm_mlx.weights.gguf import convert_gguf
 from minicpm_mlx.weights.load import parameters
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.lm.lm import sampled
-from minicpm_mlx.lm.outputs import collect
-from minicpm_mlx.stops import StopStrings
+from minicpm_mlx.lm.outputs import StopStrings, collect
 
 GREEDY = mm.Sampling()
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

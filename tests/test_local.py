@@ -258,12 +258,12 @@ import resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-from minicpm_mlx import hub, local
+from minicpm_mlx.loading import download, store
 from minicpm_mlx.errors import DownloadError
 from minicpm_mlx.model_cards import Card
-hub.fetch = lambda *a, **k: Path({str(source)!r})
+download.fetch = lambda *a, **k: Path({str(source)!r})
 try:
-    local.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
+    store.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
 except DownloadError as error:
     print(error)
 """

@@ -21,12 +21,12 @@ from minicpm_mlx.convert import merge_adapter
 from minicpm_mlx.convert.merge_adapter import Survival, fuse_adapter, merged
 from minicpm_mlx.engine.scoring.perplexity import score
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
-from minicpm_mlx.model.adapters import adapt, places
+from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
 from minicpm_mlx.model.config_sections import PACKINGS, Quantization
-from minicpm_mlx.model.packing import quantize
-from minicpm_mlx.quantization.repack import repack, unpack
+from minicpm_mlx.model.packing import quantize, unpack
+from minicpm_mlx.quantization.repack import repack
 from minicpm_mlx.weights import load_model
-from minicpm_mlx.weights.adapters import Adapter, Delta, read_adapter
+from minicpm_mlx.weights.adapters import read_adapter
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
 from minicpm_mlx.weights.companion_files import copy_companions
 from minicpm_mlx.weights.load import parameters

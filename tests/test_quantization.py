@@ -38,9 +38,8 @@ from minicpm_mlx.quantization.bit_allocation import (
 )
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.layerwise import Pieces
-from minicpm_mlx.quantization.quality import quality
 from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, pieces
-from minicpm_mlx.quantization.report import model_card, read_receipt, summary
+from minicpm_mlx.quantization.report import model_card, quality, read_receipt, summary
 from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint

@@ -21,7 +21,7 @@ from minicpm_mlx.distributed.stderr import Voices
 
 LAUNCHER = """
 import json, os, sys
-from minicpm_mlx import ranks
+from minicpm_mlx.distributed import processes as ranks
 ranks.PATIENCE = float(os.environ.get("PATIENCE", ranks.PATIENCE))
 starts = [ranks.Start([sys.executable, "-c", script], os.environ) for script in sys.argv[1:]]
 ended = ranks.run(starts)

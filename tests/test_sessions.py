@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import SessionError
-from minicpm_mlx.lm import sessions
+from minicpm_mlx.lm import session_cache, sessions
 from minicpm_mlx.lm.fingerprint import identity
 from minicpm_mlx.lm.outputs import collect
 
@@ -191,7 +191,7 @@ def test_name_that_is_no_files_is_refused(demo: mm.LM, name: str) -> None:
 )
 def test_other_names_work_for_session_and_cache(demo: mm.LM, name: str) -> None:
     sessions.save(new_chat(demo), name)
-    sessions.save_cache(new_chat(demo), name)
+    session_cache.save_cache(new_chat(demo), name)
     assert [saved.name for saved in sessions.listed()] == [name]
 
 
@@ -220,7 +220,7 @@ def test_version_changes_with_each_save(demo: mm.LM) -> None:
         seen.add(sessions.version("a"))
     assert len(seen) == 5
     assert sessions.load("a").version == sessions.version("a")
-    sessions.save_cache(new_chat(demo), "a")
+    session_cache.save_cache(new_chat(demo), "a")
     assert sessions.version("a") in seen
     sessions.remove("a")
     sessions.remove("a")
@@ -283,11 +283,11 @@ def test_cache_that_does_not_fit_on_the_disk_leaves_the_earlier_one(
         Path(path).write_bytes(b"half")
         raise RuntimeError("[write] Unable to write 5 bytes to file.")
 
-    path = sessions.save_cache(new_chat(demo), "a")
+    path = session_cache.save_cache(new_chat(demo), "a")
     before = path.read_bytes()
     monkeypatch.setattr(mx, "save_safetensors", full)
     with pytest.raises(SessionError, match="Unable to write"):
-        sessions.save_cache(new_chat(demo), "a")
+        session_cache.save_cache(new_chat(demo), "a")
     assert [file.read_bytes() for file in folder.iterdir()] == [before]
 
 
@@ -310,7 +310,8 @@ def test_session_of_a_model_whose_folder_is_gone_is_saved(demo: mm.LM, tmp_path:
 BOTH = """
 import sys
 from types import SimpleNamespace as N
-from minicpm_mlx import Sampling, sessions
+from minicpm_mlx import Sampling
+from minicpm_mlx.lm import sessions
 sessions.identity = lambda lm: "x"
 text = sys.argv[1] * int(sys.argv[2])
 lm = N(card=N(path=None, name="demo", repo=None), adapter=None)
@@ -585,7 +586,7 @@ def test_list_begins_with_the_last_saved_and_skips_what_is_broken(
     for name in ("b", "a", "c", "山"):  # within one second
         sessions.save(new_chat(demo), name)
     sessions.save(new_chat(demo), "a")
-    sessions.save_cache(new_chat(demo), "a")
+    session_cache.save_cache(new_chat(demo), "a")
     for age, name in enumerate(("a", "山", "c", "b")):  # by the files' times, whatever they say
         os.utime(sessions.path_of(name), (1e9 - age, 1e9 - age))
     put(folder, "broken", "{")
@@ -634,7 +635,7 @@ def talk(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> dict[int | No
             chat = mm.Chat(demo, sampling=GREEDY, max_tokens=3, kv_bits=bits)
             collect(chat.reply("Two plus two?"))
             sessions.save(chat, f"talk{bits}")
-            paths[bits] = sessions.save_cache(chat, f"talk{bits}")
+            paths[bits] = session_cache.save_cache(chat, f"talk{bits}")
             collect(chat.reply("And three?"))
             WANTED[bits] = list(chat.messages)
     return paths
@@ -664,8 +665,8 @@ def test_cache_comes_back_and_the_next_turn_is_the_same(
 ) -> None:
     chat = resumed(demo, talk, bits)
     assert chat.kv_bits == bits
-    assert sessions.restore_cache(chat, "a") is None
-    sessions.save_cache(chat, "b")
+    assert session_cache.restore_cache(chat, "a") is None
+    session_cache.save_cache(chat, "b")
     first, second = (mx.load(str(sessions.cache_path(name))) for name in "ab")
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[name], second[name]) for name in first)
@@ -676,19 +677,19 @@ def test_cache_kept_after_a_step_was_broken_off_is_right(
     demo: mm.LM, talk: dict[int | None, Path]
 ) -> None:
     chat = resumed(demo, talk)
-    assert sessions.restore_cache(chat, "a") is None
+    assert session_cache.restore_cache(chat, "a") is None
     chat.session.cache[0].trim(-1)  # one layer had written a token more
     assert chat.session.cache[0].offset == len(chat.session.ids) + 1
-    sessions.save_cache(chat, "a")
+    session_cache.save_cache(chat, "a")
     chat = sessions.restore(sessions.load("a"), demo)
-    assert sessions.restore_cache(chat, "a") is None
+    assert session_cache.restore_cache(chat, "a") is None
     goes_on(chat, True)
 
 
 def test_cache_of_no_turn_does_no_harm(demo: mm.LM, talk: dict[int | None, Path]) -> None:
     chat = resumed(demo, talk)
-    sessions.save_cache(new_chat(demo), "a")
-    sessions.restore_cache(chat, "a")
+    session_cache.save_cache(new_chat(demo), "a")
+    session_cache.restore_cache(chat, "a")
     goes_on(chat, False)
 
 
@@ -698,8 +699,8 @@ def test_cache_of_another_conversation_is_used_as_far_as_it_is_the_same(
     chat = resumed(demo, talk)
     other = mm.Chat(demo, sampling=GREEDY, max_tokens=2)
     collect(other.reply("Why?"))
-    sessions.save_cache(other, "a")
-    assert sessions.restore_cache(chat, "a") is None
+    session_cache.save_cache(other, "a")
+    assert session_cache.restore_cache(chat, "a") is None
     goes_on(chat, True)
 
 
@@ -753,7 +754,7 @@ def test_damaged_cache_is_left_aside_with_a_reason(
     chat = resumed(demo, talk)
     before = chat.session
     changed(sessions.cache_path("a"), DAMAGE[damage])
-    reason = sessions.restore_cache(chat, "a")
+    reason = session_cache.restore_cache(chat, "a")
     assert reason
     assert reason.isprintable()
     assert chat.session is before
@@ -765,7 +766,9 @@ def test_after_a_cache_was_left_aside_the_answer_is_right(
 ) -> None:
     chat = resumed(demo, talk)
     changed(sessions.cache_path("a"), DAMAGE["shorter"])  # the last layer: others were sound
-    assert sessions.restore_cache(chat, "a") == "it was made with another kv_bits or is damaged"
+    assert (
+        session_cache.restore_cache(chat, "a") == "it was made with another kv_bits or is damaged"
+    )
     goes_on(chat, False)
 
 
@@ -776,7 +779,7 @@ def test_cache_in_other_bits_is_left_aside(
 ) -> None:
     chat = resumed(demo, talk, made)
     chat = replace(chat, kv_bits=wanted)
-    reason = sessions.restore_cache(chat, "a")
+    reason = session_cache.restore_cache(chat, "a")
     other = "it was made with another kv_bits or is damaged"
     assert reason == (None if made == wanted else other)
     assert chat.session.cache[0].bits == wanted
@@ -788,13 +791,13 @@ def test_truncated_cache_is_left_aside(demo: mm.LM, talk: dict[int | None, Path]
     whole = path.read_bytes()
     for end in (0, 1, 7, 8, 100, 4000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:end])
-        reason = sessions.restore_cache(chat, "a")
+        reason = session_cache.restore_cache(chat, "a")
         assert reason is not None
         assert reason == f"{path}: damaged (WeightsError)"
     path.unlink()
-    assert sessions.restore_cache(chat, "a") == "no cache was kept"
+    assert session_cache.restore_cache(chat, "a") == "no cache was kept"
     path.mkdir()
-    assert sessions.restore_cache(chat, "a") is not None
+    assert session_cache.restore_cache(chat, "a") is not None
     goes_on(chat, False)
 
 
@@ -804,5 +807,5 @@ def test_cache_of_another_model_is_left_aside(
     chat = resumed(demo, talk)
     monkeypatch.setattr(sessions, "identity", lambda lm: "another")
     reason = "weights, adapter, tokenizer or template are others than those it was made with"
-    assert sessions.restore_cache(chat, "a") == reason
+    assert session_cache.restore_cache(chat, "a") == reason
     goes_on(chat, False)

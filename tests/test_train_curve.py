@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPackageError
-from minicpm_mlx.train.tracking import curve
+from minicpm_mlx.files.plots import check_chart_path
 from minicpm_mlx.train.tracking.curve import (
     BLOCKS,
     draw_curve,
@@ -172,4 +172,4 @@ def test_a_chart_that_fails_leaves_the_one_before(
 def test_a_missing_matplotlib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'minicpm-mlx\[plot\]'"):
-        curve.check(tmp_path / "curve.png")
+        check_chart_path(tmp_path / "curve.png")

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, MissingPackageError
 from minicpm_mlx.files import rows as rows_module
+from minicpm_mlx.files.atomic import sha256
 from minicpm_mlx.files.rows import Row, read_rows
 from minicpm_mlx.files.strict_json import StrictJson
-from minicpm_mlx.train.data.splits import sha256, split_files
+from minicpm_mlx.train.data.splits import split_files
 
 TWO = [{"text": "one"}, {"text": "二"}]
 

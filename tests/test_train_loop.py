@@ -27,7 +27,7 @@ from minicpm_mlx.train import trainer as loop
 from minicpm_mlx.train.data.batches import Order
 from minicpm_mlx.train.data.samples import Sample
 from minicpm_mlx.train.lora import Method
-from minicpm_mlx.train.objective import CrossEntropy
+from minicpm_mlx.train.objectives import CrossEntropy
 from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
 from minicpm_mlx.train.tracking.events import (
     Event,

@@ -30,8 +30,8 @@ from minicpm_mlx.train.data.samples import (
 )
 from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
 from minicpm_mlx.train.lora import LowRank, Method
-from minicpm_mlx.train.objective import CrossEntropy
 from minicpm_mlx.train.objectives import (
+    CrossEntropy,
     Preference,
     dpo,
     ipo,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def attach(talk: Talk, text: str) -> None:
-    from minicpm_mlx.lm.chat import with_files
+    from minicpm_mlx.lm.attachments import with_files
 
     if not text or text == "off":
         if text:
@@ -52,7 +52,7 @@ def attach(talk: Talk, text: str) -> None:
 
 def _room(talk: Talk) -> int:
     """Tokens that one more file may have."""
-    from minicpm_mlx.lm.chat import with_files
+    from minicpm_mlx.lm.attachments import with_files
 
     chat = talk.chat
     used = chat.tokens() if chat.on_overflow == "stop" else 0  # else older turns make room

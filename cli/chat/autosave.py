@@ -39,10 +39,10 @@ class Keeper:
 
     def keep_cache(self, chat: Chat) -> None:
         """Keep the key-value cache as well, so that going on later reads nothing again."""
-        from minicpm_mlx.lm import sessions
-
         if self._is_ours() and chat.messages and chat.session.ids:
-            self._trying(sessions.save_cache, chat, self.name)
+            from minicpm_mlx.lm.session_cache import save_cache
+
+            self._trying(save_cache, chat, self.name)
 
     def save_as(self, chat: Chat, name: str, *, over: bool) -> bool:
         """Go on under another name; False where a session has it, unless that may be replaced."""

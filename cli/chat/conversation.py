@@ -18,7 +18,7 @@ from .autosave import Keeper
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.errors import ContextLengthError
-    from minicpm_mlx.lm.chat import Files
+    from minicpm_mlx.lm.attachments import Files
     from minicpm_mlx.lm.sessions import Saved
 
     from ..render.spinner import Waiting
@@ -181,7 +181,7 @@ class Talk:
         """Answer a message of the user's, with the files attached to it; `edited`: those of the
         last question, whose place it takes. Until a word of the answer has come, it is the draft
         of the next prompt."""
-        from minicpm_mlx.lm.chat import with_files
+        from minicpm_mlx.lm.attachments import with_files
 
         self.draft, self.editing = text, edited
         try:
@@ -265,7 +265,7 @@ class Talk:
 
     def _offer(self, question: str) -> None:
         """Make a draft of a question that the program was killed over."""
-        from minicpm_mlx.lm.chat import without_files
+        from minicpm_mlx.lm.attachments import without_files
 
         if self.interactive and question:
             self.attached, self.draft = without_files(question)
@@ -284,6 +284,7 @@ class Talk:
         from minicpm_mlx.errors import MiniCPMError
         from minicpm_mlx.lm import sessions
         from minicpm_mlx.lm.fingerprint import identity
+        from minicpm_mlx.lm.session_cache import restore_cache
 
         if self.adapter and saved.adapter != (lm.adapter and str(lm.adapter)):
             try:
@@ -291,7 +292,7 @@ class Talk:
             except MiniCPMError as error:
                 self.note("no_longer", style="warning", error=error)
         chat = sessions.restore(saved, lm, **self._changes)
-        reason = sessions.restore_cache(chat, saved.name)
+        reason = restore_cache(chat, saved.name)
         if saved.identity != identity(lm):
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:

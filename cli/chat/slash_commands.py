@@ -179,7 +179,7 @@ def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
 
 @_of_a_turn
 def undo(talk: Talk) -> None:
-    from minicpm_mlx.lm.chat import without_files
+    from minicpm_mlx.lm.attachments import without_files
 
     _, question = without_files(talk.chat.undo())
     talk.save()
@@ -196,7 +196,7 @@ def retry(talk: Talk) -> None:
 @_of_a_turn
 def edit(talk: Talk) -> None:
     """The turn stays until the next message takes its place."""
-    from minicpm_mlx.lm.chat import without_files
+    from minicpm_mlx.lm.attachments import without_files
 
     chat = talk.chat
     question = chat.messages[chat.last_question()]["content"]

@@ -86,7 +86,8 @@ def _made(
     from dataclasses import replace
 
     from minicpm_mlx.errors import DownloadError
-    from minicpm_mlx.loading.store import folder_of, make_whole, partial_of
+    from minicpm_mlx.files.atomic import make_whole, partial_of
+    from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.quantization.write import write_quantized
 

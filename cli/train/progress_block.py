@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from minicpm_mlx.train.memory import unit_of
 from minicpm_mlx.train.tracking.curve import sparkline
 from minicpm_mlx.train.tracking.events import (
     Event,
@@ -19,7 +20,6 @@ from minicpm_mlx.train.tracking.events import (
     Trained,
     Validated,
 )
-from minicpm_mlx.train.units import unit_of
 
 from ..render.markdown import UNSAFE
 from ..render.texts import Words

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import InvalidArgumentError, MissingPackageError
+from ..errors import InvalidArgumentError
+from ..files.plots import check_chart_path
 from .output import Row
-
-
-def check(path: Path) -> None:
-    """Find out before minutes are spent on measuring whether a chart could be written to `path`.
-
-    MissingPackageError without matplotlib; InvalidArgumentError where no file can be.
-    """
-    if find_spec("matplotlib") is None:
-        raise MissingPackageError("a chart needs matplotlib: pip install 'minicpm-mlx[plot]'")
-    written = path if path.exists() else path.parent
-    if path.is_dir() or not written.exists() or not os.access(written, os.W_OK):
-        raise InvalidArgumentError(
-            f"{path}: no chart can be written there; give a file in a folder that exists and can "
-            "be written to"
-        )
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -33,7 +17,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     First tokens are seconds, and a quotation is another kind of work than its length says: both
     are left out. InvalidArgumentError where nothing else was measured.
     """
-    check(path)
+    check_chart_path(path)
     rows = [row for row in rows if not row["first_token"] and not row["copy"]]
     if not rows:
         raise InvalidArgumentError(f"{path}: not drawn; a chart needs pp, tg or pg tests")

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from ..device import DTYPES
 from ..errors import InvalidArgumentError
-from ..loading.store import make_whole
+from ..files.atomic import make_whole
 from ..model_cards import Card
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companions

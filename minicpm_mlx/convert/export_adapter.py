@@ -14,13 +14,13 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
-from ..loading.store import folder_of, make_whole
-from ..model.adapters import located, places
+from ..files.atomic import make_whole, named_errors, write_whole
+from ..loading.store import folder_of
+from ..model.adapters import Adapter, located, places
 from ..model.config import Config
 from ..model.transformer import Model
 from ..model_cards import Card, resolve
-from ..weights.adapters import Adapter, read_adapter
+from ..weights.adapters import read_adapter
 from ..weights.gguf.lora import write_lora
 
 LAYOUTS = ("peft", "mlx", "gguf")

@@ -20,17 +20,18 @@ from ..arguments import printable
 from ..engine import LanguageModel
 from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
+from ..files.atomic import make_whole
 from ..lm.lm import LM
 from ..loading.load import load
-from ..loading.store import folder_of, make_whole
-from ..model.adapters import located
+from ..loading.store import folder_of
+from ..model.adapters import Adapter, Delta, located
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS
+from ..model.packing import PARTS, unpack
 from ..model.transformer import Model
 from ..model_cards import resolve
-from ..quantization.repack import repack, unpack
+from ..quantization.repack import repack
 from ..weights import load_model
-from ..weights.adapters import Adapter, Delta, read_adapter
+from ..weights.adapters import read_adapter
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companions
 from ..weights.lazy_tensor import LazyTensor

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
+from ..files.atomic import alone, named_errors, write_whole
 from ..files.jsonl import Lines
 from ..files.rows import Row
-from ..loading.store import alone
 from .data.fields import text
 
 __all__ = ["Key", "Record", "Run", "opened"]

@@ -15,21 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.scoring.loglikelihood import (
-    Alternatives,
-    encoded,
-    score,
-    shared,
-)
+from ..engine.scoring.loglikelihood import Alternatives, score, shared
 from ..errors import InvalidArgumentError
 from ..lm.fingerprint import identity
 from ..weights.load import parameters
 from .data.load import Loaded, load
 from .examples import shots_for
 from .generation import Reply, replies_to
+from .option_scores import encoded
 from .question import Item, Question
 from .record import Record, Run, keyed, opened
-from .report.summary import Report, report_of, write_report
+from .report.summary import Report, report_of
+from .report.write import write_report
 from .sandbox.runner import containment, run_programs
 from .settings import Part, Settings
 from .task import Task

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..engine.sampling import Sampling
 from ..errors import InvalidArgumentError
-from .data.load import Source
+from ..files.rows import Row
 from .question import Item, Question
 from .scoring.metrics import smallest, total_loss
 
@@ -139,3 +139,39 @@ class Task:
                 f"got {len(logprobs)}; give one list for each option of a ppl question"
             )
         return smallest(self.loss(logprobs))
+
+
+Read = Callable[[Row], "Mapping[str, Any] | None"]
+
+
+Keep = Callable[[Mapping[str, Any]], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a set lies and what its rows are."""
+
+    repo: str
+    """On the hub."""
+    download: tuple[str, ...]
+    """Files there, on the branch above; `{subset}` stands for each subset."""
+    items: tuple[str, ...]
+    """Where the questions may lie in a folder, best first: names with `*` and `{subset}`."""
+    shots: tuple[str, ...] = ()
+    """The same of the examples; without any they are drawn from the questions."""
+    read: Read
+    """A row as the task's fields; None drops it. Raises DataError."""
+    shot: Keep | None = None
+    """Which of the rows found under `shots` are examples; None: all."""
+    subsets: tuple[str, ...] = ("",)
+    """All of them, in the official order."""
+    subset_of: str = ""
+    """The field that names a row's subset in a file for all of them."""
+    name_of: str = ""
+    """The field that names a row; without it, its place does."""
+    columns: tuple[str, ...] = ()
+    """What the cells of a .csv without a header are."""
+    beside: tuple[str, ...] = ()
+    """Files of text for a whole subset, read into each item's field "cot"."""
+    advice: str = ""
+    """Where else the data is to be had."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from ..arguments import at_least_one, shown, whole
 from ..engine import Sampling, Session
 from ..errors import ContextLengthError, InvalidArgumentError
-from ..stops import stop_list
 from .lm import LM
-from .outputs import Piece
+from .outputs import Piece, stop_list
 
 OVERFLOW = ("stop", "slide")
 
@@ -197,27 +195,3 @@ class Chat:
 
 
 # Files within a message
-
-Files = list[tuple[str, str]]
-"""Name and text of each."""
-
-_FILE = re.compile(r"([^\n]+):\n(`{3,})\n(.*?)\n\2\n\n", re.S)
-
-
-def with_files(files: Iterable[tuple[str, str]], text: str) -> str:
-    """A message with files before it, each under its name in a fence."""
-    parts = []
-    for name, body in files:
-        longest = max(map(len, re.findall("`+", body)), default=0)
-        fence = "`" * max(longest + 1, 3)  # longer than any within
-        parts.append(f"{name}:\n{fence}\n{body}\n{fence}\n\n")
-    return "".join(parts) + text
-
-
-def without_files(message: str) -> tuple[Files, str]:
-    """The files of a message that `with_files` made, and its text."""
-    files, end = [], 0
-    while found := _FILE.match(message, end):
-        files.append((found[1], found[3]))
-        end = found.end()
-    return files, message[end:]

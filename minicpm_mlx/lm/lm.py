@@ -35,7 +35,6 @@ from ..model.config import Config
 from ..model.fused import FusedModel
 from ..model.transformer import Model
 from ..model_cards import Card
-from ..stops import stop_list
 from ..text.tokenizer import Tokenizer
 from ..weights.adapters import read_adapter
 from .batch import Asked, replies
@@ -45,6 +44,7 @@ from .outputs import (
     Stats,
     Transcript,
     collect,
+    stop_list,
 )
 
 Message = Mapping[str, str]

@@ -19,15 +19,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ..arguments import is_whole, shown
-from ..engine import KVCache, Sampling, Session
+from ..engine import Sampling
 from ..errors import InvalidArgumentError, SessionError
 from ..model_cards import cache_dir
-from ..weights.lazy_tensor import LazyTensor
-from ..weights.safetensors import read
-from .chat import Chat, without_files
+from .attachments import without_files
+from .chat import Chat
 from .fingerprint import identity
 from .lm import LM
 
@@ -138,7 +135,9 @@ def save(chat: Chat, name: str) -> Path:
         raise SessionError(f"{path}: not saved, for it could not be read again ({problem})")
     text = json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
     # Half a surrogate pair has no UTF-8; what it is replaced with is JSON's own escape.
-    _write(path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    write_file(
+        path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    )
     return path
 
 
@@ -256,77 +255,10 @@ def cache_path(name: str) -> Path:
     return path_of(name).with_suffix(".safetensors")
 
 
-def save_cache(chat: Chat, name: str) -> Path:
-    """Keep the cache beside the session, so that going on reads nothing again."""
-    session = chat.session
-    if session.cache[0].offset != len(session.ids):  # a step was broken off
-        session.rewind([*session.ids, 0])
-    arrays = {"ids": mx.array(session.ids, mx.int32)}
-    for number, layer in enumerate(session.cache):
-        parts = [*layer.used(layer.keys), *layer.used(layer.values)]
-        arrays |= {f"{number}.{part}": array for part, array in enumerate(parts)}
-    facts = {"identity": identity(chat.lm), "length": str(session.length)}
-    path = cache_path(name)
-    _write(path, lambda file: mx.save_safetensors(str(file), arrays, facts))
-    return path
-
-
-def restore_cache(chat: Chat, name: str) -> str | None:
-    """Take up the cache kept with session `name`; why it was not, or None if it was."""
-    path = cache_path(name)
-    if not path.exists():
-        return "no cache was kept"
-    session = chat.lm.session(chat.kv_bits)
-    try:
-        reason = _fill(session, chat.lm, path)
-    except Exception as error:  # whatever a damaged file leads to: the conversation can be read
-        reason = f"{path}: damaged ({type(error).__name__})"
-    if reason is None:
-        chat.session = session
-    return reason
-
-
-def _fill(session: Session, lm: LM, path: Path) -> str | None:
-    """Put the cache at `path` into a new session; why it does not fit."""
-    tensors = read(path)
-    loaded: Any = mx.load(str(path), return_metadata=True)
-    facts = loaded[1]
-    if facts.get("identity") != identity(lm):
-        return "weights, adapter, tokenizer or template are others than those it was made with"
-    if {name: (t.shape, t.dtype) for name, t in tensors.items()} != _expected(session, tensors):
-        return "it was made with another kv_bits or is damaged"
-    arrays = {name: tensor.load() for name, tensor in tensors.items()}
-    mx.eval(arrays)
-    for number, layer in enumerate(session.cache):
-        parts = range(2 if layer.bits is None else 6)
-        layer.restore([arrays[f"{number}.{part}"] for part in parts])
-    ids: Any = arrays["ids"].tolist()
-    session.ids, session.length = ids, int(facts["length"])
-    session.model, session.adapter = lm.model, lm.model.adapter
-    return None
-
-
-def _expected(
-    session: Session, tensors: dict[str, LazyTensor]
-) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-    """Shapes and types of a whole cache of this kind, with as many ids as `tensors` has."""
-    (count,) = tensors["ids"].shape
-    floats = [t.dtype for t in tensors.values() if mx.issubdtype(t.dtype, mx.floating)]
-    layer = KVCache(session.cache[0].bits)
-    one = mx.zeros((1, session.config.num_key_value_heads, 1, session.config.head_dim), floats[0])
-    layer.append(one, one)
-    expected: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {"ids": ((count,), mx.int32)}
-    for number in range(len(session.cache)):
-        for part, like in enumerate(layer.state):
-            B, K, _, D = like.shape
-            expected[f"{number}.{part}"] = ((B, K, count, D), like.dtype)
-    return expected
-
-
 # Files
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     partial: Path | None = None
     try:
         with _saving(path):

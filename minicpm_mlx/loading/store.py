@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DownloadError
-from ..files.atomic import named_errors
+from ..files.atomic import make_whole
 from ..model_cards import Card, cache_dir
-
-PARTIAL = "-partial"
-"""What the name of a folder ends with that can be gone on from."""
 
 GGUF_VERSION = 1
 """Raised when the conversion of .gguf files changes, so that kept ones are made anew."""
@@ -145,78 +137,3 @@ def _kept(name: str, make: Callable[[Path], object], *, resume: bool = False) ->
     advice = "set MINICPM_MLX_HOME to a folder with room that you may write to"
     make_whole(folder, make, advice, resume=resume)
     return folder
-
-
-def make_whole(
-    folder: Path, make: Callable[[Path], object], advice: str, *, resume: bool = False
-) -> None:
-    """Have `make` fill a folder beside `folder`, which then takes its place, wholly or not at all.
-
-    With `resume` what was made is left there when it is interrupted, for `make` to go on from.
-    DownloadError, with `advice`, where it cannot be written, or another process is making it.
-    """
-    with named_errors(folder, advice):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if resume:
-            partial = partial_of(folder)
-            partial.mkdir(exist_ok=True)
-        else:
-            _sweep(folder)
-            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        with alone(partial, folder):  # deleted, and given its name, by none but who filled it
-            try:
-                make(partial)
-                partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
-                _take_place(partial, folder)
-            finally:
-                begun = resume and partial.is_dir() and any(partial.iterdir())
-                if not begun:
-                    shutil.rmtree(partial, ignore_errors=True)
-
-
-def partial_of(folder: Path) -> Path:
-    """Where what is made of `folder` lies until it is whole, if it can be gone on from."""
-    return folder.parent / f".{folder.name}{PARTIAL}"
-
-
-def _take_place(partial: Path, folder: Path) -> None:
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.exists():
-            raise
-        if not (folder / "config.json").is_file():  # damaged; else another was faster
-            shutil.rmtree(folder)
-            partial.rename(folder)
-
-
-@contextmanager
-def alone(locked: Path, folder: Path) -> Iterator[None]:
-    """Keeps a second process from filling `folder`, by a lock on the folder `locked`, which ends
-    with the process. DownloadError: another has it."""
-    handle = os.open(locked, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DownloadError(
-                f"{folder}: another process is making it; wait for it, or end it"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed left half made of `folder`."""
-    for half in folder.parent.glob(f".{folder.name}-????????"):
-        # One that is being filled is locked, or is about to be.
-        with suppress(DownloadError, OSError), alone(half, folder):
-            if time.time() - half.stat().st_mtime > 60:
-                shutil.rmtree(half, ignore_errors=True)

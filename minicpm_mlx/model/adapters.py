@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,6 @@ import mlx.nn as nn
 
 from ..arguments import printable
 from ..errors import WeightsError
-from ..weights.adapters import Adapter, Delta
 from .fused import (
     FusedMLP,
     FusedModel,
@@ -212,3 +212,26 @@ def _leaves(layer: nn.Module) -> list[tuple[nn.Module, float]]:
     if isinstance(layer, Adapted):
         return _leaves(layer.layer)
     return _leaves(layer.linear) if isinstance(layer, SplitLinear) else [(layer, 1.0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What an adapter does to a projection W (out, in): W x + b (a x)."""
+
+    a: mx.array
+    """(in, rank)"""
+    b: mx.array
+    """(rank, out), the adapter's scale included."""
+    magnitude: mx.array | None = None
+    """(out,): in DoRA, the length that each row of W + ba is then given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter as read from its folder."""
+
+    folder: Path
+    deltas: dict[str, Delta]
+    """By the projection's path in the checkpoint, such as model.layers.0.self_attn.q_proj."""
+    digest: str
+    """Hash of its files."""

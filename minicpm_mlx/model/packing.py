@@ -168,3 +168,20 @@ def replace(module: nn.Module, path: str, child: nn.Module) -> None:
     for parent in parents:
         module = module[int(parent)] if isinstance(module, list) else module[parent]
     module[int(name) if isinstance(module, list) else name] = child
+
+
+Parts = Mapping[str, mx.array]
+"""A packed matrix: `weight`, `scales` and, in affine mode, `biases`, as a checkpoint has them."""
+
+
+def unpack(parts: Parts, packing: Quantization) -> mx.array:
+    """The matrix (out, in) in float32."""
+    dense = mx.dequantize(
+        parts["weight"],
+        parts["scales"],
+        parts.get("biases"),
+        group_size=packing.group_size,
+        bits=packing.bits,
+        mode=packing.mode,
+    )
+    return dense.astype(mx.float32)

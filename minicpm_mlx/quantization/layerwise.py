@@ -11,13 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS
+from ..model.packing import PARTS, unpack
 from ..model.rope import Rope, Rotation
 from ..model.transformer import Block, Mask, prepare
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
-from .repack import unpack
 
 ROWS = 256
 """Positions whose logits are held at once."""

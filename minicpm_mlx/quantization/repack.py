@@ -8,23 +8,18 @@ that the error is never larger than the change itself would be.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from ..model.config_sections import Quantization
+from ..model.packing import Parts, unpack
 from .gptq import (
     Floats,
     Packed,
     grid,
     packed,
 )
-
-Parts = Mapping[str, mx.array]
-"""A packed matrix: `weight`, `scales` and, in affine mode, `biases`, as a checkpoint has them."""
-
 
 Codes = npt.NDArray[np.uint8]
 
@@ -34,19 +29,6 @@ GROUPS = 1024
 ENOUGH = 1 / 24
 """Mean squared error, in steps of a grid as wide as the group, below which no other is looked for.
 A new grid has 1/12 on average, as every rounding has."""
-
-
-def unpack(parts: Parts, packing: Quantization) -> mx.array:
-    """The matrix (out, in) in float32."""
-    dense = mx.dequantize(
-        parts["weight"],
-        parts["scales"],
-        parts.get("biases"),
-        group_size=packing.group_size,
-        bits=packing.bits,
-        mode=packing.mode,
-    )
-    return dense.astype(mx.float32)
 
 
 def repack(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.array]:

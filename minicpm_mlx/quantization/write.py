@@ -16,10 +16,11 @@ from ..text.tokenizer import tokenizer_of
 from ..weights.checkpoint import read_checkpoint, write_checkpoint
 from ..weights.companion_files import RECEIPT, copy_companions
 from .job import Job
-from .quality import CONTEXT, quality
 from .recipe import Recipe, bundled_text, pieces
 from .report import (
+    CONTEXT,
     model_card,
+    quality,
     receipt,
     text_hash,
     weight_files,

@@ -13,8 +13,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from . import pages
-from .anthropic import routes
-from .dialects import answer
+from .anthropic import routes as anthropic
 from .http.api_error import Refusal
 from .http.guard import Guard
 from .http.settings import Settings
@@ -28,7 +27,7 @@ from .sglang import routes as sglang
 
 APIS = {
     "OpenAI": (openai, responses, embeddings),
-    "Anthropic": (routes,),
+    "Anthropic": (anthropic,),
     "Ollama": (ollama,),
     "SGLang": (sglang,),
 }
@@ -54,7 +53,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     # Not by add_middleware, which would leave some of FastAPI's own outside.
-    app.middleware_stack = Guard(app.build_middleware_stack(), settings, metrics.request)
+    app.middleware_stack = Guard(app.build_middleware_stack(), settings, answer, metrics.request)
     return app
 
 
@@ -177,3 +176,35 @@ def _streams(operation: dict[str, Any], document: dict[str, Any]) -> bool:
     name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
     shape = document.get("components", {}).get("schemas", {}).get(name, {})
     return "stream" in shape.get("properties", {})
+
+
+_SGLANG = (
+    "/generate",
+    "/get_model_info",
+    "/server_info",
+    "/get_server_info",
+    "/flush_cache",
+    "/health_generate",
+)
+
+
+def refused(path: str, refusal: Refusal) -> dict[str, Any]:
+    """The body that says `refusal` to a client which asked for `path`."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic.refused(refusal)
+    if path.startswith("/api/"):
+        return ollama.refused(refusal)
+    if path in _SGLANG:
+        return sglang.refused(refusal)
+    return openai.refused(refusal)
+
+
+def answer(path: str, refusal: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The response that says it."""
+    sent = dict(headers or {})
+    if refusal.retry_after is not None:
+        sent["Retry-After"] = str(refusal.retry_after)
+    body = refused(path, refusal)
+    if "request_id" in body:  # where Anthropic's clients look for it
+        sent["request-id"] = body["request_id"]
+    return JSONResponse(body, refusal.status, sent)

@@ -7,18 +7,26 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+import fastapi
 import mlx.core as mx
 
-from ..engine import ClosedError, Event, Failed, Grammar, QueueFullError, Read, Request, Sampling
-from ..engine import Scored as Scored
+from ..engine import (
+    ClosedError,
+    Event,
+    Failed,
+    Grammar,
+    QueueFullError,
+    Read,
+    Request,
+    Sampling,
+    Scored,
+)
 from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
+from ..text.tokenizer import Tokenizer
 from .http.api_error import Refusal
-
-if TYPE_CHECKING:
-    from .service import Service
+from .http.streaming import answered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +100,10 @@ class Whole:
 class Voice:
     """One reply on its way: events of the scheduler to parts."""
 
-    def __init__(self, service: Service, index: int, ask: Ask, request: Request):
+    def __init__(self, tokenizer: Tokenizer, index: int, ask: Ask, request: Request):
         self.index, self.ask, self.request = index, ask, request
         self.transcript = Transcript(
-            service.lm.tokenizer, ask.stop, eos=request.eos, skip_special=not ask.keep_special
+            tokenizer, ask.stop, eos=request.eos, skip_special=not ask.keep_special
         )
         self.begun, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
@@ -234,3 +242,13 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, InvalidArgumentError):  # a grammar that no text of this model fits
         return Refusal(400, str(error), code="invalid_value")
     return Refusal(500, f"the reply could not be computed: {error}", code="server_error")
+
+
+async def wholes(request: fastapi.Request, replies: Replies) -> list[Whole]:
+    """All replies, which are given up when the client leaves."""
+
+    async def work() -> list[Whole]:
+        async with replies:
+            return await replies.whole()
+
+    return await answered(request, work())

@@ -24,6 +24,7 @@ from ..engine import (
     Request,
     Sampling,
     Scheduler,
+    Scored,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
 from ..lm.lm import LM, sampled
@@ -35,7 +36,6 @@ from .reply_stream import (
     Ask,
     Part,
     Replies,
-    Scored,
     Served,
     Voice,
     Whole,
@@ -192,8 +192,9 @@ class Service:
         reply that took too long, 503 at the end of the server.
         """
         requests = [self._request(ask, field) for ask in asks]
-        pairs = zip(asks, requests, strict=True)
-        voices = [Voice(self, i, ask, request) for i, (ask, request) in enumerate(pairs)]
+        tokenizer = self.lm.tokenizer
+        pairs = enumerate(zip(asks, requests, strict=True))
+        voices = [Voice(tokenizer, i, ask, request) for i, (ask, request) in pairs]
         replies = Replies(voices, self._cancel, self._watch)
         self._voices.update((voice.request, (ref(replies), voice)) for voice in voices)
         try:

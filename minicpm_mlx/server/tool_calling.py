@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ..engine.grammar import Grammar
-from ..stops import overlap
+from ..lm.outputs import overlap
 from ..text.tokenizer import Tokenizer
 from .http.api_error import Refusal, unsupported
-from .http.streaming import Body
-from .openai.common import identifier
-from .openai.options import compute, grammar_of
+from .http.streaming import Body, identifier
+from .parameters import compute, grammar_of
 from .tool_formats import Form, form_of
 
 if TYPE_CHECKING:

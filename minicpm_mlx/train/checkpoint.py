@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
-from ..loading.store import make_whole
+from ..files.atomic import make_whole
 from ..weights import safetensors
 
 Arrays = dict[str, mx.array]

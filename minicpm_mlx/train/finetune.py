@@ -18,10 +18,9 @@ import mlx.core as mx
 from ..arguments import whole
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
-from ..files.atomic import named_errors, write_whole
+from ..files.atomic import alone, make_whole, named_errors, write_whole
 from ..lm.fingerprint import identity
 from ..lm.lm import LM, Message
-from ..loading.store import alone, make_whole
 from ..model.transformer import Model
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -34,8 +33,7 @@ from .data.batches import digest
 from .data.dataset import Data
 from .gradients import show
 from .lora import Method
-from .objective import Objective
-from .objectives import Preference
+from .objectives import Objective, Preference
 from .planning import objective_for
 from .tracking.events import Listener, Sampled
 from .trainer import Plan, Trainer, evaluate

@@ -14,7 +14,6 @@ from ..model.config import Config
 from .cross_entropy import CHUNK
 from .data.batches import PAD
 from .lora import Method
-from .units import unit_of
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}
 """Numbers that an optimizer remembers for each that is trained."""
@@ -177,3 +176,8 @@ def check(found: Needed) -> None:
     raise InvalidArgumentError(
         f"not enough {found.described}; try {', '.join(advice)}, or close other programs"
     )
+
+
+def unit_of(size: float) -> tuple[str, float]:
+    """A unit in which so many bytes are not next to nothing, and the bytes it has."""
+    return ("GB", 1e9) if size >= 1e8 else ("MB", 1e6)

@@ -12,8 +12,7 @@ from .data.batches import length
 from .data.dataset import Data
 from .lora import Method, check
 from .memory import Needed, fitting
-from .objective import CrossEntropy, Objective
-from .objectives import Preference
+from .objectives import CrossEntropy, Objective, Preference
 from .optimizer import Optimizer, Schedule
 from .trainer import Plan
 

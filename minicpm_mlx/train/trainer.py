@@ -34,7 +34,7 @@ from .data.batches import (
 from .data.samples import Item
 from .gradients import at_once, by_layer, losses, show
 from .lora import draw_dropout, without_adapters
-from .objective import Objective
+from .objectives import Objective
 from .optimizer import Optimizer, Schedule, clip
 from .tracking.events import (
     Listener,

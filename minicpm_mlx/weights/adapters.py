@@ -7,7 +7,6 @@ import json
 import math
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import mlx.core as mx
 
 from ..arguments import number, printable, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
+from ..model.adapters import Adapter, Delta
 from . import pytorch_bin, safetensors
 from .lazy_tensor import LazyTensor
 
@@ -40,29 +40,6 @@ _PARTS = {
     ".lora_magnitude_vector.weight": "m",
     ".lora_magnitude_vector.default.weight": "m",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delta:
-    """What an adapter does to a projection W (out, in): W x + b (a x)."""
-
-    a: mx.array
-    """(in, rank)"""
-    b: mx.array
-    """(rank, out), the adapter's scale included."""
-    magnitude: mx.array | None = None
-    """(out,): in DoRA, the length that each row of W + ba is then given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adapter:
-    """An adapter as read from its folder."""
-
-    folder: Path
-    deltas: dict[str, Delta]
-    """By the projection's path in the checkpoint, such as model.layers.0.self_attn.q_proj."""
-    digest: str
-    """Hash of its files."""
 
 
 def read_adapter(folder: str | Path) -> Adapter:

@@ -15,8 +15,7 @@ import numpy as np
 
 from ..errors import WeightsError
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS
-from ..quantization.repack import unpack
+from ..model.packing import PARTS, unpack
 from .checkpoint import Checkpoint
 from .lazy_tensor import LazyTensor
 

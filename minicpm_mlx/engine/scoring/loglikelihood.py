@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -18,15 +18,11 @@ from ... import device
 from ...errors import ContextLengthError, InvalidArgumentError
 from ...memory import chunk_of
 from ...model.kernels import cpu_softmax
-from ...text.tokenizer import Tokenizer
 from ..batching.prefix_cache import common
 from ..session import LanguageModel
 from .shared_cache import Layer, Past, Segment
 
-if TYPE_CHECKING:
-    from ...lm.lm import LM
-
-__all__ = ["Alternatives", "Scores", "encoded", "loglikelihoods", "score", "shared"]
+__all__ = ["Alternatives", "Scores", "score", "shared"]
 
 WINDOW = 64
 """Questions that are looked at together, so that those of a length share a pass."""
@@ -51,33 +47,6 @@ class Scores(NamedTuple):
     """Natural logarithms of the probabilities, under the model's own distribution."""
     greedy: list[bool]
     """Whether each token is the likeliest in its place."""
-
-
-def loglikelihoods(
-    lm: LM, prompts: Sequence[str], options: Sequence[Sequence[str]]
-) -> list[list[list[float]]]:
-    """For each prompt and each of its options the log probabilities of all tokens of both.
-
-    Prompt and option are encoded as one text; its first token, which has no probability, is left
-    out. ContextLengthError for a text longer than the model's context.
-
-        loglikelihoods(lm, ["1 + 1 = "], [["2", "3"]])
-    """
-    if len(prompts) != len(options):
-        raise InvalidArgumentError(
-            f"expected options for each of {len(prompts)} prompts, got {len(options)} lists"
-        )
-    groups = (
-        Alternatives(encoded(lm.tokenizer, prompt, texts))
-        for prompt, texts in zip(prompts, options, strict=True)
-    )
-    found = dict(score(lm.model, groups, context=lm.context_length))
-    return [[scores.logprobs for scores in found[place]] for place in range(len(prompts))]
-
-
-def encoded(tokenizer: Tokenizer, prompt: str, options: Sequence[str]) -> list[list[int]]:
-    """Token ids of the prompt with each option, as one text: their border may fall in a token."""
-    return [tokenizer.encode(prompt + option) for option in options]
 
 
 def shared(texts: Sequence[Sequence[int]]) -> int:

@@ -6,16 +6,17 @@ a field that names the subject. Rows keep the order of their files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import DataError
+from ...files.atomic import sha256
 from ...files.rows import Row, listed
 from ...loading import download as hub
-from ...train.data.splits import sha256
 from ..question import Item
+from ..task import Keep, Source
 from .fields import text
 from .layouts import rows
 
@@ -27,39 +28,6 @@ __all__ = ["Loaded", "Source", "load"]
 PARQUET = "refs/convert/parquet"
 """The branch on which the hub keeps every data set in one layout: configuration/split/0000.parquet,
 also of those that were published as a script or an archive."""
-
-Read = Callable[[Row], "Mapping[str, Any] | None"]
-Keep = Callable[[Mapping[str, Any]], bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a set lies and what its rows are."""
-
-    repo: str
-    """On the hub."""
-    download: tuple[str, ...]
-    """Files there, on the branch above; `{subset}` stands for each subset."""
-    items: tuple[str, ...]
-    """Where the questions may lie in a folder, best first: names with `*` and `{subset}`."""
-    shots: tuple[str, ...] = ()
-    """The same of the examples; without any they are drawn from the questions."""
-    read: Read
-    """A row as the task's fields; None drops it. Raises DataError."""
-    shot: Keep | None = None
-    """Which of the rows found under `shots` are examples; None: all."""
-    subsets: tuple[str, ...] = ("",)
-    """All of them, in the official order."""
-    subset_of: str = ""
-    """The field that names a row's subset in a file for all of them."""
-    name_of: str = ""
-    """The field that names a row; without it, its place does."""
-    columns: tuple[str, ...] = ()
-    """What the cells of a .csv without a header are."""
-    beside: tuple[str, ...] = ()
-    """Files of text for a whole subset, read into each item's field "cot"."""
-    advice: str = ""
-    """Where else the data is to be had."""
 
 
 @dataclass(frozen=True, kw_only=True)

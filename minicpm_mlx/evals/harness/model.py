@@ -29,7 +29,7 @@ from ...errors import (
 from ...lm.batch import Asked, replies
 from ...lm.fingerprint import identity
 from ...lm.lm import LM
-from ...stops import stop_list
+from ...lm.outputs import stop_list
 from ...weights.load import parameters
 
 __all__ = ["MiniCPM"]

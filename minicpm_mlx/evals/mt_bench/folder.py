@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, InvalidArgumentError
-from ...files.atomic import named_errors
-from ...loading.store import alone
+from ...files.atomic import alone, named_errors
 from ..record import (
     ADVICE,
     SETTINGS,

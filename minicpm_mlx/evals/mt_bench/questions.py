@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DataError
+from ...files.atomic import sha256
 from ...files.rows import Row, read_rows
-from ...train.data.splits import sha256
 from ..data.fields import (
     text,
     texts,

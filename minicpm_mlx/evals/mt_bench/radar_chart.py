@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...bench.chart import check
 from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors, write_whole
+from ...files.plots import check_chart_path
 from .run import CATEGORIES, Scores
 
 __all__ = ["draw_radar"]
@@ -17,10 +17,10 @@ __all__ = ["draw_radar"]
 def draw_radar(models: Mapping[str, Scores], path: Path) -> None:
     """Draw the categories' mean ratings of one or more models as a PNG file at `path`.
 
-    A category without a rating is drawn at 0. Errors as `bench.chart.check`, which tells them
+    A category without a rating is drawn at 0. Errors as `check_chart_path`, which tells them
     before a run; InvalidArgumentError where no model has a rating.
     """
-    check(path)
+    check_chart_path(path)
     rated = {name: found for name, found in models.items() if found.rated}
     if not rated:
         raise InvalidArgumentError(f"{path}: not drawn; no answer has a rating yet")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from ...bench.chart import check
 from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors, write_whole
+from ...files.plots import check_chart_path
 from .summary import Report
 
 __all__ = ["draw_scores"]
 
 
 def draw_scores(report: Report, path: Path) -> None:
-    """Draw the sets' scores as a PNG file at `path`; errors as `bench.chart.check`.
+    """Draw the sets' scores as a PNG file at `path`; errors as `check_chart_path`.
 
     InvalidArgumentError where nothing is scored yet.
     """
-    check(path)
+    check_chart_path(path)
     if not report.tasks:
         raise InvalidArgumentError(f"{path}: not drawn; nothing is scored yet")
     import matplotlib

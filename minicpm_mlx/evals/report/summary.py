@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from ..record import (
     Key,
     Record,
     Run,
-    write_json,
-    write_text,
 )
 from ..tasks import TASKS
 from .published import PUBLISHED, Figure
@@ -31,7 +28,7 @@ from .statistics import (
     wilson,
 )
 
-__all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of", "write_report"]
+__all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of"]
 
 STANDARD = "MiniCPM-2B"
 """Whose figures stand beside those of a model that the README does not name."""
@@ -223,18 +220,3 @@ def _mean(scores: Sequence[Interval]) -> Interval:
     below = math.sqrt(sum((score.mean - score.low) ** 2 for score in scores)) / count
     above = math.sqrt(sum((score.high - score.mean) ** 2 for score in scores)) / count
     return Interval(mean, mean - below, mean + above)
-
-
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.md, report.csv and, with matplotlib, report.png; their paths."""
-    from .chart import draw_scores
-    from .tables import as_csv, as_markdown
-
-    write_json(folder / "report.json", report.to_json())
-    write_text(folder / "report.md", as_markdown(report))
-    write_text(folder / "report.csv", as_csv(report))
-    names = ["report.json", "report.md", "report.csv"]
-    if find_spec("matplotlib") is not None and report.tasks:
-        draw_scores(report, folder / "report.png")
-        names.append("report.png")
-    return [folder / name for name in names]

@@ -7,11 +7,10 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text, value, wrong
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.early_stop import after_name
 from ..scoring.metrics import qa_match
-from ..task import Choice, Task
+from ..task import Choice, Source, Task
 from .exams import ask_english
 
 __all__ = ["ARC_CHALLENGE", "ARC_EASY"]

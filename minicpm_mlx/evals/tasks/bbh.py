@@ -14,12 +14,11 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import LETTERS, text
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.early_stop import after_paragraph, as_long_as_gold
 from ..scoring.metrics import exact_match, prefix_match
 from ..scoring.parsing import bbh_answer
-from ..task import Example, Task
+from ..task import Example, Source, Task
 from .exams import REQUIREMENT, lettered
 
 __all__ = ["BBH", "SUBSETS", "read_row"]

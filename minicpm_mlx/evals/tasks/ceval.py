@@ -5,9 +5,8 @@ The validation split is asked, as the answers of the test split are not publishe
 
 from __future__ import annotations
 
-from ..data.load import Source
 from ..scoring.early_stop import as_long_as_gold
-from ..task import Task
+from ..task import Source, Task
 from .exams import ask_chinese, begins_with_gold, read_four
 
 __all__ = ["CEVAL", "SUBJECTS"]

@@ -9,12 +9,11 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.early_stop import after_number
 from ..scoring.metrics import exact_match
 from ..scoring.parsing import grade_school_number
-from ..task import CODE, Example, Task
+from ..task import CODE, Example, Source, Task
 
 __all__ = ["GSM8K"]
 

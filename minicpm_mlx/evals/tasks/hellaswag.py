@@ -12,11 +12,10 @@ from ..data.fields import (
     text,
     texts,
 )
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.early_stop import after_name
 from ..scoring.metrics import mean_loss_past_prefix, qa_match
-from ..task import Choice, Example, Task
+from ..task import Choice, Example, Source, Task
 from .exams import REQUIREMENT, lettered
 
 __all__ = ["HELLASWAG"]

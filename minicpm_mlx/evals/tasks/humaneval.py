@@ -7,11 +7,10 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.early_stop import after_body
 from ..scoring.parsing import humaneval_body
-from ..task import CODE, Example, Task
+from ..task import CODE, Example, Source, Task
 
 __all__ = ["HUMANEVAL"]
 

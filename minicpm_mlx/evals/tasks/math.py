@@ -8,11 +8,10 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.math_answers import boxed, final_answer
 from ..scoring.metrics import exact_match
-from ..task import CODE, Example, Task
+from ..task import CODE, Example, Source, Task
 
 __all__ = ["MATH", "SUBJECTS"]
 

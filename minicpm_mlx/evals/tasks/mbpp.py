@@ -11,10 +11,9 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text, texts, value
-from ..data.load import Source
 from ..question import Item, Question
 from ..scoring.parsing import mbpp_code
-from ..task import CODE, Example, Task
+from ..task import CODE, Example, Source, Task
 
 __all__ = ["MBPP"]
 

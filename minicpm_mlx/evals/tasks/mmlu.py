@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..data.load import Source
 from ..scoring.early_stop import as_long_as_gold
-from ..task import Task
+from ..task import Source, Task
 from .exams import ask_english, begins_with_gold, read_four
 
 __all__ = ["MMLU", "SUBJECTS"]

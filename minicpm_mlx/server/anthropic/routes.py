@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
 from ..http.api_error import Refusal
-from ..http.streaming import sse, streamed
-from ..openai.common import identifier, wholes
-from ..openai.options import grammar_of
+from ..http.streaming import identifier, sse, streamed
+from ..parameters import grammar_of
+from ..reply_stream import wholes
 from ..tool_calling import ToolCall
 from .schema import CountBody, MessagesBody
 

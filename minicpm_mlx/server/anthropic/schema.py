@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ..http.api_error import Refusal, unsupported
 from ..http.streaming import TEXT_OR_PARTS, Body
-from ..openai.options import MAX_STOPS, StopString
+from ..parameters import MAX_STOPS, StopString
 from ..tool_calling import Function, Name, Toolbox
 
 if TYPE_CHECKING:

@@ -20,11 +20,10 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 
-from ..dialects import answer
 from . import request_body
 from .api_error import Refusal
 from .settings import Settings
@@ -37,6 +36,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Counted = Callable[[Scope, int, float], None]
 """Told of every answer: to what, its status (0: the client had left), seconds."""
+Renderer = Callable[[str, Refusal, dict[str, str]], JSONResponse]
+"""Path, error and headers to the response in the form of that path's API."""
 
 PAGES = ("/", "/docs", "/chat")
 """What a browser may be sent to by a link on another site."""
@@ -63,8 +64,11 @@ _log = logging.getLogger(__name__)
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: App, settings: Settings, counted: Counted | None = None):
-        self._app, self._settings, self._counted = app, settings, counted
+    def __init__(
+        self, app: App, settings: Settings, render: Renderer, counted: Counted | None = None
+    ):
+        self._app, self._settings = app, settings
+        self._render, self._counted = render, counted
         own = socket.gethostname().lower().removesuffix(".local")
         names = ["localhost", own, f"{own}.local", *settings.allowed_hosts]
         self._names = {name.lower() for name in names}
@@ -75,7 +79,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, sent = time.perf_counter(), _Sent(scope["path"], receive, send)
+        start, sent = time.perf_counter(), _Sent(scope["path"], receive, send, self._render)
         try:
             await self._answer(scope, receive, sent)
         except Gone:
@@ -224,8 +228,8 @@ class Guard:
 class _Sent:
     """`send`, which adds to every answer what all of them say."""
 
-    def __init__(self, path: str, receive: Receive, send: Send):
-        self._path, self._receive, self._send = path, receive, send
+    def __init__(self, path: str, receive: Receive, send: Send, render: Renderer):
+        self._path, self._receive, self._send, self._render = path, receive, send, render
         self.status = 0
         """Of the answer that has begun; 0: none has."""
         self.cors = ""
@@ -262,7 +266,7 @@ class _Sent:
             headers["WWW-Authenticate"] = CHALLENGE
         if refusal.status in (408, 413) or _framed_twice(Headers(scope=scope)):
             headers["Connection"] = "close"
-        await answer(self._path, refusal, headers)(scope, receive, self)
+        await self._render(self._path, refusal, headers)(scope, receive, self)
 
 
 def _preflight(headers: Mapping[str, str]) -> dict[str, str]:

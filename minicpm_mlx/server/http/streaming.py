@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Discriminator
 
 from .api_error import Refusal
+
+if TYPE_CHECKING:
+    pass
 
 T = TypeVar("T")
 
@@ -105,3 +109,8 @@ def streamed(
 
     headers: dict[str, Any] = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(guarded(), media_type=media_type, headers=headers)
+
+
+def identifier(prefix: str) -> str:
+    """A name of its own for an answer or a part of one, such as "chatcmpl-3f..."."""
+    return prefix + uuid.uuid4().hex

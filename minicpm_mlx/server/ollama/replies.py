@@ -15,15 +15,15 @@ from ...engine.logprobs import Scored
 from ...lm.outputs import Stats
 from ..http.api_error import unsupported
 from ..http.streaming import ndjson, streamed
-from ..logprobs import chat_logprobs
-from ..ollama_options import Options
-from ..openai.common import wholes
-from ..openai.options import grammar_of
+from ..openai.common import chat_logprobs
+from ..parameters import grammar_of
+from ..reply_stream import wholes
 from ..tool_calling import CallReader, Toolbox, ToolCall
 from .models import moment
 from .schema import (
     ChatBody,
     GenerateBody,
+    Options,
     Wanted,
     templated,
 )

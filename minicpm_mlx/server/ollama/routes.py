@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 
 from ..http.api_error import Refusal, unsupported
 from ..http.streaming import Body, answered
-from ..ollama_options import Options
 from ..openai.embeddings import unit
 from . import replies
 from .models import Models
+from .schema import Options
 
 if TYPE_CHECKING:
     from ..service import Served, Service

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from ...engine import Sampling
 from ..http.api_error import Refusal, unsupported
 from ..http.streaming import Body
-from ..ollama_options import Options
+from ..parameters import MAX_STOPS, StopString
 from ..tool_calling import Tool
+
+if TYPE_CHECKING:
+    from ..service import Service
 
 
 class Wanted(Body):
@@ -139,3 +143,121 @@ def _templated(message: Message, field: str) -> dict[str, Any]:
     if message.tool_call_id:
         found["tool_call_id"] = message.tool_call_id
     return found
+
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+
+
+class Options(Body):
+    """None is the model's default."""
+
+    num_predict: Whole | None = None
+    """Tokens of the reply; -1, -2 and 0 leave it to the model and the context."""
+    num_ctx: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompt and reply together, at most the model's context."""
+    temperature: float | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """-1 and 0 keep all tokens."""
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: Whole | None = None
+    """Below 0: another one each time."""
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_last_n: Whole | None = None
+    """Tokens that the penalties look back on: here -1, all of them, or 0, none."""
+
+    # Ways of drawing that are not built here: accepted where they are off.
+    mirostat: Whole | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    tfs_z: float | None = None
+    typical_p: float | None = None
+    penalize_newline: bool | None = None
+
+    # Accepted without effect: how Ollama spreads a model over its machine.
+    num_keep: Whole | None = None
+    """What stays when a text outgrows the context; here it ends there."""
+    num_batch: Whole | None = None
+    num_gpu: Whole | None = None
+    main_gpu: Whole | None = None
+    num_thread: Whole | None = None
+    numa: bool | None = None
+    low_vram: bool | None = None
+    f16_kv: bool | None = None
+    logits_all: bool | None = None
+    vocab_only: bool | None = None
+    embedding_only: bool | None = None
+    use_mmap: bool | None = None
+    use_mlock: bool | None = None
+
+    def check(self) -> None:
+        """Refuse what would change the reply and cannot be honoured."""
+        if self.mirostat:
+            raise unsupported("options.mirostat", "use temperature, top_k, top_p or min_p")
+        for name in ("tfs_z", "typical_p"):
+            if getattr(self, name) not in (None, 1.0):
+                raise unsupported(f"options.{name}", "1 (off) is; use top_p or min_p instead")
+        if self.penalize_newline is False:
+            raise unsupported("options.penalize_newline", "penalties treat all tokens alike")
+
+    def sampling(self, service: Service) -> Sampling:
+        """How tokens are drawn."""
+        self.check()
+        sampling = service.sampling(
+            temperature=self.temperature,
+            top_k=None if self.top_k is None else max(self.top_k, 0),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=None if self.seed is None or self.seed < 0 else self.seed,
+            **self._penalties(),
+        )
+        penalised = sampling.repetition_penalty != 1.0 or (
+            sampling.presence_penalty or sampling.frequency_penalty
+        )
+        if penalised and self.repeat_last_n not in (None, -1, 0):
+            raise unsupported(
+                "options.repeat_last_n", "penalties look back on the whole text (-1) or not at all"
+            )
+        return sampling
+
+    def _penalties(self) -> dict[str, float | None]:
+        if self.repeat_last_n == 0:
+            return {
+                "repetition_penalty": 1.0,
+                "presence_penalty": 0.0,
+                "frequency_penalty": 0.0,
+            }
+        return {
+            "repetition_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+    def max_tokens(self, service: Service, prompt: Sequence[int]) -> int | None:
+        """Tokens the reply to `prompt` may have; None is as far as the context goes.
+
+        Refusal 400 where num_ctx is more than the model has, or leaves no room.
+        """
+        limit = self.num_predict if self.num_predict and self.num_predict > 0 else None
+        if self.num_ctx is None:
+            return limit
+        if self.num_ctx > service.context_length:
+            raise Refusal(
+                400,
+                f"options.num_ctx must be at most the model's context, {service.context_length}, "
+                f"got {self.num_ctx}",
+                field="options.num_ctx",
+            )
+        room = self.num_ctx - len(prompt)
+        if room < 1:
+            raise Refusal(
+                400,
+                f"the prompt has {len(prompt)} tokens and options.num_ctx is {self.num_ctx}; "
+                f"shorten it, or raise num_ctx, which may be {service.context_length}",
+                field="options.num_ctx",
+                code="context_length_exceeded",
+            )
+        return room if limit is None else min(limit, room)

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..formats import ResponseFormat, guide_of
 from ..http.api_error import Refusal
-from ..logprobs import chat_logprobs
+from ..http.streaming import identifier
+from ..parameters import compute, grammar_of_one, refuse_all
+from ..reply_stream import wholes
 from ..tool_calling import (
     CallReader,
     NamedChoice,
@@ -20,19 +21,9 @@ from ..tool_calling import (
     Toolbox,
     ToolCall,
 )
-from .common import (
-    events,
-    identifier,
-    usage,
-    wholes,
-)
+from .common import chat_logprobs, events, usage
 from .messages import Message, templated
-from .options import (
-    Options,
-    compute,
-    grammar_of_one,
-    refuse_all,
-)
+from .options import Options, ResponseFormat, guide_of
 
 if TYPE_CHECKING:
     from ..service import (

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from ...engine.logprobs import Scored
 from ...lm.outputs import Stats
 from ..http.api_error import Refusal
-from ..http.streaming import answered, sse, streamed
+from ..http.streaming import sse, streamed
 
 if TYPE_CHECKING:
-    from ..service import Replies, Whole
+    from ..service import Service
+
+if TYPE_CHECKING:
+    pass
 
 _KINDS = {
     401: "authentication_error",
@@ -23,11 +25,6 @@ _KINDS = {
     408: "timeout_error",
     429: "rate_limit_error",
 }
-
-
-def identifier(prefix: str) -> str:
-    """A name of its own for an answer or a part of one, such as "chatcmpl-3f..."."""
-    return prefix + uuid.uuid4().hex
 
 
 def refused(refusal: Refusal) -> dict[str, Any]:
@@ -56,16 +53,6 @@ def usage(stats: Iterable[Sequence[Stats]]) -> dict[str, Any]:
     }
 
 
-async def wholes(request: Request, replies: Replies) -> list[Whole]:
-    """All replies, which are given up when the client leaves."""
-
-    async def work() -> list[Whole]:
-        async with replies:
-            return await replies.whole()
-
-    return await answered(request, work())
-
-
 def events(chunks: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
     """Chunks as server-sent events, with the word that ends OpenAI's streams."""
 
@@ -78,3 +65,63 @@ def events(chunks: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
             await chunks.aclose()
 
     return streamed(lines(), trouble=lambda refusal: sse(refused(refusal)))
+
+
+def token_name(service: Service, token: int) -> str:
+    """A token's text; where it is no whole character, its bytes: "bytes:\\xe4\\xbd"."""
+    data = service.bytes_of(token)
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    return service.text_of(token)
+
+
+def chat_logprobs(service: Service, tokens: Iterable[Scored]) -> list[dict[str, Any]]:
+    """The chat API's `logprobs.content`, and what the responses API calls `logprobs`."""
+
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        return {
+            "token": token_name(service, token),
+            "logprob": logprob,
+            "bytes": list(service.bytes_of(token)),
+        }
+
+    return [
+        entry(one.token, one.logprob) | {"top_logprobs": [entry(*other) for other in one.top]}
+        for one in tokens
+    ]
+
+
+class CompletionLogprobs:
+    """The older API's `logprobs` of one text, a part at a time; it keeps count of the offsets."""
+
+    def __init__(self, service: Service, skip_special: bool):
+        self.service = service
+        self.decoder = service.lm.tokenizer.stream(skip_special)
+        self.offset = 0
+        """Characters of the text so far."""
+
+    def of(self, tokens: Sequence[Scored]) -> dict[str, Any]:
+        """The next tokens' names, log probabilities and places, as four lists of one length."""
+        return {
+            "tokens": [token_name(self.service, one.token) for one in tokens],
+            "token_logprobs": [one.logprob for one in tokens],
+            "top_logprobs": [self._top(one) for one in tokens],
+            "text_offset": [self._advance(one.token) for one in tokens],
+        }
+
+    def _top(self, one: Scored) -> dict[str, float] | None:
+        """The likeliest by name, and the token itself, which need not be among them."""
+        if one.logprob is None:
+            return None
+        named: dict[str, float] = {}
+        for token, logprob in (*one.top, (one.token, one.logprob)):
+            named.setdefault(token_name(self.service, token), logprob)
+        return named
+
+    def _advance(self, token: int) -> int:
+        """Where `token` begins in the text."""
+        start = self.offset
+        self.offset += len(self.decoder.add(token))
+        return start

@@ -11,14 +11,11 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from ..http.api_error import Refusal
-from ..logprobs import CompletionLogprobs
-from .common import (
-    events,
-    identifier,
-    usage,
-    wholes,
-)
-from .options import Options, grammar_of_one, refuse_all
+from ..http.streaming import identifier
+from ..parameters import grammar_of_one, refuse_all
+from ..reply_stream import wholes
+from .common import CompletionLogprobs, events, usage
+from .options import Options
 from .prompts import Prompt, Prompts, read_prompts
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ..http.streaming import Body, answered
-from .options import refuse_all
+from ..parameters import refuse_all
 from .prompts import Prompts, read_prompts
 
 if TYPE_CHECKING:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from ...engine import Sampling
 from ...engine.grammar import Grammar
-from ...errors import MiniCPMError
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import Refusal
 from ..http.streaming import Body
+from ..parameters import Stop, StopString, alternatives, bias_of
 from ..reply_stream import Ask
 
 if TYPE_CHECKING:
     from ..service import Service
-
-T = TypeVar("T")
-
-MAX_STOPS = 16
-"""Stop strings of a request: OpenAI takes 4, some tasks of lm-eval send more."""
-
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
-Stop = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 
 
 class StreamOptions(Body):
@@ -144,58 +134,49 @@ class Options(Body):
         ]
 
 
-def bias_of(service: Service, given: Mapping[str, float], field: str) -> dict[int, float]:
-    """`logit_bias`, which the API calls `field`, with numbers for keys."""
-    for token in given:
-        if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise Refusal(400, f"{field} must name token ids, got {token[:40]!r}", field=field)
-    ids = service.check_ids([int(token) for token in given], field)
-    return dict(zip(ids, given.values(), strict=True))
+class TextFormat(Body):
+    type: Literal["text"]
 
 
-def alternatives(texts: Sequence[str]) -> str:
-    """Lark's way to say: one of these texts."""
-    return " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+class JsonObject(Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
 
 
-async def grammar_of(service: Service, guide: Mapping[str, Any], field: str) -> Grammar | None:
-    """The grammar of `guide`; compiled on another thread, as a large one takes a while."""
-    if not guide:
-        return None
-    if len(guide) > 1:
-        raise Refusal(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
-    from ...lm.structured.guide import grammar_of as compiled
+class JsonSchema(Body):
+    """A schema with its name, as the chat API has it."""
 
-    try:
-        return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)
-    except Refusal as refusal:  # the field is in the message too: not all APIs have a place for it
-        raise Refusal(400, f"{field}: {refusal.message}", field=field) from None
+    name: str
+    schema_: Annotated[dict[str, Any], Field(alias="schema", default_factory=dict)]
+    description: str | None = None
+    strict: bool | None = None
+    """Accepted: the schema is always followed."""
 
 
-async def grammar_of_one(
-    service: Service, guides: Mapping[str, Mapping[str, Any]]
-) -> Grammar | None:
-    """The grammar of the one field of `guides` that gives a form, if any does."""
-    if not guides:
-        return None
-    field, *others = guides
-    if others:
-        raise Refusal(
-            400, f"{', '.join(guides)} cannot be had together; give one", field=others[-1]
-        )
-    return await grammar_of(service, guides[field], field)
+class NestedSchema(Body):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
 
 
-async def compute(work: Callable[[], T], field: str) -> T:
-    """What `work` comes to on another thread; our own errors are told of `field`."""
-    try:
-        return await asyncio.to_thread(work)
-    except MiniCPMError as error:
-        raise Refusal(400, str(error), field=field) from error
+class FlatSchema(JsonSchema):
+    """The same as the responses API has it."""
+
+    type: Literal["json_schema"]
 
 
-def refuse_all(fields: Mapping[str, tuple[Any, str]]) -> None:
-    """Refuse the first field whose value is set, with its reason."""
-    for field, (value, why) in fields.items():
-        if value or value == {}:  # an empty object asks for what it is for
-            raise unsupported(field, why)
+ResponseFormat = Annotated[TextFormat | JsonObject | NestedSchema, Field(discriminator="type")]
+
+
+TextOptionsFormat = Annotated[TextFormat | JsonObject | FlatSchema, Field(discriminator="type")]
+
+
+def guide_of(wanted: TextFormat | JsonObject | NestedSchema | FlatSchema | None) -> dict[str, Any]:
+    """A format as an argument of `grammar_of`; empty for text."""
+    if isinstance(wanted, JsonObject):
+        return {"json_object": True}
+    if isinstance(wanted, NestedSchema):
+        return {"json_schema": wanted.json_schema.schema_}
+    if isinstance(wanted, FlatSchema):
+        return {"json_schema": wanted.schema_}
+    return {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Discriminator, Field, Tag
 
 from ..http.api_error import Refusal
-from .options import compute
+from ..parameters import compute
 
 if TYPE_CHECKING:
     from ..service import Service

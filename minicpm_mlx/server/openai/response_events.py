@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..http.api_error import Refusal
-from ..logprobs import chat_logprobs
+from ..http.streaming import identifier
 from ..tool_calling import Toolbox, ToolCall
-from .common import identifier
+from .common import chat_logprobs
 
 if TYPE_CHECKING:
     from ...lm.outputs import Stats

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..formats import TextOptionsFormat, guide_of
 from ..http.api_error import Refusal
 from ..http.streaming import Body, sse, streamed
-from ..reply_stream import Ask, Replies
+from ..parameters import compute, grammar_of, refuse_all
+from ..reply_stream import Ask, Replies, wholes
 from ..tool_calling import Function, NamedFunction, Toolbox
-from .common import refused, wholes
-from .options import compute, grammar_of, refuse_all
+from .common import refused
+from .options import TextOptionsFormat, guide_of
 from .response_events import ResponseStream
 from .response_items import Item, templated
 

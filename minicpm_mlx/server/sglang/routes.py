@@ -14,8 +14,8 @@ from ... import __version__
 from ...engine.logprobs import Scored
 from ...lm.outputs import Stats
 from ..http.api_error import Refusal
-from ..http.streaming import sse, streamed
-from ..openai.common import identifier, wholes
+from ..http.streaming import identifier, sse, streamed
+from ..reply_stream import wholes
 from .schema import GenerateBody, Prompt
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pydantic import Field
 from ...engine.grammar import Grammar
 from ..http.api_error import Refusal, unsupported
 from ..http.streaming import Body
-from ..openai.options import Stop, bias_of, grammar_of_one
+from ..parameters import Stop, bias_of, grammar_of_one
 
 if TYPE_CHECKING:
     from ..service import Ask, Served, Service

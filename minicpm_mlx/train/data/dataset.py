@@ -13,9 +13,9 @@ from ...errors import (
     TemplateError,
     TokenizerError,
 )
+from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
-from ..holdout import hold_out
 from .counts import (
     Counts,
     Entry,
@@ -34,7 +34,7 @@ from .layouts import (
     recognise,
 )
 from .samples import Item
-from .splits import sha256, split_files
+from .splits import hold_out, split_files
 
 __all__ = ["Counts", "Data", "DataOptions", "load_data"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...arguments import at_least_one
-from ...bench.chart import check
 from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors, write_whole
+from ...files.plots import check_chart_path
 from .events import Trained, Validated
 from .jsonl_log import ADVICE, Record
 
@@ -62,10 +62,10 @@ def draw_curve(log: Sequence[Record], path: Path, name: str = "") -> None:
     """Draw losses and learning rate against steps as a PNG file at `path`, whole or not at all.
 
     `log` is what `read_log` returns; `name` is the title, where matplotlib's font has its letters.
-    Errors as `bench.chart.check`, which tells them before a run; InvalidArgumentError where the
+    Errors as `check_chart_path`, which tells them before a run; InvalidArgumentError where the
     log holds no step of training.
     """
-    check(path)
+    check_chart_path(path)
     trained = [record.event for record in log if isinstance(record.event, Trained)]
     validated = [record.event for record in log if isinstance(record.event, Validated)]
     if not trained:

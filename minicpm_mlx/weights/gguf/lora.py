@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import InvalidArgumentError
+from ...model.adapters import Adapter
 from ...model.config import Config
-from ..adapters import Adapter
 from .architecture import architecture_of, keys_of
 from .package import library
 from .tensor_names import gguf_name, to_gguf

@@ -20,8 +20,7 @@ from ...arguments import printable
 from ...errors import DownloadError, InvalidArgumentError, WeightsError
 from ...model.config import Config
 from ...model.config_sections import Quantization
-from ...model.packing import PARTS
-from ...quantization.repack import unpack
+from ...model.packing import PARTS, unpack
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
 from ..lazy_tensor import LazyTensor
