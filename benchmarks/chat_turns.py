@@ -21,7 +21,7 @@ def main() -> None:
     options = report.options(__doc__, rounds=3).parse_args()
 
     import minicpm_mlx as mm
-    from minicpm_mlx.bench.measure import Model, Work, measure
+    from minicpm_mlx.bench.measure import MeasuredModel, Work, measure
     from minicpm_mlx.lm import sessions
 
     lm = mm.load("demo")
@@ -34,7 +34,9 @@ def main() -> None:
 
     def benched(gen: int, depth: int) -> float:
         work = Work(gen=gen, depth=depth)
-        (record,) = measure(Model(name="demo", model=lm.model), [work], repetitions=1, warmup=False)
+        (record,) = measure(
+            MeasuredModel(name="demo", model=lm.model), [work], repetitions=1, warmup=False
+        )
         return record.rates[0]
 
     stats_line = []

@@ -36,7 +36,7 @@ def main() -> None:
     from minicpm_mlx.evals.examples import shots_for
     from minicpm_mlx.evals.option_scores import encoded
     from minicpm_mlx.evals.tasks import TASKS
-    from minicpm_mlx.lm.batch import Asked, replies
+    from minicpm_mlx.lm.batch import BatchRequest, replies
 
     lm = mm.load("demo")
     out = report.Report(model="demo", questions=options.questions)
@@ -70,8 +70,8 @@ def main() -> None:
     ]
     sampling = mm.Sampling()
 
-    def reply(ids: list[int]) -> Asked:
-        return Asked(ids=ids, max_tokens=4, sampling=sampling)
+    def reply(ids: list[int]) -> BatchRequest:
+        return BatchRequest(ids=ids, max_tokens=4, sampling=sampling)
 
     def each() -> None:
         for ids in prompts:

@@ -124,18 +124,18 @@ def ours(what: str, folder: Path, steps: int) -> dict[str, Any]:
     from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.objectives import CrossEntropy
     from minicpm_mlx.train.optimizer import Schedule
-    from minicpm_mlx.train.trainer import Plan, Trainer
+    from minicpm_mlx.train.trainer import Trainer, TrainingPlan
 
     size, length, count = SHAPES[what]
     model: Any = mm.load_model(folder, "float32")
     mx.random.seed(1)
-    lora.prepare(model, lora.Method(layers=count))
-    tensors, _ = lora.saved(model, lora.Method(layers=count))
+    lora.prepare(model, lora.LoRAConfig(layers=count))
+    tensors, _ = lora.saved(model, lora.LoRAConfig(layers=count))
     mx.save_safetensors(str(folder / "begin.safetensors"), tensors)
     cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (length - 1)
     items = [Sample(text, mask) for batch in batches(what, folder, steps) for text in batch]
-    plan = Plan(
+    plan = TrainingPlan(
         steps=steps + 1,
         batch_size=size,
         schedule=Schedule(kind="constant", peak=RATE),

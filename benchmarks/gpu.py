@@ -78,10 +78,10 @@ def theirs(model: Any, batch: int) -> tuple[float, float]:
 
 
 def ours(model: Any, batch: int) -> tuple[float, float]:
-    from minicpm_mlx.bench.measure import Model, Work, measure
+    from minicpm_mlx.bench.measure import MeasuredModel, Work, measure
 
     todo = [Work(prompt=PROMPT, batch=batch), Work(gen=NEW, batch=batch)]
-    subject = Model(name="ours", model=model)
+    subject = MeasuredModel(name="ours", model=model)
     read, made = measure(subject, todo, repetitions=1, warmup=False)
     return read.rates[0], made.rates[0]
 

@@ -16,7 +16,7 @@ from typing import Any
 import report
 
 from minicpm_mlx.model.config import Config
-from minicpm_mlx.train.lora import Method
+from minicpm_mlx.train.lora import LoRAConfig
 
 VOCABULARY = {"small": 8192, "wide": 122753, "demo": 49152, "deep": 32000}
 SHAPES = {
@@ -51,7 +51,7 @@ def main() -> None:
     print("| model | method | samples x tokens | foretold, GB | held, GB | ratio |")
     print("|---|---|---:|---:|---:|---:|")
     for shape, how, samples, tokens in SETTINGS:
-        foretold, held = measured(config_of(shape), Method(**how), samples, tokens)
+        foretold, held = measured(config_of(shape), LoRAConfig(**how), samples, tokens)
         name = ", ".join(
             [how.get("kind", "lora"), *(f"{k} {v}" for k, v in how.items() if k != "kind")]
         )
@@ -84,7 +84,7 @@ def config_of(shape: str) -> Config:
     )
 
 
-def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple[float, float]:
+def measured(config: Config, method: LoRAConfig, samples: int, tokens: int) -> tuple[float, float]:
     """GB foretold and held."""
     import mlx.core as mx
 
@@ -93,7 +93,7 @@ def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple
     from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.memory import needed
     from minicpm_mlx.train.objectives import CrossEntropy
-    from minicpm_mlx.train.trainer import Plan, Trainer
+    from minicpm_mlx.train.trainer import Trainer, TrainingPlan
 
     gc.collect()
     mx.clear_cache()
@@ -103,7 +103,7 @@ def measured(config: Config, method: Method, samples: int, tokens: int) -> tuple
     cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (tokens - 1)
     ids = mx.random.randint(0, config.vocab_size, (2 * samples, tokens)).tolist()
-    plan = Plan(steps=2, batch_size=samples, checkpointing=True)
+    plan = TrainingPlan(steps=2, batch_size=samples, checkpointing=True)
     folder = Path(tempfile.mkdtemp())
     texts: Any = [Sample(text, mask) for text in ids]
     trainer = Trainer(model, CrossEntropy(), plan, texts, [], folder)

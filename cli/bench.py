@@ -15,7 +15,7 @@ from . import options
 from .render.theme import console
 
 if TYPE_CHECKING:
-    from minicpm_mlx.bench.measure import Model, Work
+    from minicpm_mlx.bench.measure import MeasuredModel, Work
 
 
 def bench(
@@ -119,7 +119,7 @@ def bench(
 
 
 def _measured(
-    subject: Model, todo: list[Work], repetitions: int, warmup: bool
+    subject: MeasuredModel, todo: list[Work], repetitions: int, warmup: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, each told on standard error before and after."""
     from minicpm_mlx.bench import measure
@@ -166,8 +166,8 @@ def _refuse_others(context: typer.Context, unmeasured: str) -> None:
 
 def _loaded(
     name: str, dtype: str | None, device: str | None, kv_bits: int | None, bandwidth: float | None
-) -> Model:
-    from minicpm_mlx.bench.measure import PASSAGE, Model
+) -> MeasuredModel:
+    from minicpm_mlx.bench.measure import PASSAGE, MeasuredModel
     from minicpm_mlx.bench.shapes import SHAPES, random_model
 
     options.select(dtype, device)
@@ -179,7 +179,7 @@ def _loaded(
         found, name = lm.model, lm.card.name
         question = f"Quote this text word for word:\n\n{PASSAGE}"
         quote = lm.encode([{"role": "user", "content": question}])
-    return Model(
+    return MeasuredModel(
         name=name,
         model=found,
         load_s=time.perf_counter() - start,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .render.texts import Words
+from .render.texts import Texts
 from .render.theme import console
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def serve(
 
     check_packages()
     run(
-        Wanted(model=model, dtype=dtype, device=device, adapters=adapters_of(adapter)),
+        ModelOptions(model=model, dtype=dtype, device=device, adapters=adapters_of(adapter)),
         Limits(
             width=max_concurrency,
             queue=queue,
@@ -130,7 +130,7 @@ def serve(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ModelOptions:
     """The model that is to be served."""
 
     model: str
@@ -168,7 +168,7 @@ class Limits:
 
 
 def run(
-    wanted: Wanted,
+    wanted: ModelOptions,
     limits: Limits,
     *,
     address: Address,
@@ -186,7 +186,7 @@ def run(
     from minicpm_mlx.server.serve import listen, serve
     from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
-    say, err = Words(), console(stderr=True)
+    say, err = Texts(), console(stderr=True)
     warnings = list(_warnings(address, key_file, say))
     _log_to_stderr()
     queue = QUEUE if limits.queue is None else limits.queue
@@ -236,7 +236,7 @@ def run(
     )
 
 
-def _warnings(address: Address, key_file: Path | None, say: Words) -> Iterator[str]:
+def _warnings(address: Address, key_file: Path | None, say: Texts) -> Iterator[str]:
     """What is less safe than it could be, which is said once the server runs."""
     from minicpm_mlx.server.serve import is_loopback, readable_by_others
 

@@ -44,7 +44,9 @@ def web(
     check_packages()
     check_gradio()
     serve.run(
-        serve.Wanted(model=model, dtype=dtype, device=device, adapters=serve.adapters_of(adapter)),
+        serve.ModelOptions(
+            model=model, dtype=dtype, device=device, adapters=serve.adapters_of(adapter)
+        ),
         serve.Limits(
             width=max_concurrency,
             queue=queue,

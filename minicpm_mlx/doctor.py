@@ -11,7 +11,7 @@ import mlx.core as mx
 from . import device
 from .errors import MiniCPMError
 from .loading.store import kept_folder
-from .memory import Plan, plan
+from .memory import MemoryEstimate, plan
 from .model.config import Config
 from .model_cards import cache_dir, cards
 
@@ -38,7 +38,7 @@ def examine() -> dict[str, str | float | None]:
     }
 
 
-def kept_plans() -> dict[str, Plan]:
+def kept_plans() -> dict[str, MemoryEstimate]:
     """What each model on this disk would take, at its longest context."""
     device.select()
     plans = {}

@@ -12,7 +12,7 @@ from .model.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryEstimate:
     """Bytes, at the longest conversation."""
 
     weights: int
@@ -46,7 +46,7 @@ def plan(
     dtype: str | None = None,
     context: int | None = None,
     kv_bits: int | None = None,
-) -> Plan:
+) -> MemoryEstimate:
     """The plan of a model run here, fused, in `dtype` or what this machine prefers."""
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype)
@@ -58,7 +58,7 @@ def plan(
     working = working_memory(config, CHUNK, compute.size) + 8 * config.vocab_size
     if device.on_cpu():  # where attention holds its scores
         working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
-    return Plan(
+    return MemoryEstimate(
         weights=weight_bytes(config, compute),
         cache=int(tokens * width * bits / 8),
         working=working,
@@ -75,7 +75,7 @@ def weight_bytes(config: Config, compute: mx.Dtype) -> int:
     return int(count * packing.bits_per_weight / 8)
 
 
-def check(found: Plan) -> None:
+def check(found: MemoryEstimate) -> None:
     """Refuse what cannot fit, with what would."""
     if found.fits:
         return

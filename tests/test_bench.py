@@ -29,7 +29,15 @@ from minicpm_mlx.bench import (
     shapes,
 )
 from minicpm_mlx.bench.kernel_count import count, decode_step
-from minicpm_mlx.bench.measure import MORE, Model, Record, Work, environment, measure, works
+from minicpm_mlx.bench.measure import (
+    MORE,
+    MeasuredModel,
+    Measurement,
+    Work,
+    environment,
+    measure,
+    works,
+)
 from minicpm_mlx.errors import InvalidArgumentError
 
 SMALL = Config.from_dict(
@@ -46,13 +54,15 @@ MIXTURE = {
 
 
 @pytest.fixture(scope="module")
-def subject() -> Model:
+def subject() -> MeasuredModel:
     model: Any = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
-    return Model(name="tiny", model=model, load_s=0.5, bandwidth=10.0, quote=[1, 2, 3, 1, 2, 3])
+    return MeasuredModel(
+        name="tiny", model=model, load_s=0.5, bandwidth=10.0, quote=[1, 2, 3, 1, 2, 3]
+    )
 
 
 @pytest.fixture(scope="module")
-def rows(subject: Model) -> list[dict[str, Any]]:
+def rows(subject: MeasuredModel) -> list[dict[str, Any]]:
     todo = works(prompts=[12], gens=[4], pairs=[(6, 3)], depths=[0, 9], batches=[1, 3], guess=True)
     facts = environment(subject)
     return [{**facts, **record.row()} for record in measure(subject, todo, repetitions=2)]
@@ -110,13 +120,16 @@ class Spy:
     ids=lambda value: value.name if isinstance(value, Work) else "",
 )
 def test_what_is_timed_is_the_work_and_nothing_else(
-    subject: Model, work: Work, timed: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    subject: MeasuredModel,
+    work: Work,
+    timed: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spy = Spy(subject.model)
     began: list[int] = []
     monkeypatch.setattr(mx, "synchronize", lambda *_: began.append(len(spy.reads)))
-    measured = Model(name="spy", model=spy)
-    monkeypatch.setattr(Model, "read", lambda *_: 0)
+    measured = MeasuredModel(name="spy", model=spy)
+    monkeypatch.setattr(MeasuredModel, "read", lambda *_: 0)
     monkeypatch.setattr("minicpm_mlx.bench.measure._cache_bytes", lambda _: 0.0)
     list(measure(measured, [work], repetitions=1, warmup=False))
     assert spy.reads[began[0] :] == timed
@@ -124,7 +137,7 @@ def test_what_is_timed_is_the_work_and_nothing_else(
 
 def test_a_record_says_what_its_seconds_mean() -> None:
     work = Work(gen=10, batch=2)
-    record = Record(
+    record = Measurement(
         work=work, seconds=[1.0, 2.0], peak_memory=7, bytes_per_token=2e9, bandwidth=100.0
     )
     row = record.row()
@@ -134,7 +147,7 @@ def test_a_record_says_what_its_seconds_mean() -> None:
     assert record.roofline == pytest.approx(7.5 * 2e9 / 100e9)  # 7.5 passes a second
 
 
-def test_bytes_a_token_are_weights_and_half_the_new_cache(subject: Model) -> None:
+def test_bytes_a_token_are_weights_and_half_the_new_cache(subject: MeasuredModel) -> None:
     (record,) = measure(subject, [Work(gen=4, depth=10)], repetitions=1)
     config = subject.model.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
@@ -146,7 +159,7 @@ def test_bytes_a_token_are_weights_and_half_the_new_cache(subject: Model) -> Non
 def test_a_token_reads_the_experts_it_is_sent_to() -> None:
     def read(changes: dict[str, Any], batch: int) -> float:
         config = Config.from_dict({**MIXTURE, **changes})
-        return Model(name="mixture", model=shapes.random_model(config)).read(batch)
+        return MeasuredModel(name="mixture", model=shapes.random_model(config)).read(batch)
 
     plain = read({"num_experts": 0}, 1)  # as wide as one expert
     one, two, all_of_8 = (read({"num_experts_per_tok": k}, 1) for k in (1, 2, 8))
@@ -162,7 +175,7 @@ def test_a_token_reads_the_experts_it_is_sent_to() -> None:
 
 def test_a_whole_mixture_is_read_where_every_expert_sees_every_token() -> None:
     model: Any = load_model(GOLDEN / "minicpm_moe_like")  # the twin
-    subject = Model(name="twin", model=model)
+    subject = MeasuredModel(name="twin", model=model)
     assert subject.read() == subject.size
 
 
@@ -469,7 +482,7 @@ def test_what_was_measured_is_told_when_the_rest_is_broken_off(
 ) -> None:
     from minicpm_mlx.bench import measure as module
 
-    def interrupted(subject: Model, todo: list[Work], **how: Any) -> Any:
+    def interrupted(subject: MeasuredModel, todo: list[Work], **how: Any) -> Any:
         yield from measure(subject, todo[:1], **how)
         raise KeyboardInterrupt
 

@@ -71,7 +71,7 @@ class Ten:
 
     chat: mm.Chat
     replies: list[mm.lm.Completion]
-    saved: sessions.Saved
+    saved: sessions.SavedSession
 
 
 @pytest.fixture(scope="module")

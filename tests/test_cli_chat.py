@@ -23,11 +23,11 @@ from minicpm_mlx.cli import options
 from minicpm_mlx.cli.chat import command
 from minicpm_mlx.cli.chat.attachments import typed_path
 from minicpm_mlx.cli.chat.conversation import Loading
-from minicpm_mlx.cli.chat.conversation import Talk as Conversation
-from minicpm_mlx.cli.chat.line_editor import Prompt
+from minicpm_mlx.cli.chat.conversation import TerminalChat as Conversation
+from minicpm_mlx.cli.chat.line_editor import LineEditor
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.cli.render import theme
-from minicpm_mlx.cli.render.texts import Words
+from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
 
@@ -131,13 +131,13 @@ def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
 def test_what_is_typed_is_what_is_read(keys: str, read: str | None) -> None:
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
         typed.send_text(keys)
-        prompt = Prompt(None, [], lambda command: [])
+        prompt = LineEditor(None, [], lambda command: [])
         assert prompt.read() == read
 
 
 def test_quotes_recalled_are_quotes_and_a_draft_is_sent_with_enter() -> None:
     with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
-        prompt = Prompt(None, [], lambda command: [])
+        prompt = LineEditor(None, [], lambda command: [])
         for keys, draft, read in (
             ('"""a' + ENTER + 'b"""' + ENTER, "", "a\nb"),
             (UP + ENTER, "", "a\nb"),
@@ -179,7 +179,7 @@ def talk(capsys: pytest.CaptureFixture[str]) -> Talk:
     def call(lm: FakeLM, *lines: str, system: str | None = None) -> tuple[mm.Chat, str]:
         make: Any = lambda lm: mm.Chat(lm, system=system)  # noqa: E731
         typed = iter(lines)
-        conversation = Conversation(make, Loading(lambda: lm), Words("en"), markdown=False)  # type: ignore[arg-type, return-value]
+        conversation = Conversation(make, Loading(lambda: lm), Texts("en"), markdown=False)  # type: ignore[arg-type, return-value]
         conversation.loading.wait()
         command.converse(conversation, lambda: next(typed, None))
         return conversation.chat, capsys.readouterr().out
@@ -288,7 +288,7 @@ def test_a_full_context_says_what_to_do(talk: Talk) -> None:
 def test_a_card_whose_model_is_here_is_greeted_by_name(
     demo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command._greet("demo", Words("zh")) == "demo"
+    assert command._greet("demo", Texts("zh")) == "demo"
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "demo"
     assert "SmolLM2-135M-Instruct，仅供试用" in out
@@ -303,7 +303,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
     monkeypatch.setattr(
         "minicpm_mlx.loading.store.folder_of", lambda card: fetched.append(card.name)
     )
-    assert command._greet("minicpm-2b-dpo", Words("en")) == chosen
+    assert command._greet("minicpm-2b-dpo", Texts("en")) == chosen
     assert fetched == ([chosen] if answer == "d" else [])
 
 
@@ -311,12 +311,12 @@ def test_any_other_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) ->
     answers = iter(["", "yes", "?", "Q"])
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     with pytest.raises(typer.Exit):
-        command._greet("minicpm-2b-dpo", Words("en"))
+        command._greet("minicpm-2b-dpo", Texts("en"))
     assert not list(answers)
 
 
 def test_counts_are_singular_and_plural() -> None:
-    english, chinese = Words("en"), Words("zh")
+    english, chinese = Texts("en"), Texts("zh")
     assert [english.some("reply", n) for n in (0, 1, 2)] == ["0 replies", "1 reply", "2 replies"]
     assert [chinese.some("message", n) for n in (1, 2)] == ["1 条消息", "2 条消息"]
 

@@ -13,9 +13,9 @@ from fake import FakeLM
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.chat import command
-from minicpm_mlx.cli.chat.conversation import Loading, Talk
+from minicpm_mlx.cli.chat.conversation import Loading, TerminalChat
 from minicpm_mlx.cli.render import theme
-from minicpm_mlx.cli.render.texts import Words
+from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.errors import NumericsError, SessionError
 from minicpm_mlx.lm import fingerprint, sessions
 
@@ -32,17 +32,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sessions.directory()
 
 
-def talk(lm: FakeLM, name: str | None = "now", **options: Any) -> Talk:
+def talk(lm: FakeLM, name: str | None = "now", **options: Any) -> TerminalChat:
     made: Any = lambda lm: mm.Chat(lm)  # noqa: E731
     loading: Any = Loading(lambda: lm, background=False)  # type: ignore[arg-type, return-value]
-    return Talk(made, loading, Words("en"), markdown=False, name=name, **options)
+    return TerminalChat(made, loading, Texts("en"), markdown=False, name=name, **options)
 
 
-def resumed(lm: FakeLM, name: str, **options: Any) -> Talk:
+def resumed(lm: FakeLM, name: str, **options: Any) -> TerminalChat:
     return talk(lm, name, saved=sessions.load(name), **options)
 
 
-def say(conversation: Talk, *lines: str) -> None:
+def say(conversation: TerminalChat, *lines: str) -> None:
     command.converse(conversation, iter([*lines, None]).__next__)
 
 

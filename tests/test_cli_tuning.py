@@ -12,11 +12,11 @@ from minicpm_mlx.cli.render.theme import console
 from minicpm_mlx.cli.train import report
 from minicpm_mlx.train.data.dataset import Data
 from minicpm_mlx.train.data.samples import Item
-from minicpm_mlx.train.finetune import Result
+from minicpm_mlx.train.finetune import TrainingResult
 from minicpm_mlx.train.memory import Needed
-from minicpm_mlx.train.trainer import Plan
+from minicpm_mlx.train.trainer import TrainingPlan
 
-RESULT = Result(
+RESULT = TrainingResult(
     complete=True, steps=9, best=1.25, best_step=6, test=None, whole=False, folder=Path("out")
 )
 
@@ -33,7 +33,7 @@ NEEDED = Needed(
 )
 
 
-def said(result: Result, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def said(result: TrainingResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     report.close("demo", folder, replace(result, folder=folder), as_json=False)
     return capsys.readouterr().out.splitlines()
 
@@ -98,7 +98,7 @@ def test_what_is_announced_is_folded_between_words(
     told = []
     for width in (1000, 34):
         monkeypatch.setattr(console(stderr=True), "width", width)
-        report.announce(data, Plan(steps=5), NEEDED)
+        report.announce(data, TrainingPlan(steps=5), NEEDED)
         told.append(capsys.readouterr().err)
     assert len(told[0].splitlines()) == 4
     assert max(map(len, told[1].splitlines())) <= 34

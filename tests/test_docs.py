@@ -15,7 +15,7 @@ import typer
 import minicpm_mlx as mm
 from minicpm_mlx import device
 from minicpm_mlx.cli.main import app
-from minicpm_mlx.train.lora import Method
+from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.memory import Needed, fitting, needed
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -126,7 +126,7 @@ def test_memory_shown_is_what_is_foretold(name: str, config: mm.Config) -> None:
         foretold = [
             needed(
                 config,
-                Method(),
+                LoRAConfig(),
                 batch_size=size,
                 length=int(length),
                 checkpointing=twice,
@@ -149,7 +149,7 @@ def test_choices_shown_are_those_made(
         monkeypatch.setattr(device, "available_memory", lambda free=free: free)
         kind = ("sft", "preference")[place % 2]
         chosen = [
-            fitting(config, Method(), samples=4, length=length, kind=kind, dtype="bfloat16")
+            fitting(config, LoRAConfig(), samples=4, length=length, kind=kind, dtype="bfloat16")
             for length in (512, 1024, 2048, 4096)
         ]
         assert cells == [cell(one) for one in chosen]

@@ -35,7 +35,7 @@ from minicpm_mlx.evals.mt_bench.run import (
     CATEGORIES,
     QUESTIONS,
     TEMPERATURES,
-    Model,
+    BenchModel,
     answer_questions,
     load_bench,
     model_of,
@@ -43,7 +43,7 @@ from minicpm_mlx.evals.mt_bench.run import (
     scores,
 )
 from minicpm_mlx.files.atomic import alone
-from minicpm_mlx.files.jsonl import Lines
+from minicpm_mlx.files.jsonl import JsonlFile
 
 Asked = tuple[list[dict[str, str]], float, int]
 
@@ -218,8 +218,8 @@ def test_answers_of_another_model_are_not_taken_over(bench: Bench, tmp_path: Pat
 def test_odd_text_survives_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     record = {"text": "é\u2028\n\x00\udc80 [[5]]"}
-    Lines(path).add(record)
-    assert [row.value for row in Lines(path).rows] == [record]
+    JsonlFile(path).add(record)
+    assert [row.value for row in JsonlFile(path).rows] == [record]
 
 
 @given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(0, 9)), max_size=5), st.data())
@@ -227,36 +227,36 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_be_added_to(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]], data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
-    lines = Lines(path)
+    lines = JsonlFile(path)
     for record in records:
         lines.add(record)
     written = path.read_bytes() if records else b""
     cut = written[: data.draw(st.integers(0, len(written)))]
     path.write_bytes(cut)
-    kept = [row.value for row in Lines(path).rows]
+    kept = [row.value for row in JsonlFile(path).rows]
     assert kept == records[: len(kept)]
     assert len(kept) - cut.count(b"\n") in (0, 1)  # a last line that lacks its end alone is whole
-    Lines(path).add({"more": 1})
-    assert [row.value for row in Lines(path).rows] == [*kept, {"more": 1}]
+    JsonlFile(path).add({"more": 1})
+    assert [row.value for row in JsonlFile(path).rows] == [*kept, {"more": 1}]
 
 
 @pytest.mark.parametrize("number", ["1", None, 1.5, True])
 def test_an_answer_to_no_question_is_named(bench: Bench, tmp_path: Path, number: object) -> None:
     path = tmp_path / "a.jsonl"
-    Lines(path).add({"model_id": "m", "question_id": number, "turns": ["a", "b"]})
+    JsonlFile(path).add({"model_id": "m", "question_id": number, "turns": ["a", "b"]})
     with pytest.raises(DataError, match=r"a\.jsonl:1: expected a whole number"):
         answer_questions(bench, Echo(), path, model="m")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a folder"):
-        Lines(tmp_path / "none" / "x.jsonl")
+        JsonlFile(tmp_path / "none" / "x.jsonl")
     with pytest.raises(DataError, match="expected a file"):
-        Lines(tmp_path)
+        JsonlFile(tmp_path)
     (tmp_path / "file").write_text("")
     bench = load_bench(write_bench(tmp_path / "data"))
     with pytest.raises(DownloadError, match="cannot be written"):
-        run(bench, Model("m", Echo()), tmp_path / "file")
+        run(bench, BenchModel("m", Echo()), tmp_path / "file")
 
 
 # ---- runs ----
@@ -265,7 +265,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
     bench: Bench, tmp_path: Path
 ) -> None:
-    result = run(bench, Model("org/../My Model", Echo()), tmp_path / "out")
+    result = run(bench, BenchModel("org/../My Model", Echo()), tmp_path / "out")
     assert result.answers == tmp_path / "out" / "model_answer" / "org_.._My_Model.jsonl"
     assert result.answers.exists()
     assert (result.judgements, result.scores) == (None, None)
@@ -274,14 +274,14 @@ def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
 
 
 def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> None:
-    run(bench, Model("m", Echo()), tmp_path / "out")
+    run(bench, BenchModel("m", Echo()), tmp_path / "out")
     echo = Echo()
     with local_judge() as judge:
         judge.reply = lambda n, body: Reply(
             says="[[8]]" if "6 x 7" in body["messages"][1]["content"] else "[[5]]"
         )
         result = run(
-            bench, Model("m", echo), tmp_path / "out", judge=Endpoint(judge.url, "org/strict")
+            bench, BenchModel("m", echo), tmp_path / "out", judge=Endpoint(judge.url, "org/strict")
         )
     assert not echo.asked  # they were kept
     assert result.judgements == tmp_path / "out" / "model_judgment" / "org_strict_single.jsonl"
@@ -296,14 +296,14 @@ def test_answers_that_were_made_otherwise_are_not_gone_on_with(
 ) -> None:
     out = tmp_path / "out"
     made = {"sampling": {"top_p": 0.8, "top_k": 0}, "identity": "abc"}
-    run(bench, Model("m", Echo(), made), out)
+    run(bench, BenchModel("m", Echo(), made), out)
     (path,) = (out / "model_answer").iterdir()
     before = path.read_bytes()
 
     def refused(bench: Bench, settings: dict[str, Any], difference: str, **more: int) -> None:
         echo = Echo()
         with pytest.raises(InvalidArgumentError, match=f"m's {difference}; .*another folder"):
-            run(bench, Model("m", echo, settings), out, **more)
+            run(bench, BenchModel("m", echo, settings), out, **more)
         assert not echo.asked
         assert path.read_bytes() == before
 
@@ -315,7 +315,7 @@ def test_answers_that_were_made_otherwise_are_not_gone_on_with(
     fewer = load_bench(tmp_path / "data" / "mt_bench")
     refused(fewer, made, f'sha256 of questions is "{bench.asked}", not "{fewer.asked}"')
     echo = Echo()
-    run(bench, Model("m", echo, made), out)
+    run(bench, BenchModel("m", echo, made), out)
     assert not echo.asked
 
 
@@ -323,7 +323,7 @@ def test_several_models_answer_in_one_folder_each_with_its_settings(
     bench: Bench, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        run(bench, Model(name, Echo(), {"identity": name}), tmp_path)
+        run(bench, BenchModel(name, Echo(), {"identity": name}), tmp_path)
     kept = json.loads((tmp_path / "settings.json").read_text())["models"]
     assert {name: settings["identity"] for name, settings in kept.items()} == {
         "one": "one",
@@ -336,18 +336,18 @@ def test_several_models_answer_in_one_folder_each_with_its_settings(
 def test_answers_of_which_nobody_knows_how_they_were_made_are_not_gone_on_with(
     bench: Bench, tmp_path: Path
 ) -> None:
-    run(bench, Model("m", Echo()), tmp_path)
+    run(bench, BenchModel("m", Echo()), tmp_path)
     settings = tmp_path / "settings.json"
     settings.unlink()
     with pytest.raises(InvalidArgumentError, match=r"m\.jsonl: expected settings\.json to say how"):
-        run(bench, Model("m", Echo()), tmp_path)
+        run(bench, BenchModel("m", Echo()), tmp_path)
     for content in ('{"format": 1, "parts": {}}', '{"format": 1, "models": {"m": 1}}', "{", "\xff"):
         settings.write_bytes(content.encode("latin-1"))
         with pytest.raises(DataError, match=r"settings\.json: expected settings of MT-Bench"):
-            run(bench, Model("m", Echo()), tmp_path)
+            run(bench, BenchModel("m", Echo()), tmp_path)
     settings.write_text('{"format": 0, "models": {}}')
     with pytest.raises(DataError, match="another version"):
-        run(bench, Model("m", Echo()), tmp_path)
+        run(bench, BenchModel("m", Echo()), tmp_path)
 
 
 def test_a_model_is_known_by_what_decides_its_answers(tmp_path: Path) -> None:
@@ -363,15 +363,15 @@ def test_a_model_is_known_by_what_decides_its_answers(tmp_path: Path) -> None:
 def test_a_folder_is_for_one_process_at_a_time(bench: Bench, tmp_path: Path) -> None:
     echo = Echo()
     with alone(tmp_path, tmp_path), pytest.raises(DownloadError, match="another process"):
-        run(bench, Model("m", echo), tmp_path)
+        run(bench, BenchModel("m", echo), tmp_path)
     assert not echo.asked
 
     def another(*_arguments: object) -> str:
         with pytest.raises(DownloadError, match="another process"):
-            run(bench, Model("m", Echo()), tmp_path)
+            run(bench, BenchModel("m", Echo()), tmp_path)
         return "alone"
 
-    answers = run(bench, Model("m", another), tmp_path).answers
+    answers = run(bench, BenchModel("m", another), tmp_path).answers
     assert answers.read_text().count("alone") == 6
 
 
@@ -381,12 +381,12 @@ def test_what_is_asked_for_in_vain_makes_no_folder(
 ) -> None:
     (name,) = more
     with pytest.raises(InvalidArgumentError, match=f"{name} must be 1 or more, got {more[name]}"):
-        run(bench, Model("m", Echo()), tmp_path / "out", **more)
+        run(bench, BenchModel("m", Echo()), tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_says_what_is_not_rated_and_asks_for_it_anew(bench: Bench, tmp_path: Path) -> None:
-    model = Model("m", Echo())
+    model = BenchModel("m", Echo())
     with local_judge() as judge:
         strict = Endpoint(judge.url, "strict")
         judge.reply = lambda n, body: Reply(says="I cannot say.")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError
-from minicpm_mlx.evals.record import Run
+from minicpm_mlx.evals.record import RunRecord
 from minicpm_mlx.evals.report.chart import draw_scores
 from minicpm_mlx.evals.report.compare import compare_runs
 from minicpm_mlx.evals.report.published import PUBLISHED
@@ -21,20 +21,22 @@ from minicpm_mlx.evals.report.summary import Report, report_of
 from minicpm_mlx.evals.report.tables import as_csv, as_markdown, scores_table
 from minicpm_mlx.evals.report.write import write_report
 from minicpm_mlx.evals.run import _program
-from minicpm_mlx.evals.settings import ALL, Part, Settings
+from minicpm_mlx.evals.settings import ALL, EvalSettings, TaskPart
 from minicpm_mlx.evals.tasks import TASKS
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """By part and subset."""
 
 
-def begin(folder: Path, scores: Scores, name: str = "mine", **more: Any) -> Run:
+def begin(folder: Path, scores: Scores, name: str = "mine", **more: Any) -> RunRecord:
     """A run's folder with a record for each of the scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    run, parts = Run(folder), {}
+    run, parts = RunRecord(folder), {}
     for part, subsets in scores.items():
         task, mode = part.split(".")
-        asked = Settings(tasks=(task,), mode=mode, allow_code=True).of(Part(TASKS[task], mode))
+        asked = EvalSettings(tasks=(task,), mode=mode, allow_code=True).of(
+            TaskPart(TASKS[task], mode)
+        )
         asked |= {"origin": "data", "sha256": {"file": "0" * 64}, "notes": []}
         asked["questions"] = {subset: len(found) for subset, found in subsets.items()}
         parts[part] = {**asked, **more}

@@ -23,13 +23,13 @@ from tiny_model import write_model
 import minicpm_mlx as mm
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.data.load import load
-from minicpm_mlx.evals.record import Run
-from minicpm_mlx.evals.run import Prepared, Progress, prepare, run
+from minicpm_mlx.evals.record import RunRecord
+from minicpm_mlx.evals.run import EvalProgress, Prepared, prepare, run
 from minicpm_mlx.evals.sandbox.jail import landlock
-from minicpm_mlx.evals.settings import ALL, Settings
+from minicpm_mlx.evals.settings import ALL, EvalSettings
 from minicpm_mlx.evals.tasks import TASKS
-from minicpm_mlx.files.jsonl import Lines
-from minicpm_mlx.lm.batch import Asked, replies
+from minicpm_mlx.files.jsonl import JsonlFile
+from minicpm_mlx.lm.batch import BatchRequest, replies
 
 DECIDED = ("cmmlu", "gsm8k", "bbh", "arc_easy", "hellaswag")
 CONTAINED = pytest.mark.skipif(
@@ -56,10 +56,10 @@ class Enough(Exception):
     """Raised where a test breaks a run off."""
 
 
-def stop_after(count: int) -> Callable[[Progress], None]:
+def stop_after(count: int) -> Callable[[EvalProgress], None]:
     left = count
 
-    def listener(now: Progress) -> None:
+    def listener(now: EvalProgress) -> None:
         nonlocal left
         if now.left is not None:  # a question was done by this run
             left -= 1
@@ -74,13 +74,13 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def records(folder: Path, part: str) -> list[dict[str, Any]]:
-    return [dict(row.value) for row in Lines(folder / "records" / f"{part}.jsonl").rows]
+    return [dict(row.value) for row in JsonlFile(folder / "records" / f"{part}.jsonl").rows]
 
 
 @CONTAINED
 def test_every_task_runs_in_its_modes(lm: mm.LM, data: Path, tmp_path: Path) -> None:
-    how = Settings(tasks=tuple(TASKS), mode="both", limit=1, allow_code=True, shots=1)
-    told: list[Progress] = []
+    how = EvalSettings(tasks=tuple(TASKS), mode="both", limit=1, allow_code=True, shots=1)
+    told: list[EvalProgress] = []
     report = run(lm, prepare(how, data), tmp_path / "out", progress=told.append)
     assert [task.name for task in report.tasks] == list(TASKS)
     for task in report.tasks:
@@ -99,14 +99,14 @@ def test_every_task_runs_in_its_modes(lm: mm.LM, data: Path, tmp_path: Path) -> 
 @CONTAINED
 def test_right_programs_pass(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     from minicpm_mlx.evals import run as runs
-    from minicpm_mlx.evals.generation import Reply
+    from minicpm_mlx.evals.generation import GeneratedReply
 
     loaded = load(TASKS["humaneval"], data)
     questions = [TASKS["humaneval"].question(item) for item in loaded.items[""]]
     said = [question.item.fields["canonical_solution"] for question in questions]
     said[1] = said[1].replace("+", "-")
     many = [
-        Reply(question=question, prompt="", shots=0, text=text, tokens=1, finish="stop")
+        GeneratedReply(question=question, prompt="", shots=0, text=text, tokens=1, finish="stop")
         for question, text in zip(questions, said, strict=True)
     ]
     found = list(runs._programs(TASKS["humaneval"], iter(many)))
@@ -116,10 +116,10 @@ def test_right_programs_pass(lm: mm.LM, data: Path, tmp_path: Path) -> None:
 
 def test_code_is_not_run_unless_it_is_allowed() -> None:
     with pytest.raises(InvalidArgumentError, match=r"humaneval and mbpp: .* --allow-code"):
-        Settings()
+        EvalSettings()
     with pytest.raises(InvalidArgumentError, match="--allow-code"):
-        Settings(tasks=("mbpp",))
-    assert [part.task.name for part in Settings(allow_code=True).parts] == list(ALL)
+        EvalSettings(tasks=("mbpp",))
+    assert [part.task.name for part in EvalSettings(allow_code=True).parts] == list(ALL)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_code_is_not_run_unless_it_is_allowed() -> None:
 )
 def test_settings_that_cannot_be_are_refused(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        Settings(**{"tasks": ("arc_easy",), **asked})
+        EvalSettings(**{"tasks": ("arc_easy",), **asked})
 
 
 def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
-    how = Settings(tasks=("mmlu", "cmmlu", "arc_easy"), subjects=("anatomy", "agronomy"))
+    how = EvalSettings(tasks=("mmlu", "cmmlu", "arc_easy"), subjects=("anatomy", "agronomy"))
     mmlu, cmmlu, arc = map(how.of, how.parts)
     assert (mmlu["subjects"], cmmlu["subjects"]) == (["anatomy"], ["anatomy", "agronomy"])
     assert "subjects" not in arc
@@ -158,7 +158,7 @@ def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
 
 def test_questions_of_a_lower_limit_are_among_those_of_a_higher(data: Path) -> None:
     def chosen(limit: int | None, seed: int = 0) -> list[str]:
-        how = Settings(tasks=("arc_easy",), limit=limit, seed=seed)
+        how = EvalSettings(tasks=("arc_easy",), limit=limit, seed=seed)
         return [item.id for item in prepare(how, data).items["arc_easy"]]
 
     assert set(chosen(2)) < set(chosen(4)) < set(chosen(None))
@@ -168,7 +168,7 @@ def test_questions_of_a_lower_limit_are_among_those_of_a_higher(data: Path) -> N
 
 def some_parts(data: Path, **changes: Any) -> Prepared:
     tasks = ("mmlu", "gsm8k", "arc_easy", "hellaswag")
-    return prepare(Settings(**{"tasks": tasks, "mode": "both", "shots": 2, **changes}), data)
+    return prepare(EvalSettings(**{"tasks": tasks, "mode": "both", "shots": 2, **changes}), data)
 
 
 def test_a_run_broken_off_anywhere_ends_with_the_same_report(
@@ -207,10 +207,10 @@ def test_a_run_that_is_done_asks_the_model_nothing(lm: mm.LM, data: Path, tmp_pa
     first = run(lm, prepared, tmp_path / "out")
     broken = replace(lm, model=None)  # type: ignore[arg-type]
     broken.model = type("Model", (), {"config": lm.config, "adapter": None})()  # type: ignore[assignment]
-    told: list[Progress] = []
+    told: list[EvalProgress] = []
     from minicpm_mlx.evals import run as runs
 
-    record = Run.read(tmp_path / "out")
+    record = RunRecord.read(tmp_path / "out")
     for part in prepared.settings.parts:
         runs._do(broken, part, prepared, record, told.append)
     assert all(now.done == now.of and now.left is None for now in told)
@@ -242,7 +242,7 @@ def test_another_setting_is_refused(
 
 
 def test_other_data_and_another_model_are_refused(lm: mm.LM, demo: mm.LM, tmp_path: Path) -> None:
-    how = Settings(tasks=("arc_easy",), mode="ppl", limit=2)
+    how = EvalSettings(tasks=("arc_easy",), mode="ppl", limit=2)
     write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(4)])
     run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
     with pytest.raises(InvalidArgumentError, match='name is "model", not "demo"'):
@@ -257,12 +257,12 @@ def test_other_data_and_another_model_are_refused(lm: mm.LM, demo: mm.LM, tmp_pa
 
 def test_tasks_may_be_added_to_a_folder(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     for name in ("arc_easy", "hellaswag"):
-        report = run(lm, prepare(Settings(tasks=(name,), mode="ppl"), data), tmp_path / "out")
+        report = run(lm, prepare(EvalSettings(tasks=(name,), mode="ppl"), data), tmp_path / "out")
     assert [task.name for task in report.tasks] == ["arc_easy", "hellaswag"]
 
 
 def test_a_folder_of_something_else_is_left_alone(lm: mm.LM, data: Path, tmp_path: Path) -> None:
-    prepared = prepare(Settings(tasks=("arc_easy",), mode="ppl"), data)
+    prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InvalidArgumentError, match=r"notes.txt and no run"):
         run(lm, prepared, tmp_path)
@@ -274,7 +274,7 @@ def test_a_folder_of_something_else_is_left_alone(lm: mm.LM, data: Path, tmp_pat
 def test_one_process_at_a_time(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     from minicpm_mlx.evals.record import opened
 
-    prepared = prepare(Settings(tasks=("arc_easy",), mode="ppl"), data)
+    prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
     with opened(tmp_path / "out"), pytest.raises(DownloadError, match="another process"):
         run(lm, prepared, tmp_path / "out")
     run(lm, prepared, tmp_path / "out")
@@ -282,18 +282,18 @@ def test_one_process_at_a_time(lm: mm.LM, data: Path, tmp_path: Path) -> None:
 
 def test_damaged_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected the settings of a run"):
-        Run.read(tmp_path)
+        RunRecord.read(tmp_path)
     for content in ("{", "[]", '{"format": 1}', '{"format": 9, "parts": {}}'):
         (tmp_path / "settings.json").write_text(content)
         with pytest.raises(DataError, match=r"settings.json"):
-            Run.read(tmp_path)
+            RunRecord.read(tmp_path)
 
 
 @pytest.mark.slow
 def test_decided_replies_score_as_whole_ones(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     found = []
     for whole in (False, True):
-        how = Settings(tasks=DECIDED, mode="gen", limit=1, shots=0, whole_replies=whole)
+        how = EvalSettings(tasks=DECIDED, mode="gen", limit=1, shots=0, whole_replies=whole)
         run(lm, prepare(how, data), tmp_path / str(whole))
         found.append(
             {
@@ -407,7 +407,7 @@ def test_what_prompts_share_is_read_once_and_changes_no_reply(demo: mm.LM) -> No
     prompts = [f"{head}{n} is" for n in (1, 2, 3)] + ["Snow is", f"{head}4 is"]
     sampling = mm.Sampling()
     asked = [
-        Asked(ids=demo.tokenizer.encode(prompt), max_tokens=6, sampling=sampling)
+        BatchRequest(ids=demo.tokenizer.encode(prompt), max_tokens=6, sampling=sampling)
         for prompt in prompts
     ]
     found = dict(replies(demo.model, demo.tokenizer, asked, width=2))
@@ -421,7 +421,7 @@ def test_what_prompts_share_is_read_once_and_changes_no_reply(demo: mm.LM) -> No
 
 def test_replies_share_the_room_there_is(lm: mm.LM) -> None:
     asked = [
-        Asked(ids=[5 + k] * length, max_tokens=8, sampling=mm.Sampling())
+        BatchRequest(ids=[5 + k] * length, max_tokens=8, sampling=mm.Sampling())
         for k, length in enumerate((4, 90, 7, 8, 60, 5))
     ]
     free = dict(replies(lm.model, lm.tokenizer, asked))
@@ -492,7 +492,7 @@ def test_the_samples_run_in_all_modes(name: str, demo: mm.LM, tmp_path: Path) ->
         "bbh": ("navigate", "object_counting", "dyck_languages"),
         "bbh_cot": ("navigate",),
     }.get(name, ())
-    how = Settings(tasks=(name,), mode="both", limit=2, allow_code=True, subjects=subjects)
+    how = EvalSettings(tasks=(name,), mode="both", limit=2, allow_code=True, subjects=subjects)
     prepared = prepare(how, need_shared("evals"))
     report = run(demo, prepared, tmp_path / "out")
     for part in report.tasks[0].parts.values():

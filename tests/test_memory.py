@@ -9,8 +9,8 @@ from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
-from minicpm_mlx.cli.chat.conversation import Loading, Talk
-from minicpm_mlx.cli.render.texts import Words
+from minicpm_mlx.cli.chat.conversation import Loading, TerminalChat
+from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
@@ -81,10 +81,10 @@ def test_a_context_is_bounded_by_the_memory_left(
     monkeypatch.setattr(device, "available_memory", lambda: full.working + full.cache // 4)
     assert memory.fitting_context(demo.config) == pytest.approx(full.context / 4, rel=0.01)
     small = memory.fitting_context(demo.config)
-    talk = Talk(
+    talk = TerminalChat(
         lambda lm: mm.Chat(lm),
         Loading(lambda: demo, background=False),
-        Words("en"),
+        Texts("en"),
         interactive=False,
     )
     assert talk.chat.context_length == small

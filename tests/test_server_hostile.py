@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.server.app import invalid
-from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.http.request_body import DEPTH, check_json
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def test_every_value_that_json_has_is_taken(value: object) -> None:
 def test_what_is_taken_is_json_and_else_there_is_a_refusal(body: bytes) -> None:
     try:
         check_json(body)
-    except Refusal as refusal:
+    except ApiError as refusal:
         found = refusal
     else:
         json.dumps(json.loads(body), allow_nan=False, ensure_ascii=False).encode()

@@ -14,8 +14,8 @@ import minicpm_mlx as mm
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
 
-from minicpm_mlx.server.http.api_error import Refusal
-from minicpm_mlx.server.service import Ask, Part, Service
+from minicpm_mlx.server.http.api_error import ApiError
+from minicpm_mlx.server.service import Chunk, GenerationRequest, Service
 
 PROMPTS = [
     "The capital of France is",
@@ -36,10 +36,12 @@ def service(demo: mm.LM) -> Iterator[Service]:
     asyncio.run(found.close())
 
 
-def ask(service: Service, text: str, count: int = 12, **options: Any) -> Ask:
+def ask(service: Service, text: str, count: int = 12, **options: Any) -> GenerationRequest:
     how = service.sampling(**options.pop("sampling", {}))
     ids = service.encode(text)
-    return Ask(prompt=ids, served=service.served(None), sampling=how, max_tokens=count, **options)
+    return GenerationRequest(
+        prompt=ids, served=service.served(None), sampling=how, max_tokens=count, **options
+    )
 
 
 def test_eight_different_requests_at_once_are_answered_as_alone(service: Service) -> None:
@@ -75,10 +77,10 @@ def test_what_was_read_before_changes_no_reply(service: Service) -> None:
 
 
 def test_parts_join_to_the_whole_and_observers_see_them(service: Service) -> None:
-    seen: list[Part] = []
+    seen: list[Chunk] = []
     service.observers.append(seen.append)
 
-    async def run() -> list[Part]:
+    async def run() -> list[Chunk]:
         replies = service.start([ask(service, text) for text in PROMPTS[:2]])
         async with replies:
             return [part async for part in replies]
@@ -142,12 +144,12 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(
     service: Service, wrong: dict[str, Any], status: int, code: str | None
 ) -> None:
     given: dict[str, Any] = {"max_tokens": 4} | wrong
-    one = Ask(served=service.served(None), sampling=service.sampling(), **given)
+    one = GenerationRequest(served=service.served(None), sampling=service.sampling(), **given)
 
     async def run() -> None:
         service.start([one])
 
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         asyncio.run(run())
     assert (refused.value.status, refused.value.code) == (status, code)
 
@@ -155,6 +157,6 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(
 def test_names_are_those_the_operator_gave(service: Service) -> None:
     assert service.served(None) == service.served("demo") == service.served("demo:latest")
     for name in ("", "Demo", "demo:pirate", "../demo", "/etc/passwd", "demo:", "demo\0"):
-        with pytest.raises(Refusal, match="there is demo") as refused:
+        with pytest.raises(ApiError, match="there is demo") as refused:
             service.served(name)
         assert (refused.value.status, refused.value.code) == (404, "model_not_found")

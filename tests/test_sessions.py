@@ -377,7 +377,7 @@ def test_half_a_surrogate_pair_is_replaced(demo: mm.LM, folder: Path) -> None:
 def test_unanswered_question_is_taken_out(demo: mm.LM) -> None:
     raw = sound(demo)
     raw["messages"].append({"role": "user", "content": "And?"})
-    saved = sessions.Saved(**raw | {"forgotten": 5})
+    saved = sessions.SavedSession(**raw | {"forgotten": 5})
     assert saved.take_unanswered() == "And?"
     assert (saved.messages, saved.forgotten) == (TURNS, 4)
     assert saved.take_unanswered() == ""
@@ -605,12 +605,12 @@ def test_file_that_was_renamed_goes_by_its_new_name(demo: mm.LM) -> None:
 
 def test_title_is_the_first_questions_first_line(demo: mm.LM) -> None:
     raw = sound(demo) | {"messages": [], "forgotten": 0}
-    assert sessions.Saved(**raw).title == ""
+    assert sessions.SavedSession(**raw).title == ""
     raw["messages"] = [
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "\n What?\nThat."},
     ]
-    assert sessions.Saved(**raw).title == "What?"
+    assert sessions.SavedSession(**raw).title == "What?"
 
 
 def test_markdown_has_every_turn(demo: mm.LM) -> None:
@@ -805,7 +805,7 @@ def test_cache_of_another_model_is_left_aside(
     demo: mm.LM, talk: dict[int | None, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = resumed(demo, talk)
-    monkeypatch.setattr(sessions, "identity", lambda lm: "another")
+    monkeypatch.setattr(session_cache, "identity", lambda lm: "another")
     reason = "weights, adapter, tokenizer or template are others than those it was made with"
     assert session_cache.restore_cache(chat, "a") == reason
     goes_on(chat, False)

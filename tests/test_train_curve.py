@@ -24,20 +24,20 @@ from minicpm_mlx.train.tracking.curve import (
     sparkline,
 )
 from minicpm_mlx.train.tracking.events import Started, Validated
-from minicpm_mlx.train.tracking.jsonl_log import Record
+from minicpm_mlx.train.tracking.jsonl_log import LogRecord
 
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # matplotlib's first two colours
 
 
 def log(
     losses: list[float], validation: list[float] | None = None, rate: float = 1e-4
-) -> list[Record]:
-    found = [Record(0.0, Started(step=0, steps=len(losses)))]
+) -> list[LogRecord]:
+    found = [LogRecord(0.0, Started(step=0, steps=len(losses)))]
     for step, loss in enumerate(losses, 1):
         event = trained(step, loss, learning_rate=rate * (1 - step / len(losses)))
-        found.append(Record(float(step), event))
+        found.append(LogRecord(float(step), event))
     for number, loss in enumerate(validation or []):
-        found.append(Record(0.0, Validated(step=10 * number, loss=loss, best=True)))
+        found.append(LogRecord(0.0, Validated(step=10 * number, loss=loss, best=True)))
     return found
 
 

@@ -26,7 +26,7 @@ from minicpm_mlx.train import checkpoint, lora
 from minicpm_mlx.train import trainer as loop
 from minicpm_mlx.train.data.batches import Order
 from minicpm_mlx.train.data.samples import Sample
-from minicpm_mlx.train.lora import Method
+from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.objectives import CrossEntropy
 from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
 from minicpm_mlx.train.tracking.events import (
@@ -36,10 +36,10 @@ from minicpm_mlx.train.tracking.events import (
     Trained,
     Validated,
 )
-from minicpm_mlx.train.trainer import Plan, Trainer
+from minicpm_mlx.train.trainer import Trainer, TrainingPlan
 
 RANDOM = np.random.default_rng(0)
-PLAN = Plan(
+PLAN = TrainingPlan(
     steps=12,
     batch_size=2,
     accumulate=2,
@@ -48,7 +48,7 @@ PLAN = Plan(
     evaluate_every=4,
     save_every=3,
 )
-METHOD = Method(rank=4, dropout=0.1)
+METHOD = LoRAConfig(rank=4, dropout=0.1)
 
 
 def sample(low: int = 8, high: int = 40) -> Sample:
@@ -62,8 +62,8 @@ TRAIN, VALID = [sample() for _ in range(21)], [sample() for _ in range(5)]
 
 def trainer(
     folder: Path,
-    plan: Plan = PLAN,
-    method: Method = METHOD,
+    plan: TrainingPlan = PLAN,
+    method: LoRAConfig = METHOD,
     told: list[Event] | None = None,
     **rest: Any,
 ) -> Trainer:
@@ -151,7 +151,7 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_the_mean_over_tokens_however_a_step_is_cut_up(tmp_path: Path) -> None:
-    method = Method(rank=4)
+    method = LoRAConfig(rank=4)
     plans = [replace(PLAN, batch_size=b, accumulate=4 // b, optimizer="sgd") for b in (1, 2, 4)]
     found = [
         run(trainer(tmp_path / str(number), plan, method)) for number, plan in enumerate(plans)
@@ -169,7 +169,7 @@ def test_every_optimizer_learns_and_goes_on_from_its_state(
     peak = {"sgd": 0.3, "lion": 1e-2, "muon": 0.1}.get(optimizer, 1e-2)
     plan = replace(PLAN, optimizer=optimizer, weight_decay=0.01, schedule=Schedule(peak=peak))
     plan = replace(plan, accumulate=1, evaluate_every=12)
-    method = Method(rank=4) if kind == "lora" else Method(kind="full")
+    method = LoRAConfig(rank=4) if kind == "lora" else LoRAConfig(kind="full")
     told: list[Event] = []
     straight = run(trainer(tmp_path / "straight", plan, method, told))
     losses = [event.loss for event in told if isinstance(event, Validated)]

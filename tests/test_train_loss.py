@@ -29,10 +29,10 @@ from minicpm_mlx.train.data.samples import (
     Sample,
 )
 from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
-from minicpm_mlx.train.lora import LowRank, Method
+from minicpm_mlx.train.lora import LoRAConfig, LoRALinear
 from minicpm_mlx.train.objectives import (
     CrossEntropy,
-    Preference,
+    PreferenceLoss,
     dpo,
     ipo,
     kto,
@@ -51,7 +51,7 @@ def sample(length: int, prompt: int = 3) -> Sample:
 def trained(kind: str = "lora", **changes: Any) -> Model:
     """A model with something to train, that is not as it was: adapters begin at nothing."""
     model = random_model(**changes)
-    lora.prepare(model, Method(kind=kind) if kind == "full" else Method(kind=kind, rank=4))
+    lora.prepare(model, LoRAConfig(kind=kind) if kind == "full" else LoRAConfig(kind=kind, rank=4))
     mx.random.seed(3)
     for name, array in flat(model.trainable_parameters()).items():
         if "lora_b" in name or name.endswith(".m"):
@@ -126,7 +126,7 @@ def test_gradients_are_those_of_all_logits_at_once(
 def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
     model = random_model()
     quantize(model, Quantization(bits=8, group_size=32))
-    lora.prepare(model, Method())
+    lora.prepare(model, LoRAConfig())
     hidden, targets = mx.random.normal((50, 64)), mx.random.randint(0, 512, (50,))
 
     def plain(hidden: mx.array) -> mx.array:
@@ -212,7 +212,7 @@ def test_an_adapter_begins_as_nothing() -> None:
     for kind in ("lora", "dora"):
         model = random_model(attention_bias=True)
         before = model(ids)
-        lora.prepare(model, Method(kind=kind))
+        lora.prepare(model, LoRAConfig(kind=kind))
         assert mx.allclose(model(ids), before, atol=1e-5)
 
 
@@ -229,7 +229,7 @@ def test_rows_of_a_packed_layer_are_as_long_as_those_of_its_matrix(packing: Quan
     quantize(model, packing)
     mx.random.seed(3)
     layer = model.layers[0].mlp.down_proj
-    found = LowRank(layer, Method(kind="dora", rank=4))
+    found = LoRALinear(layer, LoRAConfig(kind="dora", rank=4))
     found.lora_b = 0.1 * mx.random.normal(found.lora_b.shape)
     whole = dense(layer) + found.scale * (found.lora_a @ found.lora_b).T  # (out, in)
     wanted = mx.linalg.norm(whole, axis=1)
@@ -246,7 +246,7 @@ def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
 ) -> None:
     model = random_model()
     quantize(model, packing)
-    lora.prepare(model, Method(kind="dora", rank=4))
+    lora.prepare(model, LoRAConfig(kind="dora", rank=4))
     for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     parameters = flat(model.trainable_parameters())
@@ -274,7 +274,7 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
             quantize(model, Quantization(bits=bits, group_size=32))
         return model
 
-    model, method = base(), Method(kind=kind, rank=4, modules=("q_proj", "o_proj", "down_proj"))
+    model, method = base(), LoRAConfig(kind=kind, rank=4, modules=("q_proj", "o_proj", "down_proj"))
     lora.prepare(model, method)
     mx.random.seed(1)
     for _, module in lora.adapters(model):
@@ -295,7 +295,7 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
 
 def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
     model = random_model()
-    lora.prepare(model, Method(dropout=0.5))
+    lora.prepare(model, LoRAConfig(dropout=0.5))
     for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     ids, seen = mx.array([sample(20).ids]), []
@@ -322,24 +322,24 @@ def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
 )
 def test_a_method_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        Method(**wrong)
+        LoRAConfig(**wrong)
 
 
 def test_what_a_model_has_not_cannot_be_trained() -> None:
     with pytest.raises(InvalidArgumentError, match="has 2 layers, got 3"):
-        lora.prepare(random_model(), Method(layers=3))
+        lora.prepare(random_model(), LoRAConfig(layers=3))
     with pytest.raises(InvalidArgumentError, match=r"expected some of .*q_proj.*, got 'w1'"):
-        lora.prepare(random_model(), Method(modules=("w1",)))
+        lora.prepare(random_model(), LoRAConfig(modules=("w1",)))
     packed = random_model()
     quantize(packed, Quantization(bits=8, group_size=32))
     with pytest.raises(InvalidArgumentError, match="full training needs unpacked weights"):
-        lora.prepare(packed, Method(kind="full"))
+        lora.prepare(packed, LoRAConfig(kind="full"))
 
 
 def test_only_the_last_layers_are_trained_where_so_many_are_asked_for() -> None:
     for kind in ("lora", "full"):
         model = random_model()
-        lora.prepare(model, Method(kind=kind, layers=1))
+        lora.prepare(model, LoRAConfig(kind=kind, layers=1))
         assert {name.split(".")[2] for name in flat(model.trainable_parameters())} == {"1"}
 
 
@@ -422,7 +422,7 @@ def test_preferences_are_over_the_replies_log_probabilities(loss: str, normalize
     items: list[Item] = [*pairs]
     if loss == "kto":
         items = [Labelled(pair.chosen, number == 0) for number, pair in enumerate(pairs)]
-    how = Preference(loss=loss, beta=0.3, length_normalized=normalized)
+    how = PreferenceLoss(loss=loss, beta=0.3, length_normalized=normalized)
 
     def log_of(model: Model, text: Sample) -> float:
         log = -float(np.array(plain_loss(model, [text])))
@@ -463,4 +463,4 @@ def test_preferences_that_cannot_be_are_refused() -> None:
     ):
         arguments: Any = wrong
         with pytest.raises(InvalidArgumentError, match=message):
-            Preference(**arguments)
+            PreferenceLoss(**arguments)

@@ -19,13 +19,13 @@ from minicpm_mlx.errors import DownloadError
 from minicpm_mlx.model_cards import Card
 from minicpm_mlx.train import finetune as runs
 from minicpm_mlx.train.data.dataset import Data, load_data
-from minicpm_mlx.train.lora import Method
+from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.optimizer import Schedule
 from minicpm_mlx.train.tracking.events import Event, Validated
-from minicpm_mlx.train.trainer import Plan
+from minicpm_mlx.train.trainer import TrainingPlan
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 
-PLAN = Plan(
+PLAN = TrainingPlan(
     steps=4, batch_size=2, schedule=Schedule(peak=0.01), evaluate_every=2, save_every=2, seed=1
 )
 
@@ -100,7 +100,7 @@ def test_full_training_of_weights_with_an_unusual_name_keeps_a_model(
     weights = mm.load_model(source, "float32", weights=card.file)
     lm = replace(base(model), model=weights, card=card, folder=source)
     result = runs.finetune(
-        lm, data, tmp_path / "out", plan=replace(PLAN, steps=2), method=Method(kind="full")
+        lm, data, tmp_path / "out", plan=replace(PLAN, steps=2), method=LoRAConfig(kind="full")
     )
     assert result.folder == tmp_path / "out" / "model"
     assert read_checkpoint(result.folder).tensors

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from minicpm_mlx.cli.chat.conversation import Loading, PlainStream, Talk
+from minicpm_mlx.cli.chat.conversation import Loading, PlainStream, TerminalChat
 from minicpm_mlx.cli.render import spinner
 from minicpm_mlx.cli.render.spinner import Waiting
-from minicpm_mlx.cli.render.texts import Words
+from minicpm_mlx.cli.render.texts import Texts
 
 SIGN = "\r\x1b[2m⋯ 1 s\x1b[0m\x1b[K"
 GONE = "\r\x1b[K"
@@ -95,5 +95,5 @@ def test_it_comes_by_itself_at_most_a_few_times_a_second(
 @pytest.mark.parametrize("options", [{"markdown": False}, {"interactive": False}])
 def test_plain_replies_have_none(options: dict[str, bool]) -> None:
     loading = Loading(lambda: None, background=False)  # type: ignore[arg-type, return-value]
-    talk = Talk(lambda lm: None, loading, Words("en"), **options)  # type: ignore[arg-type, return-value]
+    talk = TerminalChat(lambda lm: None, loading, Texts("en"), **options)  # type: ignore[arg-type, return-value]
     assert isinstance(talk._stream(), PlainStream)

@@ -25,10 +25,10 @@ from minicpm_mlx.text.chat_template import Template
 
 pytest.importorskip("fastapi")
 
-from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.web.conversation import (
-    Conversation,
-    Settings,
+    PageSettings,
+    WebConversation,
     takes_system,
     until,
 )
@@ -62,7 +62,7 @@ def test_the_first_language_of_the_browser_decides(header: str, language: str) -
 
 
 def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
-    conversation = Conversation()
+    conversation = WebConversation()
     conversation.stats = Stats(
         prompt_tokens=40,
         cached_tokens=30,
@@ -88,18 +88,18 @@ def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
 @pytest.mark.parametrize(
     ("refusal", "english", "chinese"),
     [
-        (Refusal(400, "x", code="context_length_exceeded"), "4096 tokens", "4096 个词元"),
-        (Refusal(429, "x", code="queue_full"), "queue is full", "队列已满"),
-        (Refusal(408, "x"), "took longer", "超过"),
-        (Refusal(503, "x"), "shutting down", "正在关闭"),
-        (Refusal(500, "x"), "went wrong", "出错"),
-        (Refusal(400, "odd: <b>"), "odd: <b>", "odd: <b>"),
+        (ApiError(400, "x", code="context_length_exceeded"), "4096 tokens", "4096 个词元"),
+        (ApiError(429, "x", code="queue_full"), "queue is full", "队列已满"),
+        (ApiError(408, "x"), "took longer", "超过"),
+        (ApiError(503, "x"), "shutting down", "正在关闭"),
+        (ApiError(500, "x"), "went wrong", "出错"),
+        (ApiError(400, "odd: <b>"), "odd: <b>", "odd: <b>"),
     ],
 )
 def test_every_refusal_is_told_in_both_languages(
-    refusal: Refusal, english: str, chinese: str
+    refusal: ApiError, english: str, chinese: str
 ) -> None:
-    conversation = Conversation(trouble=refusal)
+    conversation = WebConversation(trouble=refusal)
     assert english in status(conversation, "en", 4096).replace("\\", "")
     assert chinese in status(conversation, "zh", 4096).replace("\\", "")
 
@@ -164,7 +164,7 @@ def test_a_fence_is_left_as_it_is(text: str) -> None:
     ],
 )
 def test_an_event_with_anything_but_texts_and_numbers_is_refused(event: object) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         check_event(json.dumps(event).encode(), None)
     assert refused.value.status == 400
 
@@ -186,14 +186,14 @@ def test_an_event_of_texts_and_numbers_passes() -> None:
     ],
 )
 def test_an_event_that_the_page_does_not_have_is_refused(event: object, field: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(ApiError) as refused:
         check_event(json.dumps(event).encode(), {1: 2})
     assert refused.value.field == field
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"data": [NaN]}', b"[" * 10**5])
 def test_an_event_that_is_no_json_is_refused(content: bytes) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         check_event(content, None)
 
 
@@ -228,17 +228,17 @@ def test_until_ends_once_it_is_stopped() -> None:
 def test_until_passes_errors_on() -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
-        raise Refusal(408, "late")
+        raise ApiError(408, "late")
 
     async def run() -> None:
         async for _ in until(asyncio.Event(), broken()):
             pass
 
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         asyncio.run(run())
 
 
-SETTINGS = Settings(served="demo", system="", top_p=None, temperature=None, max_tokens=6)
+SETTINGS = PageSettings(served="demo", system="", top_p=None, temperature=None, max_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def service(demo: mm.LM) -> Iterator[Service]:
 
 def test_a_conversation_says_what_the_model_alone_says(service: Service, demo: mm.LM) -> None:
     async def run() -> list[dict[str, str]]:
-        conversation = Conversation()
+        conversation = WebConversation()
         for question in ("Name a colour.", "Another one."):
             async for _ in conversation.ask(service, SETTINGS, question):
                 pass
@@ -268,8 +268,8 @@ def test_a_conversation_says_what_the_model_alone_says(service: Service, demo: m
 
 
 def test_a_refused_question_is_given_back_and_leaves_no_turn(service: Service) -> None:
-    async def run() -> Conversation:
-        conversation = Conversation()
+    async def run() -> WebConversation:
+        conversation = WebConversation()
         async for _ in conversation.ask(service, SETTINGS, "word " * 9000):
             pass
         return conversation
@@ -284,9 +284,9 @@ def test_a_refused_question_is_given_back_and_leaves_no_turn(service: Service) -
 def test_an_unforeseen_error_is_told_and_the_next_question_answered(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> Conversation:
-        conversation = Conversation()
-        wrong = Settings(served="demo", system="", top_p=None, temperature=0.0, max_tokens=-1)
+    async def run() -> WebConversation:
+        conversation = WebConversation()
+        wrong = PageSettings(served="demo", system="", top_p=None, temperature=0.0, max_tokens=-1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service, "start", lambda asks: 1 / 0)
             async for _ in conversation.ask(service, wrong, "Hello"):
@@ -305,11 +305,11 @@ def test_an_unforeseen_error_is_told_and_the_next_question_answered(
 
 def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Service) -> None:
     async def run() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        conversation = Conversation()
+        conversation = WebConversation()
         async for _ in conversation.ask(service, SETTINGS, "Hello"):
             pass
         before = list(conversation.messages)
-        wrong = Settings(served="none", system="", top_p=None, temperature=None, max_tokens=4)
+        wrong = PageSettings(served="none", system="", top_p=None, temperature=None, max_tokens=4)
         async for _ in conversation.regenerate(service, wrong):
             pass
         assert conversation.trouble is not None
@@ -321,10 +321,10 @@ def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Servi
 
 def test_a_reply_that_nobody_waits_for_is_given_up(service: Service) -> None:
     async def run() -> None:
-        conversation = Conversation()
+        conversation = WebConversation()
         growing = conversation.ask(
             service,
-            Settings(served="demo", system="", top_p=None, temperature=None, max_tokens=500),
+            PageSettings(served="demo", system="", top_p=None, temperature=None, max_tokens=500),
             "Write a long story.",
         )
         for _ in range(3):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .conversation import Talk
+    from .conversation import TerminalChat
 
 
-def attach(talk: Talk, text: str) -> None:
+def attach(talk: TerminalChat, text: str) -> None:
     from minicpm_mlx.lm.attachments import with_files
 
     if not text or text == "off":
@@ -50,7 +50,7 @@ def attach(talk: Talk, text: str) -> None:
             talk.note("attached", name=name, tokens=talk.say.some("token", tokens))
 
 
-def _room(talk: Talk) -> int:
+def _room(talk: TerminalChat) -> int:
     """Tokens that one more file may have."""
     from minicpm_mlx.lm.attachments import with_files
 
@@ -59,7 +59,7 @@ def _room(talk: Talk) -> int:
     return max(chat.context_length - used - count(talk, with_files(talk.attached, "")), 0)
 
 
-def count(talk: Talk, text: str) -> int:
+def count(talk: TerminalChat, text: str) -> int:
     return len(talk.chat.lm.tokenizer.encode(text, add_bos=False))
 
 
@@ -72,7 +72,7 @@ def typed_path(text: str) -> Path:
         return Path(text)
 
 
-def save(talk: Talk, text: str) -> None:
+def save(talk: TerminalChat, text: str) -> None:
     from minicpm_mlx.lm import sessions
 
     flag, _, rest = text.partition(" ")
@@ -98,7 +98,7 @@ NO_SESSION = (".txt", ".json", ".html", ".pdf", ".docx")
 """Endings that say that a document is meant, of a kind that is not written here."""
 
 
-def _export(talk: Talk, path: Path, typed: str, over: bool) -> None:
+def _export(talk: TerminalChat, path: Path, typed: str, over: bool) -> None:
     from minicpm_mlx.lm import sessions
 
     document = sessions.markdown(talk.chat, path.stem)

@@ -9,10 +9,10 @@ from minicpm_mlx.errors import SessionError
 
 if TYPE_CHECKING:
     from minicpm_mlx import Chat
-    from minicpm_mlx.lm.sessions import Saved, Version
+    from minicpm_mlx.lm.sessions import SavedSession, Version
 
 
-class Keeper:
+class AutoSave:
     """Saves a conversation under its name as long as no one else writes there; `note` tells."""
 
     def __init__(self, name: str | None, note: Callable[..., None]) -> None:
@@ -20,14 +20,14 @@ class Keeper:
         """None: nothing is kept."""
         self._note = note
         self._version: Version | None = None  # of the file as last read or written here
-        self._known: Saved | None = None  # what is in it
+        self._known: SavedSession | None = None  # what is in it
         self._warned = False
 
     def start(self, name: str | None) -> None:
         """Go on under a name that has no file yet."""
         self.name, self._version, self._known = name, None, None
 
-    def follow(self, saved: Saved, chat: Chat) -> None:
+    def follow(self, saved: SavedSession, chat: Chat) -> None:
         """Go on with a session that `chat` was restored from."""
         from minicpm_mlx.lm import sessions
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import options
-from ..render.texts import LANGUAGES, Words
+from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
 from . import keyboard
 from .conversation import (
     LEAVE,
     Loading,
-    Talk,
+    TerminalChat,
     is_here,
 )
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
-    from minicpm_mlx.lm.sessions import Saved
+    from minicpm_mlx.lm.sessions import SavedSession
 
 
 def chat(
@@ -113,7 +113,7 @@ def chat(
         raise InvalidArgumentError(f"--on-overflow must be stop or slide, got {on_overflow!r}")
     interactive = prompt is None and options.at_terminal()
     questions = None if interactive else _questions(prompt)
-    say = Words(lang)
+    say = Texts(lang)
     saved = _saved(resume, go_on)
     wanted = model or (saved.model if saved else options.DEFAULT_MODEL)
     if interactive:
@@ -121,7 +121,7 @@ def chat(
     if interactive and (dtype or device):
         options.select(dtype, device)  # loading is not heard of at the prompt
     load = partial(options.load, dtype=dtype, device=device, context=context, kv_bits=kv_bits)
-    talk = Talk(
+    talk = TerminalChat(
         lambda lm: _chat(lm, settings, sampling),
         Loading(
             lambda: load(wanted, quiet=interactive, adapter=adapter, draft=draft),
@@ -155,7 +155,7 @@ def chat(
         talk.loading.abandon()
 
 
-def converse(talk: Talk, read: Callable[[], str | None]) -> None:
+def converse(talk: TerminalChat, read: Callable[[], str | None]) -> None:
     """Answer what is typed until its end."""
     from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 
@@ -220,7 +220,7 @@ def _chat(lm: LM, settings: dict[str, Any], sampling: dict[str, Any]) -> Chat:
     return Chat(lm, sampling=options.sampling(lm, **sampling), **given)
 
 
-def _saved(resume: str | None, go_on: bool) -> Saved | None:
+def _saved(resume: str | None, go_on: bool) -> SavedSession | None:
     """The session to go on with, if one is asked for."""
     from minicpm_mlx.errors import SessionError
 
@@ -260,7 +260,7 @@ def _questions(prompt: str | None) -> Iterator[str]:
     yield text
 
 
-def _greet(wanted: str, say: Words) -> str:
+def _greet(wanted: str, say: Texts) -> str:
     """Show the banner; the model to load, which is another where the user would not download it."""
     from minicpm_mlx.model_cards import resolve
 
@@ -296,15 +296,15 @@ def _choice(question: str, letters: str) -> str:
             return answer
 
 
-def _typed(talk: Talk) -> Callable[[], str | None]:
+def _typed(talk: TerminalChat) -> Callable[[], str | None]:
     """Asks at the terminal; Ctrl-C twice at an empty prompt is its end."""
     from minicpm_mlx.model_cards import cache_dir
 
     from . import slash_commands
-    from .line_editor import Prompt
+    from .line_editor import LineEditor
 
     history = cache_dir() / "history" if talk.name is not None else None
-    prompt = Prompt(history, slash_commands.COMMANDS, slash_commands.arguments)
+    prompt = LineEditor(history, slash_commands.COMMANDS, slash_commands.arguments)
     warned = False
 
     def read() -> str | None:

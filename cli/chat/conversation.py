@@ -10,16 +10,16 @@ from contextlib import ExitStack, closing, nullcontext
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from ..render.texts import Words
+from ..render.texts import Texts
 from ..render.theme import console
 from . import keyboard
-from .autosave import Keeper
+from .autosave import AutoSave
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.errors import ContextLengthError
     from minicpm_mlx.lm.attachments import Files
-    from minicpm_mlx.lm.sessions import Saved
+    from minicpm_mlx.lm.sessions import SavedSession
 
     from ..render.spinner import Waiting
 
@@ -101,19 +101,19 @@ class Loading:
             os._exit(int(leaving.code or 0) if leaving else 0)
 
 
-class Talk:
+class TerminalChat:
     """One user's conversation: the chat, its name on disk, and how replies are shown."""
 
     def __init__(
         self,
         chat: Callable[[LM], Chat],
         loading: Loading,
-        say: Words,
+        say: Texts,
         *,
         interactive: bool = True,
         markdown: bool = True,
         name: str | None = None,
-        saved: Saved | None = None,
+        saved: SavedSession | None = None,
         changes: Mapping[str, object] | None = None,
         load: Callable[[str], LM] | None = None,
         adapter: bool = True,
@@ -124,7 +124,7 @@ class Talk:
         self.say = say
         self.interactive = interactive
         self.markdown = markdown
-        self.keeper = Keeper(name, self.note)
+        self.keeper = AutoSave(name, self.note)
         self.attached: Files = []
         """Files that go with the next message."""
         self.adapter = adapter
@@ -227,7 +227,7 @@ class Talk:
         if self._chat is not None:
             self.keeper.keep_cache(self._chat)
 
-    def resume(self, saved: Saved) -> None:
+    def resume(self, saved: SavedSession) -> None:
         """Go on with a saved conversation, with the model that is loaded."""
         question = saved.take_unanswered()
         self.use(self._restored(self.chat.lm, saved))
@@ -280,7 +280,7 @@ class Talk:
         finally:
             chat.messages = messages
 
-    def _restored(self, lm: LM, saved: Saved) -> Chat:
+    def _restored(self, lm: LM, saved: SavedSession) -> Chat:
         from minicpm_mlx.errors import MiniCPMError
         from minicpm_mlx.lm import sessions
         from minicpm_mlx.lm.fingerprint import identity

@@ -20,7 +20,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 QUOTES = '"""'
 
 
-class Prompt:
+class LineEditor:
     """Reads what the user says; `completions` gives a command's possible arguments."""
 
     def __init__(
@@ -145,10 +145,10 @@ def _history(path: Path | None) -> History:
         path.open("r+b").close()
     except OSError:
         return InMemoryHistory()
-    return Kept(str(path))
+    return HistoryFile(str(path))
 
 
-class Kept(FileHistory):
+class HistoryFile(FileHistory):
     """A history in a file, as far as the disk has room and the text is one."""
 
     def store_string(self, string: str) -> None:

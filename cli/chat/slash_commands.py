@@ -26,28 +26,28 @@ from .conversation import (
 )
 
 if TYPE_CHECKING:
-    from .conversation import Talk
+    from .conversation import TerminalChat
 
 
 @dataclass(frozen=True)
 class Command:
     """One command: what it takes, what it does."""
 
-    run: Callable[[Talk, str], None]
+    run: Callable[[TerminalChat, str], None]
     takes: str
     help: tuple[str, str]
     lines: bool = False
     """Whether what it takes may have several lines; else such a text is a message."""
 
 
-def help_(talk: Talk, _: str) -> None:
+def help_(talk: TerminalChat, _: str) -> None:
     for name, command in COMMANDS.items():
         usage = f"{name} {command.takes}".strip()
         talk.print(f"{usage:24} {talk.say.pick(*command.help)}")
     talk.print("")
 
 
-def system(talk: Talk, text: str) -> None:
+def system(talk: TerminalChat, text: str) -> None:
     if text:
         talk.chat.system = None if text == "off" else text
         talk.save()
@@ -58,7 +58,7 @@ def system(talk: Talk, text: str) -> None:
 SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
 
 
-def set_(talk: Talk, text: str) -> None:
+def set_(talk: TerminalChat, text: str) -> None:
     chat, known = talk.chat, settings(talk.chat)
     name, value = SETTING.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
     name = name.lower()
@@ -105,7 +105,7 @@ def parsed(name: str, value: str) -> Any:
     return int(value) if name in WHOLE else float(value)
 
 
-def show(talk: Talk, _: str) -> None:
+def show(talk: TerminalChat, _: str) -> None:
     chat = talk.chat
     lm = chat.lm
     facts = {"model": lm.card.name, "adapter": lm.adapter, "session": talk.name}
@@ -115,14 +115,14 @@ def show(talk: Talk, _: str) -> None:
     talk.print("")
 
 
-def load(talk: Talk, text: str) -> None:
+def load(talk: TerminalChat, text: str) -> None:
     if not text:
         talk.note("usage", usage="/load NAME", style="error")
         return
     resume(talk, text)
 
 
-def resume(talk: Talk, text: str) -> None:
+def resume(talk: TerminalChat, text: str) -> None:
     from minicpm_mlx.lm import sessions
 
     known = [] if text else [s for s in sessions.listed() if s.name != talk.name]
@@ -133,7 +133,7 @@ def resume(talk: Talk, text: str) -> None:
     talk.resume(sessions.load(text or known[0].name))
 
 
-def sessions_(talk: Talk, _: str) -> None:
+def sessions_(talk: TerminalChat, _: str) -> None:
     from minicpm_mlx.lm import sessions
 
     found = sessions.listed()
@@ -148,7 +148,7 @@ def sessions_(talk: Talk, _: str) -> None:
     talk.print("")
 
 
-def new(talk: Talk, _: str) -> None:
+def new(talk: TerminalChat, _: str) -> None:
     from minicpm_mlx.lm import sessions
 
     talk.keep_cache()
@@ -158,17 +158,17 @@ def new(talk: Talk, _: str) -> None:
     talk.note("new")
 
 
-def clear(talk: Talk, _: str) -> None:
+def clear(talk: TerminalChat, _: str) -> None:
     talk.chat.clear()
     talk.drop_draft()
     talk.save()
     talk.note("cleared")
 
 
-def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
+def _of_a_turn(run: Callable[[TerminalChat], None]) -> Callable[[TerminalChat, str], None]:
     """A command that needs a turn to have been taken."""
 
-    def checked(talk: Talk, _: str) -> None:
+    def checked(talk: TerminalChat, _: str) -> None:
         if talk.chat.messages:
             run(talk)
         else:
@@ -178,7 +178,7 @@ def _of_a_turn(run: Callable[[Talk], None]) -> Callable[[Talk, str], None]:
 
 
 @_of_a_turn
-def undo(talk: Talk) -> None:
+def undo(talk: TerminalChat) -> None:
     from minicpm_mlx.lm.attachments import without_files
 
     _, question = without_files(talk.chat.undo())
@@ -187,14 +187,14 @@ def undo(talk: Talk) -> None:
 
 
 @_of_a_turn
-def retry(talk: Talk) -> None:
+def retry(talk: TerminalChat) -> None:
     chat = talk.chat
     talk.asked = chat.messages[chat.last_question()]["content"]
     talk.show(chat.retry())
 
 
 @_of_a_turn
-def edit(talk: Talk) -> None:
+def edit(talk: TerminalChat) -> None:
     """The turn stays until the next message takes its place."""
     from minicpm_mlx.lm.attachments import without_files
 
@@ -203,7 +203,7 @@ def edit(talk: Talk) -> None:
     talk.editing, talk.draft = without_files(question)
 
 
-def copy(talk: Talk, _: str) -> None:
+def copy(talk: TerminalChat, _: str) -> None:
     replies = [m["content"] for m in talk.chat.messages if m["role"] == "assistant"]
     if not replies:
         talk.note("nothing", style="warning")
@@ -227,7 +227,7 @@ def _takes(program: list[str], text: str) -> bool:
     return done.returncode == 0
 
 
-def model(talk: Talk, text: str) -> None:
+def model(talk: TerminalChat, text: str) -> None:
     from minicpm_mlx import model_cards
 
     if not text:
@@ -243,7 +243,7 @@ def model(talk: Talk, text: str) -> None:
     talk.note("model", model=lm.card.name)
 
 
-def adapter(talk: Talk, text: str) -> None:
+def adapter(talk: TerminalChat, text: str) -> None:
     lm = talk.chat.lm
     if text:
         lm.use_adapter(None if text == "off" else typed_path(text))
@@ -255,7 +255,7 @@ IN_BITS = {8: ("±0 %", 53), 4: ("+12 %", 28)}
 """What a cache in few bits does, as benchmarks/kv_bits.py measured it: perplexity, memory."""
 
 
-def stats(talk: Talk, _: str) -> None:
+def stats(talk: TerminalChat, _: str) -> None:
     chat, done = talk.chat, talk.replies
     tokens = sum(s.completion_tokens for s in done)
     seconds = sum(s.seconds - s.ttft for s in done)
@@ -277,7 +277,7 @@ def stats(talk: Talk, _: str) -> None:
     talk.print("")
 
 
-def tokens(talk: Talk, text: str) -> None:
+def tokens(talk: TerminalChat, text: str) -> None:
     chat = talk.chat
     if text:
         talk.print(talk.say.some("token", count(talk, text)))

@@ -17,7 +17,7 @@ from .mt_bench import kept, mt_bench
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.report.compare import Compared
-    from minicpm_mlx.evals.run import Progress
+    from minicpm_mlx.evals.run import EvalProgress
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -98,7 +98,7 @@ def evaluate(
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.report.tables import scores_table
     from minicpm_mlx.evals.run import named, prepare, run
-    from minicpm_mlx.evals.settings import ALL, Settings
+    from minicpm_mlx.evals.settings import ALL, EvalSettings
 
     if tasks is None:
         raise InvalidArgumentError(
@@ -124,7 +124,7 @@ def evaluate(
             width=batch,
         )
         return
-    settings = Settings(
+    settings = EvalSettings(
         tasks=_listed(tasks),
         mode=mode,
         limit=limit,
@@ -188,12 +188,12 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _teller() -> Callable[[Progress], None]:
+def _teller() -> Callable[[EvalProgress], None]:
     """A line that moves at a terminal; elsewhere one for each part that begins or ends."""
     err, tell = console(stderr=True), options.progress()
     last = 0.0
 
-    def told(now: Progress) -> None:
+    def told(now: EvalProgress) -> None:
         nonlocal last
         whole = now.done == now.of
         if err.is_terminal and not whole:
@@ -207,7 +207,7 @@ def _teller() -> Callable[[Progress], None]:
     return told
 
 
-def _line(now: Progress) -> str:
+def _line(now: EvalProgress) -> str:
     words = [f"{now.part.task.title} {now.part.mode}", f"{now.done} of {now.of}"]
     if now.mean is not None:
         words.append(f"{now.mean:.1%} so far" if now.done < now.of else f"{now.mean:.1%}")

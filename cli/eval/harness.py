@@ -13,7 +13,7 @@ from ..render.theme import console
 if TYPE_CHECKING:
     import typer
 
-    from minicpm_mlx.evals.harness.run import Chosen, Figure
+    from minicpm_mlx.evals.harness.run import Chosen, ResultRow
 
 HARNESS = "lm-eval"
 
@@ -78,7 +78,7 @@ def run(
     console(stderr=True).print(f"{folder / 'results.json'} has all of it", style="quiet")
 
 
-def _table(found: Sequence[Figure]) -> Iterator[str]:
+def _table(found: Sequence[ResultRow]) -> Iterator[str]:
     yield "| task | metric | value | standard error | examples |"
     yield "|---|---|---:|---:|---:|"
     for one in found:

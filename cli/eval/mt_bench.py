@@ -15,7 +15,7 @@ from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
-    from minicpm_mlx.evals.mt_bench.run import Scores
+    from minicpm_mlx.evals.mt_bench.run import BenchScores
 
 
 def mt_bench(
@@ -113,7 +113,7 @@ def _teller() -> Callable[[str], None]:
     return told
 
 
-def _draw(scores: Scores | None, name: str, folder: Path) -> None:
+def _draw(scores: BenchScores | None, name: str, folder: Path) -> None:
     """The categories around a circle, where there are ratings and matplotlib is installed."""
     from importlib.util import find_spec
 
@@ -123,7 +123,7 @@ def _draw(scores: Scores | None, name: str, folder: Path) -> None:
         draw_radar({name: scores}, folder / "radar.png")
 
 
-def _rated(scores: Scores | None) -> Iterator[str]:
+def _rated(scores: BenchScores | None) -> Iterator[str]:
     from minicpm_mlx.evals.mt_bench.run import QUESTIONS
     from minicpm_mlx.evals.report.published import MT_BENCH
 

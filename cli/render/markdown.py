@@ -58,7 +58,7 @@ def may_break(before: str, after: str) -> bool:
     return bool(wide) and before not in OPENING and after not in CLOSING
 
 
-class Page:
+class MarkdownPage:
     """Writes lines, wrapped between words."""
 
     def __init__(
@@ -304,7 +304,7 @@ class MarkdownStream:
         width: int | None = None,
         before: Callable[[], object] | None = None,
     ) -> None:
-        self._page = Page(console, width, before)
+        self._page = MarkdownPage(console, width, before)
         self._inline = Inline(self._page.put)
         self._line = ""  # what has come of a line whose kind is not known yet
         self._flowing = False  # in a line whose words are written as they come

@@ -132,7 +132,7 @@ COUNTED = {
 """One, several, and in Chinese."""
 
 
-class Words:
+class Texts:
     """Looks texts up in one language."""
 
     def __init__(self, language: str | None = None) -> None:

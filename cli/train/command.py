@@ -66,11 +66,11 @@ def lora(
     from minicpm_mlx.train import finetune as runs
     from minicpm_mlx.train import memory, planning
     from minicpm_mlx.train.data.dataset import DataOptions, load_data
-    from minicpm_mlx.train.lora import Method
+    from minicpm_mlx.train.lora import LoRAConfig
 
     from . import report as tuning
 
-    method = Method(
+    method = LoRAConfig(
         kind=fine_tune_type,
         rank=rank,
         alpha=alpha,
@@ -87,7 +87,7 @@ def lora(
         valid_fraction=val_fraction,
         seed=seed,
     )
-    wishes = planning.Wishes(
+    wishes = planning.TrainingOptions(
         iters=iters,
         epochs=epochs,
         batch_size=batch_size,

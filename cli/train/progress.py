@@ -25,9 +25,9 @@ from minicpm_mlx.train.tracking.events import (
 )
 from minicpm_mlx.train.tracking.jsonl_log import to_line
 
-from ..render.texts import Words
+from ..render.texts import Texts
 from ..render.theme import console
-from .progress_block import LABELS, Block, clean
+from .progress_block import LABELS, ProgressBlock, clean
 
 SIDE_BY_SIDE = 100  # columns from which two replies stand beside each other
 REFRESH = 2.0  # times a second that the clock moves on
@@ -51,8 +51,8 @@ class Screen:
     def __init__(self) -> None:
         self._console = console(stderr=True)
         self._moves = self._console.is_interactive and self._console.file.isatty()
-        self._words = Words(None if self._moves else "en")
-        self._block = Block(self._words)
+        self._words = Texts(None if self._moves else "en")
+        self._block = ProgressBlock(self._words)
         self._live: Live | None = None
         self._replies: dict[str, list[str]] = {}
 
@@ -125,7 +125,7 @@ class Steady(Live):
     as many lines above.
     """
 
-    def __init__(self, block: Block, to: Console) -> None:
+    def __init__(self, block: ProgressBlock, to: Console) -> None:
         super().__init__(
             block,
             console=to,

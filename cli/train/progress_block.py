@@ -22,7 +22,7 @@ from minicpm_mlx.train.tracking.events import (
 )
 
 from ..render.markdown import UNSAFE
-from ..render.texts import Words
+from ..render.texts import Texts
 
 LABELS = {
     "step": ("step {step}/{steps}", "步 {step}/{steps}"),
@@ -47,13 +47,13 @@ SHORTEST = 6  # below which they are left out
 MARGIN = 3  # columns kept free, for the ^C that terminals show
 
 
-class Block:
+class ProgressBlock:
     """What is known of a run, drawn as wide as the terminal is then.
 
     Pieces that find no room are left out, the least important first: no line is ever folded.
     """
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Texts) -> None:
         self._words = words
         self._started: Started | None = None
         self._trained: Trained | None = None

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..render.texts import Words
+from ..render.texts import Texts
 from ..render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
     from minicpm_mlx.train.data.dataset import Data
-    from minicpm_mlx.train.finetune import Result
+    from minicpm_mlx.train.finetune import TrainingResult
     from minicpm_mlx.train.memory import Needed
     from minicpm_mlx.train.tracking.events import Event, Listener
-    from minicpm_mlx.train.trainer import Plan
+    from minicpm_mlx.train.trainer import TrainingPlan
 
 LOG, CURVE = "log.jsonl", "curve.png"
 """In the run's folder."""
@@ -40,7 +40,9 @@ SAID = {
 """What is said after a run, in English and in Chinese."""
 
 
-def preview(data: Data, tokenizer: Tokenizer, plan: Plan, needed: Needed, as_json: bool) -> None:
+def preview(
+    data: Data, tokenizer: Tokenizer, plan: TrainingPlan, needed: Needed, as_json: bool
+) -> None:
     """What --dry-run shows."""
     from minicpm_mlx.train.data.preview import overview
 
@@ -56,7 +58,7 @@ def preview(data: Data, tokenizer: Tokenizer, plan: Plan, needed: Needed, as_jso
         console().print(line, highlight=False)
 
 
-def announce(data: Data, plan: Plan, needed: Needed) -> None:
+def announce(data: Data, plan: TrainingPlan, needed: Needed) -> None:
     """What is about to be done."""
     out = console(stderr=True)
     count = len(data.train)
@@ -65,7 +67,7 @@ def announce(data: Data, plan: Plan, needed: Needed) -> None:
         out.print(line)  # a terminal would fold it inside of words
 
 
-def _described(data: Data, plan: Plan, needed: Needed) -> list[str]:
+def _described(data: Data, plan: TrainingPlan, needed: Needed) -> list[str]:
     epochs = plan.steps * plan.samples_a_step / max(1, len(data.train))
     size = f"{plan.batch_size} samples a batch"
     if plan.accumulate > 1:
@@ -87,7 +89,7 @@ def check(report: str | None, replies: int) -> None:
 
 
 def listener(
-    stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: Plan
+    stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: TrainingPlan
 ) -> Listener:
     """Whoever is told of the run: a screen or JSON, a log, a tracker. `stack` ends them."""
     from minicpm_mlx.distributed import collectives
@@ -115,7 +117,7 @@ def listener(
     return tell
 
 
-def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
+def close(model: str, folder: Path, result: TrainingResult, as_json: bool) -> None:
     """What came of it, and how to go on."""
     from minicpm_mlx.distributed import collectives
 
@@ -127,7 +129,7 @@ def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
         print(json.dumps({"event": "ended"} | record, ensure_ascii=False))
         return
     out = console()
-    words = Words(None if out.file.isatty() else "en")
+    words = Texts(None if out.file.isatty() else "en")
 
     def say(key: str, style: str = "", **values: object) -> None:
         text = words.pick(*SAID[key]).format(**values)
@@ -146,7 +148,7 @@ def close(model: str, folder: Path, result: Result, as_json: bool) -> None:
     out.print(f"  {command(model, result)}", highlight=False, soft_wrap=True)
 
 
-def command(model: str, result: Result) -> str:
+def command(model: str, result: TrainingResult) -> str:
     """That starts a chat with the result."""
     folder = str(result.folder)
     words = ["--model", folder] if result.whole else ["--model", model, "--adapter", folder]

@@ -61,7 +61,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class MeasuredModel:
     """What is measured, and what is known of it."""
 
     name: str
@@ -103,7 +103,7 @@ def _is_stack(array: mx.array) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Measurement:
     """One row: the work, its repetitions, and what they say of the machine."""
 
     work: Work
@@ -204,8 +204,8 @@ def works(
 
 
 def measure(
-    subject: Model, todo: Sequence[Work], *, repetitions: int = 5, warmup: bool = True
-) -> Iterator[Record]:
+    subject: MeasuredModel, todo: Sequence[Work], *, repetitions: int = 5, warmup: bool = True
+) -> Iterator[Measurement]:
     """Each work's record as it is done; random tokens, so that only their number matters.
 
     InvalidArgumentError where memory has no room for the keys and values.
@@ -226,7 +226,7 @@ def measure(
         if work.gen and not work.prompt and not work.copy:
             depth = work.depth + work.gen / 2
             per_token = subject.read(work.batch) + per_context * depth * work.batch
-        yield Record(
+        yield Measurement(
             work=work,
             seconds=seconds,
             peak_memory=mx.get_peak_memory(),
@@ -235,7 +235,7 @@ def measure(
         )
 
 
-def _seconds(subject: Model, work: Work) -> float:
+def _seconds(subject: MeasuredModel, work: Work) -> float:
     model = subject.model
     if work.batch > 1:
         return _batched(model, work)
@@ -283,7 +283,7 @@ def _ids(model: LanguageModel, count: int, seed: int) -> list[int]:
     return found
 
 
-def _cache_bytes(subject: Model) -> float:
+def _cache_bytes(subject: MeasuredModel) -> float:
     """Bytes of keys and values a token of context."""
     session = Session(subject.model.config, subject.kv_bits)
     session.read(subject.model, [1], 1)
@@ -291,7 +291,7 @@ def _cache_bytes(subject: Model) -> float:
     return float(sum(part.nbytes for part in used))
 
 
-def environment(subject: Model) -> dict[str, Any]:
+def environment(subject: MeasuredModel) -> dict[str, Any]:
     """What all rows have in common."""
     facts = examine()
     names = ("minicpm-mlx", "mlx", "mlx-lm", "python", "system", "chip", "device", "blas", "memory")

@@ -73,7 +73,7 @@ class Sampling:
                 )
 
 
-class Past(NamedTuple):
+class SamplerState(NamedTuple):
     """What the next token depends on besides the logits."""
 
     key: mx.array
@@ -114,7 +114,7 @@ class Sampler:
             seen[mx.array(known, mx.uint32)] = True
         if sampling.frequency_penalty or sampling.presence_penalty:
             counts = mx.zeros((vocab_size,), mx.float32)
-        self.past = Past(mx.random.key(seed), seen=seen, counts=counts)
+        self.past = SamplerState(mx.random.key(seed), seen=seen, counts=counts)
         self.bias = self._of(sampling.logit_bias)
         self.no_end = self._of(dict.fromkeys(self.eos, -mx.inf)) if min_tokens else None
         self.unread: mx.array | None = None
@@ -182,7 +182,9 @@ class Sampler:
         self.unread = tokens[right].reshape(1)
         return drawn[: right + 1]
 
-    def _next(self, logits: mx.array, past: Past, bits: np.ndarray | None) -> tuple[mx.array, Past]:
+    def _next(
+        self, logits: mx.array, past: SamplerState, bits: np.ndarray | None
+    ) -> tuple[mx.array, SamplerState]:
         """The next token from logits (V,), and what the one after it depends on."""
         how, broken = self.sampling, mx.isnan(logits).any()
         logits = logits[: self.vocab_size].astype(mx.float32)
@@ -208,7 +210,7 @@ class Sampler:
         token = mx.where(broken, NOT_A_NUMBER, token.astype(mx.int32))
         return token, self._with(past._replace(key=key), past, token)
 
-    def _with(self, past: Past, before: Past, token: mx.array) -> Past:
+    def _with(self, past: SamplerState, before: SamplerState, token: mx.array) -> SamplerState:
         """`past`, with `token` added to what was `before`."""
         here = self.ids == token
         return past._replace(

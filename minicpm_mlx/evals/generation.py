@@ -9,23 +9,23 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import memory
-from ..lm.batch import Asked, replies
+from ..lm.batch import BatchRequest, replies
 from ..lm.outputs import Completion
 from ..model.config import Config
 from .data.load import Loaded
 from .examples import shots_for
 from .question import Item, Question
-from .settings import Settings
+from .settings import EvalSettings
 from .task import Task
 
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["Reply", "replies_to"]
+__all__ = ["GeneratedReply", "replies_to"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class GeneratedReply:
     """What the model said to a question."""
 
     question: Question
@@ -49,8 +49,8 @@ class _Prompt:
 
 
 def replies_to(
-    lm: LM, task: Task, items: Sequence[Item], loaded: Loaded, settings: Settings
-) -> Iterator[Reply]:
+    lm: LM, task: Task, items: Sequence[Item], loaded: Loaded, settings: EvalSettings
+) -> Iterator[GeneratedReply]:
     """The replies to `items`, each as soon as it is finished.
 
     Where a prompt and the longest reply do not fit the model's context, its last examples are left
@@ -60,7 +60,7 @@ def replies_to(
     prompts: dict[int, _Prompt] = {}
     unasked: list[_Prompt] = []
 
-    def asked() -> Iterator[Asked]:
+    def asked() -> Iterator[BatchRequest]:
         for item in items:
             prompt = _prompt(lm, task, item, loaded, settings)
             if len(prompt.ids) >= lm.context_length:
@@ -89,8 +89,8 @@ def _positions(config: Config) -> int:
     return left * found.context // max(found.cache, 1)
 
 
-def _reply(prompt: _Prompt, text: str, tokens: int, finish: str) -> Reply:
-    return Reply(
+def _reply(prompt: _Prompt, text: str, tokens: int, finish: str) -> GeneratedReply:
+    return GeneratedReply(
         question=prompt.question,
         prompt=prompt.text,
         shots=prompt.shots,
@@ -100,7 +100,7 @@ def _reply(prompt: _Prompt, text: str, tokens: int, finish: str) -> Reply:
     )
 
 
-def _prompt(lm: LM, task: Task, item: Item, loaded: Loaded, settings: Settings) -> _Prompt:
+def _prompt(lm: LM, task: Task, item: Item, loaded: Loaded, settings: EvalSettings) -> _Prompt:
     wanted = task.shots["gen"] if settings.shots is None else settings.shots
     shots = shots_for(task, item, loaded, settings.seed, wanted)
     while True:
@@ -114,13 +114,13 @@ def _prompt(lm: LM, task: Task, item: Item, loaded: Loaded, settings: Settings) 
         shots = shots[:-1]
 
 
-def _asked(lm: LM, task: Task, prompt: _Prompt, settings: Settings) -> Asked:
+def _asked(lm: LM, task: Task, prompt: _Prompt, settings: EvalSettings) -> BatchRequest:
     item, room = prompt.question.item, lm.context_length - len(prompt.ids)
     stops = list(prompt.question.stop)
     if settings.chat_template and lm.tokenizer.template:
         stops.extend(lm.tokenizer.template.stop_strings)
     early = task.enough is not None and not settings.whole_replies
-    return Asked(
+    return BatchRequest(
         ids=prompt.ids,
         max_tokens=min(task.max_tokens, room),
         sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, item)),

@@ -17,11 +17,11 @@ from typing import Any
 
 from ..errors import DataError, InvalidArgumentError
 from ..files.atomic import alone, named_errors, write_whole
-from ..files.jsonl import Lines
+from ..files.jsonl import JsonlFile
 from ..files.rows import Row
 from .data.fields import text
 
-__all__ = ["Key", "Record", "Run", "opened"]
+__all__ = ["Key", "Record", "RunRecord", "opened"]
 
 FORMAT = 1
 SETTINGS = "settings.json"
@@ -36,7 +36,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass
-class Run:
+class RunRecord:
     """What a folder holds."""
 
     folder: Path
@@ -44,7 +44,7 @@ class Run:
     """model, program, parts; empty where nothing was begun."""
 
     @classmethod
-    def read(cls, folder: str | Path) -> Run:
+    def read(cls, folder: str | Path) -> RunRecord:
         """A folder as it is; DataError where it holds no run, or a damaged one."""
         run = cls(Path(folder))
         path = run.folder / SETTINGS
@@ -104,14 +104,14 @@ class Run:
         if before["identity"] != now["identity"]:
             check_same(self.folder, "the model's", before, now)
 
-    def lines(self, part: str) -> Lines:
+    def lines(self, part: str) -> JsonlFile:
         """The file of a part's records."""
-        return Lines(self.folder / RECORDS / f"{part}.jsonl")
+        return JsonlFile(self.folder / RECORDS / f"{part}.jsonl")
 
     def records(self, part: str) -> dict[Key, Record]:
         """A part's records by question, in the order in which they came."""
         path = self.folder / RECORDS / f"{part}.jsonl"
-        return keyed(Lines(path).rows) if path.exists() else {}
+        return keyed(JsonlFile(path).rows) if path.exists() else {}
 
 
 def check_same(folder: Path, whose: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -136,7 +136,7 @@ def keyed(rows: tuple[Row, ...]) -> dict[Key, Record]:
 
 
 @contextmanager
-def opened(folder: str | Path) -> Iterator[Run]:
+def opened(folder: str | Path) -> Iterator[RunRecord]:
     """The run in `folder`, which is made if need be, for one process at a time.
 
     InvalidArgumentError where it holds anything else, DownloadError where it cannot be made or
@@ -149,7 +149,7 @@ def opened(folder: str | Path) -> Iterator[Run]:
         path.mkdir(parents=True, exist_ok=True)
     with alone(path, path):
         if (path / SETTINGS).exists():
-            yield Run.read(path)
+            yield RunRecord.read(path)
             return
         others = [
             file.name for file in path.iterdir() if file.name not in (RECORDS, f"part-{SETTINGS}")
@@ -158,7 +158,7 @@ def opened(folder: str | Path) -> Iterator[Run]:
             raise InvalidArgumentError(
                 f"{path} holds {(others or [RECORDS])[0]} and no run to go on with; {ADVICE}"
             )
-        yield Run(path)
+        yield RunRecord(path)
 
 
 def write_json(path: Path, value: object) -> None:

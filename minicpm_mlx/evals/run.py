@@ -21,20 +21,20 @@ from ..lm.fingerprint import identity
 from ..weights.load import parameters
 from .data.load import Loaded, load
 from .examples import shots_for
-from .generation import Reply, replies_to
+from .generation import GeneratedReply, replies_to
 from .option_scores import encoded
 from .question import Item, Question
-from .record import Record, Run, keyed, opened
+from .record import Record, RunRecord, keyed, opened
 from .report.summary import Report, report_of
 from .report.write import write_report
 from .sandbox.runner import containment, run_programs
-from .settings import Part, Settings
+from .settings import EvalSettings, TaskPart
 from .task import Task
 
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["Prepared", "Progress", "prepare", "run"]
+__all__ = ["EvalProgress", "Prepared", "prepare", "run"]
 
 PROGRAMS = 16
 """Replies that are collected before their programs are run: those take seconds, and the device
@@ -42,10 +42,10 @@ should not wait for each."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class EvalProgress:
     """How far a part is."""
 
-    part: Part
+    part: TaskPart
     done: int
     of: int
     mean: float | None
@@ -54,14 +54,14 @@ class Progress:
     """Seconds until the part is done, at the speed so far; None where none was done by this run."""
 
 
-Listener = Callable[[Progress], object]
+Listener = Callable[[EvalProgress], object]
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What a run is to do, with its data."""
 
-    settings: Settings
+    settings: EvalSettings
     loaded: Mapping[str, Loaded]
     """By task."""
     items: Mapping[str, tuple[Item, ...]]
@@ -69,7 +69,7 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, data: str | Path | None = None, *, progress: bool = True
+    settings: EvalSettings, data: str | Path | None = None, *, progress: bool = True
 ) -> Prepared:
     """Read the data of all parts, from a folder or the hub; errors as `data.load`.
 
@@ -94,7 +94,7 @@ def prepare(
     return Prepared(settings, loaded, items)
 
 
-def _chosen(task: Task, loaded: Loaded, settings: Settings) -> tuple[Item, ...]:
+def _chosen(task: Task, loaded: Loaded, settings: EvalSettings) -> tuple[Item, ...]:
     found: list[Item] = []
     for subset, items in loaded.items.items():
         if subset and settings.subjects and subset not in settings.subjects:
@@ -172,7 +172,7 @@ def _parts(prepared: Prepared) -> dict[str, Any]:
     return found
 
 
-def _do(lm: LM, part: Part, prepared: Prepared, record: Run, progress: Listener) -> None:
+def _do(lm: LM, part: TaskPart, prepared: Prepared, record: RunRecord, progress: Listener) -> None:
     items = prepared.items[part.task.name]
     lines = record.lines(part.name)
     done = keyed(lines.rows)
@@ -192,7 +192,7 @@ def _do(lm: LM, part: Part, prepared: Prepared, record: Run, progress: Listener)
 class _Told:
     """Tells how far a part is."""
 
-    def __init__(self, part: Part, of: int, scores: list[float], listener: Listener) -> None:
+    def __init__(self, part: TaskPart, of: int, scores: list[float], listener: Listener) -> None:
         self.part, self.of, self.listener = part, of, listener
         self.done, self.total, self.before = len(scores), sum(scores), len(scores)
         self.start = time.monotonic()
@@ -208,18 +208,18 @@ class _Told:
         pace = (time.monotonic() - self.start) / new if new else None
         left = None if pace is None else pace * (self.of - self.done)
         mean = self.total / self.done if self.done else None
-        self.listener(Progress(self.part, self.done, self.of, mean, left))
+        self.listener(EvalProgress(self.part, self.done, self.of, mean, left))
 
 
-def _read(task: Task, replies: Iterator[Reply]) -> Iterator[Record]:
+def _read(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
     for reply in replies:
         parsed = task.parse(reply.text, reply.question)
         yield _record(reply, parsed, task.score(parsed, reply.question))
 
 
-def _programs(task: Task, replies: Iterator[Reply]) -> Iterator[Record]:
+def _programs(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
     """The records of a code task, whose programs are run a few at a time."""
-    waiting: list[Reply] = []
+    waiting: list[GeneratedReply] = []
     for reply in replies:
         waiting.append(reply)
         if len(waiting) == PROGRAMS:
@@ -228,7 +228,7 @@ def _programs(task: Task, replies: Iterator[Reply]) -> Iterator[Record]:
     yield from _passed(task, waiting)
 
 
-def _passed(task: Task, replies: Sequence[Reply]) -> Iterator[Record]:
+def _passed(task: Task, replies: Sequence[GeneratedReply]) -> Iterator[Record]:
     programs = [task.parse(reply.text, reply.question) for reply in replies]
     outcomes = run_programs(programs)
     for reply, program, outcome in zip(replies, programs, outcomes, strict=True):
@@ -236,7 +236,7 @@ def _passed(task: Task, replies: Sequence[Reply]) -> Iterator[Record]:
         yield {**found, "outcome": outcome.reason}
 
 
-def _record(reply: Reply, parsed: str, score: float) -> dict[str, Any]:
+def _record(reply: GeneratedReply, parsed: str, score: float) -> dict[str, Any]:
     return {
         **_begun(reply.question),
         "prompt": reply.prompt,

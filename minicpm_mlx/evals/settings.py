@@ -12,7 +12,7 @@ from ..errors import InvalidArgumentError
 from .task import Task
 from .tasks import TASKS
 
-__all__ = ["ALL", "MODES", "SAMPLINGS", "Part", "Settings"]
+__all__ = ["ALL", "MODES", "SAMPLINGS", "EvalSettings", "TaskPart"]
 
 ALL = tuple(name for name in TASKS if name != "bbh_cot")
 """The columns of the published table."""
@@ -20,7 +20,7 @@ MODES = ("gen", "ppl", "both")
 SAMPLINGS = ("greedy", "ultraeval")
 
 
-class Part(NamedTuple):
+class TaskPart(NamedTuple):
     """A task in one mode."""
 
     task: Task
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvalSettings:
     """What a run is asked for; InvalidArgumentError where that cannot be."""
 
     tasks: tuple[str, ...] = ALL
@@ -58,7 +58,7 @@ class Settings:
     """Run programs that the model writes, shut in (see `sandbox`)."""
     width: int = WIDTH
     """Replies made at once; it changes no reply."""
-    parts: tuple[Part, ...] = field(init=False, repr=False)
+    parts: tuple[TaskPart, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -90,17 +90,17 @@ class Settings:
             raise InvalidArgumentError(f"expected tasks, such as {ALL[-1]}, got none")
         return tuple(dict.fromkeys(names))
 
-    def _parts_of(self, name: str) -> list[Part]:
+    def _parts_of(self, name: str) -> list[TaskPart]:
         task = TASKS[name]
         if self.mode == "both":
-            return [Part(task, mode) for mode in task.modes]
+            return [TaskPart(task, mode) for mode in task.modes]
         if self.mode not in task.modes:
             able = ", ".join(name for name, each in TASKS.items() if self.mode in each.modes)
             raise InvalidArgumentError(
                 f"{name} has no options to compare: mode {self.mode} is for {able}; "
                 "use mode both to have the others in gen"
             )
-        return [Part(task, self.mode)]
+        return [TaskPart(task, self.mode)]
 
     def _check_parts(self) -> None:
         code = [part.task.name for part in self.parts if part.task.needs_code]
@@ -121,7 +121,7 @@ class Settings:
                 "stands alone and its options are compared, without a reply"
             )
 
-    def of(self, part: Part) -> dict[str, Any]:
+    def of(self, part: TaskPart) -> dict[str, Any]:
         """What a part's scores depend on, for its record."""
         found: dict[str, Any] = {
             "mode": part.mode,
@@ -152,7 +152,7 @@ class Settings:
 
 
 def sentence(settings: Mapping[str, Any]) -> str:
-    """What `Settings.of` says, for people."""
+    """What `EvalSettings.of` says, for people."""
     shots = settings["shots"]
     words = [settings["mode"], f"{shots} example{'s' * (shots != 1)}"]
     if settings["mode"] == "gen":

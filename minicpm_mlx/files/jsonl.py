@@ -12,10 +12,10 @@ from .atomic import named_errors
 from .rows import Row
 from .strict_json import StrictJson
 
-__all__ = ["Lines"]
+__all__ = ["JsonlFile"]
 
 
-class Lines:
+class JsonlFile:
     """A file of JSON Lines: what it has, and what is added, on the disk before `add` returns.
 
     A last line that was cut off, as when a process is killed while it writes, is no record and

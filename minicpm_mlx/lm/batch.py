@@ -32,7 +32,7 @@ from .outputs import (
     collect,
 )
 
-__all__ = ["Asked", "replies"]
+__all__ = ["BatchRequest", "replies"]
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ SHARED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class BatchRequest:
     """A prompt, and what its reply may be."""
 
     ids: Sequence[int]
@@ -64,7 +64,7 @@ class _Stream:
     """A reply that is being made."""
 
     place: int
-    asked: Asked
+    asked: BatchRequest
     told: Transcript
     start: float
     cached: int
@@ -98,7 +98,7 @@ class _Stream:
 def replies(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    asked: Iterable[Asked],
+    asked: Iterable[BatchRequest],
     width: int = WIDTH,
     *,
     positions: int | None = None,
@@ -114,7 +114,7 @@ def replies(
     waiting = _Waiting(enumerate(_paired(asked)))
     streams: dict[int, _Stream] = {}
 
-    def fits(one: Asked) -> bool:
+    def fits(one: BatchRequest) -> bool:
         if not streams or positions is None:
             return len(streams) < 2 * width  # so that none waits for the next to be read
         sizes = [stream.asked.size for stream in streams.values()]
@@ -161,9 +161,9 @@ class _Waiting(Generic[T]):
             yield one
 
 
-def _paired(asked: Iterable[Asked]) -> Iterator[tuple[Asked, Sequence[int]]]:
+def _paired(asked: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Sequence[int]]]:
     """Each with the ids of the next, of which the last has none."""
-    before: Asked | None = None
+    before: BatchRequest | None = None
     for one in asked:
         if before is not None:
             yield before, one.ids

@@ -37,7 +37,7 @@ from ..model.transformer import Model
 from ..model_cards import Card
 from ..text.tokenizer import Tokenizer
 from ..weights.adapters import read_adapter
-from .batch import Asked, replies
+from .batch import BatchRequest, replies
 from .outputs import (
     Completion,
     Piece,
@@ -250,7 +250,7 @@ class LM:
         """
         how = self.sampling if sampling is None else sampling
         asked = [
-            Asked(ids=ids, max_tokens=limit, sampling=how, stops=stops)
+            BatchRequest(ids=ids, max_tokens=limit, sampling=how, stops=stops)
             for ids, limit, stops in (self._asked(prompt, max_tokens, stop) for prompt in prompts)
         ]
         width = at_least_one("width", width)

@@ -35,7 +35,7 @@ Version = tuple[int, int, int]  # inode, size, when written in ns: each save mak
 
 
 @dataclass(kw_only=True)
-class Saved:
+class SavedSession:
     """A conversation as it is kept."""
 
     name: str
@@ -110,10 +110,10 @@ def _like(name: str) -> Iterator[str]:
     return chain([name], (f"{name[:50]}-{n}" for n in count(2)))
 
 
-def snapshot(chat: Chat) -> Saved:
+def snapshot(chat: Chat) -> SavedSession:
     """What would be saved, but for the name and the time."""
     how = chat.lm.sampling if chat.sampling is None else chat.sampling
-    return Saved(
+    return SavedSession(
         name="",
         model=_model_name(chat.lm),
         identity=identity(chat.lm),
@@ -173,7 +173,7 @@ def remove(name: str) -> None:
 _CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
 
 
-def load(name: str) -> Saved:
+def load(name: str) -> SavedSession:
     """Read a session; SessionError where there is none, or it is damaged or foreign."""
     path, found = path_of(name), version(name)
     try:
@@ -188,8 +188,10 @@ def load(name: str) -> Saved:
     problem = _problem(raw)
     if problem:
         raise SessionError(f"{path}: {problem}; it was left as it is")
-    known = {f.name for f in fields(Saved) if f.init}
-    saved = Saved(**{key: value for key, value in raw.items() if key in known} | {"name": name})
+    known = {f.name for f in fields(SavedSession) if f.init}
+    saved = SavedSession(
+        **{key: value for key, value in raw.items() if key in known} | {"name": name}
+    )
     saved.version = found  # of before it was read: a change meanwhile is noticed
     return saved
 
@@ -199,7 +201,7 @@ def _whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def listed() -> list[Saved]:
+def listed() -> list[SavedSession]:
     """Every session that can be read, the last one first; SessionError where the folder cannot."""
     found = []
     for name in _names():
@@ -217,7 +219,7 @@ def _names() -> list[str]:
         raise SessionError(f"{directory()}: cannot be read ({error.strerror or error})") from None
 
 
-def restore(saved: Saved, lm: LM, **changes: Any) -> Chat:
+def restore(saved: SavedSession, lm: LM, **changes: Any) -> Chat:
     """The conversation with `lm`; `changes` replace settings and the system text (those that are
     None do not)."""
     settings = saved.settings | {key: v for key, v in changes.items() if v is not None}

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ..model.config_sections import Quantization
 from ..model.packing import replace
 from ..model.transformer import MLP, Block
-from .layerwise import Run, at
+from .layerwise import LayerRun, at
 
 GRID = 20
 """Scales that are tried."""
@@ -37,7 +37,9 @@ class Catcher(nn.Module):
         return self.layer(x)
 
 
-def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[mx.array]) -> None:
+def rescale(
+    block: Block, plan: Mapping[str, Quantization], run: LayerRun, xs: list[mx.array]
+) -> None:
     """Change the matrices and norms of `block`, so that rounding to the nearest costs less.
 
     What it computes of `xs`, its inputs, stays the same but for clipped weights.
@@ -73,7 +75,7 @@ def rescale(block: Block, plan: Mapping[str, Quantization], run: Run, xs: list[m
         del at(block, name)["input_feat"]
 
 
-def _catch(block: Block, names: list[str], run: Run, xs: list[mx.array]) -> None:
+def _catch(block: Block, names: list[str], run: LayerRun, xs: list[mx.array]) -> None:
     """Give each matrix its inputs, under the name that mlx-lm's search looks for."""
     catchers = {name: Catcher(at(block, name)) for name in names}
     for name, catcher in catchers.items():

@@ -32,8 +32,8 @@ from .bit_allocation import (
     uniform,
 )
 from .layerwise import (
+    LayerRun,
     Pieces,
-    Run,
     dense,
     products,
 )
@@ -126,7 +126,7 @@ class Job:
         return safetensors.read(path)
 
     def _layer(
-        self, number: int, plan: Plan, run: Run | None, xs: list[mx.array]
+        self, number: int, plan: Plan, run: LayerRun | None, xs: list[mx.array]
     ) -> dict[str, mx.array]:
         block = self.pieces.layer(number)
         if run is None:

@@ -23,7 +23,7 @@ ROWS = 256
 
 
 @dataclass(frozen=True)
-class Run:
+class LayerRun:
     """How blocks are run on texts of one length."""
 
     rotate: Rotation
@@ -77,11 +77,11 @@ class Pieces:
         }
         return dense(f"{name}.weight", chosen, self.packings)
 
-    def runner(self, length: int) -> Run:
+    def runner(self, length: int) -> LayerRun:
         """How blocks are run on texts of `length` tokens."""
         ids = mx.zeros((1, length), mx.int32)
         rotate, mask, _ = prepare(self.rope, ids, None, self.config.num_hidden_layers, None)
-        return Run(rotate, mask)
+        return LayerRun(rotate, mask)
 
     def finish(self, x: mx.array) -> mx.array:
         """What the head reads, of what the last block makes."""

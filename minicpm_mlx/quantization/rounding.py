@@ -20,7 +20,7 @@ from .gptq import (
     Rounder,
     packed,
 )
-from .layerwise import Run, at, products
+from .layerwise import LayerRun, at, products
 
 SCALES = mx.float16
 """In which scales and biases are kept: of 16-bit formats the one with more digits."""
@@ -55,7 +55,7 @@ def to_nearest(weight: mx.array, packing: Quantization) -> tuple[mx.array, ...]:
 
 
 def round_gptq(
-    block: Block, plan: Mapping[str, Quantization], run: Run, xs: Iterable[mx.array]
+    block: Block, plan: Mapping[str, Quantization], run: LayerRun, xs: Iterable[mx.array]
 ) -> None:
     """The same, so that what each makes of the inputs `xs` of the block changes least."""
     recorded = {}

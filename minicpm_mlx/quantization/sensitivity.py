@@ -26,8 +26,8 @@ from .bit_allocation import CHOICES
 from .gptq import Floats, nearest
 from .layerwise import (
     ROWS,
+    LayerRun,
     Pieces,
-    Run,
     at,
     matrices,
     products,
@@ -178,7 +178,7 @@ def _embedding(
 
 
 def _backwards(
-    block: Block, run: Run, xs: list[mx.array], gradients: list[mx.array]
+    block: Block, run: LayerRun, xs: list[mx.array], gradients: list[mx.array]
 ) -> tuple[dict[str, Sensitivity], list[mx.array]]:
     """The sensitivity of each matrix of a block, and the gradients at its input.
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from . import pages
 from .anthropic import routes as anthropic
-from .http.api_error import Refusal
+from .http.api_error import ApiError
 from .http.guard import Guard
 from .http.settings import Settings
 from .http.streaming import Gone
@@ -44,7 +44,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             app.include_router(module.router(service), tags=[name])
     _add_own_routes(app, service, metrics)
     for kind, handler in (
-        (Refusal, _refusal),
+        (ApiError, _refusal),
         (RequestValidationError, _invalid),
         (HTTPException, _http),
         (Gone, _gone),
@@ -94,12 +94,12 @@ async def _invalid(request: Request, error: Any) -> JSONResponse:
 async def _http(request: Request, error: Any) -> JSONResponse:
     path, allowed = request.url.path, (error.headers or {}).get("Allow", "")
     if error.status_code == 405:
-        refusal = Refusal(405, f"{request.method} is not for {path}; it takes {allowed}")
+        refusal = ApiError(405, f"{request.method} is not for {path}; it takes {allowed}")
         return answer(path, refusal, {"Allow": allowed})
     if error.status_code == 404:
         what = f"there is no {request.method} {path[:80]}; {_instead(request.app, path)}"
-        return answer(path, Refusal(404, what, code="not_found"))
-    return answer(path, Refusal(error.status_code, str(error.detail)), dict(error.headers or {}))
+        return answer(path, ApiError(404, what, code="not_found"))
+    return answer(path, ApiError(error.status_code, str(error.detail)), dict(error.headers or {}))
 
 
 def _instead(app: FastAPI, path: str) -> str:
@@ -116,20 +116,22 @@ async def _gone(request: Request, error: Any) -> Response:
 
 
 async def _failed(request: Request, error: Any) -> JSONResponse:
-    return answer(request.url.path, Refusal(500, "the server failed; see its log"))
+    return answer(request.url.path, ApiError(500, "the server failed; see its log"))
 
 
-def invalid(errors: list[dict[str, Any]], body: object) -> Refusal:
-    """Refusal 400 for a `body` that is not as it was declared, by what is wrong deepest inside."""
+def invalid(errors: list[dict[str, Any]], body: object) -> ApiError:
+    """ApiError 400 for a `body` that is not as it was declared, by what is wrong deepest inside."""
     worst = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
     field = _field(worst["loc"], body, missing=worst["type"] == "missing")
     if worst["type"] == "extra_forbidden":
-        return Refusal(400, f"{field} is not known here; leave it out", field=field, code="unknown")
+        return ApiError(
+            400, f"{field} is not known here; leave it out", field=field, code="unknown"
+        )
     if worst["type"] == "missing":
-        return Refusal(400, f"{field} is missing", field=field, code="missing")
+        return ApiError(400, f"{field} is missing", field=field, code="missing")
     same = [error["msg"] for error in errors if len(error["loc"]) == len(worst["loc"])]
     said = "; or: ".join(dict.fromkeys(same))[:300]
-    return Refusal(400, f"{field}: {said}", field=field, code="invalid_value")
+    return ApiError(400, f"{field}: {said}", field=field, code="invalid_value")
 
 
 def _field(place: Sequence[str | int], body: object, *, missing: bool) -> str:
@@ -188,7 +190,7 @@ _SGLANG = (
 )
 
 
-def refused(path: str, refusal: Refusal) -> dict[str, Any]:
+def refused(path: str, refusal: ApiError) -> dict[str, Any]:
     """The body that says `refusal` to a client which asked for `path`."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return anthropic.refused(refusal)
@@ -199,7 +201,7 @@ def refused(path: str, refusal: Refusal) -> dict[str, Any]:
     return openai.refused(refusal)
 
 
-def answer(path: str, refusal: Refusal, headers: dict[str, str] | None = None) -> JSONResponse:
+def answer(path: str, refusal: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that says it."""
     sent = dict(headers or {})
     if refusal.retry_after is not None:

@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from .service import Part, Service
+    from .service import Chunk, Service
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
@@ -70,7 +70,7 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._latency.observe(seconds)
 
-    def reply(self, part: Part) -> None:
+    def reply(self, part: Chunk) -> None:
         """A part of a reply was made."""
         if part.pause is not None:
             self._between.observe(part.pause)

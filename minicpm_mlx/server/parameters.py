@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..engine.grammar import Grammar
 from ..errors import MiniCPMError
-from .http.api_error import Refusal, unsupported
+from .http.api_error import ApiError, unsupported
 
 if TYPE_CHECKING:
     from .service import Service
@@ -34,7 +34,7 @@ def bias_of(service: Service, given: Mapping[str, float], field: str) -> dict[in
     """`logit_bias`, which the API calls `field`, with numbers for keys."""
     for token in given:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise Refusal(400, f"{field} must name token ids, got {token[:40]!r}", field=field)
+            raise ApiError(400, f"{field} must name token ids, got {token[:40]!r}", field=field)
     ids = service.check_ids([int(token) for token in given], field)
     return dict(zip(ids, given.values(), strict=True))
 
@@ -49,13 +49,13 @@ async def grammar_of(service: Service, guide: Mapping[str, Any], field: str) -> 
     if not guide:
         return None
     if len(guide) > 1:
-        raise Refusal(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
+        raise ApiError(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
     from ..lm.structured.guide import grammar_of as compiled
 
     try:
         return await compute(lambda: compiled(service.lm.tokenizer, **guide), field)
-    except Refusal as refusal:  # the field is in the message too: not all APIs have a place for it
-        raise Refusal(400, f"{field}: {refusal.message}", field=field) from None
+    except ApiError as refusal:  # the field is in the message too: not all APIs have a place for it
+        raise ApiError(400, f"{field}: {refusal.message}", field=field) from None
 
 
 async def grammar_of_one(
@@ -66,7 +66,7 @@ async def grammar_of_one(
         return None
     field, *others = guides
     if others:
-        raise Refusal(
+        raise ApiError(
             400, f"{', '.join(guides)} cannot be had together; give one", field=others[-1]
         )
     return await grammar_of(service, guides[field], field)
@@ -77,7 +77,7 @@ async def compute(work: Callable[[], T], field: str) -> T:
     try:
         return await asyncio.to_thread(work)
     except MiniCPMError as error:
-        raise Refusal(400, str(error), field=field) from error
+        raise ApiError(400, str(error), field=field) from error
 
 
 def refuse_all(fields: Mapping[str, tuple[Any, str]]) -> None:

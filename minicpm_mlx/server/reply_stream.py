@@ -25,12 +25,12 @@ from ..engine import (
 from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
 from ..text.tokenizer import Tokenizer
-from .http.api_error import Refusal
+from .http.api_error import ApiError
 from .http.streaming import answered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServedModel:
     """A name that clients may ask for."""
 
     name: str
@@ -39,11 +39,11 @@ class Served:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class GenerationRequest:
     """One reply that is wanted."""
 
     prompt: Sequence[int]
-    served: Served
+    served: ServedModel
     sampling: Sampling
     max_tokens: int | None = None
     """None: the service's own number. 0: the prompt is read and nothing said."""
@@ -64,7 +64,7 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Chunk:
     """The next bit of a reply."""
 
     index: int
@@ -86,7 +86,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class FullReply:
     """All parts of a reply joined."""
 
     text: str
@@ -97,24 +97,24 @@ class Whole:
     stats: Stats
 
 
-class Voice:
+class ReplyState:
     """One reply on its way: events of the scheduler to parts."""
 
-    def __init__(self, tokenizer: Tokenizer, index: int, ask: Ask, request: Request):
+    def __init__(self, tokenizer: Tokenizer, index: int, ask: GenerationRequest, request: Request):
         self.index, self.ask, self.request = index, ask, request
         self.transcript = Transcript(
             tokenizer, ask.stop, eos=request.eos, skip_special=not ask.keep_special
         )
         self.begun, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
-    def parts(self, event: Event) -> list[Part]:
-        """What an event makes certain; Refusal where nothing will come of it."""
+    def parts(self, event: Event) -> list[Chunk]:
+        """What an event makes certain; ApiError where nothing will come of it."""
         if isinstance(event, Failed):
             raise refusal_of(event.error)
         if isinstance(event, Read):
             self.cached = event.cached
             prompt = event.scored
-            parts = [Part(index=self.index, prompt=prompt)] if prompt or event.last else []
+            parts = [Chunk(index=self.index, prompt=prompt)] if prompt or event.last else []
             return [*parts, self._last()] if event.last else parts
         now = time.perf_counter()
         pause = now - self.latest if self.latest else None
@@ -123,10 +123,10 @@ class Voice:
         tokens = (event.scored,) if piece.token_ids else ()
         parts = []
         if tokens:
-            parts = [Part(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
+            parts = [Chunk(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
         return [*parts, self._last()] if event.reason or self.transcript.ended else parts
 
-    def _last(self) -> Part:
+    def _last(self) -> Chunk:
         now = time.perf_counter()
         stats = Stats(
             prompt_tokens=len(self.request.prompt),
@@ -138,7 +138,7 @@ class Voice:
             peak_memory=mx.get_peak_memory(),
         )
         piece = self.transcript.finish(stats)
-        return Part(
+        return Chunk(
             index=self.index,
             text=piece.text,
             finish_reason=piece.finish_reason,
@@ -156,27 +156,27 @@ class Replies:
 
     def __init__(
         self,
-        voices: Sequence[Voice],
+        voices: Sequence[ReplyState],
         cancel: Callable[[Sequence[Request]], None],
-        watch: Callable[[Part], None],
+        watch: Callable[[Chunk], None],
     ):
         self._voices = list(voices)
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[Voice, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[ReplyState, Event]] = asyncio.Queue()
         self._cancel, self._watch = cancel, watch
 
-    def hear(self, told: Sequence[tuple[Voice, Event]]) -> None:
+    def hear(self, told: Sequence[tuple[ReplyState, Event]]) -> None:
         """Take events in, from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._take, told)
         except RuntimeError:  # the loop has ended, and who would listen with it
             self._cancel([voice.request for voice in self._voices])
 
-    def _take(self, told: Sequence[tuple[Voice, Event]]) -> None:
+    def _take(self, told: Sequence[tuple[ReplyState, Event]]) -> None:
         for one in told:
             self._events.put_nowait(one)
 
-    async def __aiter__(self) -> AsyncIterator[Part]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         while self._voices:
             voice, event = await self._events.get()
             if voice not in self._voices:
@@ -188,10 +188,10 @@ class Replies:
                 self._watch(part)
                 yield part
 
-    async def whole(self) -> list[Whole]:
+    async def whole(self) -> list[FullReply]:
         """All replies, in the order in which they were asked for."""
         count = len(self._voices)
-        parts: list[list[Part]] = [[] for _ in range(count)]
+        parts: list[list[Chunk]] = [[] for _ in range(count)]
         async with self:
             async for part in self:
                 parts[part.index].append(part)
@@ -217,11 +217,11 @@ class Replies:
     __del__ = close
 
 
-def _joined(parts: Sequence[Part]) -> Whole:
+def _joined(parts: Sequence[Chunk]) -> FullReply:
     last = parts[-1]
     assert last.finish_reason
     assert last.stats
-    return Whole(
+    return FullReply(
         text="".join(part.text for part in parts),
         tokens=tuple(token for part in parts for token in part.tokens),
         prompt=parts[0].prompt,
@@ -231,23 +231,23 @@ def _joined(parts: Sequence[Part]) -> Whole:
     )
 
 
-def refusal_of(error: Exception) -> Refusal:
+def refusal_of(error: Exception) -> ApiError:
     """What a client is told of an error of the engine."""
     if isinstance(error, QueueFullError):
-        return Refusal(429, str(error), code="queue_full", retry_after=2)
+        return ApiError(429, str(error), code="queue_full", retry_after=2)
     if isinstance(error, ClosedError):
-        return Refusal(503, str(error), code="shutting_down")
+        return ApiError(503, str(error), code="shutting_down")
     if isinstance(error, TimeoutError):
-        return Refusal(408, str(error), code="timeout")
+        return ApiError(408, str(error), code="timeout")
     if isinstance(error, InvalidArgumentError):  # a grammar that no text of this model fits
-        return Refusal(400, str(error), code="invalid_value")
-    return Refusal(500, f"the reply could not be computed: {error}", code="server_error")
+        return ApiError(400, str(error), code="invalid_value")
+    return ApiError(500, f"the reply could not be computed: {error}", code="server_error")
 
 
-async def wholes(request: fastapi.Request, replies: Replies) -> list[Whole]:
+async def wholes(request: fastapi.Request, replies: Replies) -> list[FullReply]:
     """All replies, which are given up when the client leaves."""
 
-    async def work() -> list[Whole]:
+    async def work() -> list[FullReply]:
         async with replies:
             return await replies.whole()
 

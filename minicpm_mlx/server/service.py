@@ -31,18 +31,18 @@ from ..lm.lm import LM, sampled
 from ..model.adapters import adapt, beside
 from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter
-from .http.api_error import Refusal
+from .http.api_error import ApiError
 from .reply_stream import (
-    Ask,
-    Part,
+    Chunk,
+    FullReply,
+    GenerationRequest,
     Replies,
-    Served,
-    Voice,
-    Whole,
+    ReplyState,
+    ServedModel,
     refusal_of,
 )
 
-__all__ = ["Ask", "Part", "Replies", "Scored", "Served", "Service", "Whole"]
+__all__ = ["Chunk", "FullReply", "GenerationRequest", "Replies", "Scored", "ServedModel", "Service"]
 
 WIDTH = 16
 """Requests that run at once, unless told otherwise."""
@@ -76,7 +76,7 @@ class Service:
         self.lm, self.timeout, self.created = lm, timeout, int(time.time())
         self.max_tokens = max_tokens
         base = lm.card.name
-        self.names = [Served(name=base, adapter=None)]
+        self.names = [ServedModel(name=base, adapter=None)]
         models: dict[str | None, LanguageModel] = {None: lm.model}
         if adapters and lm.sharded:
             raise InvalidArgumentError(
@@ -89,7 +89,7 @@ class Service:
                 adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
             except MiniCPMError as error:
                 raise type(error)(f"--adapter {name}: {error}") from None
-            self.names.append(Served(name=f"{base}:{name}", adapter=name))
+            self.names.append(ServedModel(name=f"{base}:{name}", adapter=name))
         plan = memory.plan(lm.config)
         left = collectives.least(max(plan.available - plan.working, 0))
         prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
@@ -100,9 +100,9 @@ class Service:
             limits.append(lm.config.rotation_threshold)
         self.context_length = min(limits)
         """Tokens that a prompt and its reply may have together."""
-        self.observers: list[Callable[[Part], None]] = []
+        self.observers: list[Callable[[Chunk], None]] = []
         """Called with every part of every reply."""
-        self._voices: dict[Request, tuple[ref[Replies], Voice]] = {}
+        self._voices: dict[Request, tuple[ref[Replies], ReplyState]] = {}
         self._pools: dict[Request, asyncio.Future[Event]] = {}
         self._scheduler = Scheduler(
             models,
@@ -125,14 +125,14 @@ class Service:
 
     # Names, prompts and settings.
 
-    def served(self, name: str | None) -> Served:
-        """Who answers to a name; None: the model itself. Refusal where nobody does."""
+    def served(self, name: str | None) -> ServedModel:
+        """Who answers to a name; None: the model itself. ApiError where nobody does."""
         if name is None or name in ("default", f"{self.names[0].name}:latest"):
             return self.names[0]
         for one in self.names:
             if one.name == name:
                 return one
-        raise Refusal(
+        raise ApiError(
             404,
             f"there is no model {shown(name)} here; there is "
             f"{', '.join(one.name for one in self.names)}",
@@ -146,7 +146,7 @@ class Service:
             return sampled(self.lm.sampling, **given)
         except InvalidArgumentError as error:
             name = next((name for name in given if str(error).startswith(name)), None)
-            raise Refusal(400, str(error), field=name) from None
+            raise ApiError(400, str(error), field=name) from None
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
@@ -156,7 +156,7 @@ class Service:
         try:
             ids = tokenizer.chat_ids(messages, tools=tools)
         except TemplateError as error:
-            raise Refusal(400, str(error), field="messages") from None
+            raise ApiError(400, str(error), field="messages") from None
         return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
 
     def encode(self, text: str) -> list[int]:
@@ -164,11 +164,11 @@ class Service:
         return self.lm.tokenizer.encode(text)
 
     def check_ids(self, ids: Sequence[int], field: str) -> list[int]:
-        """The same ids; Refusal for any that the model has not, which names the body's `field`."""
+        """The same ids; ApiError for any that the model has not, which names the body's `field`."""
         most = self.lm.tokenizer.vocab_size
         wrong = next((one for one in ids if not 0 <= one < most), None)
         if wrong is not None:
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"{field}: token ids must be from 0 to {most - 1}, got {shown(wrong)}",
                 field=field,
@@ -185,8 +185,8 @@ class Service:
 
     # Replies.
 
-    def start(self, asks: Sequence[Ask], field: str = "prompt") -> Replies:
-        """Queue them, all or none; Refusal where a prompt is too long or the queue is full.
+    def start(self, asks: Sequence[GenerationRequest], field: str = "prompt") -> Replies:
+        """Queue them, all or none; ApiError where a prompt is too long or the queue is full.
 
         `field` is what the API calls the prompt. Later trouble is raised by iterating: 408 for a
         reply that took too long, 503 at the end of the server.
@@ -194,20 +194,25 @@ class Service:
         requests = [self._request(ask, field) for ask in asks]
         tokenizer = self.lm.tokenizer
         pairs = enumerate(zip(asks, requests, strict=True))
-        voices = [Voice(tokenizer, i, ask, request) for i, (ask, request) in pairs]
+        voices = [ReplyState(tokenizer, i, ask, request) for i, (ask, request) in pairs]
         replies = Replies(voices, self._cancel, self._watch)
         self._voices.update((voice.request, (ref(replies), voice)) for voice in voices)
         try:
             self._submit(requests)
-        except Refusal:
+        except ApiError:
             self._forget(requests)
             raise
         return replies
 
-    async def embed(self, served: Served, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def embed(
+        self, served: ServedModel, prompts: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
         """For each prompt the mean of the last layer's hidden states, after the norm."""
         greedy = Sampling()
-        asks = [Ask(prompt=ids, served=served, sampling=greedy, max_tokens=0) for ids in prompts]
+        asks = [
+            GenerationRequest(prompt=ids, served=served, sampling=greedy, max_tokens=0)
+            for ids in prompts
+        ]
         requests = [self._request(ask, "input", pooled=True) for ask in asks]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Event]] = [loop.create_future() for _ in requests]
@@ -227,12 +232,12 @@ class Service:
             means.append([value * scale for value in event.pooled])
         return means
 
-    def _request(self, ask: Ask, field: str, pooled: bool = False) -> Request:
+    def _request(self, ask: GenerationRequest, field: str, pooled: bool = False) -> Request:
         if not ask.prompt:
-            raise Refusal(400, "the prompt is empty; expected at least one token", field=field)
+            raise ApiError(400, "the prompt is empty; expected at least one token", field=field)
         room = self.context_length - len(ask.prompt)
         if room < (ask.max_tokens != 0):
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"the prompt has {len(ask.prompt)} tokens and the context is "
                 f"{self.context_length}; shorten it to leave room for a reply",
@@ -240,7 +245,7 @@ class Service:
                 code="context_length_exceeded",
             )
         if ask.grammar and (ask.min_tokens or ask.ignore_eos):
-            raise Refusal(
+            raise ApiError(
                 400, "a form for the reply says itself where it may end; leave out others"
             )
         wanted = self.max_tokens if ask.max_tokens is None else ask.max_tokens
@@ -274,7 +279,7 @@ class Service:
             self._voices.pop(request, None)
             self._pools.pop(request, None)
 
-    def _watch(self, part: Part) -> None:
+    def _watch(self, part: Chunk) -> None:
         for observer in self.observers:
             observer(part)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from ..engine.grammar import Grammar
 from ..lm.outputs import overlap
 from ..text.tokenizer import Tokenizer
-from .http.api_error import Refusal, unsupported
+from .http.api_error import ApiError, unsupported
 from .http.streaming import Body, identifier
 from .parameters import compute, grammar_of
 from .tool_formats import Form, form_of
@@ -65,7 +65,7 @@ class Toolbox:
     """The functions of one request.
 
     `choice` is "auto" (the model decides), "none", "required" (at least one call) or the name of
-    the function to call. Refusal where there are functions and the model's chat template has no
+    the function to call. ApiError where there are functions and the model's chat template has no
     place for them, or writes calls in a form that is not known here.
     """
 
@@ -162,13 +162,13 @@ class Toolbox:
 
 def _check(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:
     if len(functions) != len(tools):
-        raise Refusal(400, "tools: each function needs a name of its own", field="tools")
+        raise ApiError(400, "tools: each function needs a name of its own", field="tools")
     if choice in ("auto", "none"):
         return
     if not functions:
-        raise Refusal(400, f"tool_choice {choice!r} needs tools; give some", field="tool_choice")
+        raise ApiError(400, f"tool_choice {choice!r} needs tools; give some", field="tool_choice")
     if choice != "required" and choice not in functions:
-        raise Refusal(
+        raise ApiError(
             400,
             f"tool_choice: expected one of {', '.join(functions)}, got {choice!r}",
             field="tool_choice",

@@ -25,7 +25,7 @@ ADVICE = "give another folder (--adapter-path)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a run has come."""
 
     step: int = 0
@@ -50,7 +50,7 @@ class State:
     parameters: Arrays
     """Those that are trained."""
     optimizer: Arrays
-    progress: Progress
+    progress: TrainingProgress
     folder: Path | None = None
     """Where it was read."""
 
@@ -99,7 +99,7 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
     path = found[-1] / "config.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        progress, run = Progress(**record["progress"]), dict(record["run"])
+        progress, run = TrainingProgress(**record["progress"]), dict(record["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path.parent, f"{path.name}: {error}") from None
     _compare(folder.parent, run, fingerprint)

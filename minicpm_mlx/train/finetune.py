@@ -32,11 +32,11 @@ from .cpu_kernels import use_fast_kernels
 from .data.batches import digest
 from .data.dataset import Data
 from .gradients import show
-from .lora import Method
-from .objectives import Objective, Preference
+from .lora import LoRAConfig
+from .objectives import Objective, PreferenceLoss
 from .planning import objective_for
 from .tracking.events import Listener, Sampled
-from .trainer import Plan, Trainer, evaluate
+from .trainer import Trainer, TrainingPlan, evaluate
 
 CHECKPOINTS = "checkpoints"
 """Inside the run's folder."""
@@ -49,7 +49,7 @@ REPLY = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class TrainingResult:
     """How a run ended."""
 
     complete: bool
@@ -72,14 +72,14 @@ def finetune(
     data: Data,
     folder: str | Path,
     *,
-    plan: Plan,
-    method: Method | None = None,
+    plan: TrainingPlan,
+    method: LoRAConfig | None = None,
     objective: Objective | None = None,
     resume: bool = False,
     replies: int = 0,
     test: bool = False,
     listener: Listener = lambda _: None,
-) -> Result:
+) -> TrainingResult:
     """Train `lm`, loaded with `fuse=False`, on `data`; what is best on the validation set is kept.
 
     `folder` gets an adapter in mlx-lm's layout, or with the method `full` a model; a README, a card
@@ -94,7 +94,7 @@ def finetune(
         data = mm.load_data("train.jsonl", lm.tokenizer)
         mm.finetune(lm, data, "adapters", plan=Plan(steps=100))  # of minicpm_mlx.train.trainer
     """
-    folder, method = Path(folder).expanduser(), method or Method()
+    folder, method = Path(folder).expanduser(), method or LoRAConfig()
     objective = objective or objective_for(data.kind)
     check(data, objective, method, plan, test=test)
     if whole("replies", replies) < 0:
@@ -142,7 +142,7 @@ def finetune(
             _take_kept(trainer, method, folder)
             _answer(lm, prompts, trainer.progress.step, listener)
             tested = _tested(model, objective, data, plan) if test else None
-    return Result(
+    return TrainingResult(
         complete=complete,
         steps=trainer.progress.step,
         best=trainer.progress.best,
@@ -154,11 +154,11 @@ def finetune(
 
 
 def check(
-    data: Data, objective: Objective, method: Method, plan: Plan, *, test: bool = False
+    data: Data, objective: Objective, method: LoRAConfig, plan: TrainingPlan, *, test: bool = False
 ) -> None:
     """InvalidArgumentError unless these go together."""
     wanted = "sft"
-    if isinstance(objective, Preference):
+    if isinstance(objective, PreferenceLoss):
         wanted = "kto" if objective.loss == "kto" else "preference"
         if method.kind == "full" and objective.loss != "orpo":
             raise InvalidArgumentError(
@@ -202,7 +202,7 @@ def claim(folder: Path, resume: bool) -> None:
         )
 
 
-def _take_kept(trainer: Trainer, method: Method, folder: Path) -> None:
+def _take_kept(trainer: Trainer, method: LoRAConfig, folder: Path) -> None:
     """Put what was kept on the model in the place of what it ended with, for all processes: only
     the first need have the folder."""
     kept = {name: mx.zeros_like(array) for name, array in trainer.parameters.items()}
@@ -218,7 +218,7 @@ def _take_kept(trainer: Trainer, method: Method, folder: Path) -> None:
     mx.eval(trainer.model.parameters())
 
 
-def _tested(model: Model, objective: Objective, data: Data, plan: Plan) -> dict[str, float]:
+def _tested(model: Model, objective: Objective, data: Data, plan: TrainingPlan) -> dict[str, float]:
     found = evaluate(model, objective, data.test, plan.batch_size)
     return found | ({"perplexity": math.exp(found["loss"])} if data.kind == "sft" else {})
 
@@ -240,12 +240,12 @@ def _shown(prompt: str | Sequence[Message]) -> str:
 # What is written
 
 
-def _keep(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
+def _keep(lm: LM, method: LoRAConfig, folder: Path, card: dict[str, Any]) -> None:
     with named_errors(folder, checkpoint.ADVICE):
         _write(lm, method, folder, card)
 
 
-def _write(lm: LM, method: Method, folder: Path, card: dict[str, Any]) -> None:
+def _write(lm: LM, method: LoRAConfig, folder: Path, card: dict[str, Any]) -> None:
     model = lm.model
     assert isinstance(model, Model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,12 +289,14 @@ def _write_model(lm: LM, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _card(lm: LM, data: Data, method: Method, plan: Plan, objective: Objective) -> dict[str, Any]:
+def _card(
+    lm: LM, data: Data, method: LoRAConfig, plan: TrainingPlan, objective: Objective
+) -> dict[str, Any]:
     """What a run is made of."""
     template = lm.tokenizer.template
     source = "" if template is None else template.source
     loss: dict[str, Any] = {"name": "cross-entropy"}
-    if isinstance(objective, Preference):
+    if isinstance(objective, PreferenceLoss):
         loss = _plain(objective)
     return {
         "version": version("minicpm-mlx"),
@@ -313,7 +315,7 @@ def _plain(value: Any) -> dict[str, Any]:
     return found
 
 
-def _readme(card: dict[str, Any], method: Method) -> str:
+def _readme(card: dict[str, Any], method: LoRAConfig) -> str:
     base = card["base"]["name"]
     kind = "model" if method.kind == "full" else f"{method.kind} adapter of rank {method.rank}"
     how = f"--model {MODEL}" if method.kind == "full" else f"--model {base} --adapter ."

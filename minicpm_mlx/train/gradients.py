@@ -22,7 +22,7 @@ from ..model.transformer import (
     prepare,
 )
 from .cross_entropy import token_losses
-from .data.batches import Batch
+from .data.batches import TrainingBatch
 
 Arrays = dict[str, mx.array]
 
@@ -35,7 +35,7 @@ def show(model: Model, parameters: Arrays) -> None:
     model.update(tree_unflatten(list(parameters.items())))
 
 
-def losses(model: Model, batch: Batch) -> mx.array:
+def losses(model: Model, batch: TrainingBatch) -> mx.array:
     """The cross-entropy of each token of `batch` that counts: (N,), in nats; not differentiable."""
     decoder = model.model
     x = decoder.embed_tokens(batch.ids) * decoder.scale_emb
@@ -47,7 +47,7 @@ def losses(model: Model, batch: Batch) -> mx.array:
 
 
 def at_once(
-    model: Model, parameters: Arrays, batch: Batch, tail: Tail, total: mx.array
+    model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
 ) -> tuple[Arrays, Arrays]:
     """The sums that `tail` gives, and the gradients of its loss divided by `total`."""
 
@@ -63,7 +63,7 @@ def at_once(
 
 
 def by_layer(
-    model: Model, parameters: Arrays, batch: Batch, tail: Tail, total: mx.array
+    model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
 ) -> tuple[Arrays, Arrays]:
     """The same, a layer at a time."""
     show(model, parameters)
@@ -121,12 +121,12 @@ def _inside(parameters: Arrays, number: int) -> Arrays:
     return {n.removeprefix(prefix): a for n, a in parameters.items() if n.startswith(prefix)}
 
 
-def _shared(model: Model, batch: Batch) -> tuple[Rotation, Mask]:
+def _shared(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
     rotate, mask, _ = prepare(model.model.rope, batch.ids, None, len(model.layers), None)
     return rotate, mask
 
 
-def _last(model: Model, batch: Batch, x: mx.array, *, gradients: bool = True) -> mx.array:
+def _last(model: Model, batch: TrainingBatch, x: mx.array, *, gradients: bool = True) -> mx.array:
     """What the last layer made, to the losses of the tokens that count."""
     hidden = model.model.norm(x.reshape(-1, x.shape[-1])[batch.places])
     return token_losses(model, hidden, batch.targets, gradients=gradients, at_once=device.on_cpu())

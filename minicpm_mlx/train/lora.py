@@ -30,7 +30,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class LoRAConfig:
     """Which parameters are trained."""
 
     kind: str = "lora"
@@ -75,11 +75,11 @@ class Method:
         return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     """A projection with an adapter: layer(x) + scale (x a) b, and in DoRA each output given the
     length `m`, which is learned, in the place of its row's."""
 
-    def __init__(self, layer: nn.Module, method: Method):
+    def __init__(self, layer: nn.Module, method: LoRAConfig):
         super().__init__()
         out, width = shape_of(layer)
         self.layer, self.scale, self.on = layer, method.scale, True
@@ -118,7 +118,7 @@ class LowRank(nn.Module):
         return mx.sqrt(mx.maximum(self._lengths + 2 * products + squares, 1e-12))
 
 
-def prepare(model: Model, method: Method) -> None:
+def prepare(model: Model, method: LoRAConfig) -> None:
     """Freeze `model` but for what `method` trains; adapters, in float32, are put on.
 
     InvalidArgumentError: no such layers or modules.
@@ -136,12 +136,12 @@ def prepare(model: Model, method: Method) -> None:
     chosen = targets(model, method)
     for path, module in list(model.named_modules()):
         if path in chosen:
-            adapted = LowRank(module, method)
+            adapted = LoRALinear(module, method)
             replace(model, path, adapted)
             mx.eval(adapted.parameters())
 
 
-def targets(model: Model, method: Method) -> set[str]:
+def targets(model: Model, method: LoRAConfig) -> set[str]:
     """Paths of the projections that get an adapter."""
     names = method.modules or projections(model.config)
     first = len(model.layers) - (method.layers or len(model.layers))
@@ -155,7 +155,7 @@ def targets(model: Model, method: Method) -> set[str]:
     }
 
 
-def check(method: Method, config: Config) -> None:
+def check(method: LoRAConfig, config: Config) -> None:
     """InvalidArgumentError where a model has no such layers or modules."""
     if (method.layers or 0) > config.num_hidden_layers:
         raise InvalidArgumentError(
@@ -181,10 +181,10 @@ def _refuse_packed(model: Model) -> None:
         )
 
 
-def adapters(model: Model) -> Iterator[tuple[str, LowRank]]:
+def adapters(model: Model) -> Iterator[tuple[str, LoRALinear]]:
     """Those on `model`, by the path of what they are on."""
     for path, module in model.named_modules():
-        if isinstance(module, LowRank):
+        if isinstance(module, LoRALinear):
             yield path, module
 
 
@@ -211,7 +211,7 @@ def without_adapters(model: Model) -> Iterator[None]:
             module.on = True
 
 
-def saved(model: Model, method: Method) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def saved(model: Model, method: LoRAConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """The adapters on `model` in mlx-lm's layout: tensors, and the configuration beside them."""
     tensors, keys = {}, set()
     first = len(model.layers)

@@ -13,7 +13,7 @@ from ..memory import weight_bytes
 from ..model.config import Config
 from .cross_entropy import CHUNK
 from .data.batches import PAD
-from .lora import Method
+from .lora import LoRAConfig
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}
 """Numbers that an optimizer remembers for each that is trained."""
@@ -72,7 +72,7 @@ class Needed:
 
 def needed(
     config: Config,
-    method: Method,
+    method: LoRAConfig,
     *,
     batch_size: int,
     length: int,
@@ -109,7 +109,7 @@ def needed(
     )
 
 
-def trained_count(config: Config, method: Method) -> int:
+def trained_count(config: Config, method: LoRAConfig) -> int:
     """Numbers that are trained."""
     layers = method.layers or config.num_hidden_layers
     H, F = config.hidden_size, config.intermediate_size
@@ -136,7 +136,7 @@ def trained_count(config: Config, method: Method) -> int:
 
 def fitting(
     config: Config,
-    method: Method,
+    method: LoRAConfig,
     *,
     samples: int,
     batch_size: int | None = None,

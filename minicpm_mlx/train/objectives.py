@@ -17,14 +17,14 @@ import mlx.nn as nn
 
 from ..arguments import number
 from ..errors import InvalidArgumentError
-from .data.batches import Batch, batch_of, sequences
+from .data.batches import TrainingBatch, batch_of, sequences
 from .data.samples import Item, Labelled, Sample
 
 LOSSES = ("dpo", "ipo", "orpo", "kto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
+class PreferenceLoss:
     """An objective (see objective.py) over pairs, or of `kto` over labelled replies."""
 
     loss: str = "dpo"
@@ -66,7 +66,7 @@ class Preference:
     def weight(self, items: Sequence[Item]) -> float:
         return float(len(items))
 
-    def batch(self, items: Sequence[Item]) -> Batch:
+    def batch(self, items: Sequence[Item]) -> TrainingBatch:
         if self.loss != "kto":
             return batch_of(sequences(items))
         labelled = [item for item in items if isinstance(item, Labelled)]
@@ -80,7 +80,7 @@ class Preference:
         """With the model as it was."""
         return self.loss != "orpo"
 
-    def sums(self, losses: mx.array, batch: Batch) -> Sums:
+    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
         ours = -batch.by_text(losses)
         counts = mx.maximum(batch.by_text(mx.ones_like(losses)), 1)
         if self.loss == "orpo":
@@ -184,13 +184,13 @@ class Objective(Protocol):
     def compares(self) -> bool:
         """Whether `sums` wants to know what the model made of the texts before it was trained."""
 
-    def batch(self, items: Sequence[Item]) -> Batch:
+    def batch(self, items: Sequence[Item]) -> TrainingBatch:
         """Samples as arrays."""
 
     def weight(self, items: Sequence[Item]) -> float:
         """By which their sums are to be divided, together with those of others."""
 
-    def sums(self, losses: mx.array, batch: Batch) -> Sums:
+    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
         """Of the losses (N,) of the tokens of `batch` that count; differentiable."""
 
 
@@ -200,11 +200,11 @@ class CrossEntropy:
     told = ("loss",)
     compares = False
 
-    def batch(self, items: Sequence[Item]) -> Batch:
+    def batch(self, items: Sequence[Item]) -> TrainingBatch:
         return batch_of(sequences(items))
 
     def weight(self, items: Sequence[Item]) -> float:
         return sum(sample.targets for sample in sequences(items))
 
-    def sums(self, losses: mx.array, batch: Batch) -> Sums:
+    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
         return {"loss": (losses * batch.weights).sum()}

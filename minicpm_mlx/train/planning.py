@@ -10,11 +10,11 @@ from ..errors import InvalidArgumentError
 from ..model.config import Config
 from .data.batches import length
 from .data.dataset import Data
-from .lora import Method, check
+from .lora import LoRAConfig, check
 from .memory import Needed, fitting
-from .objectives import CrossEntropy, Objective, Preference
+from .objectives import CrossEntropy, Objective, PreferenceLoss
 from .optimizer import Optimizer, Schedule
-from .trainer import Plan
+from .trainer import TrainingPlan
 
 SAMPLES = 4
 """A step, by default."""
@@ -23,7 +23,7 @@ EPOCHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class TrainingOptions:
     """What the user gave; None: choose."""
 
     iters: int | None = None
@@ -46,12 +46,12 @@ class Wishes:
 
 def plan_for(
     data: Data,
-    wishes: Wishes,
+    wishes: TrainingOptions,
     config: Config,
-    method: Method,
+    method: LoRAConfig,
     *,
     dtype: str | None = None,
-) -> tuple[Plan, Needed]:
+) -> tuple[TrainingPlan, Needed]:
     """The run over `data` of a model, so that it fits in memory if it can, and what it needs.
 
     InvalidArgumentError: wishes that contradict each other.
@@ -93,7 +93,7 @@ def plan_for(
     usual = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 2e-4
     warmup = wishes.warmup if wishes.warmup is not None else min(100, steps // 20)
     often = max(1, -(-steps // 10))
-    plan = Plan(
+    plan = TrainingPlan(
         steps=steps,
         batch_size=size,
         accumulate=accumulate,
@@ -138,7 +138,7 @@ def objective_for(
                 "data have none"
             )
         return CrossEntropy()
-    return Preference(
+    return PreferenceLoss(
         loss=loss or ("kto" if kind == "kto" else "dpo"),
         beta=beta,
         label_smoothing=label_smoothing,

@@ -24,10 +24,10 @@ from ..distributed import collectives
 from ..errors import InvalidArgumentError, NumericsError
 from ..model.transformer import Model
 from . import checkpoint
-from .checkpoint import Arrays, Progress, State
+from .checkpoint import Arrays, State, TrainingProgress
 from .data.batches import (
-    Batch,
     Order,
+    TrainingBatch,
     length,
     sequences,
 )
@@ -59,7 +59,7 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """How a run goes; sizes are of one process."""
 
     steps: int
@@ -126,7 +126,7 @@ class Trainer:
         self,
         model: Model,
         objective: Objective,
-        plan: Plan,
+        plan: TrainingPlan,
         train: Sequence[Item],
         valid: Sequence[Item],
         folder: Path,
@@ -141,7 +141,7 @@ class Trainer:
         self.keep, self.listener = keep, listener
         self.order = Order([length(item) for item in train], plan.samples_a_step, plan.seed)
         self.optimizer = Optimizer(plan.optimizer, plan.weight_decay)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.parameters: Arrays = dict(tree_flatten(model.trainable_parameters()))
         self._differentiate = self._loss_and_gradients
         if not device.on_cpu():  # where it takes seconds
@@ -149,7 +149,7 @@ class Trainer:
         self._sums: dict[str, float] = {}  # since the last report
         self._norm = 0.0
         self._since, self._tokens_since = time.perf_counter(), 0
-        self._saved: Progress | None = None
+        self._saved: TrainingProgress | None = None
         self._stop = self._agreed = False
 
     def resume(self) -> bool:
@@ -261,7 +261,7 @@ class Trainer:
         self, parameters: Arrays, arrays: Arrays, total: mx.array, key: mx.array
     ) -> tuple[Arrays, Arrays]:
         draw_dropout(self.model, key)
-        batch, way = Batch(**arrays), by_layer if self.plan.checkpointing else at_once
+        batch, way = TrainingBatch(**arrays), by_layer if self.plan.checkpointing else at_once
         tail = partial(self.objective.sums, batch=batch)
         return way(self.model, parameters, batch, tail, total)
 
@@ -382,7 +382,7 @@ def evaluate(
     return {name: float(np.array(value)) / weight for name, value in sums.items()}
 
 
-def with_reference(model: Model, objective: Objective, batch: Batch) -> Batch:
+def with_reference(model: Model, objective: Objective, batch: TrainingBatch) -> TrainingBatch:
     """The batch with what the model without its adapters makes of it, where that is wanted."""
     if not objective.compares:
         return batch

@@ -20,7 +20,7 @@ WIDTH = 8
 """Streams that advance together, unless told otherwise."""
 
 
-class Kept(NamedTuple):
+class StreamCache(NamedTuple):
     """What a stream has read."""
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
     """"stop" or "length" where it is the stream's last."""
     scored: Scored | None = None
     """The token with its log probability, where the stream was added with `top`."""
-    kept: Kept | None = None
+    kept: StreamCache | None = None
     """With the last token."""
     error: Exception | None = None
     """What the stream's grammar raised."""
@@ -128,7 +128,7 @@ class Batch:
         kept = None
         if found.finish_reason:
             del self.draws[found.uid]
-            kept = Kept(found.all_tokens, found.prompt_cache)
+            kept = StreamCache(found.all_tokens, found.prompt_cache)
         error = draw.error if found.token == NOT_A_NUMBER else None
         return Drawn(found.uid, found.token, found.finish_reason, scored, kept, error)
 
@@ -139,10 +139,10 @@ class Batch:
                 drawn.check()
                 yield drawn
 
-    def kept(self, stream: int) -> Kept:
+    def kept(self, stream: int) -> StreamCache:
         """What a stream has read so far, a copy."""
         cache, ids = self.generator.extract_cache([stream])[stream]
-        return Kept(list(ids), cache)
+        return StreamCache(list(ids), cache)
 
     def remove(self, stream: int) -> None:
         """End a stream early."""
@@ -191,7 +191,7 @@ class _Draw:
         return self.token
 
 
-class Lane:
+class AdapterBatch:
     """Streams of one model (an adapter has its own), in a batch that is made when first needed."""
 
     def __init__(self, model: LanguageModel, make: Callable[[], Batch]):
@@ -219,13 +219,13 @@ class Lane:
         assert self.batch
         return self.batch.step()
 
-    def cancel(self, numbers: set[int]) -> list[tuple[Request, Kept]]:
+    def cancel(self, numbers: set[int]) -> list[tuple[Request, StreamCache]]:
         """End streams early, by their requests' numbers; what they have read."""
         assert self.batch or not self.streams
         gone = [stream for stream, one in self.streams.items() if one.number in numbers]
         return [self._ended(stream) for stream in gone]
 
-    def _ended(self, stream: int) -> tuple[Request, Kept]:
+    def _ended(self, stream: int) -> tuple[Request, StreamCache]:
         assert self.batch
         request, kept = self.streams[stream], self.batch.kept(stream)
         self.remove(stream)

@@ -14,7 +14,7 @@ ROWS = 64
 """Positions whose logits are computed at once; those of a whole chunk would fill the memory."""
 
 
-class Reader:
+class Prefill:
     """Reads the prompt of `request`; `cache` holds keys and values of what need not be read.
 
     The last token is left to the batch where a reply follows.

@@ -84,7 +84,7 @@ Event = Read | Token | Failed
 
 
 @dataclass
-class Plan:
+class StepPlan:
     """Taken in before a turn."""
 
     submit: list[Request] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Plan:
         return json.dumps([requests, self.cancel, self.flush, self.end, self.rate]).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Plan:
+    def from_bytes(cls, data: bytes) -> StepPlan:
         requests, *rest = json.loads(data)
         return cls([_request(*fields) for fields in requests], *rest)
 

@@ -23,14 +23,14 @@ from ...errors import MiniCPMError
 from ...memory import CHUNK
 from ..logprobs import Scored
 from ..session import LanguageModel
-from .batch import Batch, Kept, Lane
-from .prefill import Reader
+from .batch import AdapterBatch, Batch, StreamCache
+from .prefill import Prefill
 from .prefix_cache import PrefixCache, common
 from .requests import (
     Event,
     Failed,
-    Plan,
     Request,
+    StepPlan,
     Token,
 )
 
@@ -81,20 +81,22 @@ class Scheduler:
         self.tell, self.width, self.queue, self.positions = tell, width, queue, positions
         self.prefixes = prefixes
         self.waiting: deque[Request] = deque()
-        self.readers: list[Reader] = []
+        self.readers: list[Prefill] = []
         agree = collectives.of_rank_0 if together else None
 
         def batch(model: LanguageModel) -> Batch:
             return Batch(model, vocab_size=vocab_size, width=width, agree=agree)
 
-        self.lanes = {name: Lane(model, partial(batch, model)) for name, model in models.items()}
+        self.lanes = {
+            name: AdapterBatch(model, partial(batch, model)) for name, model in models.items()
+        }
         self.rate = SMALLEST / PAUSE
         """Tokens of prompts that are read in a second, about."""
         self.running_count = self.waiting_count = 0
         """Requests that run and wait, for other threads to see."""
         self._together = together
         self._told: Told = []
-        self._inbox: SimpleQueue[Plan] = SimpleQueue()
+        self._inbox: SimpleQueue[StepPlan] = SimpleQueue()
         self._open, self._lock = 0, Lock()  # requests that have not ended
         self._late: float | None = None  # when requests are given up, once closed
         self._thread = Thread(target=self.run, name="scheduler", daemon=True)
@@ -115,23 +117,23 @@ class Scheduler:
                     f"{self.queue + self.width}; try again in a moment"
                 )
             self._open += len(requests)
-        self._inbox.put(Plan(submit=list(requests)))
+        self._inbox.put(StepPlan(submit=list(requests)))
 
     def cancel(self, requests: Sequence[Request]) -> None:
         """Give requests up, wherever they are; nothing more is told of them."""
         if requests:
-            self._inbox.put(Plan(cancel=[request.number for request in requests]))
+            self._inbox.put(StepPlan(cancel=[request.number for request in requests]))
 
     def flush(self) -> None:
         """Forget what was read before."""
-        self._inbox.put(Plan(flush=True))
+        self._inbox.put(StepPlan(flush=True))
 
     def close(self, seconds: float) -> None:
         """Take no more requests, let those there are finish for `seconds`, and end."""
         with self._lock:
             late = time.monotonic() + seconds
             self._late = late if self._late is None else min(self._late, late)
-        self._inbox.put(Plan())
+        self._inbox.put(StepPlan())
 
     def join(self) -> None:
         self._thread.join()
@@ -147,10 +149,10 @@ class Scheduler:
         """Serve until closed; `start` has another thread do it."""
         follows = self._together and collectives.rank() > 0
         while True:
-            plan = Plan() if follows else self._plan()
+            plan = StepPlan() if follows else self._plan()
             if self._together:
                 told = collectives.broadcast(plan.to_bytes())
-                plan = Plan.from_bytes(told) if follows else plan
+                plan = StepPlan.from_bytes(told) if follows else plan
             if plan.end:
                 break
             try:
@@ -162,12 +164,12 @@ class Scheduler:
         for lane in self.lanes.values():
             lane.close()
 
-    def _plan(self) -> Plan:
+    def _plan(self) -> StepPlan:
         """What has come since the last turn; waits while there is nothing to do."""
-        plan = Plan(rate=self.rate)
+        plan = StepPlan(rate=self.rate)
         while True:
             if self._late is not None and not self._open:
-                return Plan(end=True)
+                return StepPlan(end=True)
             new = plan.submit or plan.cancel or plan.flush
             if (new or self.waiting or self.running) and self._inbox.empty():
                 break
@@ -193,7 +195,7 @@ class Scheduler:
             self._say(request, Failed(error))
         return [request.number for request in over]
 
-    def turn(self, plan: Plan) -> None:
+    def turn(self, plan: StepPlan) -> None:
         """One round over all there is to do."""
         self.rate = plan.rate or self.rate
         self.waiting.extend(plan.submit)
@@ -282,11 +284,11 @@ class Scheduler:
 
     def _begin(self, request: Request) -> None:
         cache = self.prefixes.take(request.adapter, request.prompt[: request.reusable])
-        self.readers.append(Reader(self.lanes[request.adapter].model, request, cache))
+        self.readers.append(Prefill(self.lanes[request.adapter].model, request, cache))
 
     # Running.
 
-    def _advance(self, lane: Lane) -> None:
+    def _advance(self, lane: AdapterBatch) -> None:
         """A token of every reply of a lane."""
         if not lane.streams:
             return
@@ -329,7 +331,7 @@ class Scheduler:
                 self.readers.remove(reader)
                 self._has_read(reader)
 
-    def _read_part(self, reader: Reader, chunk: int) -> int:
+    def _read_part(self, reader: Prefill, chunk: int) -> int:
         """Read up to `chunk` tokens; how many could have been in that time."""
         if reader.done:
             return 0
@@ -339,7 +341,7 @@ class Scheduler:
             self.rate = count / (time.perf_counter() - start)
         return max(count, SMALLEST)
 
-    def _has_read(self, reader: Reader) -> None:
+    def _has_read(self, reader: Prefill) -> None:
         mx.clear_cache()  # arrays of every length would pile up in it
         request, result = reader.request, reader.result
         if reader.at >= reader.cached + SHARED and not request.pooled:
@@ -350,6 +352,6 @@ class Scheduler:
         self._say(request, result)
         self.lanes[request.adapter].add(request, reader.cache if reader.at else None)
 
-    def _keep(self, request: Request, kept: Kept | None) -> None:
+    def _keep(self, request: Request, kept: StreamCache | None) -> None:
         if kept and kept.ids and self.prefixes.limit:
             self.prefixes.keep(request.adapter, kept.ids, kept.cache)

@@ -20,9 +20,9 @@ from ...memory import chunk_of
 from ...model.kernels import cpu_softmax
 from ..batching.prefix_cache import common
 from ..session import LanguageModel
-from .shared_cache import Layer, Past, Segment
+from .shared_cache import KVSegment, SharedKVCache, SharedLayerCache
 
-__all__ = ["Alternatives", "Scores", "score", "shared"]
+__all__ = ["Alternatives", "TextScores", "score", "shared"]
 
 WINDOW = 64
 """Questions that are looked at together, so that those of a length share a pass."""
@@ -40,7 +40,7 @@ class Alternatives(NamedTuple):
     """The first place of which a score is wanted; the first token of a text has none."""
 
 
-class Scores(NamedTuple):
+class TextScores(NamedTuple):
     """Of the tokens of one text, from `start` on."""
 
     logprobs: list[float]
@@ -60,7 +60,7 @@ def score(
     *,
     context: int | None = None,
     positions: int | None = None,
-) -> Iterator[tuple[int, list[Scores]]]:
+) -> Iterator[tuple[int, list[TextScores]]]:
     """The scores of each group's texts, with the group's place, as they are computed.
 
     Texts may have up to `context` tokens, by default as many as the model's context; `positions`
@@ -121,7 +121,7 @@ class _Plan:
     def __init__(self, place: int, group: Alternatives, threshold: int) -> None:
         self.place, self.group = place, group
         self.start = max(group.start, 1)
-        self.scores = [Scores([], []) for _ in group.texts]
+        self.scores = [TextScores([], []) for _ in group.texts]
         longest = max(map(len, group.texts), default=0)
         readable = [i for i, text in enumerate(group.texts) if len(text) > 1]
         texts = [group.texts[i] for i in readable]
@@ -162,9 +162,9 @@ class _Scorer:
         self.model, self.positions = model, positions
         self.threshold = model.config.rotation_threshold or 0
         self.head_ids: list[int] = []
-        self.head = Past([], 1)
+        self.head = SharedKVCache([], 1)
 
-    def window(self, plans: list[_Plan]) -> Iterator[tuple[int, list[Scores]]]:
+    def window(self, plans: list[_Plan]) -> Iterator[tuple[int, list[TextScores]]]:
         """The scores of all plans: in the end, as those of a length are read together."""
         left = {plan.place: len(plan.parts) for plan in plans}
         yield from ((plan.place, plan.scores) for plan in plans if not plan.parts)
@@ -197,21 +197,23 @@ class _Scorer:
         self._score_heads(batch, hidden, known)
         self._score_tails(batch, past, length)
 
-    def _known(self, batch: list[_Part]) -> Past:
+    def _known(self, batch: list[_Part]) -> SharedKVCache:
         """What all of the batch begin with, less what is to be scored, read once."""
         frees = [part.free for part in batch]
         wanted = shared(frees)
         if len(batch) == 1 or wanted < WORTH:
-            return Past([], 1)
+            return SharedKVCache([], 1)
         ids = list(frees[0][:wanted])
         have = common(self.head_ids, ids)
         if have < wanted - WORTH or have < len(self.head_ids):
-            fresh, have = Past([], 1), 0
+            fresh, have = SharedKVCache([], 1), 0
             _, self.head = self._read(fresh, [ids], len(ids))
             self.head_ids = ids
         return self.head
 
-    def _read(self, past: Past, rows: list[list[int]], length: int) -> tuple[mx.array, Past]:
+    def _read(
+        self, past: SharedKVCache, rows: list[list[int]], length: int
+    ) -> tuple[mx.array, SharedKVCache]:
         """Read `rows` after their pasts: hidden states (B, T, hidden), and the pasts with them.
 
         `length` is that of the longest whole text.
@@ -225,21 +227,23 @@ class _Scorer:
             hidden.append(found)
         return (hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)), past
 
-    def _pass(self, past: Past, rows: list[list[int]], length: int) -> tuple[mx.array, Past]:
+    def _pass(
+        self, past: SharedKVCache, rows: list[list[int]], length: int
+    ) -> tuple[mx.array, SharedKVCache]:
         steps = max(map(len, rows))
         ids = mx.array([row + [0] * (steps - len(row)) for row in rows])
         offsets, mask = past.offsets, past.mask(steps)
         offset = offsets[0] if len(set(offsets)) == 1 else mx.array(offsets)
         cache = [
-            Layer(past, number, offset, mask)
+            SharedLayerCache(past, number, offset, mask)
             for number in range(self.model.config.num_hidden_layers)
         ]
         hidden = self.model.hidden(ids, cache, length)
         layers = [layer.new for layer in cache if layer.new is not None]
         mx.eval(hidden, layers)
-        segment = Segment(layers, [len(row) for row in rows])
+        segment = KVSegment(layers, [len(row) for row in rows])
         every = list(range(len(rows)))
-        return hidden, Past([*past.segments, (segment, every)], len(rows))
+        return hidden, SharedKVCache([*past.segments, (segment, every)], len(rows))
 
     def _score_heads(self, batch: list[_Part], hidden: mx.array, known: int) -> None:
         """Score what the texts of each part share, and the first token of each after that."""
@@ -258,7 +262,7 @@ class _Scorer:
             for member in members:
                 plan.note(member, token)
 
-    def _score_tails(self, batch: list[_Part], past: Past, length: int) -> None:
+    def _score_tails(self, batch: list[_Part], past: SharedKVCache, length: int) -> None:
         """Score what is left of each text, that of all parts together."""
         tails = []
         for row, part in enumerate(batch):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-__all__ = ["Layer", "Past", "Segment"]
+__all__ = ["KVSegment", "SharedKVCache", "SharedLayerCache"]
 
 
 @dataclass
-class Segment:
+class KVSegment:
     """Keys and values of a pass: of each layer (R, K, S, D)."""
 
     layers: list[tuple[mx.array, mx.array]]
@@ -20,10 +20,10 @@ class Segment:
 
 
 @dataclass
-class Past:
+class SharedKVCache:
     """What rows were read over, one row a text."""
 
-    segments: list[tuple[Segment, list[int]]]
+    segments: list[tuple[KVSegment, list[int]]]
     """Each with the row in it of every text."""
     rows: int
 
@@ -31,10 +31,10 @@ class Past:
     def offsets(self) -> list[int]:
         return [sum(s.lengths[at[row]] for s, at in self.segments) for row in range(self.rows)]
 
-    def of(self, rows: Sequence[int]) -> Past:
+    def of(self, rows: Sequence[int]) -> SharedKVCache:
         """The past of rows that go on from `rows`."""
         picked = [(segment, [at[row] for row in rows]) for segment, at in self.segments]
-        return Past(picked, len(rows))
+        return SharedKVCache(picked, len(rows))
 
     def mask(self, steps: int) -> mx.array | str | None:
         """What `steps` new positions see, (B, 1, T, S + T); None or "causal" where all is plain."""
@@ -50,10 +50,12 @@ class Past:
         return mx.concatenate(parts, axis=-1)
 
 
-class Layer:
+class SharedLayerCache:
     """A layer's cache for one pass, with the interface of mlx-lm's."""
 
-    def __init__(self, past: Past, number: int, offset: int | mx.array, mask: object) -> None:
+    def __init__(
+        self, past: SharedKVCache, number: int, offset: int | mx.array, mask: object
+    ) -> None:
         self.past, self.number, self.offset, self.mask = past, number, offset, mask
         self.new: tuple[mx.array, mx.array] | None = None
 

@@ -26,7 +26,7 @@ from ...errors import (
     TemplateError,
     TokenizerError,
 )
-from ...lm.batch import Asked, replies
+from ...lm.batch import BatchRequest, replies
 from ...lm.fingerprint import identity
 from ...lm.lm import LM
 from ...lm.outputs import stop_list
@@ -236,7 +236,9 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self.progress("replies", len(texts), len(requests))
         return [texts[place] for place in range(len(requests))]
 
-    def _asked(self, place: int, context: str, options: Mapping[str, Any]) -> tuple[Asked, bool]:
+    def _asked(
+        self, place: int, context: str, options: Mapping[str, Any]
+    ) -> tuple[BatchRequest, bool]:
         """A prompt, and whether its beginning is left out; its place decides what is drawn."""
         stops, max_tokens, sampling = _wanted(options, self.seed + place)
         room = self.max_length - max_tokens
@@ -246,7 +248,7 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"{self.max_length}; expected one or more, and room for a prompt"
             )
         ids = self.tok_encode(context) or [self.prefix_token_id]
-        asked = Asked(ids=ids[-room:], max_tokens=max_tokens, sampling=sampling, stops=stops)
+        asked = BatchRequest(ids=ids[-room:], max_tokens=max_tokens, sampling=sampling, stops=stops)
         return asked, len(ids) > room
 
     # The record.

@@ -21,7 +21,7 @@ from ...files.atomic import named_errors, write_whole
 if TYPE_CHECKING:
     from ...lm.lm import LM
 
-__all__ = ["Chosen", "Figure", "choose", "figures", "new_folder", "run_harness", "summary"]
+__all__ = ["Chosen", "ResultRow", "choose", "figures", "new_folder", "run_harness", "summary"]
 
 RESULTS, SAMPLES = "results.json", "samples_{}.jsonl"
 """Files of a run: the figures with all settings, and each task's questions and answers."""
@@ -41,7 +41,7 @@ class Chosen(NamedTuple):
     """lm-eval's TaskManager that knows them."""
 
 
-class Figure(NamedTuple):
+class ResultRow(NamedTuple):
     """One line of a table of results."""
 
     task: str
@@ -197,7 +197,7 @@ def _named_errors() -> Iterator[None]:
         ) from None
 
 
-def figures(results: Mapping[str, Any]) -> list[Figure]:
+def figures(results: Mapping[str, Any]) -> list[ResultRow]:
     """The figures of a run, of groups first, in lm-eval's order."""
     found = []
     for task, measured in {**results.get("groups", {}), **results["results"]}.items():
@@ -209,7 +209,7 @@ def figures(results: Mapping[str, Any]) -> list[Figure]:
             label = metric if kept == "none" else f"{metric} ({kept})"
             shown = error if isinstance(error, int | float) else None
             shots = results.get("n-shot", {}).get(task)
-            found.append(Figure(str(measured.get("alias", task)), label, value, shown, shots))
+            found.append(ResultRow(str(measured.get("alias", task)), label, value, shown, shots))
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...arguments import at_least_one
 from ...errors import DataError
-from ...files.jsonl import Lines
+from ...files.jsonl import JsonlFile
 from ...files.rows import Row
 from ..data.fields import text, value, wrong
 from .judge_client import Endpoint
@@ -105,7 +105,7 @@ def judge_answers(
     at_least_one("workers", workers)
     if lacking := [q.id for q in bench.questions if q.id not in answers]:
         raise DataError(f"expected an answer to every question, found none to {lacking[0]}")
-    lines = Lines(path)
+    lines = JsonlFile(path)
     known = {
         words: record
         for words, record in map(_known, lines.rows)

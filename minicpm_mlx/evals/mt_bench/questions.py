@@ -99,7 +99,7 @@ def load_bench(folder: str | Path) -> Bench:
 
     Raises DataError with file and line for what is missing or malformed.
     """
-    reader = _Reader(Path(folder))
+    reader = _QuestionReader(Path(folder))
     references = {question_id(row): turns_of(row) for row in reader.rows(REFERENCES)}
     questions = [_question(row, references) for row in reader.rows(QUESTIONS)]
     prompts = {prompt.name: prompt for prompt in map(_prompt, reader.rows(PROMPTS))}
@@ -112,7 +112,7 @@ def load_bench(folder: str | Path) -> Bench:
     return Bench(tuple(questions), prompts, reader.sha256)
 
 
-class _Reader:
+class _QuestionReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sha256: dict[str, str] = {}

@@ -9,12 +9,12 @@ from pathlib import Path
 from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors, write_whole
 from ...files.plots import check_chart_path
-from .run import CATEGORIES, Scores
+from .run import CATEGORIES, BenchScores
 
 __all__ = ["draw_radar"]
 
 
-def draw_radar(models: Mapping[str, Scores], path: Path) -> None:
+def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
     """Draw the categories' mean ratings of one or more models as a PNG file at `path`.
 
     A category without a rating is drawn at 0. Errors as `check_chart_path`, which tells them

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...arguments import at_least_one
 from ...errors import DataError
-from ...files.jsonl import Lines
+from ...files.jsonl import JsonlFile
 from ..data.fields import text
 from ..report.statistics import Interval, bootstrap
 from ..run import described, named
@@ -40,10 +40,10 @@ __all__ = [
     "CATEGORIES",
     "QUESTIONS",
     "TEMPERATURES",
-    "Answer",
-    "Model",
-    "Result",
-    "Scores",
+    "AnswerFunction",
+    "BenchModel",
+    "BenchResult",
+    "BenchScores",
     "answer_questions",
     "load_bench",
     "model_of",
@@ -70,7 +70,7 @@ MAX_TOKENS = 1024
 Progress = Callable[[int, int], object]
 
 
-class Answer(Protocol):
+class AnswerFunction(Protocol):
     """How a model is asked: the conversation so far to its next answer."""
 
     def __call__(
@@ -79,16 +79,16 @@ class Answer(Protocol):
 
 
 @dataclass(frozen=True)
-class Model:
+class BenchModel:
     """Who answers."""
 
     name: str
-    answer: Answer
+    answer: AnswerFunction
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What decides its answers, for JSON: answers that were made otherwise are not gone on with."""
 
 
-def model_of(lm: LM) -> Model:
+def model_of(lm: LM) -> BenchModel:
     """A loaded model, with its adapter; its own sampling but for the temperature."""
 
     def answer(messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int) -> str:
@@ -97,11 +97,11 @@ def model_of(lm: LM) -> Model:
 
     fixed = {"temperature", "seed"}
     sampling = {name: value for name, value in vars(lm.sampling).items() if name not in fixed}
-    return Model(named(lm), answer, {"sampling": sampling, **described(lm)})
+    return BenchModel(named(lm), answer, {"sampling": sampling, **described(lm)})
 
 
 @dataclass(frozen=True)
-class Scores:
+class BenchScores:
     """Mean ratings, 1 to 10, as FastChat's `show_result` reckons them; None: nothing was rated."""
 
     mean: float | None
@@ -118,28 +118,28 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """What a run came to."""
 
     answers: Path
     """The file, as FastChat's `model_answer/MODEL.jsonl`."""
     judgements: Path | None
     """The file, as FastChat's `model_judgment/JUDGE_single.jsonl`; None: there was no judge."""
-    scores: Scores | None
+    scores: BenchScores | None
     message: str
     """What was done, in a line, and how to go on where that was not all."""
 
 
 def run(
     bench: Bench,
-    model: Model,
+    model: BenchModel,
     folder: Path,
     *,
     judge: Endpoint | None = None,
     workers: int = 4,
     max_tokens: int = MAX_TOKENS,
     progress: Progress = lambda done, of: None,
-) -> Result:
+) -> BenchResult:
     """Answer all questions and have the answers judged; without a judge, stop after the answers.
 
     Files go to `folder`, made if need be; a run that was broken off goes on from them, and asks the
@@ -161,17 +161,17 @@ def run(
                 f"{len(answers)} answers are in {path}; they are not rated, as no judge was "
                 "given: name an OpenAI-compatible endpoint and run again"
             )
-            return Result(path, None, None, message)
+            return BenchResult(path, None, None, message)
         judged = judgements_path(folder, judge.model)
         found = scores(
             judge_answers(
                 bench, answers, judge, judged, model=model.name, workers=workers, progress=progress
             )
         )
-    return Result(path, judged, found, _said(found, judge.model, judged))
+    return BenchResult(path, judged, found, _said(found, judge.model, judged))
 
 
-def _said(found: Scores, judge: str, path: Path) -> str:
+def _said(found: BenchScores, judge: str, path: Path) -> str:
     count = found.rated + found.unrated
     if found.rated == 0:
         return (
@@ -184,7 +184,7 @@ def _said(found: Scores, judge: str, path: Path) -> str:
 
 def answer_questions(
     bench: Bench,
-    answer: Answer,
+    answer: AnswerFunction,
     path: Path,
     *,
     model: str,
@@ -196,7 +196,7 @@ def answer_questions(
     Questions that the file has answers to are not asked again: `run` sees to it that they were made
     in the same way. DataError where it is damaged, or its answers are another model's.
     """
-    lines = Lines(path)
+    lines = JsonlFile(path)
     found = {}
     for row in lines.rows:
         if (other := text(row, "model_id")) != model:
@@ -216,7 +216,7 @@ def answer_questions(
     return found
 
 
-def _converse(question: BenchQuestion, answer: Answer, max_tokens: int) -> tuple[str, str]:
+def _converse(question: BenchQuestion, answer: AnswerFunction, max_tokens: int) -> tuple[str, str]:
     temperature = question.temperature
     if temperature is None:
         temperature = TEMPERATURES[question.category]
@@ -240,14 +240,14 @@ def _record(question: BenchQuestion, turns: tuple[str, str], model: str) -> dict
     }
 
 
-def scores(judgements: Sequence[Judgement]) -> Scores:
+def scores(judgements: Sequence[Judgement]) -> BenchScores:
     """Means of the ratings over everything, by turn and by category, without the unrated."""
     rated = [judgement for judgement in judgements if judgement.score != UNRATED]
     by_question: dict[int, list[float]] = {}
     for judgement in rated:
         by_question.setdefault(judgement.question, []).append(judgement.score)
     whole = [sum(found) / len(found) for found in by_question.values()]
-    return Scores(
+    return BenchScores(
         mean=_mean(judgement.score for judgement in rated),
         interval=bootstrap({"": whole}) if whole else None,
         turns=(

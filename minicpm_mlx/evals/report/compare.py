@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..record import Key, Record, Run
+from ..record import Key, Record, RunRecord
 from .statistics import Comparison, compare, over_subsets
 
 __all__ = ["Compared", "Paired", "compare_runs"]
@@ -51,7 +51,7 @@ def compare_runs(first: str | Path, second: str | Path) -> Compared:
     DataError where a folder holds no run, they share nothing, or a question of one is another in
     the other.
     """
-    runs = Run.read(first), Run.read(second)
+    runs = RunRecord.read(first), RunRecord.read(second)
     parts: dict[str, Paired] = {}
     notes: list[str] = []
     if runs[0].settings["model"]["identity"] == runs[1].settings["model"]["identity"]:

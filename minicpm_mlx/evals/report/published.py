@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["MT_BENCH", "PUBLISHED", "Figure", "Row"]
+__all__ = ["MT_BENCH", "PUBLISHED", "Figure", "PublishedRow"]
 
 TASKS = (
     *("ceval", "cmmlu", "mmlu", "humaneval", "mbpp", "gsm8k"),
@@ -80,7 +80,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PublishedRow:
     """The scores of one model."""
 
     average: float | None
@@ -91,17 +91,19 @@ class Row:
     """By task name; a column that is empty is left out."""
 
 
-def _row(means: list[str], cells: list[str]) -> Row:
+def _row(means: list[str], cells: list[str]) -> PublishedRow:
     average, english, chinese = (None if cell == "-" else float(cell) for cell in means)
     figures = {
         task: Figure(float(cell.rstrip("*r")), {"*": "ppl", "r": "report"}.get(cell[-1], "gen"))
         for task, cell in zip(TASKS, cells, strict=True)
         if cell != "-"
     }
-    return Row(average=average, english=english, chinese=chinese, figures=MappingProxyType(figures))
+    return PublishedRow(
+        average=average, english=english, chinese=chinese, figures=MappingProxyType(figures)
+    )
 
 
-def _read() -> dict[str, Row]:
+def _read() -> dict[str, PublishedRow]:
     scores = [line.rsplit(None, len(TASKS)) for line in SCORES.strip().split("\n")]
     means = [line.rsplit(None, 3) for line in MEANS.strip().split("\n")]
     return {
@@ -109,7 +111,7 @@ def _read() -> dict[str, Row]:
     }
 
 
-PUBLISHED: Mapping[str, Row] = MappingProxyType(_read())
+PUBLISHED: Mapping[str, PublishedRow] = MappingProxyType(_read())
 """By the README's name of the model, in its order."""
 
 MT_BENCH: Mapping[str, float] = MappingProxyType(

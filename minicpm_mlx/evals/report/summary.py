@@ -17,7 +17,7 @@ from ...errors import DataError
 from ..record import (
     Key,
     Record,
-    Run,
+    RunRecord,
 )
 from ..tasks import TASKS
 from .published import PUBLISHED, Figure
@@ -111,9 +111,9 @@ class Report:
         return asdict(self)
 
 
-def report_of(run: Run | str | Path) -> Report:
+def report_of(run: RunRecord | str | Path) -> Report:
     """The report of a folder's records, finished or not; DataError where it holds no run."""
-    run = run if isinstance(run, Run) else Run.read(run)
+    run = run if isinstance(run, RunRecord) else RunRecord.read(run)
     beside = _beside(str(run.settings["model"]["name"]))
     parts: dict[str, dict[str, PartReport]] = {}
     for name, settings in run.parts.items():

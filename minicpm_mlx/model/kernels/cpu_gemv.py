@@ -40,7 +40,7 @@ class SplitLinear(nn.Module):
     def __init__(self, linear: nn.Linear, second: mx.ThreadLocalStream):
         super().__init__()
         self.linear = linear
-        self._blocks = Blocks(linear.weight, second)
+        self._blocks = RowBlocks(linear.weight, second)
 
     def __call__(self, x: mx.array) -> mx.array:
         if x.size != x.shape[-1]:
@@ -53,7 +53,7 @@ class SplitEmbedding(nn.Module):
     def __init__(self, embedding: nn.Embedding, second: mx.ThreadLocalStream):
         super().__init__()
         self.embedding = embedding
-        self._blocks = Blocks(embedding.weight, second)
+        self._blocks = RowBlocks(embedding.weight, second)
 
     def __call__(self, ids: mx.array) -> mx.array:
         return self.embedding(ids)
@@ -62,7 +62,7 @@ class SplitEmbedding(nn.Module):
         return self.embedding.as_linear(x) if x.size != x.shape[-1] else self._blocks.times(x)
 
 
-class Blocks:
+class RowBlocks:
     """A matrix (N, K) as views: blocks for one thread, as many for another, and rows left over."""
 
     def __init__(self, weight: mx.array, second: mx.ThreadLocalStream):

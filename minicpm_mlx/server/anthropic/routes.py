@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import identifier, sse, streamed
 from ..parameters import grammar_of
 from ..reply_stream import wholes
@@ -20,11 +20,11 @@ from .schema import CountBody, MessagesBody
 
 if TYPE_CHECKING:
     from ..service import (
-        Ask,
-        Part,
+        Chunk,
+        FullReply,
+        GenerationRequest,
         Replies,
         Service,
-        Whole,
     )
 
 PING = 15.0
@@ -41,7 +41,7 @@ _KINDS = {
 }
 
 
-def refused(refusal: Refusal) -> dict[str, Any]:
+def refused(refusal: ApiError) -> dict[str, Any]:
     """The body of an answer that is none."""
     kind = _KINDS.get(refusal.status, "api_error" if refusal.status >= 500 else None)
     error = {"type": kind or "invalid_request_error", "message": refusal.message}
@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(body: MessagesBody, request: Request) -> Response:
         """Answer a conversation."""
-        message = Message(service, body)
+        message = MessageRun(service, body)
         ask = await message.ask()
         replies = service.start([ask], "messages")
         headers = {"request-id": identifier("req_")}
@@ -81,7 +81,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-class Message:
+class MessageRun:
     """One reply, as its content comes."""
 
     def __init__(self, service: Service, body: MessagesBody):
@@ -93,13 +93,13 @@ class Message:
         self.called = False
         """A function, at least once."""
 
-    async def ask(self) -> Ask:
-        from ..service import Ask
+    async def ask(self) -> GenerationRequest:
+        from ..service import GenerationRequest
 
         body, toolbox = self.body, self.toolbox
         prompt, stops = body.prompt(self.service, toolbox)
         grammar = await grammar_of(self.service, body.guide(), "output_config.format")
-        return Ask(
+        return GenerationRequest(
             prompt=prompt,
             served=self.served,
             sampling=self.service.sampling(
@@ -111,7 +111,7 @@ class Message:
             grammar=grammar or await toolbox.grammar(),
         )
 
-    def read(self, part: Part | Whole) -> list[str | ToolCall]:
+    def read(self, part: Chunk | FullReply) -> list[str | ToolCall]:
         """What is certain of the content with the next part of the reply."""
         pieces: list[str | ToolCall] = [part.text] if part.text else []
         if self.reader is not None:
@@ -133,7 +133,7 @@ class Message:
             "stop_sequence": None,
         }
 
-    def whole(self, whole: Whole) -> dict[str, Any]:
+    def whole(self, whole: FullReply) -> dict[str, Any]:
         """The answer that is not streamed."""
         content: list[dict[str, Any]] = []
         for piece in self.read(whole):
@@ -148,7 +148,7 @@ class Message:
             "usage": usage(whole.stats),
         }
 
-    def end(self, last: Part | Whole) -> dict[str, Any]:
+    def end(self, last: Chunk | FullReply) -> dict[str, Any]:
         """Why the reply ended."""
         by_client = last.stopped_by in (self.body.stop_sequences or ())
         reason = "end_turn"
@@ -186,14 +186,14 @@ def _begun(call: ToolCall) -> dict[str, Any]:
 
 
 async def _events(
-    message: Message, replies: Replies, prompt_tokens: int
+    message: MessageRun, replies: Replies, prompt_tokens: int
 ) -> AsyncGenerator[bytes, None]:
     """The answer as it comes."""
     async with replies:
         begun = {"input_tokens": prompt_tokens, "output_tokens": 0}
         yield _event("message_start", message={**message.head(), "usage": begun})
         yield _event("ping")
-        blocks = Blocks()
+        blocks = ContentBlockStream()
         async for part in _or_pings(aiter(replies)):
             if part is None:
                 yield _event("ping")
@@ -208,9 +208,9 @@ async def _events(
     yield _event("message_stop")
 
 
-async def _or_pings(parts: AsyncIterator[Part]) -> AsyncIterator[Part | None]:
+async def _or_pings(parts: AsyncIterator[Chunk]) -> AsyncIterator[Chunk | None]:
     """The parts, and None where none came for a while."""
-    coming: asyncio.Future[Part] | None = None
+    coming: asyncio.Future[Chunk] | None = None
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(parts))
@@ -227,7 +227,7 @@ async def _or_pings(parts: AsyncIterator[Part]) -> AsyncIterator[Part | None]:
             coming.cancel()
 
 
-class Blocks:
+class ContentBlockStream:
     """The events of the content's blocks: a run of text is one, a call is one."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import TEXT_OR_PARTS, Body
 from ..parameters import MAX_STOPS, StopString
 from ..tool_calling import Function, Name, Toolbox
@@ -148,7 +148,7 @@ class ToolChoice(Body):
     def choice(self) -> str:
         """The same as a Toolbox takes it."""
         if (self.type == "tool") != (self.name is not None):
-            raise Refusal(
+            raise ApiError(
                 400, 'tool_choice: a name goes with type "tool"', field="tool_choice.name"
             )
         return self.name or {"any": "required"}.get(self.type, self.type)
@@ -171,7 +171,7 @@ class OutputConfig(Body):
     format: OutputFormat | None = None
 
 
-class Conversation(Body):
+class ConversationBody(Body):
     """What is to be answered, or counted."""
 
     model: str
@@ -212,7 +212,7 @@ class Conversation(Body):
         messages = templated(self.system, self.messages)
         begun = _begun(messages)
         if not messages or messages[-1]["role"] == "system":
-            raise Refusal(400, "messages must hold one of the user's", field="messages")
+            raise ApiError(400, "messages must hold one of the user's", field="messages")
         prompt, stops = service.conversation(messages, toolbox.for_template)
         if begun:
             text = service.lm.tokenizer.chat_text(messages, tools=toolbox.for_template)
@@ -220,11 +220,11 @@ class Conversation(Body):
         return prompt, stops
 
 
-class CountBody(Conversation):
+class CountBody(ConversationBody):
     pass
 
 
-class MessagesBody(Conversation):
+class MessagesBody(ConversationBody):
     max_tokens: Annotated[int, Field(ge=0)]
     """0: the prompt is only read."""
     stream: bool | None = None
@@ -246,7 +246,7 @@ class MessagesBody(Conversation):
         if self.container:
             raise unsupported("container", "no code is run here")
         if self.tools and self.guide():
-            raise Refusal(
+            raise ApiError(
                 400,
                 "output_config.format and tools cannot be had together; leave one out",
                 field="output_config.format",
@@ -291,7 +291,9 @@ def _templated(message: Message, field: str) -> list[dict[str, Any]]:
         elif isinstance(block, TextBlock | OtherBlock):
             texts.append(block)
         else:
-            raise Refusal(400, f"{field}: {block.type} is not for role {message.role}", field=field)
+            raise ApiError(
+                400, f"{field}: {block.type} is not for role {message.role}", field=field
+            )
     said: dict[str, Any] = {"role": message.role, "content": _text(texts, field)}
     if calls:
         said["tool_calls"] = calls
@@ -330,7 +332,7 @@ def _begun(messages: list[dict[str, Any]]) -> str:
     last = messages.pop()
     text: str = last["content"]
     if "tool_calls" in last or text != text.rstrip():
-        raise Refusal(
+        raise ApiError(
             400,
             "messages: the last one begins the reply, so it must be text that does not end in "
             "white space",

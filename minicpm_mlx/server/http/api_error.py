@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """A request that is refused, or could not be finished."""
 
     def __init__(
@@ -28,6 +28,6 @@ class Refusal(Exception):
         """Seconds after which it may be tried again."""
 
 
-def unsupported(field: str, why: str) -> Refusal:
+def unsupported(field: str, why: str) -> ApiError:
     """For a field that would change the answer and cannot be honoured."""
-    return Refusal(400, f"{field} is not supported: {why}", field=field, code="unsupported")
+    return ApiError(400, f"{field} is not supported: {why}", field=field, code="unsupported")

@@ -25,7 +25,7 @@ from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 
 from . import request_body
-from .api_error import Refusal
+from .api_error import ApiError
 from .settings import Settings
 from .streaming import Gone
 
@@ -36,7 +36,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Counted = Callable[[Scope, int, float], None]
 """Told of every answer: to what, its status (0: the client had left), seconds."""
-Renderer = Callable[[str, Refusal, dict[str, str]], JSONResponse]
+Renderer = Callable[[str, ApiError, dict[str, str]], JSONResponse]
 """Path, error and headers to the response in the form of that path's API."""
 
 PAGES = ("/", "/docs", "/chat")
@@ -91,7 +91,7 @@ class Guard:
             # Starlette's own handler has answered by now, where it could.
             _log.exception("%s %s", scope["method"], _shown(scope))
             if not sent.status:
-                await sent.refuse(scope, receive, Refusal(500, "the server failed; see its log"))
+                await sent.refuse(scope, receive, ApiError(500, "the server failed; see its log"))
         finally:
             self._tell(scope, sent.status, time.perf_counter() - start)
 
@@ -105,7 +105,7 @@ class Guard:
             self._check_key(headers)
             self._check_framing(scope, headers)
             if self._busy >= self._settings.max_requests and scope["path"] != "/health":
-                raise Refusal(
+                raise ApiError(
                     429,
                     f"requests being answered already: {self._busy}, of at most "
                     f"{self._settings.max_requests}; try again in a moment",
@@ -118,14 +118,14 @@ class Guard:
                 await self._app(scope, receive, sent)
             finally:
                 self._busy -= 1
-        except Refusal as refusal:
+        except ApiError as refusal:
             await sent.refuse(scope, receive, refusal)
 
     def _checked_origin(self, scope: Scope, headers: Headers) -> str:
         """The origin that is to be allowed by CORS headers, or ""."""
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise Refusal(
+            raise ApiError(
                 403,
                 f"host {_short(hosts)} is not served; use localhost or an address, "
                 "or start the server with --allowed-host",
@@ -139,7 +139,7 @@ class Guard:
             return origins[0]
         if len(origins) == 1 and origin != "null" and _place(origin) == hosts[0].lower():
             return ""
-        raise Refusal(
+        raise ApiError(
             403,
             f"pages of {_short(origins)} may not call this server; "
             "start it with --allowed-origin to let them",
@@ -163,7 +163,7 @@ class Guard:
         if site in ("cross-site", "same-site") and not (
             page and headers.get("sec-fetch-mode") == "navigate"
         ):
-            raise Refusal(
+            raise ApiError(
                 403, "pages of other sites may not call this server", code="origin_not_allowed"
             )
 
@@ -174,7 +174,7 @@ class Guard:
         given = [*map(_key_of, headers.getlist("authorization")), *headers.getlist("x-api-key")]
         # Each in constant time: how long it takes says nothing of the key.
         if not any(hmac.compare_digest(one.encode("latin-1"), key) for one in given):
-            raise Refusal(
+            raise ApiError(
                 401,
                 "the API key is missing or wrong; "
                 "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
@@ -184,19 +184,19 @@ class Guard:
     def _check_framing(self, scope: Scope, headers: Headers) -> None:
         if _framed_twice(headers):
             # Where a proxy believes the one and we the other, a body can hide a request.
-            raise Refusal(400, "Transfer-Encoding and Content-Length exclude each other; send one")
+            raise ApiError(400, "Transfer-Encoding and Content-Length exclude each other; send one")
         if "transfer-encoding" not in headers and not _declared(headers):
             return
         if scope["method"] in ("GET", "HEAD"):
-            raise Refusal(400, f"{scope['method']} takes no body; send it without one")
+            raise ApiError(400, f"{scope['method']} takes no body; send it without one")
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
-            raise Refusal(415, f"expected no Content-Encoding, got {coding[:80]!r}; send it plain")
+            raise ApiError(415, f"expected no Content-Encoding, got {coding[:80]!r}; send it plain")
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if _is_page(scope) or kind == "application/json" or kind.endswith("+json"):
             return
         if not scope["path"].startswith("/api/"):
-            raise Refusal(415, f"expected Content-Type: application/json, got {kind[:80]!r}")
+            raise ApiError(415, f"expected Content-Type: application/json, got {kind[:80]!r}")
         # Ollama reads JSON whatever it is called, as `curl -d` calls it something else. That a
         # page may send such a type unasked does no harm: its origin has been checked.
         MutableHeaders(scope=scope)["content-type"] = "application/json"
@@ -257,7 +257,7 @@ class _Sent:
             headers["Access-Control-Expose-Headers"] = "Retry-After, request-id, x-request-id"
             headers.add_vary_header("Origin")
 
-    async def refuse(self, scope: Scope, receive: Receive, refusal: Refusal) -> None:
+    async def refuse(self, scope: Scope, receive: Receive, refusal: ApiError) -> None:
         """Say so, if nothing else has been said; a body that is not read to its end is cut off."""
         if self.status:
             return

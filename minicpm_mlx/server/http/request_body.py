@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...files.strict_json import StrictJson
-from .api_error import Refusal
+from .api_error import ApiError
 from .streaming import Gone
 
 Message = MutableMapping[str, Any]
@@ -24,12 +24,12 @@ which writes before it reads gets an answer and not a broken pipe."""
 
 
 async def read(receive: Receive, declared: int, limit: int, seconds: float, wait: bool) -> bytes:
-    """The whole body; Refusal 413 if it is longer than `limit` bytes, 408 if it takes longer.
+    """The whole body; ApiError 413 if it is longer than `limit` bytes, 408 if it takes longer.
 
     `declared` is its Content-Length (0: none was given). `wait`: the client sends none before it is
     told to go on (Expect: 100-continue), so one that is refused need not be read.
     """
-    too_long = Refusal(
+    too_long = ApiError(
         413, f"the body is longer than {limit} bytes; send a shorter prompt", code="body_too_large"
     )
     if declared > limit and wait:
@@ -40,7 +40,7 @@ async def read(receive: Receive, declared: int, limit: int, seconds: float, wait
         try:
             message = await asyncio.wait_for(receive(), until - time.monotonic())
         except asyncio.TimeoutError:
-            raise Refusal(
+            raise ApiError(
                 408, f"the body did not come within {seconds:g} seconds; send it again"
             ) from None
         if message["type"] == "http.disconnect":
@@ -65,7 +65,7 @@ class _Json(StrictJson):
 
 
 def check_json(body: bytes) -> None:
-    """Refusal 400 for what is not JSON by its standard, or could not be written as JSON again."""
+    """ApiError 400 for what is not JSON by its standard, or could not be written as JSON again."""
     try:
         value = _Json().whole(body.decode())
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
@@ -83,7 +83,7 @@ def check_json(body: bytes) -> None:
             problem = "expected finite numbers, found one beyond 1.8e308"
     else:
         return
-    raise Refusal(400, f"the body is no valid JSON: {problem}", code="invalid_json")
+    raise ApiError(400, f"the body is no valid JSON: {problem}", code="invalid_json")
 
 
 def _depth(value: object) -> int:

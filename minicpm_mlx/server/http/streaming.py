@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Discriminator
 
-from .api_error import Refusal
+from .api_error import ApiError
 
 if TYPE_CHECKING:
     pass
@@ -90,7 +90,7 @@ def ndjson(data: object) -> bytes:
 def streamed(
     chunks: AsyncGenerator[bytes, None],
     *,
-    trouble: Callable[[Refusal], bytes],
+    trouble: Callable[[ApiError], bytes],
     media_type: str = "text/event-stream",
 ) -> StreamingResponse:
     """A response of `chunks`, which are closed when the client leaves.
@@ -102,7 +102,7 @@ def streamed(
         try:
             async for chunk in chunks:
                 yield chunk
-        except Refusal as refusal:
+        except ApiError as refusal:
             yield trouble(refusal)
         finally:
             await chunks.aclose()

@@ -13,7 +13,7 @@ from ...memory import parameter_count
 from ...weights.load import parameters
 
 if TYPE_CHECKING:
-    from ..service import Served, Service
+    from ..service import ServedModel, Service
 
 _NEVER = "9999-12-31T23:59:59Z"
 """When a model that stays leaves the memory."""
@@ -25,7 +25,7 @@ def moment(seconds: float) -> str:
     return written.replace("+00:00", "Z")
 
 
-def tagged(served: Served) -> str:
+def tagged(served: ServedModel) -> str:
     """A name as Ollama's clients expect it, with a tag."""
     return served.name if ":" in served.name else f"{served.name}:latest"
 
@@ -49,7 +49,7 @@ class Models:
         }
         return [self._entry(served) | more for served in self.service.names]
 
-    def shown(self, served: Served) -> dict[str, Any]:
+    def shown(self, served: ServedModel) -> dict[str, Any]:
         """For /api/show."""
         template = self.service.lm.tokenizer.template
         return {
@@ -66,7 +66,7 @@ class Models:
             "modified_at": moment(self.service.created),
         }
 
-    def _entry(self, served: Served) -> dict[str, Any]:
+    def _entry(self, served: ServedModel) -> dict[str, Any]:
         return {
             "name": tagged(served),
             "model": tagged(served),
@@ -137,7 +137,7 @@ class Models:
         stops = template.stop_strings if template else ()
         return [*found, *(("stop", json.dumps(stop, ensure_ascii=False)) for stop in stops)]
 
-    def _modelfile(self, served: Served) -> str:
+    def _modelfile(self, served: ServedModel) -> str:
         lines = [f"FROM {self.service.names[0].name}"]
         lines += [f"ADAPTER {served.adapter}"] if served.adapter else []
         return "\n".join(lines + [f"PARAMETER {name} {value}" for name, value in self._settings()])

@@ -22,23 +22,23 @@ from ..tool_calling import CallReader, Toolbox, ToolCall
 from .models import moment
 from .schema import (
     ChatBody,
+    CommonRequest,
     GenerateBody,
-    Options,
-    Wanted,
+    OllamaOptions,
     templated,
 )
 
 if TYPE_CHECKING:
     from ..service import (
-        Ask,
-        Part,
+        Chunk,
+        FullReply,
+        GenerationRequest,
         Service,
-        Whole,
     )
 
 
 @dataclass(kw_only=True)
-class Reply:
+class OllamaReply:
     """How one reply is written."""
 
     service: Service
@@ -89,7 +89,7 @@ class Reply:
             "eval_duration": nanoseconds(stats.seconds - stats.ttft),
         }
 
-    def read(self, part: Part | Whole) -> list[str | ToolCall]:
+    def read(self, part: Chunk | FullReply) -> list[str | ToolCall]:
         """What is certain of the reply with its next part."""
         if self.context is not None:
             self.context.extend(scored.token for scored in part.tokens)
@@ -100,7 +100,7 @@ class Reply:
             found += self.reader.finish(part.stopped_by)
         return found
 
-    def lines(self, part: Part) -> list[dict[str, Any]]:
+    def lines(self, part: Chunk) -> list[dict[str, Any]]:
         """Those of a stream for its next part."""
         said = self.read(part)
         found = [self.line(said, part.tokens)] if said or (self.logprobs and part.tokens) else []
@@ -140,9 +140,9 @@ def add(routes: APIRouter, service: Service) -> None:
         return await _answer(request, reply, ask, body.stream is not False)
 
 
-def _reply(service: Service, body: Wanted, chat: bool) -> Reply:
+def _reply(service: Service, body: CommonRequest, chat: bool) -> OllamaReply:
     service.served(body.model)  # refuses a name that there is not
-    return Reply(
+    return OllamaReply(
         service=service,
         model=body.model,
         chat=chat,
@@ -151,22 +151,22 @@ def _reply(service: Service, body: Wanted, chat: bool) -> Reply:
     )
 
 
-def _loaded(reply: Reply) -> Response:
+def _loaded(reply: OllamaReply) -> Response:
     """The answer to a request for nothing: the model is there."""
     return JSONResponse(reply.line([], done=True) | {"done_reason": "load"})
 
 
 async def _ask(
     service: Service,
-    body: Wanted,
+    body: CommonRequest,
     prompt: list[int],
     stops: list[str],
     keep_special: bool = False,
-) -> Ask:
-    from ..service import Ask
+) -> GenerationRequest:
+    from ..service import GenerationRequest
 
-    options = body.options or Options()
-    return Ask(
+    options = body.options or OllamaOptions()
+    return GenerationRequest(
         prompt=prompt,
         served=service.served(body.model),
         sampling=options.sampling(service),
@@ -178,7 +178,9 @@ async def _ask(
     )
 
 
-async def _answer(request: Request, reply: Reply, ask: Ask, stream: bool) -> Response:
+async def _answer(
+    request: Request, reply: OllamaReply, ask: GenerationRequest, stream: bool
+) -> Response:
     replies = reply.service.start([ask])
 
     async def chunks() -> AsyncGenerator[bytes, None]:

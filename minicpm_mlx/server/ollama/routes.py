@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import Body, answered
 from ..openai.embeddings import unit
 from . import replies
 from .models import Models
-from .schema import Options
+from .schema import OllamaOptions
 
 if TYPE_CHECKING:
-    from ..service import Served, Service
+    from ..service import ServedModel, Service
 
 VERSION = "0.12.11"
 """Of Ollama's API that is followed here; clients ask for a version before they use what it has."""
@@ -45,7 +45,7 @@ class EmbedBody(Body):
     truncate: bool | None = None
     """False refuses a text longer than the context; otherwise its end is cut off."""
     dimensions: int | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
     keep_alive: float | str | None = None
     """Accepted without effect: the model stays."""
 
@@ -55,12 +55,12 @@ class EmbeddingsBody(Body):
 
     model: str
     prompt: str | None = None
-    options: Options | None = None
+    options: OllamaOptions | None = None
     keep_alive: float | str | None = None
     """Accepted without effect."""
 
 
-def refused(refusal: Refusal) -> dict[str, Any]:
+def refused(refusal: ApiError) -> dict[str, Any]:
     """The body of an answer that is none."""
     return {"error": refusal.message}
 
@@ -123,7 +123,7 @@ def router(service: Service) -> APIRouter:
 
 async def unchanging() -> None:
     """Refused: this server changes no models."""
-    raise Refusal(
+    raise ApiError(
         403,
         "this server changes no models: it serves those it was started with; "
         "`minicpm-mlx pull` and `minicpm-mlx convert` get and make others",
@@ -134,7 +134,7 @@ async def unchanging() -> None:
 def _name(body: ShowBody) -> str:
     name = body.model or body.name
     if not name:
-        raise Refusal(400, "model is missing; name the one to show", field="model")
+        raise ApiError(400, "model is missing; name the one to show", field="model")
     return name
 
 
@@ -152,7 +152,7 @@ async def _embedded(
     prompts = [service.encode(text) for text in texts]
     for index, prompt in enumerate(prompts):
         if len(prompt) > limit and not truncate:
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"input {index} has {len(prompt)} tokens and the context is {limit}; "
                 "shorten it, or leave truncate out",
@@ -163,7 +163,7 @@ async def _embedded(
 
 
 async def _read(
-    service: Service, request: Request, served: Served, prompts: list[list[int]]
+    service: Service, request: Request, served: ServedModel, prompts: list[list[int]]
 ) -> tuple[list[list[float]], int]:
     if not prompts:
         return [], 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from ...engine import Sampling
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import Body
 from ..parameters import MAX_STOPS, StopString
 from ..tool_calling import Tool
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..service import Service
 
 
-class Wanted(Body):
+class CommonRequest(Body):
     """What both routes take."""
 
     model: str
@@ -25,7 +25,7 @@ class Wanted(Body):
     """True unless it is said to be false."""
     format: str | dict[str, Any] | None = None
     """"json", or a JSON schema that the reply follows."""
-    options: Options | None = None
+    options: OllamaOptions | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -42,9 +42,9 @@ class Wanted(Body):
         if self.think:
             raise unsupported("think", "this model has no thinking apart from its reply")
         if isinstance(self.format, str) and self.format not in ("", "json"):
-            raise Refusal(400, 'format must be "json" or a JSON schema, got text', field="format")
+            raise ApiError(400, 'format must be "json" or a JSON schema, got text', field="format")
         if self.top_logprobs and not self.logprobs:
-            raise Refusal(
+            raise ApiError(
                 400, "top_logprobs goes with logprobs: true; set that too", field="top_logprobs"
             )
 
@@ -55,7 +55,7 @@ class Wanted(Body):
         return {"json_object": True} if self.format == "json" else {"json_schema": self.format}
 
 
-class GenerateBody(Wanted):
+class GenerateBody(CommonRequest):
     prompt: str | None = None
     """None or empty: only see that the model is there."""
     system: str | None = None
@@ -89,41 +89,41 @@ class GenerateBody(Wanted):
             raise unsupported("system", "what was said before (context) has its own")
 
 
-class Function(Body):
+class OllamaFunction(Body):
     name: str
     arguments: dict[str, Any]
     index: int | None = None
     """Accepted without effect."""
 
 
-class Call(Body):
+class OllamaToolCall(Body):
     id: str | None = None
     type: Literal["function"] | None = None
-    function: Function
+    function: OllamaFunction
 
 
-class Message(Body):
+class OllamaMessage(Body):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: list[OllamaToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
     thinking: str | None = None
     images: list[str] | None = None
 
 
-class ChatBody(Wanted):
-    messages: list[Message] | None = None
+class ChatBody(CommonRequest):
+    messages: list[OllamaMessage] | None = None
     """None or empty: only see that the model is there."""
     tools: list[Tool] | None = None
 
 
-def templated(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def templated(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     """Messages for a chat template."""
     return [_templated(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _templated(message: Message, field: str) -> dict[str, Any]:
+def _templated(message: OllamaMessage, field: str) -> dict[str, Any]:
     if message.images:
         raise unsupported(f"{field}.images", "this model reads text alone")
     if message.thinking:
@@ -148,7 +148,7 @@ def _templated(message: Message, field: str) -> dict[str, Any]:
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 
 
-class Options(Body):
+class OllamaOptions(Body):
     """None is the model's default."""
 
     num_predict: Whole | None = None
@@ -239,13 +239,13 @@ class Options(Body):
     def max_tokens(self, service: Service, prompt: Sequence[int]) -> int | None:
         """Tokens the reply to `prompt` may have; None is as far as the context goes.
 
-        Refusal 400 where num_ctx is more than the model has, or leaves no room.
+        ApiError 400 where num_ctx is more than the model has, or leaves no room.
         """
         limit = self.num_predict if self.num_predict and self.num_predict > 0 else None
         if self.num_ctx is None:
             return limit
         if self.num_ctx > service.context_length:
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"options.num_ctx must be at most the model's context, {service.context_length}, "
                 f"got {self.num_ctx}",
@@ -253,7 +253,7 @@ class Options(Body):
             )
         room = self.num_ctx - len(prompt)
         if room < 1:
-            raise Refusal(
+            raise ApiError(
                 400,
                 f"the prompt has {len(prompt)} tokens and options.num_ctx is {self.num_ctx}; "
                 f"shorten it, or raise num_ctx, which may be {service.context_length}",

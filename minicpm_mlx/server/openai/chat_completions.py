@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import identifier
 from ..parameters import compute, grammar_of_one, refuse_all
 from ..reply_stream import wholes
@@ -23,19 +23,19 @@ from ..tool_calling import (
 )
 from .common import chat_logprobs, events, usage
 from .messages import Message, templated
-from .options import Options, ResponseFormat, guide_of
+from .options import OpenAIOptions, ResponseFormat, guide_of
 
 if TYPE_CHECKING:
     from ..service import (
-        Ask,
-        Part,
+        Chunk,
+        FullReply,
+        GenerationRequest,
         Replies,
         Service,
-        Whole,
     )
 
 
-class ChatCompletion(Options):
+class ChatCompletion(OpenAIOptions):
     """A conversation to answer."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -92,12 +92,12 @@ class ChatCompletion(Options):
             }
         )
         if self.top_logprobs is not None and not self.logprobs:
-            raise Refusal(400, "top_logprobs goes with logprobs: true", field="top_logprobs")
+            raise ApiError(400, "top_logprobs goes with logprobs: true", field="top_logprobs")
         if (
             None not in (both := (self.max_tokens, self.max_completion_tokens))
             and len(set(both)) > 1
         ):
-            raise Refusal(
+            raise ApiError(
                 400,
                 "max_tokens and max_completion_tokens differ; give one",
                 field="max_completion_tokens",
@@ -113,7 +113,7 @@ class ChatCompletion(Options):
         )
 
 
-class Chat:
+class ChatRun:
     """One request on its way."""
 
     def __init__(self, service: Service, body: ChatCompletion):
@@ -126,7 +126,7 @@ class Chat:
             "model": service.served(body.model).name,
         }
 
-    async def asks(self) -> list[Ask]:
+    async def asks(self) -> list[GenerationRequest]:
         body = self.body
         messages, tools = templated(body.messages), self.tools.for_template
         prompt, stops = await compute(
@@ -150,10 +150,10 @@ class Chat:
             guides["response_format"] = guide
         if guides and self.tools.active:
             field = next(iter(guides))
-            raise Refusal(400, f"{field} and tools cannot be had together; give one", field=field)
+            raise ApiError(400, f"{field} and tools cannot be had together; give one", field=field)
         return guides
 
-    def completion(self, found: Iterable[Whole]) -> dict[str, Any]:
+    def completion(self, found: Iterable[FullReply]) -> dict[str, Any]:
         """The answer as a whole."""
         replies = list(found)
         return {
@@ -163,7 +163,7 @@ class Chat:
             "usage": usage([[whole.stats for whole in replies]]),
         }
 
-    def _choice(self, index: int, whole: Whole) -> dict[str, Any]:
+    def _choice(self, index: int, whole: FullReply) -> dict[str, Any]:
         text, calls = whole.text, list[ToolCall]()
         if reader := self.tools.reader():
             pieces = [*reader.add(whole.text), *reader.finish(whole.stopped_by)]
@@ -213,7 +213,7 @@ class ChoiceStream:
         self.calls = 0
 
     def choices(
-        self, part: Part, logprobs: list[dict[str, Any]] | None
+        self, part: Chunk, logprobs: list[dict[str, Any]] | None
     ) -> Iterable[dict[str, Any]]:
         """What a part of the reply comes to: one delta or several."""
         pieces: list[str | ToolCall] = [part.text] if part.text else []
@@ -265,7 +265,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatCompletion, request: Request) -> Response:
         """Answer a conversation."""
-        chat = Chat(service, body)
+        chat = ChatRun(service, body)
         replies = service.start(await chat.asks(), "messages")
         if body.stream:
             return events(chat.chunks(replies))

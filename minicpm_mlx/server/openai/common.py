@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from ...engine.logprobs import Scored
 from ...lm.outputs import Stats
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import sse, streamed
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _KINDS = {
 }
 
 
-def refused(refusal: Refusal) -> dict[str, Any]:
+def refused(refusal: ApiError) -> dict[str, Any]:
     """The body of an answer that is none."""
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
     return {

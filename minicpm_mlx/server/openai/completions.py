@@ -10,25 +10,25 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import identifier
 from ..parameters import grammar_of_one, refuse_all
 from ..reply_stream import wholes
 from .common import CompletionLogprobs, events, usage
-from .options import Options
+from .options import OpenAIOptions
 from .prompts import Prompt, Prompts, read_prompts
 
 if TYPE_CHECKING:
     from ..service import (
-        Ask,
-        Part,
+        Chunk,
+        FullReply,
+        GenerationRequest,
         Replies,
         Service,
-        Whole,
     )
 
 
-class Completion(Options):
+class CompletionBody(OpenAIOptions):
     """Texts to continue."""
 
     prompt: Prompts
@@ -55,7 +55,7 @@ class Completion(Options):
             }
         )
         if self.logprobs is not None and self.stop_token_ids:
-            raise Refusal(
+            raise ApiError(
                 400, "logprobs and stop_token_ids cannot be had together", field="logprobs"
             )
 
@@ -63,7 +63,7 @@ class Completion(Options):
 class Continuation:
     """One request on its way."""
 
-    def __init__(self, service: Service, body: Completion, prompts: Sequence[Prompt]):
+    def __init__(self, service: Service, body: CompletionBody, prompts: Sequence[Prompt]):
         self.service, self.body, self.prompts = service, body, prompts
         self.n = body.n or 1
         self.skip_special = body.skip_special_tokens is not False
@@ -77,7 +77,7 @@ class Continuation:
             "model": service.served(body.model).name,
         }
 
-    async def asks(self) -> list[Ask]:
+    async def asks(self) -> list[GenerationRequest]:
         body = self.body
         return body.asks(
             self.service,
@@ -91,7 +91,7 @@ class Continuation:
             ignore_eos=bool(body.ignore_eos) or self.scores,
         )
 
-    def completion(self, found: Sequence[Whole]) -> dict[str, Any]:
+    def completion(self, found: Sequence[FullReply]) -> dict[str, Any]:
         """The answer as a whole."""
         groups = [found[i : i + self.n] for i in range(0, len(found), self.n)]
         return {
@@ -128,7 +128,7 @@ class TextStream:
         if asked.body.logprobs is not None:
             self.logprobs = CompletionLogprobs(asked.service, asked.skip_special)
 
-    def choice(self, part: Part | Whole) -> dict[str, Any]:
+    def choice(self, part: Chunk | FullReply) -> dict[str, Any]:
         """A part of the reply; the first brings the prompt, where that is wanted."""
         text, self.echo = self.echo + part.text, ""
         tokens = (*part.prompt, *part.tokens)
@@ -139,7 +139,7 @@ class TextStream:
             "finish_reason": self._reason(part),
         }
 
-    def _reason(self, part: Part | Whole) -> str | None:
+    def _reason(self, part: Chunk | FullReply) -> str | None:
         self.ended |= any(one.token in self.ends for one in part.tokens)
         return "stop" if part.finish_reason and self.ended else part.finish_reason
 
@@ -149,7 +149,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/completions", response_model=None)
-    async def completions(body: Completion, request: Request) -> Response:
+    async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue texts."""
         body.check()
         adds_bos = body.add_special_tokens is not False

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import TEXT_OR_PARTS, Body
 
 
@@ -46,7 +46,7 @@ class CalledFunction(Body):
     """JSON, as the model wrote it."""
 
 
-class Call(Body):
+class MessageToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -54,7 +54,7 @@ class Call(Body):
     """Accepted without effect: some clients keep it from the stream."""
 
 
-class Told(Body):
+class SystemOrUserMessage(Body):
     """What the system, the developer or the user says."""
 
     role: Literal["system", "developer", "user"]
@@ -63,13 +63,13 @@ class Told(Body):
     """For templates that write it."""
 
 
-class Said(Body):
+class AssistantMessage(Body):
     """What the model said, as this API returned it."""
 
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: list[MessageToolCall] | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     """Accepted without effect."""
@@ -77,7 +77,7 @@ class Said(Body):
     function_call: dict[str, Any] | None = None
 
 
-class Result(Body):
+class ToolMessage(Body):
     """What a tool answered."""
 
     role: Literal["tool"]
@@ -86,7 +86,9 @@ class Result(Body):
     name: str | None = None
 
 
-Message = Annotated[Told | Said | Result, Field(discriminator="role")]
+Message = Annotated[
+    SystemOrUserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
 
 
 def templated(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -95,7 +97,7 @@ def templated(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def text_of(content: str | Sequence[Part] | None, field: str) -> str:
-    """The text of parts, one after the other; Refusal for parts of another kind."""
+    """The text of parts, one after the other; ApiError for parts of another kind."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(_text(part, field) for part in content)
@@ -108,18 +110,18 @@ def _text(part: Part, field: str) -> str:
 
 
 def _templated(message: Message, field: str) -> dict[str, Any]:
-    if isinstance(message, Said):
+    if isinstance(message, AssistantMessage):
         return _said(message, field)
     role = "system" if message.role == "developer" else message.role
     found = {"role": role, "content": text_of(message.content, field)}
     if message.name is not None:
         found["name"] = message.name
-    if isinstance(message, Result):
+    if isinstance(message, ToolMessage):
         found["tool_call_id"] = message.tool_call_id
     return found
 
 
-def _said(message: Said, field: str) -> dict[str, Any]:
+def _said(message: AssistantMessage, field: str) -> dict[str, Any]:
     for name in ("audio", "function_call"):
         if getattr(message, name) is not None:
             raise unsupported(f"{field}.{name}", "expected text or tool_calls")
@@ -142,5 +144,5 @@ def called(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise Refusal(400, f"{field}: arguments must be a JSON object as text", field=field)
+        raise ApiError(400, f"{field}: arguments must be a JSON object as text", field=field)
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": given}}

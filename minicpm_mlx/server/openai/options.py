@@ -10,10 +10,10 @@ from pydantic import Field
 
 from ...engine import Sampling
 from ...engine.grammar import Grammar
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import Body
 from ..parameters import Stop, StopString, alternatives, bias_of
-from ..reply_stream import Ask
+from ..reply_stream import GenerationRequest
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -25,7 +25,7 @@ class StreamOptions(Body):
     """Accepted: padding against listeners on the way, of which a local server has none."""
 
 
-class Options(Body):
+class OpenAIOptions(Body):
     """How a reply is drawn and where it ends; None is the model's default."""
 
     model: str | None = None
@@ -93,7 +93,7 @@ class Options(Body):
 
     def check_stream(self) -> None:
         if self.stream_options is not None and not self.stream:
-            raise Refusal(
+            raise ApiError(
                 400,
                 "stream_options goes with stream: true; set that, or leave stream_options out",
                 field="stream_options",
@@ -112,7 +112,9 @@ class Options(Body):
             field: {name: value} for field, (name, value) in wanted.items() if value is not None
         }
 
-    def asks(self, service: Service, prompts: Sequence[Sequence[int]], **given: Any) -> list[Ask]:
+    def asks(
+        self, service: Service, prompts: Sequence[Sequence[int]], **given: Any
+    ) -> list[GenerationRequest]:
         """`n` replies to each prompt, in order; `given` goes into each Ask."""
         sampling, count = self.sampling(service), self.n or 1
         seeds = [
@@ -120,7 +122,7 @@ class Options(Body):
         ]
         grammar: Grammar | None = given.pop("grammar", None)
         return [
-            Ask(
+            GenerationRequest(
                 prompt=prompt,
                 sampling=replace(sampling, seed=seed),
                 served=service.served(self.model),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..parameters import compute
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ async def read_prompts(
     field: str,
     adds_bos: bool = True,
 ) -> list[Prompt]:
-    """Each of the prompts; Refusal where there is none, or one is empty."""
+    """Each of the prompts; ApiError where there is none, or one is empty."""
     lone = isinstance(given, str) or not given or isinstance(given[0], int)
     many = [given] if lone else given
     found = await compute(lambda: [_read(service, one, field, adds_bos) for one in many], field)
     if not all(prompt.ids for prompt in found):
-        raise Refusal(400, f"{field}: expected text or token ids, got an empty one", field=field)
+        raise ApiError(400, f"{field}: expected text or token ids, got an empty one", field=field)
     return found
 
 

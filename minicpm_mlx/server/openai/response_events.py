@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import identifier
 from ..tool_calling import Toolbox, ToolCall
 from .common import chat_logprobs
 
 if TYPE_CHECKING:
     from ...lm.outputs import Stats
-    from ..service import Part, Service, Whole
+    from ..service import Chunk, FullReply, Service
 
 Event = dict[str, Any]
 
@@ -28,7 +28,7 @@ class ResponseStream:
         self.output: list[dict[str, Any]] = []
         self.message: dict[str, Any] | None = None
         """The item that text goes to, while it is open."""
-        self.part: Part | Whole | None = None
+        self.part: Chunk | FullReply | None = None
         self.error: dict[str, Any] | None = None
         self.number = 0
 
@@ -39,7 +39,7 @@ class ResponseStream:
         if self.reader is None:
             yield from self._open()
 
-    def add(self, part: Part | Whole) -> Iterator[Event]:
+    def add(self, part: Chunk | FullReply) -> Iterator[Event]:
         """What a part of the reply comes to."""
         self.part = part
         pieces: list[str | ToolCall] = [part.text]
@@ -58,7 +58,7 @@ class ResponseStream:
         if part.finish_reason:
             yield from self._end(part.finish_reason)
 
-    def fail(self, refusal: Refusal) -> Iterator[Event]:
+    def fail(self, refusal: ApiError) -> Iterator[Event]:
         """The reply broke off."""
         yield self._event("error", code=refusal.code, message=refusal.message, param=refusal.field)
         self.error = {"code": "server_error", "message": refusal.message}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import TEXT_OR_PARTS, Body
 from .messages import called
 
@@ -109,7 +109,7 @@ def templated(instructions: str | None, given: str | Sequence[Item]) -> list[dic
     for index, item in enumerate(given):
         _add(messages, item, f"input[{index}]")
     if not messages:
-        raise Refusal(400, "input: expected a text or items, got none", field="input")
+        raise ApiError(400, "input: expected a text or items, got none", field="input")
     return messages
 
 

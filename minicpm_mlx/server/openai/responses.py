@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import Body, sse, streamed
 from ..parameters import compute, grammar_of, refuse_all
-from ..reply_stream import Ask, Replies, wholes
+from ..reply_stream import GenerationRequest, Replies, wholes
 from ..tool_calling import Function, NamedFunction, Toolbox
 from .common import refused
 from .options import TextOptionsFormat, guide_of
@@ -46,7 +46,7 @@ class Reasoning(Body):
     generate_summary: str | None = None
 
 
-class StreamOptions(Body):
+class ResponsesStreamOptions(Body):
     include_obfuscation: bool | None = None
     """Accepted: padding against listeners on the way, of which a local server has none."""
 
@@ -68,7 +68,7 @@ class ResponseBody(Body):
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponsesStreamOptions | None = None
 
     # Accepted without effect.
     store: bool | None = None
@@ -137,18 +137,18 @@ class ResponseBody(Body):
             parallel=self.parallel_tool_calls is not False,
         )
 
-    async def ask(self, service: Service, tools: Toolbox) -> Ask:
+    async def ask(self, service: Service, tools: Toolbox) -> GenerationRequest:
         messages = templated(self.instructions, self.input)
         prompt, stops = await compute(
             lambda: service.conversation(messages, tools=tools.for_template), "input"
         )
         guide = guide_of(self.text.format if self.text else None)
         if guide and tools.active:
-            raise Refusal(
+            raise ApiError(
                 400, "text.format and tools cannot be had together; leave one out", field="text"
             )
         grammar = await grammar_of(service, guide, "text.format")
-        return Ask(
+        return GenerationRequest(
             prompt=prompt,
             served=service.served(self.model),
             sampling=service.sampling(temperature=self.temperature, top_p=self.top_p),
@@ -159,7 +159,7 @@ class ResponseBody(Body):
             grammar=grammar or await tools.grammar(),
         )
 
-    def echoed(self, ask: Ask) -> dict[str, Any]:
+    def echoed(self, ask: GenerationRequest) -> dict[str, Any]:
         """The fields of an answer that say what was asked."""
         choice = self.tool_choice or "auto"
         wanted = self.text.format if self.text else None
@@ -193,7 +193,7 @@ async def _events(replies: Replies, stream: ResponseStream) -> AsyncGenerator[by
             async for part in replies:
                 for event in stream.add(part):
                     yield sse(event, event["type"])
-        except Refusal as refusal:
+        except ApiError as refusal:
             for event in stream.fail(refusal):
                 yield sse(event, event["type"])
 

@@ -10,7 +10,7 @@ from . import chat_completions, completions, tokenize
 from .common import refused
 
 if TYPE_CHECKING:
-    from ..service import Served, Service
+    from ..service import ServedModel, Service
 
 __all__ = ["refused", "router"]
 
@@ -34,7 +34,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def described(service: Service, served: Served) -> dict[str, Any]:
+def described(service: Service, served: ServedModel) -> dict[str, Any]:
     """A model as OpenAI lists it, with its context length as vLLM does."""
     return {
         "id": served.name,

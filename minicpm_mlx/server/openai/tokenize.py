@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter
 from pydantic import Field
 
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import Body
 from ..tool_calling import Tool, Toolbox
 from .messages import Message, templated
@@ -29,7 +29,7 @@ class Tokenize(Body):
 
     def ids(self, service: Service) -> list[int]:
         if (self.prompt is None) == (self.messages is None):
-            raise Refusal(400, "give one of prompt and messages", field="prompt")
+            raise ApiError(400, "give one of prompt and messages", field="prompt")
         if self.messages is not None:
             toolbox = Toolbox(service, [tool.function for tool in self.tools or ()])
             return service.conversation(templated(self.messages), tools=toolbox.for_template)[0]

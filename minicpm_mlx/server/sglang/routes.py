@@ -13,22 +13,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from ... import __version__
 from ...engine.logprobs import Scored
 from ...lm.outputs import Stats
-from ..http.api_error import Refusal
+from ..http.api_error import ApiError
 from ..http.streaming import identifier, sse, streamed
 from ..reply_stream import wholes
-from .schema import GenerateBody, Prompt
+from .schema import SGLangGenerateBody, SGLangPrompt
 
 if TYPE_CHECKING:
     from ..service import (
-        Ask,
-        Part,
+        Chunk,
+        FullReply,
+        GenerationRequest,
         Replies,
         Service,
-        Whole,
     )
 
 
-def refused(refusal: Refusal) -> dict[str, Any]:
+def refused(refusal: ApiError) -> dict[str, Any]:
     """The body of an answer that is none."""
     return {"error": {"message": refusal.message}}
 
@@ -39,10 +39,10 @@ def router(service: Service) -> APIRouter:
 
     @routes.put("/generate")
     @routes.post("/generate")
-    async def generate(body: GenerateBody, request: Request) -> Response:
+    async def generate(body: SGLangGenerateBody, request: Request) -> Response:
         """Continue texts; answers are a list where texts are, or where each has several."""
         prompts = await body.prompts(service)
-        answers = [Answer(service, prompt) for prompt in prompts]
+        answers = [CumulativeReply(service, prompt) for prompt in prompts]
         single = body.is_single
         replies = service.start([prompt.ask for prompt in prompts], body.prompt_field)
         if body.stream:
@@ -89,11 +89,11 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _one_token(service: Service) -> Ask:
-    from ..service import Ask
+def _one_token(service: Service) -> GenerationRequest:
+    from ..service import GenerationRequest
 
     bos = service.lm.tokenizer.bos_id
-    return Ask(
+    return GenerationRequest(
         prompt=[0 if bos is None else bos],
         served=service.served(None),
         sampling=service.sampling(temperature=0.0),
@@ -102,7 +102,7 @@ def _one_token(service: Service) -> Ask:
 
 
 async def _events(
-    replies: Replies, answers: Sequence[Answer], single: bool
+    replies: Replies, answers: Sequence[CumulativeReply], single: bool
 ) -> AsyncGenerator[bytes, None]:
     async with replies:
         async for part in replies:
@@ -112,11 +112,11 @@ async def _events(
 
 
 @dataclass
-class Answer:
+class CumulativeReply:
     """One reply: all of it that has come, as each event of a stream says again."""
 
     service: Service
-    prompt: Prompt
+    prompt: SGLangPrompt
     begun: float = field(default_factory=time.perf_counter)
     text: str = ""
     tokens: list[Scored] = field(default_factory=list)
@@ -126,19 +126,19 @@ class Answer:
     def __post_init__(self) -> None:
         self.id = self.prompt.id or identifier("")
 
-    def add(self, part: Part) -> dict[str, Any]:
+    def add(self, part: Chunk) -> dict[str, Any]:
         """The event for the next part."""
         self.text += part.text
         self.tokens.extend(part.tokens)
         self.before.extend(part.prompt)
         return self._said(self._finish(part) if part.finish_reason else None, part.stats)
 
-    def whole(self, whole: Whole) -> dict[str, Any]:
+    def whole(self, whole: FullReply) -> dict[str, Any]:
         """The answer that is not streamed."""
         self.text, self.tokens, self.before = whole.text, list(whole.tokens), list(whole.prompt)
         return self._said(self._finish(whole), whole.stats)
 
-    def _finish(self, part: Part | Whole) -> dict[str, Any]:
+    def _finish(self, part: Chunk | FullReply) -> dict[str, Any]:
         if part.finish_reason == "length":
             return {"type": "length", "length": len(self.tokens)}
         return {"type": "stop", "matched": part.stopped_by or self._only_end()}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field
 
 from ...engine.grammar import Grammar
-from ..http.api_error import Refusal, unsupported
+from ..http.api_error import ApiError, unsupported
 from ..http.streaming import Body
 from ..parameters import Stop, bias_of, grammar_of_one
 
 if TYPE_CHECKING:
-    from ..service import Ask, Served, Service
+    from ..service import GenerationRequest, ServedModel, Service
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class SamplingParams(Body):
             if getattr(self, name):
                 raise unsupported(f"sampling_params.{name}", why)
         if self.top_k == 0:
-            raise Refusal(
+            raise ApiError(
                 400,
                 "top_k must be -1 (all tokens) or at least 1, got 0",
                 field="sampling_params.top_k",
@@ -93,17 +93,17 @@ class SamplingParams(Body):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class SGLangPrompt:
     """A reply that is wanted, and what the answer says of it."""
 
-    ask: Ask
+    ask: GenerationRequest
     id: str | None
     """The client's own name for it."""
     with_text: bool
     """Log probabilities come with their tokens' text."""
 
 
-class GenerateBody(Body):
+class SGLangGenerateBody(Body):
     text: str | Annotated[list[str], Field(min_length=1)] | None = None
     input_ids: (
         Annotated[Ids, Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] | None
@@ -155,7 +155,7 @@ class GenerateBody(Body):
     def check(self) -> None:
         """Refuse what would change the answer and cannot be honoured."""
         if (self.text is None) == (self.input_ids is None):
-            raise Refusal(400, "expected either text or input_ids", field="text")
+            raise ApiError(400, "expected either text or input_ids", field="text")
         for name, why in (
             ("input_embeds", "send text or input_ids"),
             ("image_data", "this model reads text alone"),
@@ -171,7 +171,7 @@ class GenerateBody(Body):
             if getattr(self, name):
                 raise unsupported(name, why)
 
-    async def prompts(self, service: Service) -> list[Prompt]:
+    async def prompts(self, service: Service) -> list[SGLangPrompt]:
         """Every reply that is wanted, those to one prompt together."""
         self.check()
         texts = self._texts(service)
@@ -182,7 +182,7 @@ class GenerateBody(Body):
         tops = _each("top_logprobs_num", self.top_logprobs_num, len(texts), 0)
         adapters = _each("lora_path", self.lora_path, len(texts), None)
         names = self._names(len(texts) * params[0].n)
-        found: list[Prompt] = []
+        found: list[SGLangPrompt] = []
         for i, ids in enumerate(texts):
             ask = _ask(service, params[i], ids, served=_served(service, adapters[i]))
             if logprobs[i]:
@@ -190,7 +190,7 @@ class GenerateBody(Body):
                 ask = replace(ask, top_logprobs=tops[i], score_from=start)
             for one in _copies(ask, params[i].n, grammars[i]):
                 name = names[len(found)]
-                found.append(Prompt(ask=one, id=name, with_text=self.return_text_in_logprobs))
+                found.append(SGLangPrompt(ask=one, id=name, with_text=self.return_text_in_logprobs))
         return found
 
     def _texts(self, service: Service) -> list[list[int]]:
@@ -206,7 +206,7 @@ class GenerateBody(Body):
         for one in found:
             one.check()
             if one.n != found[0].n:
-                raise Refusal(
+                raise ApiError(
                     400, "sampling_params: n must be the same for all", field="sampling_params"
                 )
         return found
@@ -222,7 +222,7 @@ def _each(field: str, given: Any, count: int, default: T) -> list[T]:
     if not isinstance(given, list):
         return [default if given is None else given] * count
     if len(given) != count:
-        raise Refusal(
+        raise ApiError(
             400,
             f"{field} must be one value or as many as there are prompts, {count}; got {len(given)}",
             field=field,
@@ -239,11 +239,13 @@ async def _grammars(service: Service, params: Sequence[SamplingParams]) -> list[
     return [made[id(one)] for one in params]
 
 
-def _ask(service: Service, params: SamplingParams, ids: list[int], served: Served) -> Ask:
-    from ..service import Ask
+def _ask(
+    service: Service, params: SamplingParams, ids: list[int], served: ServedModel
+) -> GenerationRequest:
+    from ..service import GenerationRequest
 
     name, bias, ends = "sampling_params", params.logit_bias, params.stop_token_ids or []
-    return Ask(
+    return GenerationRequest(
         prompt=ids,
         served=served,
         sampling=service.sampling(
@@ -266,7 +268,7 @@ def _ask(service: Service, params: SamplingParams, ids: list[int], served: Serve
     )
 
 
-def _copies(ask: Ask, count: int, grammar: Grammar | None) -> list[Ask]:
+def _copies(ask: GenerationRequest, count: int, grammar: Grammar | None) -> list[GenerationRequest]:
     """`count` asks that differ in their seeds; each has a grammar of its own."""
     sampling = ask.sampling
     seeds = [None if sampling.seed is None else (sampling.seed + i) % 2**64 for i in range(count)]
@@ -289,7 +291,7 @@ def _start(given: int | None, ids: Sequence[int], params: SamplingParams) -> int
     if given is None:
         given = 0 if params.max_new_tokens == 0 else -1
     if not -1 <= given < max(len(ids), 1):
-        raise Refusal(
+        raise ApiError(
             400,
             f"logprob_start_len must be -1 or below the prompt's {len(ids)} tokens, got {given}",
             field="logprob_start_len",
@@ -297,7 +299,7 @@ def _start(given: int | None, ids: Sequence[int], params: SamplingParams) -> int
     return len(ids) - 1 if given == -1 else given
 
 
-def _served(service: Service, adapter: str | None) -> Served:
+def _served(service: Service, adapter: str | None) -> ServedModel:
     if adapter is None:
         return service.served(None)
     return service.served(f"{service.names[0].name}:{adapter}")
@@ -309,7 +311,7 @@ def _object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise Refusal(
+        raise ApiError(
             400,
             "json_schema must be the text of a JSON object",
             field="sampling_params.json_schema",

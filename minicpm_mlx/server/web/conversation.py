@@ -10,11 +10,11 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.http.api_error import ApiError
 
 if TYPE_CHECKING:
     from minicpm_mlx.lm.outputs import Stats
-    from minicpm_mlx.server.service import Ask, Service
+    from minicpm_mlx.server.service import GenerationRequest, Service
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ INTERVAL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class PageSettings:
     """What the page's controls say."""
 
     served: str
@@ -38,7 +38,7 @@ class Settings:
 
 
 @dataclass(eq=False)
-class Conversation:
+class WebConversation:
     """What one tab has said so far, and what became of its last question."""
 
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -49,13 +49,13 @@ class Conversation:
     """What the last reply cost."""
     finish_reason: str | None = None
     """How it ended: "stop", "length", or "stopped" by the user."""
-    trouble: Refusal | None = None
+    trouble: ApiError | None = None
     """Why there is none."""
     _stop: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
-    def __deepcopy__(self, _memo: object) -> Conversation:
+    def __deepcopy__(self, _memo: object) -> WebConversation:
         """Each tab begins with a new one."""
-        return Conversation()
+        return WebConversation()
 
     def stop(self) -> None:
         """End the reply that is coming."""
@@ -80,13 +80,13 @@ class Conversation:
         self.messages.clear()
 
     def ask(
-        self, service: Service, settings: Settings, text: str
+        self, service: Service, settings: PageSettings, text: str
     ) -> AsyncGenerator[list[dict[str, str]], None]:
         """Answer `text`; the messages as they grow. Trouble is kept, not raised."""
         return self._reply(service, settings, [*self.messages, said("user", text)], text)
 
     def regenerate(
-        self, service: Service, settings: Settings
+        self, service: Service, settings: PageSettings
     ) -> AsyncGenerator[list[dict[str, str]], None]:
         """Answer the last question anew; the old answer stays unless a new one comes."""
         asked = [*self.messages]
@@ -99,7 +99,7 @@ class Conversation:
         self.stats = self.finish_reason = self.trouble = None
 
     async def _reply(
-        self, service: Service, settings: Settings, asked: list[dict[str, str]], draft: str
+        self, service: Service, settings: PageSettings, asked: list[dict[str, str]], draft: str
     ) -> AsyncGenerator[list[dict[str, str]], None]:
         if self.replying or not asked:
             return
@@ -112,11 +112,11 @@ class Conversation:
             async with aclosing(self._texts(service, settings, asked)) as texts:
                 async for text in texts:
                     yield [*asked, said("assistant", text)]
-        except Refusal as refusal:
+        except ApiError as refusal:
             self.trouble = refusal
         except Exception:  # the page is told so, in its language, and may be used further
             _log.exception("a reply of the web page failed")
-            self.trouble = Refusal(500, "the server failed; see its log")
+            self.trouble = ApiError(500, "the server failed; see its log")
         finally:
             self.replying = False
             if text:
@@ -125,7 +125,7 @@ class Conversation:
                 self.draft = draft
 
     async def _texts(
-        self, service: Service, settings: Settings, asked: list[dict[str, str]]
+        self, service: Service, settings: PageSettings, asked: list[dict[str, str]]
     ) -> AsyncGenerator[str, None]:
         """The reply's text as it grows, not more often than it is worth drawing."""
         text, drawn = "", 0.0
@@ -150,13 +150,15 @@ def said(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def question(service: Service, settings: Settings, asked: list[dict[str, str]]) -> Ask:
-    """What is asked of the service; Refusal for what it cannot do."""
-    from minicpm_mlx.server.service import Ask
+def question(
+    service: Service, settings: PageSettings, asked: list[dict[str, str]]
+) -> GenerationRequest:
+    """What is asked of the service; ApiError for what it cannot do."""
+    from minicpm_mlx.server.service import GenerationRequest
 
     system = [said("system", settings.system)] if settings.system.strip() else []
     prompt, stop = service.conversation([*system, *asked])
-    return Ask(
+    return GenerationRequest(
         prompt=prompt,
         served=service.served(settings.served),
         sampling=service.sampling(temperature=settings.temperature, top_p=settings.top_p),
@@ -170,7 +172,7 @@ def takes_system(service: Service) -> bool:
     try:
         told, _ = service.conversation([said("system", "x"), said("user", "x")])
         plain, _ = service.conversation([said("user", "x")])
-    except Refusal:
+    except ApiError:
         return False
     return told != plain
 
@@ -190,7 +192,7 @@ async def until(stopped: asyncio.Event, items: AsyncIterable[T]) -> AsyncGenerat
     finally:
         for one in (waiting, following):
             one.cancel()
-            with suppress(asyncio.CancelledError, Refusal):
+            with suppress(asyncio.CancelledError, ApiError):
                 await one
         if isinstance(iterator, AsyncGenerator):
             await iterator.aclose()

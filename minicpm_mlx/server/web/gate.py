@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from minicpm_mlx.server.http.api_error import Refusal
+from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.http.request_body import check_json, given_again, read
 
 Scope = MutableMapping[str, Any]
@@ -78,7 +78,7 @@ class Gate:
             check_event(content, self._events if path == JOIN else None)
             await self._app(scope, given_again(content, receive), send)
         else:
-            raise Refusal(404, f"there is no {scope['method']} {scope['path'][:80]}")
+            raise ApiError(404, f"there is no {scope['method']} {scope['path'][:80]}")
 
     async def _read(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         if path == "/gradio_api/queue/data":
@@ -120,7 +120,7 @@ class Dressed:
 
 
 def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
-    """Refusal 400 unless it is one of `events` (None: it is none that takes values).
+    """ApiError 400 unless it is one of `events` (None: it is none that takes values).
 
     Gradio takes an object among its values for a file to be read, or for a component to be made.
     """
@@ -129,15 +129,15 @@ def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
     values = event.get("data", []) if isinstance(event, dict) else None
     plain = (str, int, float, bool, type(None))
     if not isinstance(values, list) or not all(isinstance(value, plain) for value in values):
-        raise Refusal(400, "data: expected a list of texts and numbers", field="data")
+        raise ApiError(400, "data: expected a list of texts and numbers", field="data")
     if events is None:
         return
     number = event.get("fn_index")
     if type(number) is not int or number not in events:
-        raise Refusal(400, "fn_index: expected the number of an event", field="fn_index")
+        raise ApiError(400, "fn_index: expected the number of an event", field="fn_index")
     if len(values) != events[number]:
         what = f"data: event {number} takes {events[number]} values, got {len(values)}"
-        raise Refusal(400, what, field="data")
+        raise ApiError(400, what, field="data")
 
 
 async def _answer(status: int, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:

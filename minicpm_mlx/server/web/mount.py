@@ -49,10 +49,10 @@ def mount(app: Any, service: Service) -> None:
     MissingPackageError where it is not installed.
     """
     check_gradio()
-    app.mount(PATH, Chat(service))
+    app.mount(PATH, ChatPage(service))
 
 
-class Chat:
+class ChatPage:
     """An ASGI application which makes the page with its first request."""
 
     def __init__(self, service: Service) -> None:

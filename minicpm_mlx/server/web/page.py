@@ -23,7 +23,7 @@ os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**62)
 
 import gradio as gr
 
-from .conversation import Conversation, Settings, takes_system
+from .conversation import PageSettings, WebConversation, takes_system
 from .markdown import drawn
 from .status import status
 from .texts import (
@@ -81,7 +81,7 @@ class Page:
         with gr.Blocks(
             title=f"{service.names[0].name} · MiniCPM", analytics_enabled=False, fill_height=True
         ) as self.blocks:
-            self.conversation = gr.State(Conversation())
+            self.conversation = gr.State(WebConversation())
             self._head()
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="talk"):
@@ -222,7 +222,7 @@ class Page:
         return [self.regenerate, self.undo, self.clear]
 
     async def _ask(
-        self, text: str, conversation: Conversation, language: str, *controls: Any
+        self, text: str, conversation: WebConversation, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         if not text.strip():
             yield self._same()
@@ -233,7 +233,7 @@ class Page:
                 yield outputs
 
     async def _regenerate(
-        self, conversation: Conversation, language: str, *controls: Any
+        self, conversation: WebConversation, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         growing = conversation.regenerate(self.service, _read(*controls))
         async with aclosing(self._draw(conversation, language, growing)) as steps:
@@ -242,7 +242,7 @@ class Page:
 
     async def _draw(
         self,
-        conversation: Conversation,
+        conversation: WebConversation,
         language: str,
         growing: AsyncGenerator[list[dict[str, str]], None],
     ) -> AsyncGenerator[tuple[Any, ...], None]:
@@ -258,15 +258,15 @@ class Page:
                     yield (_bubbles(messages), waiting, "", *self._buttons(replying=True))
         yield self._settled(conversation, language) if begun else self._same()
 
-    async def _undo(self, conversation: Conversation, language: str) -> tuple[Any, ...]:
+    async def _undo(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         conversation.undo()
         return self._settled(conversation, language)
 
-    async def _clear(self, conversation: Conversation, language: str) -> tuple[Any, ...]:
+    async def _clear(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         conversation.clear()
         return self._settled(conversation, language)
 
-    def _settled(self, conversation: Conversation, language: str) -> tuple[Any, ...]:
+    def _settled(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         """The outputs when no reply is coming."""
         what = status(conversation, language, self.service.context_length)
         draft = conversation.draft or gr.skip()
@@ -279,7 +279,7 @@ class Page:
     def _same(self) -> tuple[Any, ...]:
         return tuple(gr.skip() for _ in self.drawn)
 
-    async def _relabel(self, conversation: Conversation, language: str) -> list[Any]:
+    async def _relabel(self, conversation: WebConversation, language: str) -> list[Any]:
         what = status(conversation, language, self.service.context_length)
         return [what, *(_labelled(keys, language) for _, keys in self.labels)]
 
@@ -290,9 +290,9 @@ def _read(
     top_p: float | None,
     temperature: float | None,
     max_tokens: float | None,
-) -> Settings:
+) -> PageSettings:
     """The controls; an emptied one is None."""
-    return Settings(
+    return PageSettings(
         served=served,
         system=system or "",
         top_p=top_p,
@@ -314,7 +314,7 @@ def _bubbles(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-async def _stop(conversation: Conversation) -> None:
+async def _stop(conversation: WebConversation) -> None:
     conversation.stop()
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .conversation import Conversation
+from .conversation import WebConversation
 from .texts import say
 
 if TYPE_CHECKING:
     from minicpm_mlx.lm.outputs import Stats
-    from minicpm_mlx.server.http.api_error import Refusal
+    from minicpm_mlx.server.http.api_error import ApiError
 
 
-def status(conversation: Conversation, language: str, context: int) -> str:
+def status(conversation: WebConversation, language: str, context: int) -> str:
     """A line of Markdown in "en" or "zh"."""
     if conversation.trouble is not None:
         return f"⚠ {plain(trouble(conversation.trouble, language, context))}"
@@ -43,7 +43,7 @@ def _cost(stats: Stats, language: str) -> list[str]:
 _TROUBLE = {408: "late", 429: "full", 503: "closing", 500: "unexpected"}
 
 
-def trouble(refusal: Refusal, language: str, context: int) -> str:
+def trouble(refusal: ApiError, language: str, context: int) -> str:
     """A refusal in the user's language."""
     if refusal.code == "context_length_exceeded":
         return say("too_long", language, context=context)

@@ -89,7 +89,7 @@ def digest(items: Sequence[Item]) -> str:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Texts as arrays. N is how many tokens count, filled up to a multiple of PAD."""
 
     ids: mx.array
@@ -118,7 +118,7 @@ class Batch:
         return mx.zeros(len(self.ids)).at[self.owners].add(values * self.weights)
 
 
-def batch_of(samples: Sequence[Sample]) -> Batch:
+def batch_of(samples: Sequence[Sample]) -> TrainingBatch:
     """Samples, of which there is at least one, as arrays."""
     T = _filled_up(max(len(sample.ids) for sample in samples))
     ids = np.zeros((len(samples), T), np.int32)
@@ -129,7 +129,7 @@ def batch_of(samples: Sequence[Sample]) -> Batch:
     owners, columns = np.nonzero(counts[:, 1:])
     real = len(owners)
     more = (0, _filled_up(max(real, 1)) - real)
-    return Batch(
+    return TrainingBatch(
         ids=mx.array(ids),
         places=mx.array(np.pad((owners * T + columns).astype(np.int32), more)),
         targets=mx.array(np.pad(ids[owners, columns + 1], more)),

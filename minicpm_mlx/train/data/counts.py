@@ -27,7 +27,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Part:
+class DataPart:
     """A file, read."""
 
     entries: list[Entry]
@@ -60,7 +60,7 @@ class Counts:
     """Rows that could not be read and were skipped."""
 
 
-def summed(part: Part) -> Counts:
+def summed(part: DataPart) -> Counts:
     """The numbers of a part."""
     encoded = [entry.encoded for entry in part.entries]
     samples = sequences(part.items)
@@ -76,7 +76,7 @@ def summed(part: Part) -> Counts:
     )
 
 
-def notes_of(parts: Mapping[str, Part], limit: int) -> list[str]:
+def notes_of(parts: Mapping[str, DataPart], limit: int) -> list[str]:
     """What a person should know of what was left out, cut or in pieces."""
     entries = [entry for part in parts.values() for entry in part.entries]
     says = {
@@ -103,7 +103,7 @@ def _in_pieces(entries: Iterable[Entry]) -> int:
     return len({entry.place for entry in entries if entry.encoded.split})
 
 
-def overlong(parts: Mapping[str, Part]) -> tuple[str, ...]:
+def overlong(parts: Mapping[str, DataPart]) -> tuple[str, ...]:
     """The first of the rows that were cut or left out, and how long they are."""
     found: list[str] = []
     for part in parts.values():

@@ -18,8 +18,8 @@ from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
 from .counts import (
     Counts,
+    DataPart,
     Entry,
-    Part,
     Prompt,
     notes_of,
     overlong,
@@ -110,7 +110,7 @@ def load_data(
     InvalidArgumentError for options that do not go together.
     """
     options = options or DataOptions()
-    reader = _Reader(tokenizer, options, progress)
+    reader = _LayoutReader(tokenizer, options, progress)
     files = split_files(path)
     parts = {split: reader.part(file) for split, file in files.items()}
     for split, part in parts.items():
@@ -138,8 +138,8 @@ def load_data(
 
 
 def _validation(
-    train: Part, tokenizer: Tokenizer, options: DataOptions, notes: list[str]
-) -> dict[str, Part]:
+    train: DataPart, tokenizer: Tokenizer, options: DataOptions, notes: list[str]
+) -> dict[str, DataPart]:
     """Both parts, where one can be drawn from the other; `notes` says what was done."""
     if not options.valid_fraction:
         notes.append("no validation set, as valid_fraction is 0")
@@ -155,7 +155,7 @@ def _validation(
     return {"train": held.train, "valid": held.valid}
 
 
-def _nothing_left(file: Path, part: Part, limit: int) -> DataError:
+def _nothing_left(file: Path, part: DataPart, limit: int) -> DataError:
     if not part.entries:
         return DataError(f"{file}: expected samples, found {part.bad} bad ones alone; correct them")
     shortest = min(entry.encoded.length for entry in part.entries)
@@ -166,7 +166,7 @@ def _nothing_left(file: Path, part: Part, limit: int) -> DataError:
 
 
 @dataclass
-class _Reader:
+class _LayoutReader:
     """Reads files that must all have one layout."""
 
     tokenizer: Tokenizer
@@ -196,7 +196,7 @@ class _Reader:
         """What a person should know of the rows as they stand in the files."""
         return [f"fields that are not read: {listed(sorted(self.unread))}"] if self.unread else []
 
-    def part(self, path: Path) -> Part:
+    def part(self, path: Path) -> DataPart:
         """All rows of a file."""
         before = len(self.bad)
         entries = []
@@ -210,7 +210,7 @@ class _Reader:
                 entries.append(self._entry(row))
             except DataError as error:
                 self._skip(path, error)
-        return Part(entries, len(self.bad) - before)
+        return DataPart(entries, len(self.bad) - before)
 
     def _entry(self, row: Row) -> Entry:
         try:

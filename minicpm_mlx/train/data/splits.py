@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import DataError
 from ...files.rows import KINDS, kind_of, listed
 from ...text.tokenizer import Tokenizer
-from .counts import Entry, Part
+from .counts import DataPart, Entry
 from .encoding import Encoded
 from .samples import Sample
 
@@ -74,11 +74,11 @@ MOST = 200
 class Held:
     """Training data in two parts."""
 
-    train: Part
-    valid: Part
+    train: DataPart
+    valid: DataPart
 
 
-def hold_out(train: Part, fraction: float, seed: int, tokenizer: Tokenizer) -> Held | None:
+def hold_out(train: DataPart, fraction: float, seed: int, tokenizer: Tokenizer) -> Held | None:
     """Some rows kept from training, the same for the same seed; of a few long texts, pieces.
 
     None where there are too few to share.
@@ -92,7 +92,7 @@ def hold_out(train: Part, fraction: float, seed: int, tokenizer: Tokenizer) -> H
     count = max(1, min(MOST, len(usable) // 2, round(len(usable) * fraction)))
     chosen = set(random.Random(seed).sample(usable, count))
     kept = [entry for i, entry in enumerate(entries) if i not in chosen]
-    return Held(Part(kept, train.bad), Part([entries[i] for i in sorted(chosen)]))
+    return Held(DataPart(kept, train.bad), DataPart([entries[i] for i in sorted(chosen)]))
 
 
 def _pieces(entry: Entry, tokenizer: Tokenizer) -> list[Entry]:

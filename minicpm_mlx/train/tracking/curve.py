@@ -13,7 +13,7 @@ from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors, write_whole
 from ...files.plots import check_chart_path
 from .events import Trained, Validated
-from .jsonl_log import ADVICE, Record
+from .jsonl_log import ADVICE, LogRecord
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MEMORY = 0.9
@@ -58,7 +58,7 @@ def smoothed(values: Sequence[float]) -> Iterator[float]:
         yield total / weight if weight else math.nan
 
 
-def draw_curve(log: Sequence[Record], path: Path, name: str = "") -> None:
+def draw_curve(log: Sequence[LogRecord], path: Path, name: str = "") -> None:
     """Draw losses and learning rate against steps as a PNG file at `path`, whole or not at all.
 
     `log` is what `read_log` returns; `name` is the title, where matplotlib's font has its letters.

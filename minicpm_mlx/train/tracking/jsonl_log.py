@@ -23,7 +23,7 @@ ADVICE = "give another place"
 
 
 @dataclass(frozen=True)
-class Record:
+class LogRecord:
     """A line of a log."""
 
     time: float
@@ -74,7 +74,7 @@ def to_line(event: Event, moment: float | None = None) -> str:
     return line.encode(errors="backslashreplace").decode()
 
 
-def read_log(path: Path) -> list[Record]:
+def read_log(path: Path) -> list[LogRecord]:
     """What a log says, in its order; a last line that was cut off is left out.
 
     InvalidArgumentError where the file cannot be read or a line is no event.
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _lines(path: Path) -> list[tuple[bytes, Record]]:
+def _lines(path: Path) -> list[tuple[bytes, LogRecord]]:
     if path.exists() and not path.is_file():  # a device or a pipe may have no end
         raise InvalidArgumentError(f"{path}: expected a file, found something else")
     try:
@@ -112,7 +112,7 @@ def _lines(path: Path) -> list[tuple[bytes, Record]]:
     return found
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes) -> LogRecord:
     row = StrictJson().whole(line.decode())
     name = row.get("event") if isinstance(row, dict) else None
     if not isinstance(name, str) or name not in KINDS:
@@ -120,7 +120,7 @@ def _record(line: bytes) -> Record:
     kind = KINDS[name]
     types = get_type_hints(kind)
     fields = {field: _field(row, field, types[field]) for field in types}
-    return Record(_field(row, "time", float), kind(**fields))
+    return LogRecord(_field(row, "time", float), kind(**fields))
 
 
 def _field(row: dict[str, Any], name: str, kind: Any) -> Any:
