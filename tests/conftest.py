@@ -14,55 +14,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
+from support.hub import hub_server  # noqa: F401
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-    from serving import Live
+    from support.serving import Live
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared"
-
-CASES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.safetensors"))
-"""Tiny models with logits of the reference implementation; each folder's meta.json says how."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Workers share the cores, rather than take all of them each."""
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def need_shared(*parts: str) -> Path:
-    """A path of the data kept beside the repository; skips the test where it is absent."""
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{'/'.join(parts)} is not beside the repository in ../shared")
-    return path
-
-
-def same(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> None:
-    """Assert that two arrays agree in shape, type and, but for rounding, values."""
-    assert a.shape == b.shape
-    assert a.dtype == b.dtype
-    np.testing.assert_allclose(np.array(a), np.array(b), rtol=tolerance, atol=1e-5)
-
-
-def write_tokenizer(folder: Path, size: int = 512) -> None:
-    """A tokenizer.json of single bytes, padded to `size` tokens with words never met."""
-    alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 @pytest.fixture
@@ -142,7 +108,7 @@ def sglang() -> Iterator[ModuleType]:
 def serving(demo: mm.LM) -> Callable[..., AbstractContextManager[Live]]:
     """Makes servers of the demo with other options: `with serving(width=1) as server:`."""
     pytest.importorskip("fastapi")
-    from serving import serving
+    from support.serving import serving
 
     return partial(serving, demo)
 

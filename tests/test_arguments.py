@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx.arguments import shown
 from minicpm_mlx.engine import Sampler, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.lm import sampled
+from support.data import GOLDEN
 
 GREEDY = mm.Sampling()
 QUESTION = {"role": "user", "content": "Hi"}

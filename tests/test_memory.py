@@ -5,7 +5,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from conftest import CASES, GOLDEN
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
@@ -15,6 +14,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights.load import parameters
+from support.data import CASES, GOLDEN
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,8 +1,11 @@
-"""What the layout promises: the public names, and imports that point one way."""
+"""What the layout promises: rows of packages, no circles, short files, one meaning a class name."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,150 +13,192 @@ import pytest
 import minicpm_mlx as mm
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "minicpm_mlx"
 
 ROWS = [
-    {"errors", "arguments", "atomic", "config", "config_parts"},
-    {
-        "rope",
-        "activation",
-        "exponentials",
-        "tokenizer",
-        "tokenizer_files",
-        "template",
-        "registry",
-        "hub",
-        "device",
-        "distributed",
-        "launch",
-        "ranks",
-        "voices",
-        "stops",
-        "schema",
-        "lark",
-    },
-    {"moe", "model", "fuse", "quantize", "onerow", "gptq", "repack", "sharding"},
-    {"weights", "engine", "reply"},
-    {"memory", "perplexity", "companions", "batched"},
-    {"quantization"},
-    {"adapt", "demo", "local", "convert", "export", "structured"},
-    {"lm"},
+    {"errors"},
+    {"arguments", "device", "model_cards", "files"},
+    {"text", "distributed"},
+    {"model"},
+    {"memory", "weights"},
+    {"engine"},
+    {"quantization", "lm"},
     {"loading"},
-    {"chat", "auto", "doctor", "identity"},
-    {"sessions", "bench", "merge", "train", "evals"},
-    {"server"},
-    {"web"},
+    {"train"},
+    {"convert", "doctor"},
+    {"evals", "bench", "server"},
+    {"cli"},
 ]
-"""A module imports from its own row and the rows above; cli/ is below them all."""
+"""A package imports from its own and from rows above it, never from its neighbours in a row; but
+`device`, `model_cards` and `files` may use `arguments`."""
 
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+LOOSE = 7
+"""Modules at the top of the library, at most."""
+FOLDER = 14
+"""Files of code in a folder, at most."""
+LINES = 420
+"""Lines of a file, at most."""
+SHARED_NAMES: dict[str, str] = {}
+"""Class names with two meanings, and why."""
+
+DOORS = {
+    "rich": "minicpm_mlx.cli",
+    "prompt_toolkit": "minicpm_mlx.cli.chat.line_editor",
+    "huggingface_hub": "minicpm_mlx.loading.download",
+    "jinja2": "minicpm_mlx.text.chat_template",
+    "gguf": "minicpm_mlx.weights.gguf.package",
+    "safetensors": "minicpm_mlx.weights.safetensors",
+    "llguidance": "minicpm_mlx.lm.structured",
+    "gradio": "minicpm_mlx.server.web",
+    **dict.fromkeys(
+        ("fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+        "minicpm_mlx.server",
+    ),
+}
+"""The package or module that alone imports a library."""
+NEVER = {"pickle", "torch", "transformers"}
 
 
-def modules() -> list[tuple[str, Path]]:
-    return [
-        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path != PACKAGE / "__init__.py"
-    ]
-
-
-def imports(path: Path) -> set[str]:
-    """Names of our modules that a file imports, at any depth of it."""
-    depth = len(path.relative_to(PACKAGE).parts)
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            if node.level == depth:
-                names = [node.module] if node.module else [alias.name for alias in node.names]
-                found |= {str(name).split(".")[0] for name in names}
-            elif (node.module or "").startswith("minicpm_mlx"):
-                found.add((node.module or "").split(".")[1])
-    return found - {"__version__"}
-
-
-def outside(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(str(node.module).split(".")[0])
+@cache
+def modules() -> dict[str, Path]:
+    """Our modules by name; a package is its __init__.py."""
+    paths = [*(ROOT / "minicpm_mlx").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
+    found = {}
+    for path in paths:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] == "cli":
+            parts = ("minicpm_mlx", *parts)
+        found[".".join(parts).removesuffix(".__init__")] = path
     return found
 
 
-@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda v: getattr(v, "stem", v))
-def test_imports_point_one_way(name: str, path: Path) -> None:
-    wrong = {other for other in imports(path) if LEVEL[other] > LEVEL[name]}
-    assert not wrong, f"{path.name} imports {wrong} from a row below its own"
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(modules()[name].read_text(encoding="utf-8"))
+
+
+def imported(name: str) -> Iterator[str]:
+    """Absolute names of all that a module imports, at any depth of it."""
+    package = name if modules()[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules() else base
+
+
+def ours(name: str) -> set[str]:
+    """Our modules that a module imports; the public face of the library is none."""
+    return {other for other in imported(name) if other in modules()} - {name, "minicpm_mlx"}
+
+
+def test_imports_point_down_the_rows() -> None:
+    wrong = []
+    for name in modules():
+        if name == "minicpm_mlx":
+            continue
+        home = name.split(".")[1]
+        for other in ours(name):
+            target = other.split(".")[1]
+            below = LEVEL[target] < LEVEL[home] or target in (home, "arguments")
+            if not below and (home, target) != ("cli", "models"):
+                wrong.append(f"{name} imports {other}")
+    assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: ours(name) for name in modules()}
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in a circle, or above one: {sorted(graph)}"
 
 
 def test_engine_knows_nothing_of_text_or_files() -> None:
-    for path in (PACKAGE / "engine").glob("*.py"):
-        assert not imports(path) & {"tokenizer", "template", "hub", "weights"}
+    for name in modules():
+        if name.startswith("minicpm_mlx.engine"):
+            assert not {other.split(".")[1] for other in ours(name)} & {
+                "text",
+                "weights",
+                "loading",
+            }
 
 
-@pytest.mark.parametrize(
-    ("library", "doors"),
-    [
-        ("rich", {"theme.py", "manage.py", "markdown.py", "block.py", "training.py"}),
-        ("prompt_toolkit", {"prompt.py"}),
-        ("huggingface_hub", {"hub.py"}),
-        ("jinja2", {"template.py"}),
-        ("gguf", {"library.py"}),
-        ("safetensors", {"safetensors.py"}),
-        ("transformers", set()),
-        ("torch", set()),
-        ("pickle", set()),
-    ],
-)
-def test_each_library_has_its_door(library: str, doors: set[str]) -> None:
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "cli").glob("*.py")]
-    assert {path.name for path in files if library in outside(path)} <= doors
+def test_each_library_has_one_door() -> None:
+    for name in modules():
+        for library in {other.split(".")[0] for other in imported(name)}:
+            assert library not in NEVER, f"{name} imports {library}"
+            door = DOORS.get(library)
+            assert door is None or f"{name}.".startswith(f"{door}."), f"{name} imports {library}"
 
 
-@pytest.mark.parametrize(
-    ("library", "door"),
-    [
-        ("fastapi", "minicpm_mlx/server"),
-        ("h11", "minicpm_mlx/server"),
-        ("prometheus_client", "minicpm_mlx/server"),
-        ("pydantic", "minicpm_mlx/server"),
-        ("starlette", "minicpm_mlx/server"),
-        ("uvicorn", "minicpm_mlx/server"),
-        ("gradio", "minicpm_mlx/web"),
-        ("llguidance", "minicpm_mlx/structured.py"),
-    ],
-)
-def test_libraries_of_the_server_have_their_folder(library: str, door: str) -> None:
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "cli").glob("*.py")]:
-        if library in outside(path):
-            assert path.relative_to(ROOT).as_posix().startswith(door)
-
-
-def test_public_names_are_sorted_and_all_there() -> None:
-    assert mm.__all__ == sorted(mm.__all__, key=lambda n: (not n.isupper(), n.islower(), n))
-    for name in mm.__all__:
-        assert getattr(mm, name) is not None
-
-
-def test_public_names_are_documented() -> None:
-    assert not [name for name in mm.__all__ if not getattr(mm, name).__doc__]
+def test_few_modules_lie_loose_and_folders_stay_small() -> None:
+    files = Counter(path.parent for path in modules().values() if path.name != "__init__.py")
+    assert files[ROOT / "minicpm_mlx"] <= LOOSE
+    assert not {str(folder): count for folder, count in files.items() if count > FOLDER}
 
 
 def test_files_stay_short() -> None:
+    sizes = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert not {name: size for name, size in sizes.items() if size > LINES}
+
+
+def test_a_class_name_has_one_meaning() -> None:
+    homes = defaultdict(list)
+    for name in modules():
+        for node in ast.walk(tree(name)):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(name)
+    shared = {name: places for name, places in homes.items() if len(places) > 1}
+    assert shared.keys() == SHARED_NAMES.keys(), shared
+    assert len(SHARED_NAMES) <= 5
+
+
+def test_every_package_says_what_lives_in_it() -> None:
+    for name, path in modules().items():
+        assert path.name != "__init__.py" or ast.get_docstring(tree(name)), name
+
+
+def test_functions_of_the_command_line_stay_short() -> None:
     long = {
-        path.name: lines
-        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "cli").glob("*.py")]
-        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 420
+        f"{name}.{node.name}": length
+        for name in modules()
+        if name.startswith("minicpm_mlx.cli")
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.FunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > 60
     }
-    assert not long, f"split these: {long}"
+    assert not long
+
+
+def test_docstrings_say_what_code_does() -> None:
+    riddles = [
+        f"{name}:{getattr(node, 'lineno', 1)}"
+        for name in modules()
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (ast.get_docstring(node) or "").startswith("What")
+    ]
+    assert len(riddles) <= 20, riddles
+
+
+def test_public_names_are_sorted_and_documented() -> None:
+    assert mm.__all__ == sorted(mm.__all__, key=lambda n: (not n.isupper(), n.islower(), n))
+    for name in mm.__all__:
+        assert getattr(mm, name).__doc__, name
 
 
 def test_styles_are_the_themes() -> None:
+    pytest.importorskip("rich")
     from minicpm_mlx.cli.render.theme import STYLES
 
-    for path in (ROOT / "cli").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in modules():
+        for node in ast.walk(tree(name)) if name.startswith("minicpm_mlx.cli") else ():
             if isinstance(node, ast.keyword) and node.arg == "style":
                 literal = isinstance(node.value, ast.Constant) and node.value.value
-                assert not literal or literal in STYLES, f"{path.name}: {literal}"
+                assert not literal or literal in STYLES, f"{name}: {literal}"

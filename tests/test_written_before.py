@@ -15,13 +15,14 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from conftest import GOLDEN
-from little_bench import local_judge
 
 import minicpm_mlx as mm
 
 # The names of ours that are not public.
-from minicpm_mlx.sessions import load, restore, restore_cache
+from minicpm_mlx.lm.session_cache import restore_cache
+from minicpm_mlx.lm.sessions import load, restore
+from support.data import GOLDEN
+from support.little_bench import local_judge
 
 OLD = Path(__file__).parent / "written_before"
 KEPT_CARD = "minicpm-2b-dpo"

@@ -1,0 +1,359 @@
+"""The command line as a user meets it: what it prints, where, and with which status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import minicpm_mlx
+from minicpm_mlx.cli import options
+from minicpm_mlx.cli.main import main
+from minicpm_mlx.cli.render import theme
+from minicpm_mlx.model_cards import cards
+
+COMMANDS = ("chat", "generate", "pull", "list", "show", "rm", "doctor")
+CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")
+HEAVY = ("mlx.core", "mlx_lm", "transformers", "torch")
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command in this process: status, stdout, stderr."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    theme.console.cache_clear()
+
+    def call(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch, demo: minicpm_mlx.LM) -> None:
+    """Commands get the demo that the session has loaded already."""
+    monkeypatch.setattr(options, "load", lambda name, dtype, device, **_: demo)
+
+
+def command(*arguments: str) -> list[str]:
+    code = "from minicpm_mlx.cli.main import main; main()"
+    return [sys.executable, "-c", code, *arguments]
+
+
+def modules_after(*calls: list[str]) -> tuple[list[str], str]:
+    """Heavy modules in a process that ran these commands, and all it printed."""
+    code = """
+import json, sys
+from minicpm_mlx.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["minicpm-mlx", *arguments]
+    try:
+        main()
+    except SystemExit:
+        pass
+print("\\n" + json.dumps([name for name in json.loads(HEAVY) if name in sys.modules]))
+""".replace("HEAVY", repr(json.dumps(HEAVY)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *printed, found = done.stdout.splitlines()
+    return json.loads(found), "\n".join(printed) + done.stderr
+
+
+# Without a model
+
+
+def test_help_lists_the_commands_and_exits_0(cli: Cli) -> None:
+    status, out, err = cli("--help")
+    assert (status, err) == (0, "")
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(cli: Cli, name: str) -> None:
+    status, out, err = cli(name, "--help")
+    assert (status, err) == (0, "")
+    assert f"minicpm-mlx {name}" in out
+
+
+def test_version_is_the_packages(cli: Cli) -> None:
+    assert cli("--version") == (0, f"{minicpm_mlx.__version__}\n", "")
+
+
+def test_no_arguments_is_help_and_a_usage_error(cli: Cli) -> None:
+    status, out, err = cli()
+    assert status == 2
+    assert "Usage" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["bogus"], "bogus"),
+        (["generate"], "--prompt"),
+        (["generate", "--prompt", "x", "--frobnicate"], "--frobnicate"),
+        (["generate", "--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
+        (["show"], "model"),
+    ],
+)
+def test_usage_errors_name_the_culprit_and_exit_2(
+    cli: Cli, arguments: list[str], word: str
+) -> None:
+    status, out, err = cli(*arguments)
+    assert (status, out) == (2, "")
+    assert word in err
+    assert "Traceback" not in err
+
+
+def test_help_lists_and_usage_errors_import_nothing_heavy() -> None:
+    found, printed = modules_after(
+        ["--help"],
+        ["chat", "--help"],
+        ["generate", "--help"],
+        ["--version"],
+        ["list"],
+        ["generate", "--frobnicate"],
+        ["chat", "--max-tokens", "many"],
+    )
+    assert found == []
+    assert "--frobnicate" in printed
+
+
+def test_list_json_has_every_card(cli: Cli) -> None:
+    status, out, err = cli("list", "--json")
+    rows = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [row["name"] for row in rows] == list(cards())
+    assert {"name", "download_gb", "kept_gb", "note", "note_zh"} == set(rows[0])
+
+
+def test_list_into_a_pipe_is_a_plain_row_a_card(cli: Cli) -> None:
+    _, out, _ = cli("list")
+    header, *rows = out.splitlines()
+    assert header.split()[:2] == ["name", "download"]
+    assert [row.split()[0] for row in rows] == list(cards())
+    assert "\x1b" not in out
+
+
+def test_show_of_a_kept_model_adds_its_config(cli: Cli, demo_folder: Path) -> None:
+    status, out, err = cli("show", "demo", "--json")
+    facts = json.loads(out)
+    assert (status, err) == (0, "")
+    assert facts["folder"] == str(demo_folder)
+    assert (facts["num_hidden_layers"], facts["vocab_size"]) == (30, 49152)
+    assert facts["context_length"] == 8192
+
+
+def test_show_prints_a_path_with_brackets_and_colons_as_it_is(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]x[" / ":smile:"
+    folder.mkdir(parents=True)
+    golden = Path(__file__).parents[1] / "golden" / "minicpm_2b_like" / "config.json"
+    (folder / "config.json").write_text(golden.read_text())
+    status, out, _ = cli("show", str(folder))
+    assert status == 0
+    assert str(folder) in out
+
+
+def test_doctor_names_the_device_in_both_forms(cli: Cli) -> None:
+    status, out, _ = cli("doctor", "--json")
+    facts = json.loads(out)
+    assert status == 0
+    assert facts["device"] in ("gpu", "cpu")
+    assert isinstance(facts["advice"], list)
+    status, out, _ = cli("doctor")
+    assert status == 0
+    wanted = [name for name in facts if name not in ("models", "advice")] + list(facts["models"])
+    assert [line.split()[0] for line in out.splitlines()][: len(wanted)] == wanted
+
+
+def test_rm_asks_and_a_no_keeps_the_model(cli: Cli, demo_folder: Path) -> None:
+    status, out, err = cli("rm", "demo", stdin="n\n")
+    assert (status, out.strip()) == (1, "")
+    assert err.endswith("nothing deleted\n")
+    assert demo_folder.exists()
+
+
+def test_rm_refuses_a_folder_of_the_users(cli: Cli, tmp_path: Path) -> None:
+    status, out, err = cli("rm", str(tmp_path), "--yes")
+    assert (status, out) == (1, "")
+    assert "your own" in err
+    assert tmp_path.exists()
+
+
+# With the demo
+
+
+def test_generate_json_keeps_its_contract_without_mlx_lm(demo_folder: Path) -> None:
+    found, printed = modules_after(["generate", "--model", "demo", *CAPITAL, "--json"])
+    record = json.loads(printed)
+    assert record["text"] == "The capital of France is Paris."
+    assert list(record) == [
+        "text",
+        "token_ids",
+        "prompt_tokens",
+        "completion_tokens",
+        "finish_reason",
+        "ttft_ms",
+        "prompt_tps",
+        "decode_tps",
+        "peak_memory_gb",
+    ]
+    assert record["finish_reason"] == "stop"
+    assert len(record["token_ids"]) == record["completion_tokens"] == 7
+    assert record["prompt_tokens"] == 37
+    assert all(record[key] > 0 for key in ("ttft_ms", "prompt_tps", "decode_tps"))
+    assert found == ["mlx.core"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_generate_prints_the_text_alone(cli: Cli) -> None:
+    assert cli("generate", *CAPITAL) == (0, "The capital of France is Paris.\n", "")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_dash_reads_the_prompt_from_stdin(cli: Cli) -> None:
+    _, question, *rest = CAPITAL
+    status, out, err = cli("generate", "--prompt", "-", *rest, stdin=question)
+    assert (status, out, err) == (0, "The capital of France is Paris.\n", "")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_raw_continues_the_text_without_the_template(cli: Cli, demo: minicpm_mlx.LM) -> None:
+    text = "The capital of France is"
+    rest = ("--temp", "0", "--max-tokens", "4", "--json")
+    status, out, _ = cli("generate", "--prompt", text, "--raw", *rest)
+    record = json.loads(out)
+    assert status == 0
+    assert record["prompt_tokens"] == len(demo.encode(text)) == 5
+    assert "Paris" in record["text"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_stop_ends_the_text_before_it(cli: Cli) -> None:
+    _, out, _ = cli("generate", *CAPITAL, "--stop", "zebra", "--stop", " is", "--json")
+    record = json.loads(out)
+    assert record["text"] == "The capital of France"
+    assert record["finish_reason"] == "stop"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_stop_understands_a_typed_newline(cli: Cli) -> None:
+    arguments = ("generate", "--prompt", "1\n2\n3\n", "--raw", "--temp", "0", "--max-tokens", "8")
+    _, free, _ = cli(*arguments)
+    _, cut, _ = cli(*arguments, "--stop", "\\n")
+    assert "\n" in free.rstrip("\n")
+    assert cut == free.split("\n")[0] + "\n"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_max_tokens_ends_with_length(cli: Cli) -> None:
+    _, out, _ = cli("generate", *CAPITAL[:-1], "3", "--json")
+    record = json.loads(out)
+    assert (record["text"], record["finish_reason"]) == ("The capital of", "length")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_seed_decides_the_text(cli: Cli) -> None:
+    def drawn(seed: str) -> str:
+        arguments = ("--prompt", "Once", "--raw", "--temp", "1", "--max-tokens", "6")
+        return cli("generate", *arguments, "--top-p", "1", "--seed", seed)[1]
+
+    first = drawn("1")
+    assert drawn("1") == first
+    assert drawn("2") != first
+
+
+@pytest.mark.usefixtures("loaded")
+def test_system_text_reaches_the_template(cli: Cli) -> None:
+    plain = json.loads(cli("generate", *CAPITAL, "--json")[1])
+    arguments = ("generate", *CAPITAL, "--system", "You only say one word.", "--json")
+    told = json.loads(cli(*arguments)[1])
+    assert told["prompt_tokens"] != plain["prompt_tokens"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_system_text_contradicts_raw(cli: Cli) -> None:
+    status, out, err = cli("generate", *CAPITAL, "--raw", "--system", "Be brief.")
+    assert (status, out) == (1, "")
+    assert err.startswith("minicpm-mlx: --system")
+
+
+# Processes and pipes
+
+
+def test_a_reader_that_leaves_is_no_error(demo_folder: Path) -> None:
+    process = subprocess.Popen(
+        command("generate", "--model", "demo", "--prompt", "Count to 100", "--temp", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def test_ctrl_c_says_so_and_exits_130(demo_folder: Path) -> None:
+    process = subprocess.Popen(
+        command("generate", "--model", "demo", "--prompt", "Tell a long story", "--temp", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.read(1)  # it is under way
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().strip() == "minicpm-mlx: interrupted"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("list", "--json"), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "minicpm-mlx: input/output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "arguments", "words"),
+    [
+        ("utf-8:strict", ["generate", "--prompt", "-"], "standard input is not utf-8"),
+        ("latin-1", ["--help"], "the output holds what latin-1 cannot write"),
+    ],
+)
+def test_text_in_another_encoding_is_one_line(
+    encoding: str, arguments: list[str], words: str
+) -> None:
+    done = subprocess.run(
+        command(*arguments),
+        input=b"\xff\xfe",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 1
+    last = done.stderr.decode().strip()
+    assert last.startswith(f"minicpm-mlx: {words}")
+    assert "\n" not in last

@@ -1,0 +1,336 @@
+"""Adapters written for other programs do there what they do here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import minicpm_mlx as mm
+from minicpm_mlx.cli.main import main
+from minicpm_mlx.convert.export_adapter import export_adapter
+from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
+from minicpm_mlx.loading import demo as demo_model
+from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
+from minicpm_mlx.model.fused import fuse
+from minicpm_mlx.model_cards import resolve
+from minicpm_mlx.weights.adapters import read_adapter
+from minicpm_mlx.weights.gguf import convert_gguf
+from minicpm_mlx.weights.load import parameters
+from support.adapters import CAN_DORA, close, random_adapter, saved
+from support.random_models import IDS, MOE, TINY, random_model
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 128,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+
+def base(folder: Path, **config: Any) -> Path:
+    """A checkpoint of random weights; only what export reads of one, its config, if not `config`'s
+    own model."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**TINY, **config}))
+    return folder
+
+
+def same(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters change every matrix alike."""
+    return one.deltas.keys() == other.deltas.keys() and all(
+        close(one.deltas[m].a @ one.deltas[m].b, d.a @ d.b)
+        and (one.deltas[m].magnitude is None) == (d.magnitude is None)
+        and (d.magnitude is None or close(one.deltas[m].magnitude, d.magnitude))
+        for m, d in other.deltas.items()
+    )
+
+
+@CAN_DORA
+@pytest.mark.parametrize("source", ["mlx", "peft", "rslora"])
+@pytest.mark.parametrize("layout", ["mlx", "peft"])
+def test_an_adapter_is_the_same_in_every_layout(
+    source: str, layout: str, dora: bool, tmp_path: Path
+) -> None:
+    model = base(tmp_path / "base", tie_word_embeddings=False)
+    adapter = random_adapter(random_model(tie_word_embeddings=False), dora=dora)
+    how = {"use_rslora": True} if source == "rslora" else {}
+    written = saved(tmp_path / "adapter", adapter, "mlx" if source == "mlx" else "peft", **how)
+    export_adapter(written, tmp_path / "out", layout, model=model)
+    assert same(read_adapter(tmp_path / "out"), read_adapter(written))
+    assert same(read_adapter(tmp_path / "out"), adapter)
+
+
+def test_ranks_that_differ_are_stated_or_filled_up(tmp_path: Path) -> None:
+    model = base(tmp_path / "base")
+    found = random_adapter(random_model())
+    deltas = dict(found.deltas)
+    odd = "model.layers.1.self_attn.q_proj"
+    deltas[odd] = Delta(a=mx.random.normal((64, 5)), b=mx.random.normal((5, 64)))
+    adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
+    written = saved(tmp_path / "adapter", adapter, "peft")
+    for layout in ("peft", "mlx"):
+        export_adapter(written, tmp_path / layout, layout, model=model)
+        assert same(read_adapter(tmp_path / layout), adapter)
+    stated = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (stated["r"], stated["rank_pattern"]) == (3, {odd: 5})
+    assert json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())["num_layers"] == 2
+
+
+def test_targets_name_the_modules_that_are_meant_and_no_others(tmp_path: Path) -> None:
+    model = base(tmp_path / "base")
+    some = random_adapter(random_model())
+    last = {m: d for m, d in some.deltas.items() if m.startswith("model.layers.1.")}
+    for name, deltas in (("all", some.deltas), ("last", last)):
+        adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
+        written = saved(tmp_path / f"adapter-{name}", adapter, "mlx")
+        export_adapter(written, tmp_path / name, "peft", model=model)
+        export_adapter(written, tmp_path / f"mlx-{name}", "mlx", model=model)
+    targets = [
+        json.loads((tmp_path / n / "adapter_config.json").read_text())["target_modules"]
+        for n in ("all", "last")
+    ]
+    assert targets[0] == ["down_proj", "gate_proj", "o_proj", "q_proj", "v_proj"]
+    assert targets[1] == sorted(last)
+    layers = json.loads((tmp_path / "mlx-last" / "adapter_config.json").read_text())["num_layers"]
+    assert layers == 1
+
+
+@CAN_DORA
+def test_mlx_lm_s_own_loader_reads_it(dora: bool, tmp_path: Path) -> None:
+    from mlx_lm.tuner.utils import load_adapters
+
+    model = base(tmp_path / "base")
+    adapter = random_adapter(random_model(), dora=dora)
+    last = {m: d for m, d in adapter.deltas.items() if m.startswith("model.layers.1.")}
+    adapter = Adapter(folder=tmp_path, deltas=last, digest="")
+    written = saved(tmp_path / "adapter", adapter, "peft")
+    export_adapter(written, tmp_path / "out", "mlx", model=model)
+    theirs: Any = load_adapters(random_model(), str(tmp_path / "out"))
+    theirs.eval()
+    ours = fuse(random_model())
+    plain = ours(IDS)
+    adapt(ours, adapter)
+    assert not close(plain, ours(IDS))
+    assert close(theirs(IDS), ours(IDS))
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers deprecates what PEFT calls
+@CAN_DORA
+@pytest.mark.parametrize("rslora", [False, True], ids=["plain", "rslora"])
+def test_peft_makes_the_same_logits_of_it(dora: bool, rslora: bool, tmp_path: Path) -> None:
+    reason = "the check against PEFT needs torch, transformers and peft"
+    torch = pytest.importorskip("torch", reason=reason)
+    transformers = pytest.importorskip("transformers", reason=reason)
+    peft = pytest.importorskip("peft", reason=reason)
+    folder = base(tmp_path / "base", **LLAMA)
+    model = random_model(**LLAMA)
+    mx.save_safetensors(str(folder / "model.safetensors"), parameters(model), {"format": "pt"})
+    deltas = dict(random_adapter(model, dora=dora).deltas)
+    odd = "model.layers.1.self_attn.q_proj"
+    deltas[odd] = replace(deltas[odd], a=mx.random.normal((64, 5)), b=mx.random.normal((5, 64)))
+    adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
+    written = saved(tmp_path / "adapter", adapter, "peft", use_rslora=rslora)
+    export_adapter(written, tmp_path / "out", "peft", model=folder)
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor(np.array(IDS))
+    with torch.no_grad():
+        plain = theirs(ids).logits.numpy()
+        theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "out").eval()
+        expected = theirs(ids).logits.numpy()
+    np.testing.assert_allclose(np.array(random_model(**LLAMA)(IDS)), plain, atol=1e-4)
+    assert np.abs(expected - plain).max() > 0.1
+    ours = fuse(random_model(**LLAMA))
+    adapt(ours, read_adapter(written))
+    np.testing.assert_allclose(np.array(ours(IDS)), expected, atol=1e-4)
+
+
+def greedy_by_llama_cpp(
+    folder: Path, model: Path, ids: list[int], count: int, lora: Path | None, program: Path
+) -> list[int]:
+    """What llama.cpp continues `ids` with, by the program that node-llama-cpp makes possible."""
+    program.write_text(LLAMA_CPP)
+    arguments = [str(folder), str(model), json.dumps(ids), str(count), str(lora or "")]
+    done = subprocess.run(["node", str(program), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+LLAMA_CPP = """
+import {createRequire} from "node:module";
+import {pathToFileURL} from "node:url";
+const [folder, path, ids, count, lora] = process.argv.slice(2);
+const found = createRequire(folder + "/package.json").resolve("node-llama-cpp");
+const {getLlama, LlamaLogLevel} = await import(pathToFileURL(found));
+const llama = await getLlama({gpu: false, logLevel: LlamaLogLevel.error, build: "never"});
+const model = await llama.loadModel({modelPath: path});
+const context = await model.createContext({contextSize: 512, threads: 1, ...(lora ? {lora} : {})});
+const made = [];
+for await (const token of context.getSequence().evaluate(JSON.parse(ids), {temperature: 0})) {
+  made.push(token);
+  if (made.length == +count) break;
+}
+console.log(JSON.stringify(made));
+process.exit(0);
+"""
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """A folder where `npm install node-llama-cpp@3.22.1` was run."""
+    folder = os.environ.get("MINICPM_LLAMA_CPP")
+    if not folder:
+        pytest.skip("MINICPM_LLAMA_CPP names no folder where node-llama-cpp is installed")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("strength", [0.15, 0.25])  # that changes what the demo says, surely
+def test_llama_cpp_says_the_same_with_it(
+    llama_cpp: Path, demo_folder: Path, tmp_path: Path, strength: float
+) -> None:
+    gguf = demo_model.source(resolve("demo"))
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    convert_gguf(gguf, folder)
+    lm = mm.load(folder)
+    mx.random.seed(3)
+    deltas = {}
+    for name, place in places(lm.model).items():
+        out = place.rows.stop - place.rows.start
+        a = mx.random.normal((place.width, 4)) / place.width**0.5
+        deltas[name] = Delta(a=a, b=mx.random.normal((4, out)) * strength)
+    adapter = saved(tmp_path / "adapter", Adapter(folder=tmp_path, deltas=deltas, digest=""), "mlx")
+    export_adapter(adapter, tmp_path / "lora.gguf", "gguf", model=folder)
+    ids = lm.encode([{"role": "user", "content": "Count from one to twenty."}])
+    lm.use_adapter(adapter)
+    ours = list(lm.generate(ids, max_tokens=16, sampling=mm.Sampling()).token_ids)
+
+    def theirs(lora: Path | None) -> list[int]:
+        return greedy_by_llama_cpp(llama_cpp, gguf, ids, len(ours), lora, tmp_path / "greedy.mjs")
+
+    assert theirs(tmp_path / "lora.gguf") == ours
+    assert theirs(None) != ours
+
+
+def test_a_gguf_adapter_has_the_base_file_s_names_and_rows(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    model = base(tmp_path / "base", num_key_value_heads=2)
+    deltas = dict(random_adapter(random_model(num_key_value_heads=2)).deltas)
+    odd = "model.layers.1.mlp.down_proj"
+    deltas[odd] = Delta(a=mx.random.normal((96, 5)), b=mx.random.normal((5, 64)))
+    adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
+    written = saved(tmp_path / "adapter", adapter, "peft")
+    export_adapter(written, tmp_path / "lora.gguf", "gguf", model=model)
+    reader = gguf.GGUFReader(tmp_path / "lora.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.type"] == "adapter"
+    assert fields["general.architecture"] == "minicpm"
+    assert fields["adapter.type"] == "lora"
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    alpha = fields["adapter.lora.alpha"]
+    halves = np.arange(64).reshape(4, 2, 8)  # of each head's rows
+    interleaved = halves.swapaxes(1, 2).reshape(-1)
+    assert len(tensors) == 2 * len(deltas)
+    for module, name, rows in (
+        ("model.layers.0.self_attn.q_proj", "blk.0.attn_q", interleaved),
+        ("model.layers.0.self_attn.v_proj", "blk.0.attn_v", slice(None)),
+        (odd, "blk.1.ffn_down", slice(None)),
+    ):
+        a, b = tensors[f"{name}.weight.lora_a"], tensors[f"{name}.weight.lora_b"]
+        assert a.shape == deltas[module].a.T.shape
+        expected = np.array((deltas[module].a @ deltas[module].b).T)[rows]
+        np.testing.assert_allclose(b @ a * alpha / len(a), expected, rtol=1e-4, atol=1e-5)
+
+
+HEAD = Adapter(
+    folder=Path("adapter"),
+    deltas={"lm_head": Delta(a=mx.ones((64, 2)), b=mx.ones((2, 512)))},
+    digest="",
+)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "layout", "config", "message"),
+    [
+        (random_adapter(random_model(), dora=True), "gguf", {}, "which a GGUF adapter cannot say"),
+        (HEAD, "gguf", {"tie_word_embeddings": False}, "inside layers only"),
+        (random_adapter(random_model(**MOE)), "gguf", MOE, "mixture of 4 experts"),
+        (HEAD, "peft", {}, "changes lm_head, which is no matrix of this model"),
+        (HEAD, "onnx", {}, "the format must be peft, mlx, gguf, got 'onnx'"),
+        (random_adapter(random_model()), "peft", {"hidden_size": 128}, "is it another model's"),
+    ],
+    ids=["dora", "head", "experts", "tied head", "layout", "another model"],
+)
+def test_what_a_layout_cannot_say_is_refused_and_nothing_written(
+    adapter: Adapter, layout: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model = base(tmp_path / "base", **config)
+    written = saved(tmp_path / "adapter", adapter, "mlx")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((InvalidArgumentError, WeightsError), match=message):
+        export_adapter(written, tmp_path / "out", layout, model=model)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_half_a_dora_is_refused(tmp_path: Path) -> None:
+    model = base(tmp_path / "base")
+    deltas = dict(random_adapter(random_model()).deltas)
+    first = min(deltas)
+    rows = deltas[first].b.shape[1]
+    deltas[first] = replace(deltas[first], magnitude=mx.ones((rows,)))
+    written = saved(tmp_path / "adapter", Adapter(folder=tmp_path, deltas=deltas, digest=""), "mlx")
+    for layout in ("peft", "mlx"):
+        with pytest.raises(InvalidArgumentError, match="expected one kind"):
+            export_adapter(written, tmp_path / "out", layout, model=model)
+
+
+@pytest.mark.parametrize("layout", ["peft", "mlx", "gguf"])
+def test_what_exists_is_left_alone(layout: str, tmp_path: Path) -> None:
+    model = base(tmp_path / "base")
+    written = saved(tmp_path / "adapter", random_adapter(random_model()), "mlx")
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(InvalidArgumentError, match="exists; give a name that does not"):
+        export_adapter(written, out, layout, model=model)
+    with pytest.raises(DownloadError, match="cannot be written"):
+        export_adapter(written, out / "inside", layout, model=model)
+    assert out.read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = base(tmp_path / "base")
+    written = saved(tmp_path / "adapter", random_adapter(random_model()), "mlx")
+    out = tmp_path / "out"
+    command = ["minicpm-mlx", "export-adapter", str(written), str(out), "--format", "peft"]
+    monkeypatch.setattr(sys, "argv", [*command, "--model", str(model)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{out}: written for peft\n"
+    assert (out / "adapter_model.safetensors").is_file()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        model
+    )

@@ -1,0 +1,151 @@
+"""Perplexity and divergence, against the obvious computation, a prefix at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minicpm_mlx import load_model
+from minicpm_mlx.engine.scoring import perplexity
+from minicpm_mlx.engine.scoring.perplexity import score, windows
+from minicpm_mlx.errors import InvalidArgumentError, NumericsError
+from support.data import GOLDEN
+from support.random_models import random_model
+
+
+@given(count=st.integers(2, 200), context=st.integers(2, 50), stride=st.integers(1, 50))
+def test_every_token_that_can_be_is_predicted_once(count: int, context: int, stride: int) -> None:
+    stride = min(stride, context)
+    predicted: list[int] = []
+    for begin, end, first in windows(count, context, stride):
+        assert begin < first < end <= begin + context
+        predicted += range(first, end)
+    assert predicted == sorted(set(predicted))
+    left = set(range(1, count)) - set(predicted)
+    if stride < context:
+        assert not left
+    else:  # the first of each window has nothing before it
+        assert left == set(range(stride, count, stride))
+
+
+@pytest.mark.parametrize(("context", "stride"), [(64, None), (16, None), (16, 5), (16, 16)])
+def test_each_token_is_predicted_from_its_window(
+    context: int, stride: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perplexity, "ROWS", 7)
+    model: Any = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
+    other = random_model()
+    ids = np.random.default_rng(0).integers(0, 500, 50).tolist()
+    losses, divergences, same = [], [], []
+    for begin, end, first in windows(len(ids), context, stride or context):
+        for at in range(first, end):
+            p, q = (m(mx.array([ids[begin:at]]))[0, -1] for m in (other, model))
+            p, q = (np.array(x - mx.logsumexp(x), np.float64) for x in (p, q))
+            losses.append(-q[ids[at]])
+            divergences.append((np.exp(p) * (p - q)).sum())
+            same.append(p.argmax() == q.argmax())
+    told: list[int] = []
+    found = score(model, ids, context=context, stride=stride, reference=other, progress=told.append)
+    assert found.tokens == len(losses) == told[-1]
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
+    assert found.kl == pytest.approx(np.mean(divergences), rel=1e-3)
+    assert found.kl_99 == pytest.approx(sorted(divergences)[int(0.99 * (len(same) - 1))], rel=1e-3)
+    assert found.top_1 == pytest.approx(np.mean(same))
+
+
+def test_a_model_is_not_far_from_itself() -> None:
+    model: Any = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
+    found = score(model, list(range(40)), reference=model)
+    assert found.kl == pytest.approx(0, abs=1e-6)
+    assert found.top_1 == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ([1], {}, "two tokens"),
+        ([1, 2], {"context": 0}, "context must be 1 or more"),
+        ([1, 2], {"context": 1}, "context must be 2 or more, got 1"),
+        ([1, 512], {}, r"ids outside 0\.\.511"),
+        ([-1, 2], {}, "ids outside"),
+        ([1, 2], {"context": 4, "stride": 5}, "at most the context"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(
+    ids: list[int], options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        score(random_model(), ids, **options)
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match="reference predicts 520 tokens and the model 512"
+    ):
+        score(random_model(), [1, 2, 3], reference=random_model(vocab_size=520))
+
+
+def test_a_model_that_gives_no_numbers_is_named() -> None:
+    broken: Any = random_model()
+    broken.model.norm.weight = broken.model.norm.weight * float("nan")
+    with pytest.raises(NumericsError, match="NaN"):
+        score(broken, [1, 2, 3])
+    with pytest.raises(NumericsError, match="NaN"):
+        score(random_model(), [1, 2, 3], reference=broken)
+
+
+def test_a_loss_beyond_all_numbers_is_infinite_perplexity() -> None:
+    assert perplexity.Score(tokens=1, context=2, stride=2, loss=710.0).perplexity == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--context", "1"], "context must be 2 or more"),
+        (["--context", "4", "--stride", "5"], "at most the context"),
+        (["--limit", "0"], "limit must be 1 or more"),
+    ],
+)
+def test_wrong_numbers_are_named_before_a_model_is_loaded(
+    arguments: list[str],
+    message: str,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("ppl", "--model", "none", "--text", __file__, *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_says_it_for_people_and_programs(
+    demo_folder: Path,
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 3)
+    short = ["--text", str(text), "--limit", "30", "--context", "20", "--stride", "10"]
+    assert command("ppl", "--model", "demo", *short, "--json") == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (alone["tokens"], alone["kl"]) == (29, None)
+    assert 1 < alone["perplexity"] < 100
+    assert command("ppl", "--model", "demo", *short, "--reference", "demo") == 0
+    out = capsys.readouterr().out
+    assert f"perplexity {alone['perplexity']:.4f}" in out
+    assert "KL 0.00000" in out
+    assert "100.00%" in out
+    assert command("ppl", "--model", "demo", "--text", str(tmp_path / "none.txt")) == 1
+    text.write_bytes(b"\xff\xfe")
+    assert command("ppl", "--model", "demo", "--text", str(text)) == 1
+    err = capsys.readouterr().err
+    assert "none.txt: No such file" in err
+    assert "not utf-8" in err

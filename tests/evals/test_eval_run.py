@@ -1,0 +1,517 @@
+"""Runs: every task in its modes, stopped anywhere and gone on with, with other settings refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
+from minicpm_mlx.evals.data.load import load
+from minicpm_mlx.evals.record import RunRecord
+from minicpm_mlx.evals.run import EvalProgress, Prepared, prepare, run
+from minicpm_mlx.evals.sandbox.jail import landlock
+from minicpm_mlx.evals.settings import ALL, EvalSettings
+from minicpm_mlx.evals.tasks import TASKS
+from minicpm_mlx.files.jsonl import JsonlFile
+from minicpm_mlx.lm.batch import BatchRequest, replies
+from support.data import need_shared
+from support.eval_data import arc, write, write_all
+from support.tiny_model import write_model
+
+DECIDED = ("cmmlu", "gsm8k", "bbh", "arc_easy", "hellaswag")
+CONTAINED = pytest.mark.skipif(
+    sys.platform == "linux" and not landlock.version(), reason="this kernel has no Landlock"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def lm(folder: Path) -> mm.LM:
+    return mm.load(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_all(tmp_path_factory.mktemp("data"))
+
+
+class Enough(Exception):
+    """Raised where a test breaks a run off."""
+
+
+def stop_after(count: int) -> Callable[[EvalProgress], None]:
+    left = count
+
+    def listener(now: EvalProgress) -> None:
+        nonlocal left
+        if now.left is not None:  # a question was done by this run
+            left -= 1
+            if not left:
+                raise Enough
+
+    return listener
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("report.*")}
+
+
+def records(folder: Path, part: str) -> list[dict[str, Any]]:
+    return [dict(row.value) for row in JsonlFile(folder / "records" / f"{part}.jsonl").rows]
+
+
+@CONTAINED
+def test_every_task_runs_in_its_modes(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    how = EvalSettings(tasks=tuple(TASKS), mode="both", limit=1, allow_code=True, shots=1)
+    told: list[EvalProgress] = []
+    report = run(lm, prepare(how, data), tmp_path / "out", progress=told.append)
+    assert [task.name for task in report.tasks] == list(TASKS)
+    for task in report.tasks:
+        assert set(task.parts) == set(TASKS[task.name].modes)
+        for part in task.parts.values():
+            subsets = max(len(part.subsets), 1)
+            assert part.done == part.of == subsets
+            assert part.settings["sha256"]
+            assert 0 <= part.score.low <= part.score.mean <= part.score.high <= 100
+    assert {(p.part.name, p.done) for p in told} >= {(part.name, 1) for part in how.parts}
+    assert {one["outcome"] for one in records(tmp_path / "out", "mbpp.gen")}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"settings.json", "report.json", "report.md", "report.csv"} <= names
+
+
+@CONTAINED
+def test_right_programs_pass(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    from minicpm_mlx.evals import run as runs
+    from minicpm_mlx.evals.generation import GeneratedReply
+
+    loaded = load(TASKS["humaneval"], data)
+    questions = [TASKS["humaneval"].question(item) for item in loaded.items[""]]
+    said = [question.item.fields["canonical_solution"] for question in questions]
+    said[1] = said[1].replace("+", "-")
+    many = [
+        GeneratedReply(question=question, prompt="", shots=0, text=text, tokens=1, finish="stop")
+        for question, text in zip(questions, said, strict=True)
+    ]
+    found = list(runs._programs(TASKS["humaneval"], iter(many)))
+    assert [one["score"] for one in found] == [1, 0, 1, 1, 1, 1]
+    assert found[1]["outcome"] == "failed: AssertionError"
+
+
+def test_code_is_not_run_unless_it_is_allowed() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"humaneval and mbpp: .* --allow-code"):
+        EvalSettings()
+    with pytest.raises(InvalidArgumentError, match="--allow-code"):
+        EvalSettings(tasks=("mbpp",))
+    assert [part.task.name for part in EvalSettings(allow_code=True).parts] == list(ALL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tasks": ("nothing",)}, "tasks must be of ceval"),
+        ({"tasks": ()}, "expected tasks"),
+        ({"mode": "both of them"}, "mode must be one of gen, ppl, both"),
+        ({"tasks": ("mmlu",), "mode": "ppl"}, "mmlu has no options .* arc_easy"),
+        ({"sampling": "beam"}, "sampling must be one of"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"shots": -1}, "shots must be 0 or more"),
+        ({"tasks": ("arc_easy",), "mode": "ppl", "shots": 1}, "shots: for mode gen"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        EvalSettings(**{"tasks": ("arc_easy",), **asked})
+
+
+def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
+    how = EvalSettings(tasks=("mmlu", "cmmlu", "arc_easy"), subjects=("anatomy", "agronomy"))
+    mmlu, cmmlu, arc = map(how.of, how.parts)
+    assert (mmlu["subjects"], cmmlu["subjects"]) == (["anatomy"], ["anatomy", "agronomy"])
+    assert "subjects" not in arc
+    how = replace(how, subjects=("anatomy",))
+    found = prepare(how, data)
+    assert {item.subset for item in found.items["mmlu"]} == {"anatomy"}
+    assert {item.subset for item in found.items["cmmlu"]} == {"anatomy"}
+    assert len(found.items["arc_easy"]) == 6
+    with pytest.raises(InvalidArgumentError, match="none of the tasks has astrology"):
+        prepare(replace(how, subjects=("astrology",)), data)
+    with pytest.raises(InvalidArgumentError, match="mmlu has none of agronomy"):
+        prepare(replace(how, subjects=("agronomy",)), data)
+
+
+def test_questions_of_a_lower_limit_are_among_those_of_a_higher(data: Path) -> None:
+    def chosen(limit: int | None, seed: int = 0) -> list[str]:
+        how = EvalSettings(tasks=("arc_easy",), limit=limit, seed=seed)
+        return [item.id for item in prepare(how, data).items["arc_easy"]]
+
+    assert set(chosen(2)) < set(chosen(4)) < set(chosen(None))
+    assert chosen(4) == sorted(chosen(4))  # in the data's order
+    assert any(chosen(2) != chosen(2, seed) for seed in range(1, 9))
+
+
+def some_parts(data: Path, **changes: Any) -> Prepared:
+    tasks = ("mmlu", "gsm8k", "arc_easy", "hellaswag")
+    return prepare(EvalSettings(**{"tasks": tasks, "mode": "both", "shots": 2, **changes}), data)
+
+
+def test_a_run_broken_off_anywhere_ends_with_the_same_report(
+    lm: mm.LM, data: Path, tmp_path: Path
+) -> None:
+    tasks = ("mmlu", "arc_easy", "hellaswag")
+    prepared = some_parts(data, tasks=tasks, limit=3, sampling="ultraeval")
+    run(lm, prepared, tmp_path / "whole")
+    expected, count = written(tmp_path / "whole"), 0
+    rng = random.Random(0)
+    while True:
+        count += 1
+        try:
+            run(lm, prepared, tmp_path / "parts", progress=stop_after(rng.randrange(2, 6)))
+            break
+        except Enough:
+            files = sorted((tmp_path / "parts" / "records").iterdir())
+            last = max(files, key=lambda path: path.stat().st_mtime_ns)
+            if count % 2:  # as if killed while it wrote a line
+                with last.open("ab") as file:
+                    file.write(b'{"subset": "", "id": "q3", "score": 0.')
+    assert count > 4
+    assert written(tmp_path / "parts") == expected
+    for part in prepared.settings.parts:
+        both = [
+            sorted(records(tmp_path / name, part.name), key=lambda one: (one["subset"], one["id"]))
+            for name in ("whole", "parts")
+        ]
+        for one in (*both[0], *both[1]):
+            one.pop("losses", None)  # computed beside others, they are rounded otherwise
+        assert both[0] == both[1]
+
+
+def test_a_run_that_is_done_asks_the_model_nothing(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    prepared = some_parts(data, limit=1)
+    first = run(lm, prepared, tmp_path / "out")
+    broken = replace(lm, model=None)  # type: ignore[arg-type]
+    broken.model = type("Model", (), {"config": lm.config, "adapter": None})()  # type: ignore[assignment]
+    told: list[EvalProgress] = []
+    from minicpm_mlx.evals import run as runs
+
+    record = RunRecord.read(tmp_path / "out")
+    for part in prepared.settings.parts:
+        runs._do(broken, part, prepared, record, told.append)
+    assert all(now.done == now.of and now.left is None for now in told)
+    assert run(lm, prepared, tmp_path / "out") == first
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"seed": 1}, "seed is 0, not 1"),
+        ({"shots": 1}, "shots is 2, not 1"),
+        ({"limit": 2}, "limit is 1, not 2"),
+        ({"chat_template": True}, "chat_template is false, not true"),
+        ({"sampling": "ultraeval"}, 'sampling is "greedy", not "ultraeval"'),
+        ({"whole_replies": True}, "whole_replies is false, not true"),
+        ({"subjects": ("anatomy",)}, "subjects is"),
+    ],
+)
+def test_another_setting_is_refused(
+    lm: mm.LM, data: Path, tmp_path: Path, change: dict[str, Any], difference: str
+) -> None:
+    how: dict[str, Any] = {"tasks": ("mmlu",), "mode": "gen", "limit": 1}
+    with pytest.raises(Enough):
+        run(lm, some_parts(data, **how), tmp_path / "out", progress=stop_after(1))
+    before = (tmp_path / "out" / "settings.json").read_bytes()
+    with pytest.raises(InvalidArgumentError, match=difference):
+        run(lm, some_parts(data, **{**how, **change}), tmp_path / "out")
+    assert (tmp_path / "out" / "settings.json").read_bytes() == before
+
+
+def test_other_data_and_another_model_are_refused(lm: mm.LM, demo: mm.LM, tmp_path: Path) -> None:
+    how = EvalSettings(tasks=("arc_easy",), mode="ppl", limit=2)
+    write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(4)])
+    run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(InvalidArgumentError, match='name is "model", not "demo"'):
+        run(demo, prepare(how, tmp_path / "data"), tmp_path / "out")
+    changed = replace(lm, adapter=Path("/of/pirate/adapters"), model=demo.model)
+    with pytest.raises(InvalidArgumentError, match='adapter is null, not "pirate/adapters"'):
+        run(changed, prepare(how, tmp_path / "data"), tmp_path / "out")
+    write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(5)])
+    with pytest.raises(InvalidArgumentError, match=r"sha256 of arc_easy.jsonl is .*, not"):
+        run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
+
+
+def test_tasks_may_be_added_to_a_folder(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    for name in ("arc_easy", "hellaswag"):
+        report = run(lm, prepare(EvalSettings(tasks=(name,), mode="ppl"), data), tmp_path / "out")
+    assert [task.name for task in report.tasks] == ["arc_easy", "hellaswag"]
+
+
+def test_a_folder_of_something_else_is_left_alone(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InvalidArgumentError, match=r"notes.txt and no run"):
+        run(lm, prepared, tmp_path)
+    with pytest.raises(InvalidArgumentError, match="is a file"):
+        run(lm, prepared, tmp_path / "notes.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_one_process_at_a_time(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    from minicpm_mlx.evals.record import opened
+
+    prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
+    with opened(tmp_path / "out"), pytest.raises(DownloadError, match="another process"):
+        run(lm, prepared, tmp_path / "out")
+    run(lm, prepared, tmp_path / "out")
+
+
+def test_damaged_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected the settings of a run"):
+        RunRecord.read(tmp_path)
+    for content in ("{", "[]", '{"format": 1}', '{"format": 9, "parts": {}}'):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(DataError, match=r"settings.json"):
+            RunRecord.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_decided_replies_score_as_whole_ones(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    found = []
+    for whole in (False, True):
+        how = EvalSettings(tasks=DECIDED, mode="gen", limit=1, shots=0, whole_replies=whole)
+        run(lm, prepare(how, data), tmp_path / str(whole))
+        found.append(
+            {
+                (part.name, one["subset"], one["id"]): (one["score"], one["tokens"])
+                for part in how.parts
+                for one in records(tmp_path / str(whole), part.name)
+            }
+        )
+    assert found[0].keys() == found[1].keys()
+    assert all(found[0][key][0] == found[1][key][0] for key in found[0])
+    assert sum(tokens for _, tokens in found[0].values()) < 0.7 * sum(
+        tokens for _, tokens in found[1].values()
+    )
+
+
+PARTS = st.sampled_from(
+    (
+        *("(B)", "\n\n", "####", "12", "answer is", "def", "\nif", "<|endoftext|>", "takes the"),
+        *("stone", "river", "Which of these is number 1?", "Cooking: Cook 1 comes in and"),
+        *"ABCD()# .\n\t",
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def questions(data: Path) -> list[tuple[str, Any]]:
+    found = []
+    for name in TASKS:
+        for items in load(TASKS[name], data).items.values():
+            found += [(name, TASKS[name].question(item)) for item in items[:4]]
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(PARTS, max_size=12), st.lists(PARTS, max_size=6))
+def test_what_follows_a_decided_reply_changes_nothing(
+    questions: list[tuple[str, Any]], begun: list[str], more: list[str]
+) -> None:
+    reply, rest = "".join(begun), "".join(more)
+    for name, question in questions:
+        task = TASKS[name]
+        if task.enough is None or not task.enough(reply, question):
+            continue
+        before, after = (task.parse(text, question) for text in (reply, reply + rest))
+        if task.needs_code:
+            assert before == after
+        else:
+            assert task.score(before, question) == task.score(after, question)
+
+
+def test_decisions_are_soon(questions: list[tuple[str, Any]]) -> None:
+    replies = {
+        "mmlu": "(A)",
+        "bbh": "(A)",
+        "gsm8k": "So it is 3 #### 4 ",
+        "arc_easy": "(A) stone and ",
+        "humaneval": "\n    return x\n\ndef",
+        "bbh_cot": "So the answer is No.\n\nQ",
+    }
+    for name, question in questions:
+        if name in replies and question.item.subset != "object_counting":
+            assert TASKS[name].enough is not None
+            assert TASKS[name].enough(replies[name] + " stone", question), name
+            assert not TASKS[name].enough("", question)
+
+
+def test_replies_are_the_same_whatever_else_is_asked(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"tasks": ("gsm8k",), "mode": "gen", "sampling": "ultraeval"}
+    run(lm, some_parts(data, **how, width=1, limit=1), tmp_path / "few")
+    run(lm, some_parts(data, **how, width=5), tmp_path / "many")
+    few = {one["id"]: one["reply"] for one in records(tmp_path / "few", "gsm8k.gen")}
+    many = {one["id"]: one["reply"] for one in records(tmp_path / "many", "gsm8k.gen")}
+    assert few.items() <= many.items()
+    assert len(set(many.values())) == len(many) == 6
+
+
+def test_examples_that_do_not_fit_are_left_out(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    prepared = some_parts(
+        data, tasks=("mmlu",), mode="gen", limit=1, shots=5, subjects=("anatomy",)
+    )
+    run(lm, prepared, tmp_path / "all")
+    (whole,) = records(tmp_path / "all", "mmlu.gen")
+    short = replace(lm, room=len(lm.encode(whole["prompt"])) + 299)
+    report = run(short, prepared, tmp_path / "short")
+    (one,) = records(tmp_path / "short", "mmlu.gen")
+    assert (whole["shots"], one["shots"]) == (5, 4)
+    assert report.tasks[0].part.fewer_shots == 1
+    report = run(replace(lm, room=20), prepared, tmp_path / "none")
+    (one,) = records(tmp_path / "none", "mmlu.gen")
+    assert (one["finish"], one["score"], one["reply"]) == ("no room", 0, "")
+    assert report.tasks[0].part.unasked == 1
+
+
+def test_options_that_do_not_fit_are_wrong(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    prepared = some_parts(data, tasks=("arc_easy",), mode="ppl", shots=None)
+    report = run(replace(lm, room=20), prepared, tmp_path / "out")
+    assert report.tasks[0].part.unasked == 6
+    assert report.tasks[0].part.score.mean == 0
+
+
+def test_the_template_is_used_where_it_is_asked_for(lm: mm.LM, data: Path, tmp_path: Path) -> None:
+    prepared = some_parts(data, tasks=("mmlu",), mode="gen", limit=1, chat_template=True)
+    run(lm, prepared, tmp_path / "out")
+    for one in records(tmp_path / "out", "mmlu.gen"):
+        assert one["prompt"].startswith("<|im_start|>user\nThe following are multiple choice")
+        assert one["prompt"].endswith("Answer:\n<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_what_prompts_share_is_read_once_and_changes_no_reply(demo: mm.LM) -> None:
+    head = "Numbers and their names follow, one after the other. " * 8
+    prompts = [f"{head}{n} is" for n in (1, 2, 3)] + ["Snow is", f"{head}4 is"]
+    sampling = mm.Sampling()
+    asked = [
+        BatchRequest(ids=demo.tokenizer.encode(prompt), max_tokens=6, sampling=sampling)
+        for prompt in prompts
+    ]
+    found = dict(replies(demo.model, demo.tokenizer, asked, width=2))
+    for place, prompt in enumerate(prompts):
+        alone = demo.generate(prompt, max_tokens=6, sampling=sampling)
+        assert found[place].token_ids == alone.token_ids
+    cached = [found[place].stats.cached_tokens for place in range(5)]
+    assert cached[3] == 0
+    assert min(cached[0], cached[1], cached[2], cached[4]) > 64
+
+
+def test_replies_share_the_room_there_is(lm: mm.LM) -> None:
+    asked = [
+        BatchRequest(ids=[5 + k] * length, max_tokens=8, sampling=mm.Sampling())
+        for k, length in enumerate((4, 90, 7, 8, 60, 5))
+    ]
+    free = dict(replies(lm.model, lm.tokenizer, asked))
+    for positions in (1, 40, 200):
+        found = dict(replies(lm.model, lm.tokenizer, asked, positions=positions))
+        assert [found[k].token_ids for k in range(6)] == [free[k].token_ids for k in range(6)]
+    order = [place for place, _ in replies(lm.model, lm.tokenizer, asked, positions=1)]
+    assert order == sorted(order)  # one after the other
+
+
+def test_a_reply_goes_on_with_the_space_it_began_with() -> None:
+    from minicpm_mlx.evals.generation import _space
+    from support.tiny_tokenizer import tiny
+
+    tokenizer = tiny()
+    for text, space in (("▁▁a", " "), ("a", ""), ("\n▁a", "")):
+        ids = tuple(tokenizer.backend.token_to_id(piece) for piece in text)
+        completion = type("Completion", (), {"token_ids": ids})()
+        lm = type("LM", (), {"tokenizer": tokenizer})()
+        assert _space(lm, completion) == space
+
+
+def command(*arguments: str) -> list[str]:
+    code = "from minicpm_mlx.cli.main import main; main()"
+    return [sys.executable, "-c", code, *arguments]
+
+
+@pytest.mark.slow
+@CONTAINED
+def test_a_run_killed_at_random_points_ends_with_the_same_report(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    tasks = "mmlu,gsm8k,mbpp,bbh,arc_easy"
+    words = ["eval", "--tasks", tasks, "--mode", "both", "--shots", "2", "--allow-code"]
+    words += ["--data", str(data), "--model", str(folder), "--sampling", "ultraeval", "--output"]
+    start = time.monotonic()
+    subprocess.run(command(*words, str(tmp_path / "whole")), check=True, capture_output=True)
+    took = time.monotonic() - start
+    rng, kills, done = random.Random(), 0, False
+    while not done:
+        process = subprocess.Popen(
+            command(*words, str(tmp_path / "parts")),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, err = process.communicate(timeout=1.5 + rng.random() * took / 2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            assert kills < 60
+            continue
+        assert process.returncode == 0, err.decode()
+        done = True
+    assert kills >= 2
+    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@CONTAINED
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "ceval"])
+def test_the_samples_run_in_all_modes(name: str, demo: mm.LM, tmp_path: Path) -> None:
+    subjects = {
+        "mmlu": ("anatomy", "virology"),
+        "cmmlu": ("agronomy", "anatomy"),
+        "bbh": ("navigate", "object_counting", "dyck_languages"),
+        "bbh_cot": ("navigate",),
+    }.get(name, ())
+    how = EvalSettings(tasks=(name,), mode="both", limit=2, allow_code=True, subjects=subjects)
+    prepared = prepare(how, need_shared("evals"))
+    report = run(demo, prepared, tmp_path / "out")
+    for part in report.tasks[0].parts.values():
+        assert part.done == part.of == 2 * max(len(subjects), 1)
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_is_done(folder: Path, data: Path, tmp_path: Path) -> None:
+    words = ["eval", "--tasks", "gsm8k,mmlu", "--data", str(data), "--model", str(folder)]
+    words += ["--whole-replies", "--shots", "2", "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "out" / "records" / "gsm8k.gen.jsonl"
+    end = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"kept in {tmp_path / 'out'}; the same command goes on" in err
+    assert "Traceback" not in err
+    done = path.read_bytes()
+    subprocess.run(command(*words), check=True, capture_output=True)
+    assert path.read_bytes().startswith(done)

@@ -1,0 +1,530 @@
+"""MT-Bench: its files read, its questions asked in two turns, its ratings added up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minicpm_mlx as mm
+from minicpm_mlx.cli.render import theme
+from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
+from minicpm_mlx.evals.mt_bench.judge import UNRATED, Judgement
+from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
+from minicpm_mlx.evals.mt_bench.questions import Bench
+from minicpm_mlx.evals.mt_bench.radar_chart import draw_radar
+from minicpm_mlx.evals.mt_bench.run import (
+    CATEGORIES,
+    QUESTIONS,
+    TEMPERATURES,
+    BenchModel,
+    answer_questions,
+    load_bench,
+    model_of,
+    run,
+    scores,
+)
+from minicpm_mlx.files.atomic import alone
+from minicpm_mlx.files.jsonl import JsonlFile
+from support.data import need_shared
+from support.little_bench import (
+    PROMPTS,
+    REFERENCES,
+    Reply,
+    local_judge,
+    write_bench,
+    write_lines,
+)
+from support.little_bench import QUESTIONS as LITTLE
+from support.tiny_model import write_model
+
+Asked = tuple[list[dict[str, str]], float, int]
+
+
+class Echo:
+    """A model that says how many messages it was shown, and keeps them."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.asked: list[Asked] = []
+        self.fails_at = fails_at
+
+    def __call__(
+        self, messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int
+    ) -> str:
+        self.asked.append(([dict(m) for m in messages], temperature, max_tokens))
+        if len(self.asked) == self.fails_at:
+            raise KeyboardInterrupt
+        return f" I saw {len(messages)}. \n"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return load_bench(write_bench(tmp_path / "data"))
+
+
+# ---- files ----
+
+
+def test_fastchats_layout_is_read(bench: Bench) -> None:
+    assert [(q.id, q.category) for q in bench.questions] == [
+        (1, "writing"),
+        (2, "math"),
+        (3, "stem"),
+    ]
+    assert bench.questions[1].turns == ("What is 6 x 7?", "And half of it?")
+    assert bench.questions[1].reference == ("It is 42.", "That is 21.")
+    assert bench.questions[0].reference is None
+    assert bench.prompt(bench.questions[1], 2).name == "single-math-v1-multi-turn"
+    assert bench.prompt(bench.questions[2], 1).name == "single-v1"
+    assert set(bench.sha256) == {"question.jsonl", "gpt-4.jsonl", "judge_prompts.jsonl"}
+
+
+def test_the_published_questions_are_read() -> None:
+    bench = load_bench(need_shared("evals"))
+    assert [question.id for question in bench.questions] == list(range(81, 161))
+    assert {c: sum(q.category == c for q in bench.questions) for c in CATEGORIES} == dict.fromkeys(
+        CATEGORIES, 10
+    )
+    with_reference = [q.id for q in bench.questions if q.reference]
+    assert with_reference == list(range(101, 131))
+    assert set(TEMPERATURES) == set(CATEGORIES)
+
+
+def change(folder: Path, file: str, /, **fields: object) -> None:
+    """Change the second line of a file."""
+    records = {"question.jsonl": LITTLE, "../judge_prompts.jsonl": PROMPTS}[file]
+    changed = [dict(record) for record in records]
+    changed[1].update(fields)
+    write_lines(folder / file, [{k: v for k, v in r.items() if v != ()} for r in changed])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "question.jsonl").unlink(), "expected question.jsonl or .*FastChat"),
+        (lambda f: (f / "../judge_prompts.jsonl").unlink(), "judge_prompts.jsonl or"),
+        (lambda f: (f / "reference_answer/gpt-4.jsonl").unlink(), "gpt-4.jsonl or"),
+        (lambda f: (f / "question.jsonl").write_text(""), "question.jsonl: expected at least"),
+        (lambda f: (f / "question.jsonl").write_text("{\n"), "question.jsonl:1: "),
+        (lambda f: change(f, "question.jsonl", turns=["one"]), r"jsonl:2: expected two turns"),
+        (lambda f: change(f, "question.jsonl", turns="one"), r"jsonl:2: expected a list of texts"),
+        (lambda f: change(f, "question.jsonl", category="art"), "jsonl:2: expected one of writing"),
+        (
+            lambda f: change(f, "question.jsonl", category=()),
+            "jsonl:2: expected a field 'category'",
+        ),
+        (
+            lambda f: change(f, "question.jsonl", question_id="2"),
+            "jsonl:2: expected a whole number",
+        ),
+        (lambda f: change(f, "question.jsonl", question_id=9), "reference answer for question 9"),
+        (lambda f: change(f, "question.jsonl", required_temperature="x"), "jsonl:2: .*a number"),
+        (lambda f: change(f, "../judge_prompts.jsonl", name="x"), "expected a prompt 'single-math"),
+        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{x}"), "jsonl:2: .*templ"),
+        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{"), "jsonl:2: .*templ"),
+        (
+            lambda f: write_lines(
+                f / "reference_answer/gpt-4.jsonl", [{"question_id": 2, "choices": []}]
+            ),
+            "gpt-4.jsonl:1: expected a list of objects with turns",
+        ),
+    ],
+)
+def test_what_is_missing_or_malformed_is_named_with_its_place(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = write_bench(tmp_path)
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        load_bench(folder)
+
+
+def test_references_may_be_laid_out_without_choices(tmp_path: Path) -> None:
+    folder = write_bench(tmp_path)
+    turns = REFERENCES[0]["choices"][0]["turns"]
+    write_lines(folder / "reference_answer" / "gpt-4.jsonl", [{"question_id": 2, "turns": turns}])
+    assert load_bench(folder).questions[1].reference == ("It is 42.", "That is 21.")
+
+
+# ---- answers ----
+
+
+def test_each_question_is_asked_in_two_turns_at_its_categorys_temperature(
+    bench: Bench, tmp_path: Path
+) -> None:
+    echo = Echo()
+    found = answer_questions(bench, echo, tmp_path / "a.jsonl", model="m")
+    assert found == dict.fromkeys((1, 2, 3), ("I saw 1.", "I saw 3."))
+    assert [temperature for _, temperature, _ in echo.asked] == [0.7, 0.7, 0.0, 0.0, 0.1, 0.1]
+    assert {max_tokens for *_, max_tokens in echo.asked} == {1024}
+    assert echo.asked[3][0] == [
+        {"role": "user", "content": "What is 6 x 7?"},
+        {"role": "assistant", "content": "I saw 1."},
+        {"role": "user", "content": "And half of it?"},
+    ]
+
+
+def test_a_temperature_that_the_file_demands_is_kept(tmp_path: Path) -> None:
+    folder = write_bench(tmp_path)
+    change(folder, "question.jsonl", required_temperature=0.5)
+    echo = Echo()
+    answer_questions(load_bench(folder), echo, tmp_path / "a.jsonl", model="m")
+    assert [temperature for _, temperature, _ in echo.asked[2:4]] == [0.5, 0.5]
+
+
+def test_answers_are_kept_as_fastchat_keeps_them(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    answer_questions(bench, Echo(), path, model="m")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(record) for record in records] == [
+        {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    ] * 3
+    assert records[0]["choices"] == [{"index": 0, "turns": ["I saw 1.", "I saw 3."]}]
+    assert len({record["answer_id"] for record in records}) == 3
+
+
+def test_a_broken_run_asks_only_what_is_left(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answer_questions(bench, Echo(fails_at=4), path, model="m")
+    assert len(path.read_text().splitlines()) == 1  # half a conversation is no answer
+    with path.open("a") as file:
+        file.write('{"question_id": 2, "cho')
+    echo = Echo()
+    steps: list[tuple[int, int]] = []
+    found = answer_questions(
+        bench, echo, path, model="m", progress=lambda done, of: steps.append((done, of))
+    )
+    assert len(echo.asked) == 4
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(found) == [1, 2, 3]
+    assert [json.loads(line)["question_id"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_answers_of_another_model_are_not_taken_over(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    answer_questions(bench, Echo(), path, model="one")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected answers of two, found one of one"):
+        answer_questions(bench, Echo(), path, model="two")
+
+
+def test_odd_text_survives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    record = {"text": "é\u2028\n\x00\udc80 [[5]]"}
+    JsonlFile(path).add(record)
+    assert [row.value for row in JsonlFile(path).rows] == [record]
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(0, 9)), max_size=5), st.data())
+def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_be_added_to(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("lines") / "x.jsonl"
+    lines = JsonlFile(path)
+    for record in records:
+        lines.add(record)
+    written = path.read_bytes() if records else b""
+    cut = written[: data.draw(st.integers(0, len(written)))]
+    path.write_bytes(cut)
+    kept = [row.value for row in JsonlFile(path).rows]
+    assert kept == records[: len(kept)]
+    assert len(kept) - cut.count(b"\n") in (0, 1)  # a last line that lacks its end alone is whole
+    JsonlFile(path).add({"more": 1})
+    assert [row.value for row in JsonlFile(path).rows] == [*kept, {"more": 1}]
+
+
+@pytest.mark.parametrize("number", ["1", None, 1.5, True])
+def test_an_answer_to_no_question_is_named(bench: Bench, tmp_path: Path, number: object) -> None:
+    path = tmp_path / "a.jsonl"
+    JsonlFile(path).add({"model_id": "m", "question_id": number, "turns": ["a", "b"]})
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected a whole number"):
+        answer_questions(bench, Echo(), path, model="m")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a folder"):
+        JsonlFile(tmp_path / "none" / "x.jsonl")
+    with pytest.raises(DataError, match="expected a file"):
+        JsonlFile(tmp_path)
+    (tmp_path / "file").write_text("")
+    bench = load_bench(write_bench(tmp_path / "data"))
+    with pytest.raises(DownloadError, match="cannot be written"):
+        run(bench, BenchModel("m", Echo()), tmp_path / "file")
+
+
+# ---- runs ----
+
+
+def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
+    bench: Bench, tmp_path: Path
+) -> None:
+    result = run(bench, BenchModel("org/../My Model", Echo()), tmp_path / "out")
+    assert result.answers == tmp_path / "out" / "model_answer" / "org_.._My_Model.jsonl"
+    assert result.answers.exists()
+    assert (result.judgements, result.scores) == (None, None)
+    assert "3 answers" in result.message
+    assert "no judge" in result.message
+
+
+def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> None:
+    run(bench, BenchModel("m", Echo()), tmp_path / "out")
+    echo = Echo()
+    with local_judge() as judge:
+        judge.reply = lambda n, body: Reply(
+            says="[[8]]" if "6 x 7" in body["messages"][1]["content"] else "[[5]]"
+        )
+        result = run(
+            bench, BenchModel("m", echo), tmp_path / "out", judge=Endpoint(judge.url, "org/strict")
+        )
+    assert not echo.asked  # they were kept
+    assert result.judgements == tmp_path / "out" / "model_judgment" / "org_strict_single.jsonl"
+    assert result.scores
+    assert result.scores.mean == 6
+    assert result.scores.categories["math"] == 8
+    assert "6 of 6" in result.message
+
+
+def test_answers_that_were_made_otherwise_are_not_gone_on_with(
+    bench: Bench, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = {"sampling": {"top_p": 0.8, "top_k": 0}, "identity": "abc"}
+    run(bench, BenchModel("m", Echo(), made), out)
+    (path,) = (out / "model_answer").iterdir()
+    before = path.read_bytes()
+
+    def refused(bench: Bench, settings: dict[str, Any], difference: str, **more: int) -> None:
+        echo = Echo()
+        with pytest.raises(InvalidArgumentError, match=f"m's {difference}; .*another folder"):
+            run(bench, BenchModel("m", echo, settings), out, **more)
+        assert not echo.asked
+        assert path.read_bytes() == before
+
+    refused(bench, {**made, "identity": "def"}, 'identity is "abc", not "def"')
+    top_p = {"top_p": 0.9, "top_k": 0}
+    refused(bench, {**made, "sampling": top_p}, "sampling of top_p is 0.8, not 0.9")
+    refused(bench, made, "max_tokens is 1024, not 8", max_tokens=8)
+    write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", LITTLE[:2])
+    fewer = load_bench(tmp_path / "data" / "mt_bench")
+    refused(fewer, made, f'sha256 of questions is "{bench.asked}", not "{fewer.asked}"')
+    echo = Echo()
+    run(bench, BenchModel("m", echo, made), out)
+    assert not echo.asked
+
+
+def test_several_models_answer_in_one_folder_each_with_its_settings(
+    bench: Bench, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        run(bench, BenchModel(name, Echo(), {"identity": name}), tmp_path)
+    kept = json.loads((tmp_path / "settings.json").read_text())["models"]
+    assert {name: settings["identity"] for name, settings in kept.items()} == {
+        "one": "one",
+        "two": "two",
+    }
+    names = {path.name for path in (tmp_path / "model_answer").iterdir()}
+    assert names == {"one.jsonl", "two.jsonl"}
+
+
+def test_answers_of_which_nobody_knows_how_they_were_made_are_not_gone_on_with(
+    bench: Bench, tmp_path: Path
+) -> None:
+    run(bench, BenchModel("m", Echo()), tmp_path)
+    settings = tmp_path / "settings.json"
+    settings.unlink()
+    with pytest.raises(InvalidArgumentError, match=r"m\.jsonl: expected settings\.json to say how"):
+        run(bench, BenchModel("m", Echo()), tmp_path)
+    for content in ('{"format": 1, "parts": {}}', '{"format": 1, "models": {"m": 1}}', "{", "\xff"):
+        settings.write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=r"settings\.json: expected settings of MT-Bench"):
+            run(bench, BenchModel("m", Echo()), tmp_path)
+    settings.write_text('{"format": 0, "models": {}}')
+    with pytest.raises(DataError, match="another version"):
+        run(bench, BenchModel("m", Echo()), tmp_path)
+
+
+def test_a_model_is_known_by_what_decides_its_answers(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    bench = load_bench(write_bench(tmp_path / "data"))
+    run(bench, model_of(mm.load(str(folder))), tmp_path / "out", max_tokens=2)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "scale_emb": 3}))
+    with pytest.raises(InvalidArgumentError, match="tiny's identity is"):
+        run(bench, model_of(mm.load(str(folder))), tmp_path / "out", max_tokens=2)
+
+
+def test_a_folder_is_for_one_process_at_a_time(bench: Bench, tmp_path: Path) -> None:
+    echo = Echo()
+    with alone(tmp_path, tmp_path), pytest.raises(DownloadError, match="another process"):
+        run(bench, BenchModel("m", echo), tmp_path)
+    assert not echo.asked
+
+    def another(*_arguments: object) -> str:
+        with pytest.raises(DownloadError, match="another process"):
+            run(bench, BenchModel("m", Echo()), tmp_path)
+        return "alone"
+
+    answers = run(bench, BenchModel("m", another), tmp_path).answers
+    assert answers.read_text().count("alone") == 6
+
+
+@pytest.mark.parametrize("more", [{"max_tokens": 0}, {"workers": 0}, {"workers": -1}])
+def test_what_is_asked_for_in_vain_makes_no_folder(
+    bench: Bench, tmp_path: Path, more: dict[str, int]
+) -> None:
+    (name,) = more
+    with pytest.raises(InvalidArgumentError, match=f"{name} must be 1 or more, got {more[name]}"):
+        run(bench, BenchModel("m", Echo()), tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_says_what_is_not_rated_and_asks_for_it_anew(bench: Bench, tmp_path: Path) -> None:
+    model = BenchModel("m", Echo())
+    with local_judge() as judge:
+        strict = Endpoint(judge.url, "strict")
+        judge.reply = lambda n, body: Reply(says="I cannot say.")
+        result = run(bench, model, tmp_path, judge=strict)
+        assert "none of 6 judgements by strict has a rating, so there is no score" in result.message
+        assert f"{result.judgements} has what it said: run again" in result.message
+        judge.reply = lambda n, body: Reply(says="[[7]]" if n > 8 else "Still not.")
+        result = run(bench, model, tmp_path, judge=strict, workers=1)
+        assert result.message == (
+            "4 of 6 judgements by strict have a rating; run again to ask for the others anew"
+        )
+        result = run(bench, model, tmp_path, judge=strict)
+        assert result.message == "6 of 6 judgements by strict have a rating"
+        assert len(judge.seen) == 6 + 6 + 2
+
+
+def judged(*rows: tuple[int, str, int, float]) -> list[Judgement]:
+    return [Judgement(number, category, turn, score, "") for number, category, turn, score in rows]
+
+
+def test_scores_are_means_over_what_was_rated() -> None:
+    found = scores(
+        judged(
+            (1, "writing", 1, 9),
+            (1, "writing", 2, 7),
+            (2, "math", 1, 4),
+            (2, "math", 2, UNRATED),
+            (3, "stem", 1, UNRATED),
+        )
+    )
+    assert found.mean == pytest.approx(20 / 3)  # each rating counts once, as in show_result
+    assert found.turns == (6.5, 7)
+    assert found.categories["writing"] == 8
+    assert found.categories["math"] == 4
+    assert found.categories["stem"] is None
+    assert list(found.categories) == list(CATEGORIES)
+    assert (found.questions, found.rated, found.unrated) == (3, 3, 2)
+    assert found.interval
+    assert found.interval.low == 4
+    assert found.interval.high == 8
+
+
+def test_nothing_rated_has_no_score() -> None:
+    found = scores(judged((1, "math", 1, UNRATED)))
+    assert (found.mean, found.interval, found.turns) == (None, None, (None, None))
+    assert found.unrated == 1
+
+
+def test_the_chart_is_a_picture_of_any_models(tmp_path: Path) -> None:
+    some = scores(judged((1, "writing", 1, 9), (2, "math", 1, 4)))
+    path = tmp_path / "radar.png"
+    draw_radar({"one $x_y$": some, "_two": some, "三": some, "none": scores([])}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in tmp_path.iterdir()] == ["radar.png"]
+    with pytest.raises(InvalidArgumentError, match="no answer has a rating"):
+        draw_radar({"none": scores([])}, path)
+    with pytest.raises(InvalidArgumentError, match="folder that exists"):
+        draw_radar({"one": some}, tmp_path / "none" / "radar.png")
+
+
+def test_a_loaded_model_answers_with_its_own_sampling_but_for_the_temperature(
+    tmp_path: Path,
+) -> None:
+    lm = mm.load(str(write_model(tmp_path / "tiny")))
+    lm.sampling = replace(lm.sampling, temperature=0.0, top_k=1)
+    model = model_of(lm)
+    answer = model.answer
+    messages = [{"role": "user", "content": "hello"}]
+    greedy = answer(messages, 0.0, 12)
+    assert greedy == lm.generate(messages, max_tokens=12, sampling=mm.Sampling()).text
+    assert answer(messages, 5.0, 12) == greedy  # one token at a time to draw from
+    lm.sampling = replace(lm.sampling, top_k=0)
+    assert model_of(lm).settings != model.settings
+    warm = answer(messages, 5.0, 12)
+    assert warm != greedy
+    assert answer(messages, 5.0, 12) == warm  # the seed is fixed
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command, of a tiny model, to tmp_path/out."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    theme.console.cache_clear()
+    begin = ["eval", "mt-bench", "--data", str(write_bench(tmp_path / "data"))]
+    begin += ["--model", str(write_model(tmp_path / "tiny"))]
+    return [*begin, "--output", str(tmp_path / "out"), "--max-tokens", "4"]
+
+
+Command = Callable[..., int]
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("option", ["--max-tokens", "--workers"])
+def test_an_option_below_one_is_refused_before_anything_is_loaded(
+    command: Command, capsys: Out, words: list[str], tmp_path: Path, option: str
+) -> None:
+    shutil.rmtree(tmp_path / "tiny")
+    assert command(*words, option, "0") == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"minicpm-mlx: {option} must be 1 or more, got 0\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_many_questions_were_asked_stands_beside_the_readmes_figure(
+    command: Command, capsys: Out, words: list[str], tmp_path: Path
+) -> None:
+    with local_judge() as judge:
+        assert command(*words, "--judge-url", judge.url) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "MT-Bench 7.00 (7.00 to 7.00), 3 of its 80 questions"
+        assert lines[1].startswith("MiniCPM-2B, README: 7.25")
+        whole = [{**LITTLE[0], "question_id": number} for number in range(QUESTIONS)]
+        write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", whole)
+        words[words.index("--output") + 1] = str(tmp_path / "whole")
+        assert command(*words, "--max-tokens", "1", "--judge-url", judge.url) == 0
+        assert capsys.readouterr().out.splitlines()[0] == "MT-Bench 7.00 (7.00 to 7.00)"
+
+
+def test_the_command_says_that_nothing_is_rated(
+    command: Command, capsys: Out, words: list[str]
+) -> None:
+    with local_judge() as judge:
+        judge.reply = lambda n, body: Reply(says="[[11]]")
+        assert command(*words, "--judge-url", judge.url) == 0
+    out, err = capsys.readouterr()
+    assert out == "MT-Bench: not rated\n"
+    assert "none of 6 judgements by gpt-4 has a rating, so there is no score" in err
+
+
+def test_the_command_says_that_the_judge_is_asked_again(
+    command: Command, capsys: Out, words: list[str]
+) -> None:
+    with local_judge() as judge:
+        busy = Reply(503, b"", headers={"Retry-After": "0"})
+        judge.reply = lambda n, body: busy if n < 4 else Reply()
+        assert command(*words, "--judge-url", judge.url, "--workers", "1") == 0
+    said = "judge: 503 Service Unavailable, trying again in 0 s"
+    assert capsys.readouterr().err.splitlines().count(said) == 1

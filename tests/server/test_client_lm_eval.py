@@ -1,0 +1,135 @@
+"""lm-eval's local-completions, unchanged, against the live server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import minicpm_mlx as mm
+
+pytest.importorskip("fastapi")
+pytest.importorskip("lm_eval")
+pytest.importorskip("tenacity")  # of lm-eval[api]
+
+if TYPE_CHECKING:
+    from support.serving import Live
+
+PAIRS = [
+    ("The capital of France is", " Paris"),
+    ("The capital of France is", " London, of course"),
+    ("1 2 3 4", " 5 6"),
+    ("Q: 你好\nA:", " 世界"),
+    ("", "Hello there"),
+]
+
+
+def harness(server: Live, **options: Any) -> Any:
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    return LocalCompletionsAPI(base_url=f"{server.url}/v1/completions", model="demo", **options)
+
+
+def requests(pairs: list[tuple[Any, ...]]) -> list[Any]:
+    return [SimpleNamespace(args=pair) for pair in pairs]
+
+
+def expected(demo: mm.LM, context: str, continuation: str) -> tuple[float, bool]:
+    """What lm-eval means by log-likelihood, from one plain pass of the model."""
+    tokenizer = demo.tokenizer
+    # It reads an empty context as the end of the text before.
+    before = tokenizer.encode(context) if context else [tokenizer.eos_ids[0]]
+    whole = tokenizer.encode(context + continuation) if context else None
+    after = whole[len(before) :] if whole else tokenizer.encode(continuation)
+    ids = [*before, *after]
+    logits = demo.model(mx.array([ids]))[0, len(before) - 1 : -1].astype(mx.float32)
+    logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    own = logprobs[np.arange(len(after)), after]
+    return float(own.sum()), bool((own == logprobs.max(axis=1)).all())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 4},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"num_concurrent": 3}, marks=pytest.mark.slow),
+        pytest.param({"tokenized_requests": False}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_loglikelihoods_are_those_of_the_models_logits(server, demo, options, monkeypatch):
+    # Its progress bars would ask the terminal; its own tokenizer comes from the server.
+    there = harness(server, tokenizer_backend="auto", **options)
+    assert there.tokenizer_backend == "remote"
+    # bos is what it puts before an empty context, and the demo's is not its end of text.
+    monkeypatch.setattr(type(there.tokenizer), "bos_token", None)
+    found = there.loglikelihood(requests(PAIRS), disable_tqdm=True)
+    for (logprob, greedy), pair in zip(found, PAIRS, strict=True):
+        own, best = expected(demo, *pair)
+        assert logprob == pytest.approx(own, abs=2e-3)
+        assert greedy == best
+    assert found[0][1]
+    assert not found[1][1]
+
+
+def test_a_context_that_ends_the_reply_costs_no_continuation(server, demo):
+    # The model would end right after this; the entry lm-eval drops must still be there.
+    context = demo.tokenizer.chat_text(
+        [{"role": "user", "content": "What is the capital of France?"}]
+    )
+    reply = demo.generate(demo.encode(context), max_tokens=24)
+    assert reply.finish_reason == "stop"
+    [(logprob, _)] = harness(server).loglikelihood(requests([(context, reply.text)]))
+    own, _ = expected(demo, context, reply.text)
+    assert logprob == pytest.approx(own, abs=2e-3)
+
+
+def test_generation_stops_where_the_task_says(server, demo):
+    asked = {"until": ["\n", ".", "?", "!", ";"], "max_gen_toks": 12}
+    prompt = "The capital of France is"
+    [text] = harness(server).generate_until(requests([(prompt, asked)]), disable_tqdm=True)
+    assert text == demo.generate(prompt, max_tokens=12, stop=asked["until"]).text
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_runs(server, demo, tmp_path: Path, monkeypatch):
+    import lm_eval
+    from lm_eval.api.task import ConfigurableTask
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"question": "The capital of France is", "choices": [" Paris", " London"], "answer": 0},
+        {"question": "Two plus two is", "choices": [" a banana", " four"], "answer": 1},
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ConfigurableTask(
+        config={
+            "task": "tiny",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "question",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}],
+        }
+    )
+    found = lm_eval.simple_evaluate(
+        model=harness(server), tasks=[task], bootstrap_iters=0, log_samples=True
+    )
+    right = [
+        int(np.argmax([expected(demo, row["question"], choice)[0] for choice in row["choices"]]))
+        == row["answer"]
+        for row in rows
+    ]
+    assert found["results"]["tiny"]["acc,none"] == np.mean(right) == 1

@@ -1,0 +1,630 @@
+"""Who is let in: hosts, origins, keys; what every answer says; and a server's start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.server import serve as run
+from minicpm_mlx.server.http.settings import Settings
+
+if TYPE_CHECKING:
+    from support.serving import Live
+
+Serving = Callable[..., AbstractContextManager["Live"]]
+KEY = "sesame-0123456789abcdef"
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def locked(serving: Serving) -> Iterator[Live]:
+    """A server with an API key, one more host and one more origin."""
+    settings = {
+        "api_key": KEY,
+        "allowed_hosts": ("mac.example.com",),
+        "allowed_origins": ("https://app.example.com",),
+    }
+    with serving(settings=settings) as live:
+        yield live
+
+
+def routes(live: Live) -> list[tuple[str, str]]:
+    """Every method and path of the OpenAPI document, and the pages that are not in it."""
+    answer = live.ask("GET", "/openapi.json", headers={"x-api-key": KEY})
+    found = [
+        (method.upper(), re.sub(r"\{[^}]*\}", "x", path))
+        for path, methods in answer.json["paths"].items()
+        for method in methods
+    ]
+    assert len(found) > 20
+    return [
+        *found,
+        *(("GET", path) for path in ("/", "/docs", "/openapi.json", "/chat/", "/nowhere")),
+    ]
+
+
+# Hosts
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:8080", "localhost.", "a.localhost", "127.0.0.1:1", "[::1]:80"]
+)
+def test_names_of_this_machine_are_served(server: Live, host: str) -> None:
+    assert server.ask("GET", "/health", headers={"Host": host}).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.com",
+        "evil.com:80",
+        "localhost.evil.com",
+        "localhost@evil.com",
+        "127.0.0.1.evil.com",
+        "127.1",
+        "[::1",
+        ":80",
+        "localhost:",
+    ],
+)
+def test_a_host_that_is_not_ours_is_refused(server: Live, host: str) -> None:
+    answer = server.ask("GET", "/v1/models", headers={"Host": host})
+    assert answer.status == 403
+    assert "--allowed-host" in answer.json["error"]["message"]
+
+
+def test_the_machines_own_name_is_served(server: Live) -> None:
+    assert server.ask("GET", "/health", headers={"Host": socket.gethostname()}).status == 200
+
+
+def test_a_host_that_the_operator_named_is_served(locked: Live) -> None:
+    headers = {"x-api-key": KEY, "Host": "MAC.example.com:8080"}
+    assert locked.ask("GET", "/health", headers=headers).status == 200
+
+
+# Origins
+
+
+def test_a_page_of_this_server_may_ask(server: Live) -> None:
+    host = "localhost:8080"
+    for origin in (f"http://{host}", f"https://{host}"):
+        answer = server.ask("GET", "/health", headers={"Host": host, "Origin": origin})
+        assert answer.status == 200
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "null",
+        "http://evil.com",
+        "http://localhost:9",
+        "",
+        "http://localhost:8080.evil.com",
+        "x",
+        "http://[",
+        "file://",
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/health"), ("POST", "/api/chat")])
+def test_a_page_of_another_site_may_not(server: Live, origin: str, method: str, path: str) -> None:
+    headers = {"Host": "localhost:8080", "Origin": origin}
+    answer = server.ask(method, path, b"{}" if method == "POST" else None, headers)
+    assert answer.status == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_an_image_or_script_on_another_site_gets_nothing(server: Live) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    for path in ("/flush_cache", "/", "/v1/models"):
+        assert server.ask("GET", path, headers=headers).status == 403
+    headers["Sec-Fetch-Site"] = "same-site"  # another port of this machine
+    assert server.ask("GET", "/flush_cache", headers=headers).status == 403
+
+
+def test_a_link_on_another_site_leads_to_pages_only(server: Live) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert server.ask("GET", "/", headers=headers).status == 200
+    assert server.ask("GET", "/docs", headers=headers).status == 200
+    assert server.ask("GET", "/flush_cache", headers=headers).status == 403
+
+
+def test_an_origin_that_the_operator_named_may_read(locked: Live) -> None:
+    headers = {"Origin": "https://app.example.com", "x-api-key": KEY}
+    answer = locked.ask("GET", "/health", headers=headers)
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert "Origin" in answer.headers["vary"]
+    other = locked.ask("GET", "/health", headers=headers | {"Origin": "https://example.com"})
+    assert other.status == 403
+
+
+def test_a_preflight_needs_no_key_and_allows_what_clients_send(locked: Live) -> None:
+    headers = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-stainless-lang, b@d",
+    }
+    answer = locked.ask("OPTIONS", "/v1/chat/completions", headers=headers)
+    assert answer.status == 204
+    assert answer.headers["access-control-allow-headers"] == "authorization, x-stainless-lang"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    evil = headers | {"Origin": "http://evil.com"}
+    assert locked.ask("OPTIONS", "/v1/chat/completions", headers=evil).status == 403
+
+
+# Keys
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer {KEY}"},
+        {"x-api-key": KEY},
+        {"Authorization": basic(KEY)},
+        {"Authorization": "Bearer other", "x-api-key": KEY},
+    ],
+)
+def test_the_right_key_is_let_in(locked: Live, headers: Mapping[str, str]) -> None:
+    assert locked.ask("GET", "/v1/models", headers=headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": f"Bearer {KEY}x"},
+        {"Authorization": f"Bearer {KEY[:-1]}"},
+        {"Authorization": f"Digest {KEY}"},
+        {"Authorization": basic("wrong")},
+        {"Authorization": "Basic !!!"},
+        {"Authorization": "Basic " + base64.b64encode(KEY.encode()).decode()},
+        {"x-api-key": "\xe9"},
+        {"x-api-key": ""},
+    ],
+)
+def test_no_route_answers_without_the_key(locked: Live, headers: Mapping[str, str]) -> None:
+    for method, path in routes(locked):
+        body = None if method in ("GET", "HEAD") else {"a": 1}
+        answer = locked.ask(method, path, body, headers)
+        assert answer.status == 401, (method, path)
+        assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+def test_errors_have_the_form_of_the_api_that_was_asked(locked: Live) -> None:
+    def said(path: str) -> object:
+        return locked.ask("POST", path, {}).json
+
+    assert set(said("/v1/chat/completions")) == {"error"}  # type: ignore[call-overload]
+    anthropic = said("/v1/messages")
+    assert anthropic["type"] == "error"  # type: ignore[index]
+    assert anthropic["error"]["type"] == "authentication_error"  # type: ignore[index]
+    assert isinstance(said("/api/chat")["error"], str)  # type: ignore[index]
+
+
+def test_keys_and_prompts_are_not_in_the_log(locked: Live) -> None:
+    locked.ask("GET", f"/health?key={KEY}", headers={"x-api-key": KEY})
+    locked.ask("POST", "/v1/chat/completions", CHAT, {"Authorization": f"Bearer {KEY}"})
+    wait_until(lambda: "completions" in locked.log[-1])
+    line = r"127\.0\.0\.1 POST /v1/chat/completions 200 \d+\.\d\d s"
+    assert re.fullmatch(line, locked.log[-1])
+    assert not [line for line in locked.log if KEY in line or "Hi" in line or "?" in line]
+
+
+def test_what_is_logged_of_a_path_cannot_forge_a_line(server: Live) -> None:
+    before = len(server.log)
+    server.ask("GET", "/%0a127.0.0.1%20GET%20/forged%20200\x7f".replace("\x7f", "%1b"))
+    wait_until(lambda: len(server.log) > before)
+    assert len(server.log) == before + 1
+    assert server.log[-1].isprintable()
+
+
+# What every answer says
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/health", "/nowhere", "/v1/models", "/metrics"])
+def test_every_answer_says_that_it_is_for_nobody_else(server: Live, path: str) -> None:
+    headers = server.ask("GET", path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "access-control-allow-origin" not in headers
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_pages_fetch_nothing(server: Live, path: str, language: str) -> None:
+    answer = server.ask("GET", path, headers={"Accept-Language": f"{language};q=0.9"})
+    text = answer.body.decode()
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert not re.search(r"<script|<img|@import|url\(|src=|<link (?!rel=\"icon\")", text)
+    assert ("中文" in text) == (language == "en")
+
+
+def test_the_first_page_names_what_is_served_and_where(server: Live) -> None:
+    text = server.ask("GET", "/?lang=en", headers={"Host": "localhost:8080"}).body.decode()
+    for expected in ("demo:pirate", "http://localhost:8080/v1", "OLLAMA_HOST", "8192 tokens"):
+        assert expected in text, expected
+
+
+def test_a_page_does_not_repeat_markup_from_a_request(server: Live) -> None:
+    for path in ("/?lang=<script>", "/docs?lang=%3Cscript%3E"):
+        assert b"<script" not in server.ask("GET", path.replace("<", "%3C")).body
+
+
+def test_the_document_names_no_status_that_is_not_used(server: Live) -> None:
+    document = server.ask("GET", "/openapi.json").json
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert "422" not in operation["responses"]
+            assert "4XX" in operation["responses"]
+
+
+# Measurements
+
+
+def measured(live: Live) -> dict[str, float]:
+    lines = live.ask("GET", "/metrics").body.decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def test_metrics_count_requests_tokens_and_times(server: Live) -> None:
+    before = measured(server)
+    reply = server.ask("POST", "/v1/chat/completions", CHAT | {"max_tokens": 4}).json
+    server.ask("GET", "/nowhere/at/all")
+    after = measured(server)
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    usage = reply["usage"]
+    assert more("minicpm_prompt_tokens_total") == usage["prompt_tokens"]
+    assert more("minicpm_completion_tokens_total") == usage["completion_tokens"]
+    assert more("minicpm_time_to_first_token_seconds_count") == 1
+    assert more("minicpm_inter_token_seconds_count") == usage["completion_tokens"] - 1
+    route = 'method="POST",route="/v1/chat/completions",status="200"'
+    assert more(f"minicpm_requests_total{{{route}}}") == 1
+    assert not [name for name in after if "nowhere" in name]
+    assert after["minicpm_mlx_active_memory_bytes"] > 0
+    assert after["minicpm_waiting"] == 0
+
+
+def test_a_body_that_is_compressed_is_refused(server: Live) -> None:
+    answer = server.ask("POST", "/v1/chat/completions", CHAT, {"Content-Encoding": "gzip"})
+    assert answer.status == 415
+    assert "Content-Encoding" in answer.json["error"]["message"]
+    plain = server.ask("POST", "/v1/chat/completions", CHAT, {"Content-Encoding": "identity"})
+    assert plain.status == 200
+
+
+# Limits
+
+
+def test_no_more_requests_are_answered_at_a_time_than_may_be(serving: Serving) -> None:
+    with serving(settings={"max_requests": 1}) as live:
+        slow = http.client.HTTPConnection(*live.place, timeout=60)
+        slow.putrequest("POST", "/v1/chat/completions")
+        slow.putheader("Content-Type", "application/json")
+        slow.putheader("Content-Length", "2")
+        slow.endheaders()
+        wait_until(lambda: live.ask("GET", "/v1/models").status == 429)
+        answer = live.ask("GET", "/v1/models")
+        assert answer.headers["retry-after"] == "1"
+        assert live.ask("GET", "/health").status == 200
+        slow.send(b"{}")
+        assert slow.getresponse().status == 400
+        slow.close()
+        assert live.ask("GET", "/v1/models").status == 200
+
+
+def test_connections_beyond_the_limit_are_turned_away(serving: Serving) -> None:
+    with serving(settings={"max_connections": 4}) as live:
+        held = [socket.create_connection(live.place) for _ in range(4)]
+        try:
+            wait_until(lambda: len(live.running.server_state.connections) == 4)
+            with socket.create_connection(live.place, timeout=10) as extra:
+                assert extra.recv(64).startswith(b"HTTP/1.1 429 ")
+        finally:
+            for one in held:
+                one.close()
+        wait_until(lambda: not live.running.server_state.connections)
+        assert live.ask("GET", "/health").status == 200
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+# Settings
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "schlüssel", "a\n"])
+def test_a_key_that_no_header_could_hold_is_refused(key: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="API key"):
+        Settings(api_key=key)
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "example.com", "https://*", "https://a.com/b"])
+def test_an_origin_must_be_one_site(origin: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="SCHEME://HOST"):
+        Settings(allowed_origins=(origin,))
+
+
+def test_a_key_is_not_shown_with_the_settings() -> None:
+    assert KEY not in repr(Settings(api_key=KEY))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "mac.example.com", ""])
+def test_other_machines_may_not_come_without_a_key(host: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="API key is needed"):
+        run.listen(run.Address(host=host, port=0), None)
+
+
+def test_a_port_that_is_taken_is_one_clear_line() -> None:
+    first = run.listen(run.Address(port=0), None)
+    port = first[0].getsockname()[1]
+    with pytest.raises(InvalidArgumentError, match=f"port {port} is taken"):
+        run.listen(run.Address(port=port), None)
+    first[0].close()
+
+
+def test_a_key_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    file.chmod(0o600)
+    assert run.key_of(None, file) == KEY
+    assert not run.readable_by_others(file)
+    file.chmod(0o644)
+    assert run.readable_by_others(file)
+    monkeypatch.setenv(run.KEY, "from-the-environment")
+    assert run.key_of(None, None) == "from-the-environment"
+    assert run.key_of("given", None) == "given"
+    with pytest.raises(InvalidArgumentError, match="leave one"):
+        run.key_of("given", file)
+    with pytest.raises(InvalidArgumentError, match="No such file"):
+        run.key_of(None, tmp_path / "none")
+
+
+# The command
+
+
+@contextmanager
+def process(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`minicpm-mlx serve` on a free port, and its URL."""
+    code = "from minicpm_mlx.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", "-m", "demo", "--port", "0", *arguments]
+    env = {**os.environ, "LC_ALL": "C.UTF-8", **environment}
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    assert started.stderr
+    lines: list[str] = []
+    try:
+        while not (found := re.search(r"https?://[^ ]+", lines[-1] if lines else "")):
+            lines.append(started.stderr.readline())
+            assert lines[-1], "".join(lines)
+        yield started, found[0]
+    finally:
+        started.kill()
+        started.wait()
+        started.stderr.close()
+
+
+@contextmanager
+def stream(url: str, tokens: int) -> Iterator[http.client.HTTPResponse]:
+    """A reply that has begun to come."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    body = json.dumps(CHAT | {"stream": True, "ignore_eos": True, "max_tokens": tokens})
+    kind = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", body, kind)
+    response = connection.getresponse()
+    try:
+        assert response.status == 200
+        assert response.readline().startswith(b"data:")
+        yield response
+    finally:
+        response.close()
+        connection.close()
+
+
+def test_the_command_finishes_a_running_reply_when_told_to_end(demo_folder: Path) -> None:
+    with process() as (server, url), stream(url, tokens=40) as response:
+        server.send_signal(signal.SIGTERM)
+        assert response.read().endswith(b"data: [DONE]\n\n")
+        assert server.wait(20) == 0
+
+
+def test_the_command_ends_replies_that_take_longer_than_they_may(demo_folder: Path) -> None:
+    with process("--grace", "0.5") as (server, url), stream(url, tokens=4000) as response:
+        begun = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        rest = response.read()
+        assert b"[DONE]" not in rest
+        assert b"error" in rest, "the client is told why"
+        assert server.wait(20) == 130
+        assert time.monotonic() - begun < 10
+
+
+def test_a_second_signal_ends_at_once(demo_folder: Path) -> None:
+    with process("--grace", "60") as (server, url), stream(url, tokens=4000):
+        server.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.poll() is None
+        begun = time.monotonic()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 130
+        assert time.monotonic() - begun < 8
+
+
+def test_the_command_asks_for_the_key_that_the_environment_holds(demo_folder: Path) -> None:
+    with process("--host", "0.0.0.0", MINICPM_MLX_API_KEY=KEY) as (server, url):
+        assert url.startswith("http://127.0.0.1:")
+        host, _, port = url.removeprefix("http://").partition(":")
+        for headers, status in (({}, 401), ({"x-api-key": KEY}, 200)):
+            connection = http.client.HTTPConnection(host, int(port), timeout=60)
+            connection.request("GET", "/v1/models", headers=headers)
+            assert connection.getresponse().status == status
+            connection.close()
+        server.send_signal(signal.SIGTERM)
+        assert server.stderr
+        said = server.stderr.read()
+        assert "API key" in said
+        assert KEY not in said
+
+
+def test_small_writes_are_sent_at_once() -> None:
+    (listening,) = run.listen(run.Address(port=0), None)
+
+    async def connected() -> int:
+        accepted = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(
+            lambda _, writer: accepted.set_result(writer), sock=listening
+        )
+        _, client = await asyncio.open_connection(*listening.getsockname())
+        writer = await accepted
+        option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        for one in (client, writer, server):
+            one.close()
+        return int(option)
+
+    assert asyncio.run(connected())
+
+
+def test_the_command_refuses_in_one_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    empty = tmp_path / "key"
+    empty.touch()
+    for arguments, expected in (
+        (("--host", "0.0.0.0"), "an API key is needed"),
+        (("--adapter", "pirate"), "expected NAME=DIR"),
+        (("--adapter", "../x=y"), "expected NAME=DIR"),
+        (("--adapter", "a=b", "--adapter", "a=c"), "is taken"),
+        (("--allowed-origin", "*"), "expected SCHEME://HOST"),
+        (("--port", "99999"), "port must be"),
+        (("--adapter", f"odd={tmp_path}"), "--adapter odd: "),
+        (("--api-key-file", str(empty)), f"{empty}: the API key must be"),
+        (("--max-concurrency", "0"), "--max-concurrency must be 1 or more"),
+        (("--max-tokens", "0"), "--max-tokens must be 1 or more"),
+        (("--timeout", "nan"), "--timeout must be"),
+        (("--api-key", "a b"), "the API key must be"),
+        (("--tls-key", "key.pem"), "certificate"),
+        (("--tls-cert", str(tmp_path / "none.pem")), "expected a certificate"),
+    ):
+        assert command("serve", "-m", "demo", *arguments) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert expected in said[-1], arguments
+        assert not any("chmod" in line or "unencrypted" in line for line in said), arguments
+
+
+def test_the_help_tells_the_defaults_that_the_service_has() -> None:
+    from minicpm_mlx.cli import serve
+    from minicpm_mlx.server.service import QUEUE, WIDTH
+
+    for option, default in ((serve.Concurrency, WIDTH), (serve.Queue, QUEUE)):
+        assert option.__metadata__[0].help.endswith(f"default {default}.")
+
+
+def test_what_is_less_safe_is_said_once_the_server_runs(demo_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    file.chmod(0o644)
+    with process("--host", "0.0.0.0", "--api-key-file", str(file)) as (server, _):
+        server.send_signal(signal.SIGTERM)
+        assert server.stderr
+        said = " ".join(server.stderr.read().split())  # after the line that names the URL
+    assert "come unencrypted" in said
+    assert "chmod 600" in said
+
+
+def test_a_missing_package_names_the_install_command(
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from minicpm_mlx.server import requirements
+
+    monkeypatch.setattr(requirements, "PACKAGES", ("fastapi", "no_such_package"))
+    assert command("serve", "-m", "demo") == 1
+    assert 'pip install "minicpm-mlx[serve]"' in capsys.readouterr().err
+
+
+def test_help_loads_neither_mlx_nor_the_server() -> None:
+    code = (
+        "import sys; from minicpm_mlx.cli.main import app; "
+        "app(['serve', '--help'], standalone_mode=False); "
+        "sys.exit(any(m in sys.modules for m in ('mlx.core', 'fastapi', 'uvicorn', 'gradio')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_requests_can_come_encrypted(serving: Serving, tmp_path: Path) -> None:
+    made = (
+        subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                "-keyout",
+                tmp_path / "key.pem",
+                "-out",
+                tmp_path / "cert.pem",
+            ],
+            capture_output=True,
+        )
+        if shutil.which("openssl")
+        else None
+    )
+    if made is None or made.returncode:
+        pytest.skip("openssl makes the certificate of this test, and is not there")
+    with process(
+        "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")
+    ) as (_, url):
+        assert url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", int(url.rpartition(":")[2]), context=context, timeout=60
+        )
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
+        connection.close()

@@ -1,0 +1,537 @@
+"""The web page without a browser: what is let through, what is drawn, what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import string
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minicpm_mlx as mm
+from minicpm_mlx.lm.outputs import Stats
+from minicpm_mlx.server.web.markdown import drawn
+from minicpm_mlx.server.web.texts import TEXTS, preferred, say
+from minicpm_mlx.text.chat_template import Template
+
+pytest.importorskip("fastapi")
+
+from minicpm_mlx.server.http.api_error import ApiError
+from minicpm_mlx.server.web.conversation import (
+    PageSettings,
+    WebConversation,
+    takes_system,
+    until,
+)
+from minicpm_mlx.server.web.gate import check_event
+from minicpm_mlx.server.web.status import plain, status
+
+if TYPE_CHECKING:
+    from minicpm_mlx.server.service import Service
+    from support.serving import Live
+
+GRADIO = importlib.util.find_spec("gradio") is not None
+needs_gradio = pytest.mark.skipif(not GRADIO, reason="the web page needs the package gradio")
+
+
+# Texts
+
+
+@pytest.mark.parametrize("key", sorted(TEXTS))
+def test_both_languages_say_the_same_numbers(key: str) -> None:
+    fields = [{name for _, name, _, _ in string.Formatter().parse(text)} for text in TEXTS[key]]
+    assert fields[0] == fields[1]
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("zh-TW", "zh"), ("en-US,zh;q=0.5", "en"), ("", "en")],
+)
+def test_the_first_language_of_the_browser_decides(header: str, language: str) -> None:
+    assert preferred(header) == language
+
+
+def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
+    conversation = WebConversation()
+    conversation.stats = Stats(
+        prompt_tokens=40,
+        cached_tokens=30,
+        completion_tokens=21,
+        ttft=0.5,
+        seconds=2.5,
+        passes=20,
+        peak_memory=0,
+    )
+    conversation.finish_reason = "length"
+    english = status(conversation, "en", 4096).replace("\\", "")
+    assert english == (
+        "21 tokens · first after 0.50 s · 10.0 tokens/s · 30 of 40 prompt tokens cached · "
+        "cut off: see Max tokens"
+    )
+    chinese = status(conversation, "zh", 4096).replace("\\", "")
+    assert chinese == (
+        "21 个词元 · 首个 0.50 秒 · 10.0 词元/秒 · 提示 40 个词元，其中 30 个来自缓存 · "
+        "已截断：见“最大词元数”"
+    )
+
+
+@pytest.mark.parametrize(
+    ("refusal", "english", "chinese"),
+    [
+        (ApiError(400, "x", code="context_length_exceeded"), "4096 tokens", "4096 个词元"),
+        (ApiError(429, "x", code="queue_full"), "queue is full", "队列已满"),
+        (ApiError(408, "x"), "took longer", "超过"),
+        (ApiError(503, "x"), "shutting down", "正在关闭"),
+        (ApiError(500, "x"), "went wrong", "出错"),
+        (ApiError(400, "odd: <b>"), "odd: <b>", "odd: <b>"),
+    ],
+)
+def test_every_refusal_is_told_in_both_languages(
+    refusal: ApiError, english: str, chinese: str
+) -> None:
+    conversation = WebConversation(trouble=refusal)
+    assert english in status(conversation, "en", 4096).replace("\\", "")
+    assert chinese in status(conversation, "zh", 4096).replace("\\", "")
+
+
+def test_plain_text_holds_no_markdown() -> None:
+    assert plain("*a* <b> 1.5") == r"\*a\* \<b\> 1\.5"
+
+
+# Markdown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a <b>bold</b> <!-- x -->", "a &lt;b>bold&lt;/b> &lt;!-- x -->"),
+        ("1 < 2 and x <- y", "1 < 2 and x <- y"),
+        ("`<b>` and ``<i>` ``", "`<b>` and ``<i>` ``"),
+        ("```html\n<b>\n```\n<i>", "```html\n<b>\n```\n&lt;i>"),
+        ("```html\n<b>", "```html\n<b>"),
+        ("~~~\n<b>\n~~~", "~~~\n<b>\n~~~"),
+        ("    <b>", "    <b>"),
+        ("costs $5 and $6", "costs $5 and $6"),
+        ("US$5 or $6.", "US$5 or $6."),
+        ("where $a<b$ holds", r"where \(a<b\) holds"),
+        ("$$a<b$$ \\[c<d\\] \\(e<f\\)", "$$a<b$$ \\[c<d\\] \\(e<f\\)"),
+        ("`$a$`", "`$a$`"),
+        ("![a picture](http://x.org/y.png)", "[a picture](http://x.org/y.png)"),
+        ("![](http://x.org/y.png)", "[🖼](http://x.org/y.png)"),
+        ("山东省 $x^2$ 是", r"山东省 \(x^2\) 是"),
+    ],
+)
+def test_what_gradio_would_draw_wrongly_is_rewritten(text: str, expected: str) -> None:
+    assert drawn(text) == expected
+
+
+@given(st.text(alphabet="ab $`~<>![](\\)\n\t1", max_size=60))
+def test_text_without_marks_of_code_or_mathematics_keeps_no_tag(text: str) -> None:
+    bare = text.translate({ord(mark): None for mark in "`~$\\\t"}).replace("    ", " ")
+    assert not any(f"<{letter}" in drawn(bare) for letter in "ab!")
+    assert "![](" not in drawn(bare)
+
+
+@given(st.text(alphabet="ab $`<\n", max_size=40))
+def test_a_fence_is_left_as_it_is(text: str) -> None:
+    fence = f"```\n{text.replace('`', '')}\n```"
+    assert drawn(fence) == fence
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]},
+        {"data": [["nested"]]},
+        {"data": {"0": "x"}},
+        {"data": None},
+        ["data"],
+        "data",
+        None,
+    ],
+)
+def test_an_event_with_anything_but_texts_and_numbers_is_refused(event: object) -> None:
+    with pytest.raises(ApiError) as refused:
+        check_event(json.dumps(event).encode(), None)
+    assert refused.value.status == 400
+
+
+def test_an_event_of_texts_and_numbers_passes() -> None:
+    event = {"data": ["a", 1, 0.5, True, None], "fn_index": 1}
+    check_event(json.dumps(event).encode(), {1: 5})
+
+
+@pytest.mark.parametrize(
+    ("event", "field"),
+    [
+        ({"data": ["a"], "fn_index": 1}, "data"),
+        ({"data": ["a", "b", "c"], "fn_index": 1}, "data"),
+        ({"fn_index": 1}, "data"),
+        ({"data": ["a", "b"], "fn_index": 2}, "fn_index"),
+        ({"data": ["a", "b"], "fn_index": True}, "fn_index"),
+        ({"data": ["a", "b"]}, "fn_index"),
+    ],
+)
+def test_an_event_that_the_page_does_not_have_is_refused(event: object, field: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        check_event(json.dumps(event).encode(), {1: 2})
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"data": [NaN]}', b"[" * 10**5])
+def test_an_event_that_is_no_json_is_refused(content: bytes) -> None:
+    with pytest.raises(ApiError):
+        check_event(content, None)
+
+
+# Conversations
+
+
+async def counted() -> AsyncIterator[int]:
+    for number in range(100):
+        await asyncio.sleep(0)
+        yield number
+
+
+def test_until_gives_all_items_where_nothing_stops_them() -> None:
+    async def run() -> list[int]:
+        return [item async for item in until(asyncio.Event(), counted())]
+
+    assert asyncio.run(run()) == list(range(100))
+
+
+def test_until_ends_once_it_is_stopped() -> None:
+    async def run() -> list[int]:
+        stopped, found = asyncio.Event(), []
+        async for item in until(stopped, counted()):
+            found.append(item)
+            if item == 5:
+                stopped.set()
+        return found
+
+    assert asyncio.run(run()) == list(range(6))
+
+
+def test_until_passes_errors_on() -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise ApiError(408, "late")
+
+    async def run() -> None:
+        async for _ in until(asyncio.Event(), broken()):
+            pass
+
+    with pytest.raises(ApiError):
+        asyncio.run(run())
+
+
+SETTINGS = PageSettings(served="demo", system="", top_p=None, temperature=None, max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def service(demo: mm.LM) -> Iterator[Service]:
+    from minicpm_mlx.server.service import Service
+
+    made = Service(demo)
+    yield made
+    asyncio.run(made.close(0))
+
+
+def test_a_conversation_says_what_the_model_alone_says(service: Service, demo: mm.LM) -> None:
+    async def run() -> list[dict[str, str]]:
+        conversation = WebConversation()
+        for question in ("Name a colour.", "Another one."):
+            async for _ in conversation.ask(service, SETTINGS, question):
+                pass
+        return conversation.messages
+
+    messages = asyncio.run(run())
+    history: list[dict[str, str]] = []
+    for question in ("Name a colour.", "Another one."):
+        history.append({"role": "user", "content": question})
+        reply = demo.generate(history, max_tokens=6).text
+        history.append({"role": "assistant", "content": reply})
+    assert messages == history
+
+
+def test_a_refused_question_is_given_back_and_leaves_no_turn(service: Service) -> None:
+    async def run() -> WebConversation:
+        conversation = WebConversation()
+        async for _ in conversation.ask(service, SETTINGS, "word " * 9000):
+            pass
+        return conversation
+
+    conversation = asyncio.run(run())
+    assert conversation.trouble is not None
+    assert conversation.trouble.code == "context_length_exceeded"
+    assert conversation.draft.startswith("word")
+    assert not conversation.messages
+
+
+def test_an_unforeseen_error_is_told_and_the_next_question_answered(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> WebConversation:
+        conversation = WebConversation()
+        wrong = PageSettings(served="demo", system="", top_p=None, temperature=0.0, max_tokens=-1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service, "start", lambda asks: 1 / 0)
+            async for _ in conversation.ask(service, wrong, "Hello"):
+                pass
+        assert conversation.trouble is not None
+        assert conversation.trouble.status == 500
+        async for _ in conversation.ask(service, SETTINGS, "Hello"):
+            pass
+        return conversation
+
+    conversation = asyncio.run(run())
+    assert conversation.trouble is None
+    assert len(conversation.messages) == 2
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Service) -> None:
+    async def run() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        conversation = WebConversation()
+        async for _ in conversation.ask(service, SETTINGS, "Hello"):
+            pass
+        before = list(conversation.messages)
+        wrong = PageSettings(served="none", system="", top_p=None, temperature=None, max_tokens=4)
+        async for _ in conversation.regenerate(service, wrong):
+            pass
+        assert conversation.trouble is not None
+        return before, conversation.messages
+
+    before, after = asyncio.run(run())
+    assert before == after
+
+
+def test_a_reply_that_nobody_waits_for_is_given_up(service: Service) -> None:
+    async def run() -> None:
+        conversation = WebConversation()
+        growing = conversation.ask(
+            service,
+            PageSettings(served="demo", system="", top_p=None, temperature=None, max_tokens=500),
+            "Write a long story.",
+        )
+        for _ in range(3):
+            await anext(growing)
+        assert service.state()["running"] == 1
+        await growing.aclose()
+        for _ in range(100):
+            if not service.state()["running"]:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("it is still running")
+
+    asyncio.run(run())
+
+
+def test_the_system_text_is_asked_for_where_the_template_has_a_place(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert takes_system(service)
+    users = Template("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+    monkeypatch.setattr(service.lm.tokenizer, "template", users)
+    assert not takes_system(service)
+
+
+# The server
+
+
+@pytest.fixture(scope="module")
+def chat(serving: Callable[..., AbstractContextManager[Live]]) -> Iterator[Live]:
+    """A server with the page."""
+    from minicpm_mlx.server.web.mount import mount
+
+    with serving(mount=mount) as live:
+        yield live
+
+
+@needs_gradio
+def test_the_page_names_its_own_scripts_and_no_other_host(chat: Live) -> None:
+    answer = chat.ask("GET", "/chat/")
+    policy = answer.headers["content-security-policy"]
+    assert answer.status == 200
+    assert "unsafe-eval" not in policy
+    assert "script-src 'self' 'nonce-" in policy
+    assert "http:" not in policy
+    assert chat.ask("GET", "/chat/").headers["content-security-policy"] != policy
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "gradio_api/file=/etc/passwd"),
+        ("GET", "gradio_api/file/etc/passwd"),
+        ("GET", "file=/etc/passwd"),
+        ("POST", "gradio_api/upload"),
+        ("GET", "gradio_api/upload_progress?upload_id=x"),
+        ("GET", "gradio_api/proxy=https://x.hf.space/"),
+        ("POST", "gradio_api/component_server"),
+        ("POST", "gradio_api/run/predict"),
+        ("POST", "gradio_api/api/predict"),
+        ("POST", "gradio_api/call/predict"),
+        ("POST", "gradio_api/process_recording"),
+        ("POST", "gradio_api/vibe-edit"),
+        ("GET", "gradio_api/vibe-code"),
+        ("GET", "gradio_api/runs"),
+        ("GET", "gradio_api/info"),
+        ("GET", "gradio_api/openapi.json"),
+        ("GET", "gradio_api/deep_link"),
+        ("GET", "gradio_api/custom_component/x/client/y/z"),
+        ("GET", "gradio_api/token"),
+        ("GET", "config"),
+        ("GET", "dev/reload"),
+        ("GET", "monitoring"),
+        ("GET", "monitoring/summary"),
+        ("POST", "login"),
+        ("GET", "pwa_icon"),
+        ("GET", "manifest.json"),
+        ("GET", "svelte/x.js"),
+        ("GET", "static/../../../../../../etc/passwd"),
+        ("GET", "static/..%2f..%2f..%2f..%2fetc/passwd"),
+        ("GET", "assets/..%2f..%2findex.html"),
+        ("GET", "assets//etc/passwd"),
+        ("PUT", ""),
+        ("POST", ""),
+    ],
+)
+def test_no_other_door_of_gradio_is_open(chat: Live, method: str, path: str) -> None:
+    answer = chat.ask(method, f"/chat/{path}", {} if method == "POST" else None)
+    assert answer.status == 404
+    assert "there is no" in answer.json["error"]["message"]
+
+
+@needs_gradio
+def test_a_page_that_gradio_saved_is_not_looked_for(chat: Live) -> None:
+    plain_page, with_query = chat.ask("GET", "/chat/"), chat.ask("GET", "/chat/?deep_link=abc")
+    assert b'"deep_link_state":"none"' in with_query.body
+    assert abs(len(plain_page.body) - len(with_query.body)) < 50
+
+
+@needs_gradio
+def test_an_event_that_names_a_file_does_not_reach_gradio(chat: Live) -> None:
+    event = {"data": [{"path": "/etc/passwd"}], "fn_index": 0, "session_hash": "x"}
+    answer = chat.ask("POST", "/chat/gradio_api/queue/join", event)
+    assert answer.status == 400
+    assert answer.json["error"]["param"] == "data"
+
+
+@needs_gradio
+def test_what_was_typed_is_never_printed(
+    chat: Live, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "MY PRIVATE TEXT"
+    html = chat.ask("GET", "/chat/").body.decode()
+    config, _ = json.JSONDecoder().raw_decode(html.partition("window.gradio_config = ")[2])
+    (ask,) = (one["id"] for one in config["dependencies"] if len(one["inputs"]) == 8)
+    # Too few values, an adapter that is none, a number of tokens that is none.
+    for values in (
+        [secret],
+        ["Hi", None, "en", secret, "", 0.8, 0.5, 8],
+        ["Hi", None, "en", "demo", "", 0.8, 0.5, secret],
+    ):
+        event = {"data": values, "fn_index": ask, "session_hash": "s"}
+        joined = chat.ask("POST", "/chat/gradio_api/queue/join", event)
+        assert joined.status == (400 if len(values) == 1 else 200)
+        if joined.status == 200:
+            told = chat.ask("GET", "/chat/gradio_api/queue/data?session_hash=s")
+            assert b'"success":false' in told.body
+    printed = capfd.readouterr()
+    said = printed.out + printed.err + caplog.text
+    assert "the page failed" in said
+    assert secret not in said
+
+
+@needs_gradio
+def test_an_event_that_is_too_large_is_refused(chat: Live) -> None:
+    event = {"data": ["x" * 2**20], "fn_index": 0, "session_hash": "x"}
+    assert chat.ask("POST", "/chat/gradio_api/queue/join", event).status == 413
+
+
+@needs_gradio
+def test_the_page_asks_for_the_servers_key(
+    serving: Callable[..., AbstractContextManager[Live]],
+) -> None:
+    from minicpm_mlx.server.web.mount import mount
+
+    with serving(mount=mount, settings={"api_key": "secret"}) as live:
+        for path in ("/chat/", "/chat/page.js", "/chat/gradio_api/queue/data?session_hash=x"):
+            assert live.ask("GET", path).status == 401
+        answer = live.ask("GET", "/chat/page.js", headers={"Authorization": "Bearer secret"})
+        assert answer.status == 200
+
+
+# Packages and processes
+
+QUIET = """
+import sys
+asked = []
+sys.addaudithook(lambda event, details: asked.append((event, details)) if event in (
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen") else None)
+import asyncio
+import minicpm_mlx as mm
+from minicpm_mlx.server.service import Service
+from minicpm_mlx.server.web.mount import mount
+assert "gradio" not in sys.modules
+from minicpm_mlx.server.web.page import application
+async def main():
+    service = Service(mm.load("demo"))
+    application(service, "/chat")
+    await asyncio.sleep(1)
+    await service.close(0)
+asyncio.run(main())
+assert not asked, asked
+"""
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_making_the_page_asks_no_other_host(demo_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_gradio
+def test_a_server_does_not_import_gradio_before_the_page_is_asked_for() -> None:
+    script = (
+        "import sys, minicpm_mlx.server.web.mount as mount; mount.check_gradio(); "
+        "print('gradio' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_without_gradio_the_command_says_what_to_install(
+    command: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else found(name)
+    )
+    assert command("web", "--model", "demo", "--no-browser") == 1
+    assert 'pip install "minicpm-mlx[web]"' in capsys.readouterr().err
+
+
+def test_say_falls_back_to_english() -> None:
+    assert say("stop", "fr") == "Stop"

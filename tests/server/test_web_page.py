@@ -1,0 +1,413 @@
+"""The web page in a real browser, with the real demo model behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.browser import Browser, Page, browser, chromium
+
+if TYPE_CHECKING:
+    from support.serving import Live
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("gradio") is None, reason="the web page needs the package gradio"
+    ),
+    pytest.mark.skipif(
+        chromium() is None, reason="no Chromium: apt-get install chromium, or Chrome on a Mac"
+    ),
+]
+
+BOX = "#box textarea"
+BOT = "#chat .bot .message-content"
+USER = "#chat .user .message-content"
+
+
+@pytest.fixture(scope="module")
+def chat(
+    serving: Callable[..., AbstractContextManager[Live]], demo_adapter: Path
+) -> Iterator[Live]:
+    from minicpm_mlx.server.web.mount import mount
+
+    with serving(adapters={"pirate": demo_adapter}, mount=mount) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture
+def opened(chrome: Browser, chat: Live) -> Iterator[Callable[..., Page]]:
+    """Opens the page; afterwards it must have said nothing wrong and asked nobody else."""
+    pages: list[Page] = []
+
+    def open_page(**how: Any) -> Page:
+        page = chrome.page(f"{chat.url}/chat/", **how)
+        pages.append(page)
+        page.see(BOX)
+        set_number(page, "max_tokens", 12)
+        return page
+
+    yield open_page
+    for page in pages:
+        assert page.problems() == []
+        assert {url for url in page.requested() if not url.startswith(chat.url)} == set()
+        page.close()
+
+
+def set_number(page: Page, name: str, value: float) -> None:
+    """A slider, by its number."""
+    page.see(f"#{name} input[type=number]")
+    page.value(f"document.querySelector('#{name} input[type=number]').select()")
+    page.write(str(value))
+    page.press("Tab")
+
+
+def ask(page: Page, text: str) -> None:
+    """Type a message and send it, but do not wait for the answer."""
+    page.click(BOX)
+    page.write(text)
+    page.press("Enter")
+
+
+def answered(page: Page, count: int = 1) -> str:
+    """The last of so many answers, once it is whole."""
+    page.wait(
+        f"document.querySelectorAll('{BOT}').length >= {count} "
+        "&& document.querySelector('#submit')?.offsetWidth "
+        "&& document.querySelector('#status').innerText.length > 12"
+    )
+    return said(page, BOT)[-1]
+
+
+def said(page: Page, selector: str) -> list[str]:
+    script = f"[...document.querySelectorAll('{selector}')].map(found => found.innerText)"
+    return [text.strip() for text in page.value(script)]
+
+
+def box(page: Page) -> str:
+    return str(page.value(f"document.querySelector('{BOX}').value"))
+
+
+def status(page: Page) -> str:
+    return str(page.value("document.querySelector('#status').innerText")).strip()
+
+
+def idle(chat: Live) -> bool:
+    """Whether the service is soon without work."""
+    for _ in range(100):
+        if not chat.service.state()["running"] and not chat.service.state()["waiting"]:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_reply_grows_and_its_cost_is_told(
+    opened: Callable[..., Page], tmp_path: Path, chat: Live
+) -> None:
+    page = opened()
+    set_number(page, "max_tokens", 40)
+    ask(page, "Count from one to twenty.")
+    page.see("#stop")
+    lengths: set[int] = set()
+    while not page.value("!!document.querySelector('#submit')?.offsetWidth"):
+        lengths |= {len(text) for text in said(page, BOT)}
+    reply = answered(page)
+    assert len(lengths) >= 3
+    assert said(page, USER) == ["Count from one to twenty."]
+    assert len(reply) > 20
+    assert box(page) == ""
+    cost = status(page)
+    assert "40 tokens · first after" in cost
+    assert "prompt tokens cached" in cost
+    assert "cut off" in cost
+    page.screenshot(tmp_path / "english.png")
+
+
+@pytest.mark.slow
+def test_the_next_question_finds_the_conversation_in_the_cache(
+    opened: Callable[..., Page],
+) -> None:
+    page = opened()
+    ask(page, "My name is Ada.")
+    answered(page)
+    ask(page, "What is my name?")
+    answered(page, 2)
+    cached, prompt = (int(part) for part in status(page).split(" · ")[3].split()[:3:2])
+    assert 30 < cached < prompt
+
+
+def test_stop_keeps_what_was_said_and_ends_the_work(
+    opened: Callable[..., Page], chat: Live
+) -> None:
+    page = opened()
+    set_number(page, "max_tokens", 2000)
+    ask(page, "Write a very long story about the sea.")
+    page.wait(f"document.querySelector('{BOT}')?.innerText.length > 20")
+    page.click("#stop")
+    page.see("#submit")
+    assert "stopped" in status(page)
+    assert idle(chat)
+    before = said(page, BOT)
+    assert len(before[0]) > 20
+    set_number(page, "max_tokens", 12)
+    ask(page, "Thanks.")
+    answered(page, 2)
+    assert said(page, BOT)[0] == before[0]
+
+
+def test_regenerate_answers_the_same_question_anew(opened: Callable[..., Page]) -> None:
+    page = opened()
+    ask(page, "Name a colour.")
+    first = answered(page)
+    page.click("#regenerate")
+    page.see("#stop")
+    assert answered(page) == first  # the demo takes the likeliest token
+    set_number(page, "temperature", 2)
+    page.click("#regenerate")
+    page.see("#stop")
+    assert answered(page) != first
+    assert len(said(page, USER)) == len(said(page, BOT)) == 1
+
+
+def test_undo_takes_a_turn_back_and_clear_all_of_them(opened: Callable[..., Page]) -> None:
+    page = opened()
+    for count, text in enumerate(("First.", "Second."), 1):
+        ask(page, text)
+        answered(page, count)
+    page.click("#undo")
+    page.wait(f"document.querySelector('{BOX}').value == 'Second.'")
+    assert said(page, USER) == ["First."]
+    page.click("#submit")
+    answered(page, 2)
+    page.click("#clear")
+    page.wait(f"!document.querySelector('{USER}')")
+    assert status(page) == ""
+    page.click("#regenerate")
+    page.click("#undo")
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert said(page, BOT) == []
+
+
+def test_enter_of_an_input_method_does_not_send(opened: Callable[..., Page]) -> None:
+    page = opened(language="zh-CN")
+    page.click(BOX)
+    page.compose("shan dong")
+    page.press("Enter")
+    page.press("Enter", code=229)
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert said(page, USER) == []
+    page.compose("")
+    page.write("山东省最高的山是哪座山？")
+    page.press("Enter", code=229)
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert said(page, USER) == []
+    page.press("Enter")
+    answered(page)
+    assert said(page, USER) == ["山东省最高的山是哪座山？"]
+
+
+def test_shift_enter_is_a_new_line_and_an_empty_message_is_not_sent(
+    opened: Callable[..., Page],
+) -> None:
+    page = opened()
+    page.click(BOX)
+    page.press("Enter")
+    page.write("one")
+    page.press("Enter", shift=True)
+    page.write("two")
+    assert box(page) == "one\ntwo"
+    page.press("Enter")
+    answered(page)
+    assert said(page, USER) == ["one\ntwo"]
+
+
+def test_the_system_text_is_told_to_the_model(opened: Callable[..., Page], chat: Live) -> None:
+    page = opened()
+    page.click("#system textarea")
+    page.write("You are a parrot.")
+    ask(page, "Hello")
+    answered(page)
+    messages = [
+        {"role": "system", "content": "You are a parrot."},
+        {"role": "user", "content": "Hello"},
+    ]
+    ids, _ = chat.service.conversation(messages)
+    assert f"of {len(ids)} prompt tokens" in status(page)
+
+
+def test_another_adapter_answers_otherwise(opened: Callable[..., Page]) -> None:
+    page = opened()
+    ask(page, "Hello")
+    plain = answered(page)
+    page.click("#clear")
+    page.wait(f"!document.querySelector('{USER}')")
+    page.click("#adapter input")
+    page.click("#adapter [role=option][aria-label='demo:pirate'], [aria-label='demo:pirate']")
+    ask(page, "Hello")
+    assert answered(page) != plain
+
+
+def test_the_page_speaks_the_browsers_language_and_can_change_it(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = opened(language="zh-CN,zh;q=0.9")
+    page.wait("document.body.innerText.includes('系统提示')")
+    page.wait("document.querySelector('#language input[value=zh]').checked")
+    assert page.value("document.documentElement.lang").startswith("zh")
+    for text in ("发送", "重新生成", "撤回", "清空", "温度", "适配器"):
+        assert text in page.text()
+    ask(page, "你好")
+    answered(page)
+    assert "个词元 · 首个" in status(page)
+    page.screenshot(tmp_path / "chinese.png")
+    page.click("#language label:first-of-type")
+    page.wait("document.querySelector('#submit').innerText == 'Submit'")
+    assert "tokens · first after" in status(page)
+    assert page.value(f"document.querySelector('{BOX}').placeholder").startswith("Ask")
+    assert page.value("document.documentElement.lang") == "en"
+    assert said(page, USER) == ["你好"]
+    assert "发送" not in page.text()
+
+
+@pytest.mark.parametrize(("language", "told"), [("en-US", "no longer fits"), ("zh-CN", "超出了")])
+def test_a_message_that_is_too_long_is_told_and_given_back(
+    opened: Callable[..., Page], language: str, told: str
+) -> None:
+    page = opened(language=language)
+    page.wait(f"document.querySelector('#language input[value={language[:2]}]').checked")
+    ask(page, "word " * 9000)
+    page.wait("document.querySelector('#status').innerText.includes('⚠')")
+    assert told in status(page)
+    assert box(page).startswith("word word")
+    assert said(page, USER) == []
+
+
+HOSTILE = (
+    "<img src=x onerror='window.ran=1'><script>window.ran=2</script> "
+    "![x](http://example.com/x.png) <a href='javascript:window.ran=3'>y</a>"
+)
+
+
+@pytest.mark.slow
+def test_html_of_a_reply_is_shown_and_not_run(
+    opened: Callable[..., Page], chat: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    import re
+
+    from minicpm_mlx.lm.structured.guide import grammar_of
+    from minicpm_mlx.server.web import conversation
+
+    form = grammar_of(chat.service.lm.tokenizer, regex=re.escape(HOSTILE).replace("\\ ", " "))
+    question = conversation.question
+    monkeypatch.setattr(
+        conversation, "question", lambda *given: replace(question(*given), grammar=form)
+    )
+    page = opened()
+    set_number(page, "max_tokens", 200)
+    ask(page, "Write HTML.")
+    reply = answered(page)
+    assert "<img src=x onerror='window.ran=1'>" in reply
+    assert page.value("[...document.querySelectorAll('#chat .bot img')].length") == 0
+    assert page.value("window.ran") is None
+
+
+def test_the_browser_itself_runs_no_script_of_a_reply(chrome: Browser, chat: Live) -> None:
+    page = chrome.page(f"{chat.url}/chat/")
+    page.see(BOX)
+    page.value(
+        "document.querySelector('#chat').insertAdjacentHTML('beforeend', "
+        f"{json.dumps(HOSTILE + '<img src=http://example.com/y.png>')})"
+    )
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert page.value("window.ran") is None
+    assert len(page.problems()) >= 2  # what the browser refused
+    page.close()
+
+
+def test_closing_the_tab_gives_the_reply_up(chrome: Browser, chat: Live) -> None:
+    page = chrome.page(f"{chat.url}/chat/")
+    page.see(BOX)
+    set_number(page, "max_tokens", 4000)
+    ask(page, "Write a very long story about the sea.")
+    page.wait(f"document.querySelector('{BOT}')?.innerText.length > 20")
+    assert chat.service.state()["running"] == 1
+    page.close()
+    assert idle(chat)
+
+
+@pytest.mark.slow
+def test_two_tabs_do_not_see_each_other(opened: Callable[..., Page]) -> None:
+    one, other = opened(), opened()
+    ask(one, "One.")
+    ask(other, "Other.")
+    answered(one)
+    answered(other)
+    assert said(one, USER) == ["One."]
+    assert said(other, USER) == ["Other."]
+
+
+@pytest.mark.slow
+def test_dark_and_light_follow_the_system_and_the_button(
+    chrome: Browser, chat: Live, tmp_path: Path
+) -> None:
+    page = chrome.page(f"{chat.url}/chat/")
+    page.see(BOX)
+    dark = "document.body.classList.contains('dark')"
+    assert not page.value(dark)
+    page.click("#theme")
+    assert page.value(dark)
+    page.screenshot(tmp_path / "dark.png")
+    page.reload()
+    page.wait(f"document.querySelector('{BOX}')?.offsetWidth && {dark}")
+    page.click("#theme")
+    page.prefer("dark")
+    page.value("localStorage.clear()")
+    page.reload()
+    page.wait(f"document.querySelector('{BOX}')?.offsetWidth && {dark}")
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_narrow_screen_needs_no_scrolling_sideways(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = opened(width=390, language="zh-CN")
+    ask(page, "word" * 60)
+    answered(page)
+    assert page.value("document.documentElement.scrollWidth") <= 390
+    for name in ("#submit", "#regenerate", "#undo", "#clear", "#theme", BOX):
+        left, right = page.value(
+            f"(box => [box.left, box.right])(document.querySelector('{name}')"
+            ".getBoundingClientRect())"
+        )
+        assert 0 <= left < right <= 390, name
+    page.screenshot(tmp_path / "narrow.png")
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_is_enough(opened: Callable[..., Page]) -> None:
+    page = opened()
+    page.click(BOX)
+    page.write("Hello")
+    page.press("Tab")
+    assert page.value("document.activeElement.id") == "submit"
+    page.press("Enter")
+    answered(page)
+    page.see("#submit")
+    page.value("document.querySelector('#undo').focus()")
+    page.press("Enter")
+    page.wait(f"document.querySelector('{BOX}').value == 'Hello'")

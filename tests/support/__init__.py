@@ -1,0 +1,1 @@
+"""What tests share: golden cases, tiny models, servers, terminals, browsers."""

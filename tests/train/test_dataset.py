@@ -1,0 +1,495 @@
+"""Whole data sets: what is made of them, how it is counted, and every fault with its place."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm_mlx.errors import DataError, InvalidArgumentError
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.train.data.counts import Counts
+from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
+from minicpm_mlx.train.data.encoding import Encoder
+from minicpm_mlx.train.data.layouts import recognise
+from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
+from support.data import need_shared
+from support.tiny_tokenizer import tiny
+
+ASK = {"role": "user", "content": "a"}
+REPLY = {"role": "assistant", "content": "b"}
+GOOD = {"messages": [ASK, REPLY]}
+
+
+def lines(*rows: Any) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def written(folder: Path, name: str, data: bytes | str) -> Path:
+    path = folder / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+@functools.cache
+def minicpm() -> Tokenizer:
+    return load_tokenizer(need_shared("tokenizers", "minicpm-2b"))
+
+
+def loaded(path: Path, **options: Any) -> Data:
+    return load_data(path, tiny(), DataOptions(**options))
+
+
+# OpenBMB's own samples
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "item", "samples"),
+    [
+        ("alpaca_array", "Alpaca", Sample, (160, 20, 20)),
+        ("alpaca_zh_array", "Alpaca", Sample, (160, 20, 0)),
+        ("messages_array/AdvertiseGenChatML", "chat messages", Sample, (9, 3, 0)),
+        ("messages_array/ocnli_public_chatml", "chat messages", Sample, (13, 13, 0)),
+        ("messages_jsonl", "chat messages", Sample, (160, 20, 20)),
+        ("prompt_completion", "prompt and completion", Sample, (160, 20, 20)),
+        ("sharegpt", "ShareGPT", Sample, (160, 20, 20)),
+        ("text", "plain text", Sample, (160, 20, 20)),
+        ("plain_text", "plain text", Sample, (14, 2, 0)),
+        ("kto_messages_label", "chat messages with label (KTO)", Labelled, (54, 6, 0)),
+        (
+            "preference_llama_factory_sharegpt",
+            "preference pairs (conversations, chosen, rejected)",
+            Pair,
+            (60, 20, 0),
+        ),
+        (
+            "preference_messages_jsonl",
+            "preference pairs (prompt, chosen, rejected)",
+            Pair,
+            (60, 20, 0),
+        ),
+        (
+            "preference_strings_jsonl",
+            "preference pairs (prompt, chosen, rejected)",
+            Pair,
+            (54, 6, 0),
+        ),
+    ],
+)
+def test_every_layout_of_openbmb_is_read_whole(
+    name: str, form: str, item: type, samples: tuple[int, int, int]
+) -> None:
+    folder = need_shared("finetune", name)
+    data = load_data(folder, minicpm())
+    assert data.format == form
+    assert (len(data.train), len(data.valid), len(data.test)) == samples
+    assert all(type(one) is item for one in [*data.train, *data.valid, *data.test])
+    assert all(count.bad == count.dropped == count.truncated == 0 for count in data.counts.values())
+    assert len(data.prompts) == min(4, samples[1])
+
+
+def test_one_conversation_in_three_layouts_is_one_training_set() -> None:
+    chat, pairs, sharegpt = (
+        load_data(need_shared("finetune", name), minicpm())
+        for name in ("messages_jsonl", "prompt_completion", "sharegpt")
+    )
+    assert chat.train == pairs.train == sharegpt.train
+    assert chat.prompts == pairs.prompts == sharegpt.prompts
+
+
+# Counts
+
+
+def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
+    long = {"messages": [ASK, {"role": "assistant", "content": "c" * 60}]}
+    lost = {"messages": [{"role": "user", "content": "c" * 60}, REPLY]}
+    path = written(tmp_path, "a.jsonl", lines(GOOD, long, {"messages": []}, lost, GOOD, long))
+    data = loaded(path, max_seq_length=40, skip_bad=1, valid_fraction=0)
+    sample = data.train[0]
+    assert isinstance(sample, Sample)
+    length = len(sample.ids)
+    long_targets = data.train[1].targets if isinstance(data.train[1], Sample) else 0
+    assert data.counts == {
+        "train": Counts(
+            rows=5,
+            samples=4,
+            tokens=2 * length + 2 * 40,
+            targets=2 * 2 + 2 * long_targets,
+            truncated=2,
+            dropped=1,
+            split=0,
+            bad=1,
+        )
+    }
+    assert data.bad == (
+        f"{path}:3: messages: expected at least one message, found none; remove the sample",
+    )
+    assert data.overlong == (
+        f"{path}:2: {length + 59} tokens, truncated",
+        f"{path}:4: {length + 59} tokens, dropped",
+        f"{path}:6: {length + 59} tokens, truncated",
+    )
+    assert data.notes == (
+        "no validation set, as valid_fraction is 0",
+        "2 longer than 40 tokens and lost their end; raise max_seq_length",
+        "1 left out, as too long for 40 tokens; raise max_seq_length",
+        "1 bad and skipped",
+    )
+
+
+def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}))
+    assert "fields that are not read: id, source" in loaded(path).notes
+
+
+def test_odd_names_of_fields_are_shown_on_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", json.dumps({**GOOD, "a\nb": 1, "\ud800": 2}))
+    assert "fields that are not read: 'a\\nb', '\\ud800'" in loaded(path).notes
+
+
+def test_hashes_are_of_each_file(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "valid.jsonl"):
+        written(tmp_path, name, lines(GOOD))
+    first = loaded(tmp_path).sha256
+    written(tmp_path, "train.jsonl", lines(GOOD) + "\n")
+    second = loaded(tmp_path).sha256
+    assert first["train.jsonl"] != second["train.jsonl"]
+    assert first["valid.jsonl"] == second["valid.jsonl"]
+
+
+def test_progress_is_told_of_rows(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines(*[GOOD] * 2500))
+    told: list[int] = []
+    load_data(path, tiny(), progress=told.append)
+    assert told == [1000, 2000]
+
+
+# The validation set
+
+
+def numbered(count: int) -> str:
+    return lines(*({"prompt": f"a{i}", "completion": f"b{i}"} for i in range(count)))
+
+
+def test_a_validation_set_is_drawn_by_seed_and_shares_no_row(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", numbered(50))
+    one, again, other = loaded(path), loaded(path), loaded(path, seed=1)
+    assert (len(one.train), len(one.valid)) == (45, 5)
+    assert one == again
+    assert one.valid != other.valid
+    assert not any(item in one.train for item in one.valid)
+    everything = loaded(path, valid_fraction=0)
+    assert sorted(map(str, one.train + one.valid)) == sorted(map(str, everything.train))
+    assert any("5 of 50 samples were drawn as one, with seed 0" in note for note in one.notes)
+    assert one.prompts[0] in [[{"role": "user", "content": f"a{i}"}] for i in range(50)]
+
+
+@pytest.mark.parametrize(("rows", "held"), [(9, 0), (10, 1), (25, 2), (2500, 200)])
+def test_a_validation_set_is_neither_empty_nor_large(tmp_path: Path, rows: int, held: int) -> None:
+    data = loaded(written(tmp_path, "a.jsonl", numbered(rows)))
+    assert (len(data.train), len(data.valid)) == (rows - held, held)
+    assert ("valid" in data.counts) == bool(held)
+    assert any("no validation set" in note for note in data.notes)
+
+
+def test_one_s_own_validation_set_is_used_as_it_is(tmp_path: Path) -> None:
+    written(tmp_path, "train.jsonl", numbered(50))
+    written(tmp_path, "dev.csv", "prompt,completion\nq,r\n")
+    data = loaded(tmp_path)
+    assert (len(data.train), len(data.valid)) == (50, 1)
+    assert data.prompts == ([{"role": "user", "content": "q"}],)
+    assert data.notes == ()
+
+
+def test_pieces_of_one_long_text_are_shared_out(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", "abc\n\n" * 100)
+    data = loaded(path, max_seq_length=21)
+    assert len(data.valid) == round((len(data.train) + len(data.valid)) / 10)
+    assert not any(item in data.train for item in data.valid[:-1] if len(data.valid) > 99)
+    assert data.counts["train"].rows == 1
+    assert isinstance(data.prompts[0], str)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip_bad": -1}, "skip_bad must be 0 or more, got -1"),
+        ({"skip_bad": 0.5}, "skip_bad must be a whole number"),
+        ({"valid_fraction": 1}, "valid_fraction must be from 0 to below 1, got 1"),
+        ({"valid_fraction": float("nan")}, "valid_fraction must be from 0 to below 1, got nan"),
+        ({"seed": "x"}, "seed must be a whole number"),
+        ({"mask": "none"}, "mask must be one of"),
+        ({"max_seq_length": 0}, "max_seq_length must be 2 or more"),
+    ],
+)
+def test_an_option_out_of_range_is_named(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    path = written(tmp_path, "a.jsonl", lines(GOOD))
+    with pytest.raises(InvalidArgumentError, match=message):
+        loaded(path, **options)
+
+
+def test_bad_samples_past_those_allowed_are_an_error_that_lists_the_first(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines(GOOD, {}, [], GOOD, {"messages": 3}))
+    assert loaded(path, skip_bad=3).counts["train"].bad == 3
+    with pytest.raises(DataError, match="at most 2 bad samples, found more") as caught:
+        loaded(path, skip_bad=2)
+    for line in (2, 3, 5):
+        assert f"{path}:{line}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_samples_are_counted_over_all_files(tmp_path: Path) -> None:
+    written(tmp_path, "train.jsonl", lines(GOOD, {}))
+    written(tmp_path, "valid.jsonl", lines(GOOD, {}))
+    data = loaded(tmp_path, skip_bad=2)
+    assert {split: count.bad for split, count in data.counts.items()} == {"train": 1, "valid": 1}
+    with pytest.raises(DataError, match="at most 1 bad"):
+        loaded(tmp_path, skip_bad=1)
+
+
+# Faults
+
+
+def talk(*turns: Any, **fields: Any) -> str:
+    return lines(GOOD, {"messages": list(turns), **fields})
+
+
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+KTO = {**GOOD, "label": True}
+
+BAD: dict[str, tuple[str, bytes | str, str, str]] = {
+    # kind: file name, contents, place, what the message holds
+    "broken JSON": ("a.jsonl", lines(GOOD) + '{"messages": [\n', ":2", "not JSON at character"),
+    "single quotes": ("a.jsonl", lines(GOOD) + "{'text': 'a'}\n", ":2", "not JSON at character 2"),
+    "cut off": ("a.jsonl", lines(GOOD) + lines(GOOD)[:-9], ":2", "not JSON"),
+    "two objects in a line": ("a.jsonl", lines(GOOD)[:-1] + " {}\n", ":1", "one object a line"),
+    "a comma after a line": ("a.jsonl", lines(GOOD)[:-1] + ",\n", ":1", "found ','"),
+    "a number for a row": ("a.jsonl", lines(GOOD, 3), ":2", "expected an object {…}, found a num"),
+    "a list for a row": ("a.jsonl", lines(GOOD, [1]), ":2", "expected an object {…}, found a list"),
+    "null for a row": ("a.jsonl", lines(GOOD, None), ":2", "found null"),
+    "NaN": ("a.jsonl", lines({**GOOD, "x": float("nan")}), ":1", "JSON, which has no NaN"),
+    "a field twice": ("a.jsonl", '{"text": "a", "text": "b"}\n', ":1", "found 'text' twice"),
+    "a huge number": ("a.jsonl", f'{{"text": {"9" * 5000}}}\n', ":1", "one of 5000 digits"),
+    "deep nesting": ("a.jsonl", '{"a":' * 9000 + "1" + "}" * 9000 + "\n", ":1", "nested too deep"),
+    "deep nesting in a list": ("a.json", "[" * 9000, ": item 1", "nested too deep (line 1)"),
+    "a raw control character": ("a.jsonl", '{"text": "a\x01"}\n', ":1", "invalid control char"),
+    "no UTF-8": (
+        "a.jsonl",
+        lines(GOOD).encode() + b'{"a": "\xff"}\n',
+        ":2",
+        "byte 0xff at offset 7",
+    ),
+    "GBK": ("a.txt", "山东省".encode("gbk"), "", "expected UTF-8, found byte 0xb6 at offset 2"),
+    "UTF-16": ("a.jsonl", lines(GOOD).encode("utf-16"), "", "found UTF-16; save it as UTF-8"),
+    "NUL bytes": ("a.jsonl", lines(GOOD) + "\0\0\n", ":2", "found a NUL character at 0"),
+    "NUL in a txt": ("a.txt", b"PK\x03\x04\0\0", "", "found a NUL character at 4"),
+    "NUL as an escape": (
+        "a.jsonl",
+        lines({"text": "a\0"}),
+        ":1",
+        "text: expected text, found a NUL",
+    ),
+    "half a surrogate pair": ("a.jsonl", '{"text": "\\ud83d"}\n', ":1", "half a surrogate pair"),
+    "an empty file": ("a.jsonl", "", "", "expected at least one sample, found none"),
+    "an empty txt": ("a.txt", " \n", "", "expected at least one sample"),
+    "an empty list": ("a.json", "[]", "", "expected at least one sample"),
+    "a list cut off": (
+        "a.json",
+        json.dumps([GOOD])[:-1],
+        ": item 2",
+        "found the end; is the file w",
+    ),
+    "a list without commas": (
+        "a.json",
+        f"[{json.dumps(GOOD)}\n{{}}]",
+        ": item 2",
+        "line 2: expected a comma",
+    ),
+    "a comma too many": (
+        "a.json",
+        f"[{json.dumps(GOOD)},\n]",
+        ": item 2",
+        "found a comma before ]",
+    ),
+    "more after a list": (
+        "a.json",
+        f"[{json.dumps(GOOD)}]\nx",
+        ": item 2",
+        "nothing after the list",
+    ),
+    "broken JSON in a list": ("a.json", '[{"a" 1}]', ": item 1", "not JSON at line 1"),
+    "one object over lines": ("a.json", json.dumps(GOOD, indent=1), ":1", "not JSON"),
+    "an unknown role": ("a.jsonl", talk(ASK, {"role": "tool", "content": "x"}), ":2", "[1].role"),
+    "no role": ("a.jsonl", talk({"content": "x"}), ":2", "messages[0]: expected a role"),
+    "an empty turn": (
+        "a.jsonl",
+        talk(ASK, {**REPLY, "content": " "}),
+        ":2",
+        "[1].content: expected",
+    ),
+    "null content": ("a.jsonl", talk({**ASK, "content": None}), ":2", "found null"),
+    "number content": ("a.jsonl", talk({**ASK, "content": 3}), ":2", "found a number"),
+    "an image": ("a.jsonl", talk({**ASK, "content": [{"type": "image"}]}), ":2", "of type 'image'"),
+    "two assistants in a row": ("a.jsonl", talk(ASK, REPLY, REPLY), ":2", "turn 3: expected user"),
+    "two users in a row": ("a.jsonl", talk(ASK, ASK, REPLY), ":2", "turn 2: expected assistant"),
+    "the assistant first": ("a.jsonl", talk(REPLY, ASK, REPLY), ":2", "turn 1: expected user"),
+    "the user last": ("a.jsonl", talk(ASK, REPLY, ASK), ":2", "as the last turn, found user"),
+    "no assistant": ("a.jsonl", talk(ASK), ":2", "as the last turn, found user"),
+    "the system alone": ("a.jsonl", talk({"role": "system", "content": "x"}), ":2", "the system's"),
+    "no messages": ("a.jsonl", talk(), ":2", "messages: expected at least one message"),
+    "tool calls": ("a.jsonl", talk(ASK, {**REPLY, "tool_calls": [{}]}), ":2", "[1].tool_calls"),
+    "tools": ("a.jsonl", talk(ASK, REPLY, tools=[{}]), ":2", "tools: expected text alone"),
+    "two layouts": ("a.jsonl", lines(GOOD, {"text": "a"}), ":2", "a.jsonl:1, found plain text"),
+    "no layout": ("a.jsonl", lines({"content": "a"}), ":1", "found content; rename the fields"),
+    "half a layout": ("a.jsonl", lines(GOOD, {"prompt": "a"}), ":2", "found prompt; rename"),
+    "chosen alone": ("a.jsonl", lines({"prompt": "a", "chosen": "b"}), ":1", "found no rejected"),
+    "chosen is rejected": ("a.jsonl", lines({**PAIR, "rejected": "b"}), ":1", "found the same"),
+    "two prompts": (
+        "a.jsonl",
+        lines({"chosen": [ASK, REPLY], "rejected": [{**ASK, "content": "x"}, REPLY]}),
+        ":1",
+        "both must answer one prompt",
+    ),
+    "a label missing": ("a.jsonl", lines(KTO, GOOD), ":2", "(KTO) as in"),
+    "a label of text": ("a.jsonl", lines({**KTO, "label": "yes"}), ":1", "label: expected true or"),
+    "a label of 1": ("a.jsonl", lines({**KTO, "label": 1}), ":1", "found a number"),
+    "csv without names": ("a.csv", "why?,so\nwho?,me\n", ":2", "found why?, so; rename the fields"),
+    "csv of unknown columns": ("a.csv", "x,y\na,b\n", ":2", "found x, y; rename"),
+    "csv with ragged rows": ("a.csv", "text\na\nb,c\n", ":3", "expected 1 cells as in the first"),
+    "csv with a name twice": ("a.csv", "text,text\na,b\n", ":1", "each once, found text, text"),
+    "csv with an open quote": ("a.csv", 'text\n"a\nb\n', ":2", "correct the quotes"),
+    "csv that is no UTF-8": ("a.csv", b"text\na\n\xff\n", ":3", "byte 0xff at offset 0"),
+    "csv with an empty cell": (
+        "a.csv",
+        "prompt,completion\na,\n",
+        ":2",
+        "completion: expected text",
+    ),
+    "csv of names alone": ("a.csv", "text\n", "", "at least one sample"),
+    "an unknown ending": ("a.xlsx", "x", "", "found .xlsx; convert or rename it"),
+    "no ending": ("data", "x", "", "found no ending"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_data_is_one_line_that_names_the_place(tmp_path: Path, kind: str) -> None:
+    name, contents, place, message = BAD[kind]
+    path = written(tmp_path, name, contents)
+    with pytest.raises(DataError) as caught:
+        loaded(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}{place}")
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < 600
+    assert text.isprintable()
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.jsonl: No such file or directory"):
+        loaded(tmp_path / "none.jsonl")
+
+
+def test_a_folder_that_looks_like_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"train.jsonl: Is a directory"):
+        loaded(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, "a.jsonl", lines(GOOD))
+
+    def refused(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)  # root may read any file
+    with pytest.raises(DataError, match=r"a\.jsonl: Permission denied"):
+        loaded(path)
+
+
+def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, "train.jsonl", lines(GOOD))
+    written(tmp_path, "valid.jsonl", lines({"text": "a"}))
+    with pytest.raises(DataError, match=r"valid.jsonl:1: expected chat messages as in .*:1, found"):
+        loaded(tmp_path)
+
+
+def test_data_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines({"prompt": "c" * 90, "completion": "b"}))
+    with pytest.raises(DataError, match=r"at most 50 tokens, found none \(the shortest has 1"):
+        loaded(path, max_seq_length=50)
+    written(tmp_path, "a.jsonl", "{}\n")
+    with pytest.raises(DataError, match="found 1 bad ones alone"):
+        loaded(path, skip_bad=5)
+
+
+# Anything at all
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(
+        ["user", "assistant", "system", "human", "gpt", "text", "\ud800", ASK, REPLY]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "type", "text"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+NAMES = """messages conversations instruction input output system history prompt completion
+response question answer query text chosen rejected label kto_tag tools id"""
+FIELDS = st.sampled_from([*NAMES.split(), "a\nb", "\ud800"])
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a DataError says, "" where there is none."""
+    try:
+        call()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+@given(st.dictionaries(FIELDS, VALUES, max_size=5))
+@settings(deadline=None, max_examples=400)
+def test_any_row_is_read_or_refused_in_one_line(row: dict[str, Any]) -> None:
+    message = refusal(lambda: recognise(row).read(row))
+    if message:
+        assert message.isprintable()
+    else:
+        assert Encoder(tiny(), max_seq_length=4000).encode(recognise(row).read(row)).items
+
+
+@given(
+    st.binary(max_size=60)
+    | st.text(alphabet='[]{}",:text\\ \n', max_size=60).map(str.encode)
+    | st.sampled_from([lines(GOOD).encode(), f"[{lines(GOOD)}]".encode()]),
+    st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]),
+    st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=400)
+def test_any_file_is_read_or_refused_in_one_line(data: bytes, name: str, cut: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder), name, data[:cut])
+        message = refusal(lambda: loaded(path, skip_bad=1))
+        assert not message or message.startswith(folder)
+        assert not message or message.isprintable()

@@ -1,0 +1,120 @@
+"""A whole run from Python: what it leaves in its folder, also where the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.model_cards import Card
+from minicpm_mlx.train import finetune as runs
+from minicpm_mlx.train.data.dataset import Data, load_data
+from minicpm_mlx.train.lora import LoRAConfig
+from minicpm_mlx.train.optimizer import Schedule
+from minicpm_mlx.train.tracking.events import Event, Validated
+from minicpm_mlx.train.trainer import TrainingPlan
+from minicpm_mlx.weights.checkpoint import read_checkpoint
+from support.data import GOLDEN
+from support.tiny_model import write_model
+
+PLAN = TrainingPlan(
+    steps=4, batch_size=2, schedule=Schedule(peak=0.01), evaluate_every=2, save_every=2, seed=1
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def base(model: Path) -> mm.LM:
+    """To be trained once: adapters stay on it."""
+    return mm.load(model, fuse=False, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def data(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}."} for n in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return load_data(path, mm.load_tokenizer(model))
+
+
+def fill_the_disk(patch: pytest.MonkeyPatch, before: int) -> None:
+    """Have room for so many adapters, and for a part of the next; checkpoints always find some."""
+    save: Callable[..., None] = mx.save_safetensors
+    written: list[str] = []
+
+    def full(path: str, *rest: object) -> None:
+        if path.endswith("adapters.safetensors"):
+            written.append(path)
+        if len(written) <= before:
+            save(path, *rest)
+            return
+        Path(path).write_bytes(bytes(100))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(runs.mx, "save_safetensors", full)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_disk_that_is_full_when_the_adapter_is_kept_loses_nothing(
+    before: int, model: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    fill_the_disk(monkeypatch, before)
+    plan = replace(PLAN, save_every=1)
+    with pytest.raises(DownloadError) as caught:
+        runs.finetune(base(model), data, part, plan=plan)
+    assert str(caught.value) == (
+        f"{part}: cannot be written (No space left on device); free some space, or give another "
+        "folder (--adapter-path)"
+    )
+    monkeypatch.undo()
+    assert not list(part.glob("part-*"))
+    assert bool(before) == (part / "adapters.safetensors").exists()
+    if before:
+        mm.load(model).use_adapter(part)
+    assert runs.finetune(base(model), data, part, plan=plan, resume=True).complete
+    assert runs.finetune(base(model), data, whole, plan=plan).complete
+    adapters = [(folder / "adapters.safetensors").read_bytes() for folder in (part, whole)]
+    assert adapters[0] == adapters[1]
+
+
+def test_full_training_of_weights_with_an_unusual_name_keeps_a_model(
+    model: Path, data: Data, tmp_path: Path
+) -> None:
+    source = write_model(tmp_path / "source")
+    (source / "model.safetensors").unlink()
+    torch = GOLDEN / "minicpm_2b_like_bin" / "pytorch_model.bin"
+    (source / "odd.bin").write_bytes(torch.read_bytes())
+    card = Card(name="odd", repo="someone/odd", file="odd.bin")
+    weights = mm.load_model(source, "float32", weights=card.file)
+    lm = replace(base(model), model=weights, card=card, folder=source)
+    result = runs.finetune(
+        lm, data, tmp_path / "out", plan=replace(PLAN, steps=2), method=LoRAConfig(kind="full")
+    )
+    assert result.folder == tmp_path / "out" / "model"
+    assert read_checkpoint(result.folder).tensors
+    ids = mx.array([[1, 50, 60, 70]])
+    kept = mm.load_model(result.folder, "float32")
+    assert mx.abs(kept(ids) - lm.model(ids)).max().item() < 1e-4
+
+
+def test_a_result_says_what_was_kept(model: Path, data: Data, tmp_path: Path) -> None:
+    for rate, better in ((0.01, True), (1e-20, False)):
+        told: list[Event] = []
+        plan = replace(PLAN, schedule=Schedule(peak=rate))
+        folder = tmp_path / f"{rate}"
+        result = runs.finetune(base(model), data, folder, plan=plan, listener=told.append)
+        losses = {event.step: event.loss for event in told if isinstance(event, Validated)}
+        assert result.best == min(losses.values()) == losses[result.best_step]
+        assert bool(result.best_step) is better

@@ -1,0 +1,466 @@
+"""Losses and their gradients against the plain way to compute them, with all logits at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.model.adapters import dense
+from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.kernels import cpu_softmax
+from minicpm_mlx.model.packing import quantize
+from minicpm_mlx.model.transformer import Model
+from minicpm_mlx.train import cpu_kernels, cross_entropy, lora
+from minicpm_mlx.train.data.batches import batch_of
+from minicpm_mlx.train.data.samples import (
+    Item,
+    Labelled,
+    Pair,
+    Sample,
+)
+from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
+from minicpm_mlx.train.lora import LoRAConfig, LoRALinear
+from minicpm_mlx.train.objectives import (
+    CrossEntropy,
+    PreferenceLoss,
+    dpo,
+    ipo,
+    kto,
+    orpo,
+)
+from minicpm_mlx.train.trainer import with_reference
+from support.random_models import MOE, random_model
+
+RANDOM = np.random.default_rng(0)
+
+
+def sample(length: int, prompt: int = 3) -> Sample:
+    ids: list[int] = RANDOM.integers(0, 512, length).tolist()
+    return Sample(ids, [place >= prompt for place in range(length)])
+
+
+def trained(kind: str = "lora", **changes: Any) -> Model:
+    """A model with something to train, that is not as it was: adapters begin at nothing."""
+    model = random_model(**changes)
+    lora.prepare(model, LoRAConfig(kind=kind) if kind == "full" else LoRAConfig(kind=kind, rank=4))
+    mx.random.seed(3)
+    for name, array in flat(model.trainable_parameters()).items():
+        if "lora_b" in name or name.endswith(".m"):
+            change = 0.1 * mx.random.normal(array.shape)
+            model.load_weights([(name, array + change)], strict=False)
+    return model
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    found: Any = tree_flatten(tree)
+    return dict(found)
+
+
+def apart(found: Any, wanted: Any) -> float:
+    """The largest difference of two trees of gradients, in parts of the largest gradient."""
+    ours, theirs = flat(found), flat(wanted)
+    assert ours.keys() == theirs.keys()
+    assert ours
+    largest = max(float(np.abs(np.array(array)).max()) for array in theirs.values())
+    return max(float(np.abs(np.array(ours[name] - theirs[name])).max()) for name in ours) / largest
+
+
+def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
+    """Every logit of every text, one text after the other."""
+    total = mx.array(0.0)
+    for text in samples:
+        logits = model(mx.array([text.ids]))[0, :-1]
+        each = nn.losses.cross_entropy(logits, mx.array(text.ids[1:]))
+        total = total + (each * mx.array(text.mask[1:])).sum()
+    return total
+
+
+# Cross-entropy
+
+
+@pytest.mark.parametrize("way", [at_once, by_layer])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("lora", {}),
+        ("dora", {}),
+        ("dora", {"attention_bias": True}),
+        ("full", {}),
+        ("full", {"tie_word_embeddings": False}),
+        ("lora", {"tie_word_embeddings": False}),
+        ("lora", MOE),
+        ("full", MOE),
+    ],
+)
+def test_gradients_are_those_of_all_logits_at_once(
+    kind: str, changes: dict[str, Any], way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_entropy, "CHUNK", 512 * 20)
+    monkeypatch.setattr(cpu_softmax, "FEW", 0)
+    model = trained(kind, **changes)
+    parameters = flat(model.trainable_parameters())
+    samples = [sample(60), sample(33), sample(8)]
+    wanted = nn.value_and_grad(model, plain_loss)(model, samples)
+    show(model, parameters)
+    if way is by_layer:
+        cpu_kernels.use_fast_kernels(model)
+    objective, batch = CrossEntropy(), batch_of(samples)
+    tail = partial(objective.sums, batch=batch)
+    sums, found = way(model, parameters, batch, tail, mx.array(2.0))
+    assert abs(sums["loss"].item() - wanted[0].item()) < 1e-5 * wanted[0].item()
+    assert apart({name: 2 * array for name, array in found.items()}, wanted[1]) < 1e-5
+    assert objective.sums(losses(model, batch), batch)["loss"].item() == pytest.approx(
+        wanted[0].item(), rel=1e-5
+    )
+
+
+def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
+    model = random_model()
+    quantize(model, Quantization(bits=8, group_size=32))
+    lora.prepare(model, LoRAConfig())
+    hidden, targets = mx.random.normal((50, 64)), mx.random.randint(0, 512, (50,))
+
+    def plain(hidden: mx.array) -> mx.array:
+        return nn.losses.cross_entropy(model.logits(hidden), targets).sum()
+
+    def ours(hidden: mx.array) -> mx.array:
+        return cross_entropy.token_losses(model, hidden, targets).sum()
+
+    wanted, found = mx.grad(plain)(hidden), mx.grad(ours)(hidden)
+    assert apart({"hidden": found}, {"hidden": wanted}) < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 19, 20, 21, 60])
+def test_losses_are_the_same_in_parts_of_any_size(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model()
+    model.freeze()
+    hidden, targets = mx.random.normal((count, 64)), mx.random.randint(0, 512, (count,))
+    wanted = nn.losses.cross_entropy(model.logits(hidden), targets)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 512 * 20)
+    for how in product((True, False), (True, False)):
+        arguments = dict(zip(("gradients", "at_once"), how, strict=True))
+        found = cross_entropy.token_losses(model, hidden, targets, **arguments)
+        assert mx.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    model = random_model()
+    model.freeze()
+    short, long = sample(9), sample(90)
+    alone = [losses(model, batch_of([text])) for text in (short, long)]
+    batch = batch_of([short, long])
+    sums = batch.by_text(losses(model, batch))
+    for number, (text, each) in enumerate(zip((short, long), alone, strict=True)):
+        assert sums[number].item() == pytest.approx(each[: text.targets].sum().item(), rel=1e-5)
+
+
+# Kernels
+
+
+@pytest.mark.parametrize("mask", ["causal", None, "padding"])
+def test_attention_has_the_gradients_of_mlx(mask: str | None) -> None:
+    B, H, K, T, D = 2, 4, 2, 60, 16
+    q, k, v = (mx.random.normal((B, heads, T, D)) for heads in (H, K, K))
+    weights = mx.random.normal((B, H, T, D))
+    seen: Any = mask
+    if mask == "padding":
+        seen = mx.random.uniform(shape=(B, 1, T, T)) < 0.7
+
+    def through(attention: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        return lambda q, k, v: (attention(q, k, v, scale=0.25, mask=seen) * weights).sum()
+
+    wanted = mx.grad(through(mx.fast.scaled_dot_product_attention), (0, 1, 2))(q, k, v)
+    found = mx.grad(through(cpu_kernels.attention), (0, 1, 2))(q, k, v)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert mx.abs(ours - theirs).max().item() < 2e-5
+
+
+def test_silu_has_the_gradients_of_mlx() -> None:
+    shape = (3, 80, 100)
+    gate, up, weights = (mx.random.normal(shape) * scale for scale in (9, 1, 1))
+    gate = mx.where(mx.random.uniform(shape=shape) < 0.05, mx.sign(gate) * 100, gate)
+
+    def plain(gate: mx.array, up: mx.array) -> mx.array:
+        return (gate * mx.sigmoid(gate) * up * weights).sum()
+
+    def ours(gate: mx.array, up: mx.array) -> mx.array:
+        return (cpu_kernels.silu_times(gate, up) * weights).sum()
+
+    assert ours(gate, up).item() == pytest.approx(plain(gate, up).item(), rel=1e-4)
+    for found, wanted in zip(
+        mx.grad(ours, (0, 1))(gate, up), mx.grad(plain, (0, 1))(gate, up), strict=True
+    ):
+        assert mx.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+# Adapters
+
+
+def test_an_adapter_begins_as_nothing() -> None:
+    ids = mx.array([sample(20).ids])
+    for kind in ("lora", "dora"):
+        model = random_model(attention_bias=True)
+        before = model(ids)
+        lora.prepare(model, LoRAConfig(kind=kind))
+        assert mx.allclose(model(ids), before, atol=1e-5)
+
+
+PACKINGS = [
+    Quantization(bits=8, group_size=32),
+    Quantization(bits=4, group_size=32, mode="mxfp4"),
+    Quantization(bits=4, group_size=16, mode="nvfp4"),
+]
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.mode)
+def test_rows_of_a_packed_layer_are_as_long_as_those_of_its_matrix(packing: Quantization) -> None:
+    model = random_model()
+    quantize(model, packing)
+    mx.random.seed(3)
+    layer = model.layers[0].mlp.down_proj
+    found = LoRALinear(layer, LoRAConfig(kind="dora", rank=4))
+    found.lora_b = 0.1 * mx.random.normal(found.lora_b.shape)
+    whole = dense(layer) + found.scale * (found.lora_a @ found.lora_b).T  # (out, in)
+    wanted = mx.linalg.norm(whole, axis=1)
+    assert mx.allclose(found._row_lengths(mx.float32), wanted, rtol=1e-4)
+    x = mx.random.normal((5, whole.shape[1]))
+    plain = x @ (whole * (found.m / wanted)[:, None]).T
+    assert mx.allclose(found(x), plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.mode)
+@pytest.mark.parametrize("way", [at_once, by_layer])
+def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
+    packing: Quantization, way: Any
+) -> None:
+    model = random_model()
+    quantize(model, packing)
+    lora.prepare(model, LoRAConfig(kind="dora", rank=4))
+    for _, module in lora.adapters(model):
+        module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+    parameters = flat(model.trainable_parameters())
+    samples = [sample(20), sample(9)]
+    wanted = nn.value_and_grad(model, plain_loss)(model, samples)
+    show(model, parameters)
+    tail = partial(CrossEntropy().sums, batch=batch_of(samples))
+    sums, found = way(model, parameters, batch_of(samples), tail, mx.array(1.0))
+    assert sums["loss"].item() == pytest.approx(wanted[0].item(), rel=1e-5)
+    assert apart(found, wanted[1]) < 1e-4
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path: Any) -> None:
+    import json
+
+    from minicpm_mlx.model.adapters import adapt
+    from minicpm_mlx.model.fused import fuse
+    from minicpm_mlx.weights.adapters import read_adapter
+
+    def base() -> Model:
+        model = random_model()
+        if bits is not None:
+            quantize(model, Quantization(bits=bits, group_size=32))
+        return model
+
+    model, method = base(), LoRAConfig(kind=kind, rank=4, modules=("q_proj", "o_proj", "down_proj"))
+    lora.prepare(model, method)
+    mx.random.seed(1)
+    for _, module in lora.adapters(model):
+        module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+        if "m" in module:
+            module.m = module.m * 1.1
+    tensors, config = lora.saved(model, method)
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    ids = mx.array([sample(20).ids])
+    wanted = model(ids)
+    with lora.without_adapters(model):
+        assert mx.array_equal(model(ids), base()(ids))
+    for plain in (base(), fuse(base())):
+        adapt(plain, read_adapter(tmp_path))
+        assert mx.abs(plain(ids) - wanted).max().item() < 1e-3
+
+
+def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
+    model = random_model()
+    lora.prepare(model, LoRAConfig(dropout=0.5))
+    for _, module in lora.adapters(model):
+        module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
+    ids, seen = mx.array([sample(20).ids]), []
+    model.train()
+    for key in (1, 1, 2):
+        lora.draw_dropout(model, mx.random.key(key))
+        seen.append(model(ids))
+    assert mx.array_equal(seen[0], seen[1])
+    assert not mx.array_equal(seen[0], seen[2])
+    model.eval()
+    assert mx.array_equal(model(ids), model(ids))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "magic"}, "method must be one of lora, dora, full, got 'magic'"),
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"alpha": 0.0}, "alpha must be more than 0"),
+        ({"kind": "full", "rank": 16}, "rank is for adapters"),
+        ({"layers": 0}, "num-layers must be 1 or more"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        LoRAConfig(**wrong)
+
+
+def test_what_a_model_has_not_cannot_be_trained() -> None:
+    with pytest.raises(InvalidArgumentError, match="has 2 layers, got 3"):
+        lora.prepare(random_model(), LoRAConfig(layers=3))
+    with pytest.raises(InvalidArgumentError, match=r"expected some of .*q_proj.*, got 'w1'"):
+        lora.prepare(random_model(), LoRAConfig(modules=("w1",)))
+    packed = random_model()
+    quantize(packed, Quantization(bits=8, group_size=32))
+    with pytest.raises(InvalidArgumentError, match="full training needs unpacked weights"):
+        lora.prepare(packed, LoRAConfig(kind="full"))
+
+
+def test_only_the_last_layers_are_trained_where_so_many_are_asked_for() -> None:
+    for kind in ("lora", "full"):
+        model = random_model()
+        lora.prepare(model, LoRAConfig(kind=kind, layers=1))
+        assert {name.split(".")[2] for name in flat(model.trainable_parameters())} == {"1"}
+
+
+# Preferences, against NumPy in float64
+
+LOGS = [RANDOM.normal(-20, 5, 6) for _ in range(4)]
+
+
+def log_sigmoid(x: Any) -> Any:
+    return -np.logaddexp(0, -x)
+
+
+def both(
+    ours: Callable[[mx.array, mx.array], dict[str, mx.array]],
+    theirs: Callable[[Any, Any], Any],
+    first: Any,
+    second: Any,
+) -> None:
+    """Compare a loss, and its gradient by finite differences of the other."""
+    arrays = [mx.array(array.astype(np.float32)) for array in (first, second)]
+    assert ours(*arrays)["loss"].item() == pytest.approx(theirs(first, second).sum(), rel=1e-4)
+    found = mx.grad(lambda a, b: ours(a, b)["loss"], (0, 1))(*arrays)
+    for number, gradient in enumerate(found):
+        for place in range(len(first)):
+            up, down = ([first.copy(), second.copy()] for _ in range(2))
+            up[number][place] += 1e-5
+            down[number][place] -= 1e-5
+            slope = (theirs(*up).sum() - theirs(*down).sum()) / 2e-5
+            assert gradient[place].item() == pytest.approx(slope, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_dpo_is_the_papers(smoothing: float) -> None:
+    def theirs(chosen: Any, rejected: Any) -> Any:
+        margin = 0.3 * (chosen - rejected)
+        return -(1 - smoothing) * log_sigmoid(margin) - smoothing * log_sigmoid(-margin)
+
+    both(lambda a, b: dpo(a, b, 0.3, smoothing), theirs, LOGS[0] / 4, LOGS[1] / 4)
+
+
+def test_ipo_is_the_papers() -> None:
+    both(lambda a, b: ipo(a, b, 0.3), lambda a, b: (a - b - 1 / 0.6) ** 2, LOGS[0] / 4, LOGS[1] / 4)
+
+
+def test_orpo_is_the_papers() -> None:
+    tokens, others = np.array([3, 5, 9, 4, 4, 7]), np.array([2, 8, 8, 5, 3, 6])
+
+    def theirs(chosen: Any, rejected: Any) -> Any:
+        p, q = np.exp(chosen / tokens), np.exp(rejected / others)
+        return -chosen / tokens - 0.3 * log_sigmoid(np.log(p / (1 - p)) - np.log(q / (1 - q)))
+
+    both(lambda a, b: orpo(a, b, mx.array(tokens), mx.array(others), 0.3), theirs, LOGS[0], LOGS[1])
+
+
+def test_kto_is_the_papers() -> None:
+    good = np.array([True, False, True, True, False, False])
+    gain, mismatched = LOGS[2] / 5 + 4, LOGS[3] / 5 + 5
+    far = max(mismatched.mean(), 0)
+
+    def theirs(gain: Any, _: Any) -> Any:
+        sign = np.where(good, 1, -1)
+        return 1 - np.exp(log_sigmoid(0.3 * sign * (gain - far)))
+
+    both(lambda a, b: kto(a, b, mx.array(good), 0.3), theirs, gain, mismatched)
+
+
+def test_one_token_that_is_certain_is_no_infinity() -> None:
+    found = orpo(*(mx.array([x]) for x in (0.0, -1e-9, 1.0, 1.0)), 0.1)
+    assert mx.isfinite(found["loss"]).item()
+
+
+@pytest.mark.parametrize(
+    ("loss", "normalized"),
+    [("dpo", False), ("ipo", False), ("orpo", False), ("kto", False), ("dpo", True), ("ipo", True)],
+)
+def test_preferences_are_over_the_replies_log_probabilities(loss: str, normalized: bool) -> None:
+    """Of model and reference, each text computed alone."""
+    model, reference = trained(), random_model()
+    pairs = [Pair(sample(20, 5), sample(31, 5)), Pair(sample(9, 4), sample(12, 4))]
+    items: list[Item] = [*pairs]
+    if loss == "kto":
+        items = [Labelled(pair.chosen, number == 0) for number, pair in enumerate(pairs)]
+    how = PreferenceLoss(loss=loss, beta=0.3, length_normalized=normalized)
+
+    def log_of(model: Model, text: Sample) -> float:
+        log = -float(np.array(plain_loss(model, [text])))
+        return log / text.targets if normalized else log
+
+    def gain(text: Sample) -> mx.array:
+        return mx.array([log_of(model, text) - log_of(reference, text)])
+
+    batch = with_reference(model, how, how.batch(items))
+    found = how.sums(losses(model, batch), batch)["loss"].item()
+    wanted = mx.array(0.0)
+    if loss == "kto":
+        a, b = (pair.chosen for pair in pairs)
+        swapped = [
+            Sample(a.ids[:5] + b.ids[4:], a.mask[:5] + b.mask[4:]),
+            Sample(b.ids[:4] + a.ids[5:], b.mask[:4] + a.mask[5:]),
+        ]
+        gains, others = (mx.concatenate([gain(t) for t in each]) for each in ((a, b), swapped))
+        wanted = kto(gains, others, mx.array([True, False]), 0.3)["loss"]
+    for pair in pairs if loss != "kto" else ():
+        if loss == "orpo":
+            logs = [mx.array([log_of(model, text)]) for text in (pair.chosen, pair.rejected)]
+            counts = [mx.array([t.targets]) for t in (pair.chosen, pair.rejected)]
+            wanted = wanted + orpo(*logs, *counts, 0.3)["loss"]
+        else:
+            each = {"dpo": dpo, "ipo": ipo}[loss]
+            wanted = wanted + each(gain(pair.chosen), gain(pair.rejected), 0.3)["loss"]
+    assert found == pytest.approx(wanted.item(), rel=1e-3)
+
+
+def test_preferences_that_cannot_be_are_refused() -> None:
+    for wrong, message in (
+        ({"loss": "ppo"}, "loss must be one of dpo"),
+        ({"beta": 0.0}, "beta must be more than 0"),
+        ({"label_smoothing": 0.5}, "label-smoothing must be in"),
+        ({"loss": "ipo", "label_smoothing": 0.1}, "for dpo, not for ipo"),
+        ({"loss": "kto", "length_normalized": True}, "for dpo and ipo, not kto"),
+    ):
+        arguments: Any = wrong
+        with pytest.raises(InvalidArgumentError, match=message):
+            PreferenceLoss(**arguments)

@@ -1,0 +1,433 @@
+"""The training loop: what it reads, that it can be interrupted anywhere, what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minicpm_mlx import device
+from minicpm_mlx.errors import DownloadError, InvalidArgumentError, NumericsError
+from minicpm_mlx.train import checkpoint, lora
+from minicpm_mlx.train import trainer as loop
+from minicpm_mlx.train.data.batches import Order
+from minicpm_mlx.train.data.samples import Sample
+from minicpm_mlx.train.lora import LoRAConfig
+from minicpm_mlx.train.objectives import CrossEntropy
+from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
+from minicpm_mlx.train.tracking.events import (
+    Event,
+    Noted,
+    Saved,
+    Trained,
+    Validated,
+)
+from minicpm_mlx.train.trainer import Trainer, TrainingPlan
+from support.random_models import random_model
+
+RANDOM = np.random.default_rng(0)
+PLAN = TrainingPlan(
+    steps=12,
+    batch_size=2,
+    accumulate=2,
+    schedule=Schedule(peak=1e-2, warmup=2),
+    report_every=3,
+    evaluate_every=4,
+    save_every=3,
+)
+METHOD = LoRAConfig(rank=4, dropout=0.1)
+
+
+def sample(low: int = 8, high: int = 40) -> Sample:
+    """A text of few words, so that there is something to learn."""
+    ids: list[int] = RANDOM.integers(0, 20, int(RANDOM.integers(low, high))).tolist()
+    return Sample(ids, [place >= 3 for place in range(len(ids))])
+
+
+TRAIN, VALID = [sample() for _ in range(21)], [sample() for _ in range(5)]
+
+
+def trainer(
+    folder: Path,
+    plan: TrainingPlan = PLAN,
+    method: LoRAConfig = METHOD,
+    told: list[Event] | None = None,
+    **rest: Any,
+) -> Trainer:
+    model = random_model()
+    mx.random.seed(plan.seed)
+    lora.prepare(model, method)
+    listener = (lambda _: None) if told is None else told.append
+    arguments = {"train": TRAIN, "valid": VALID} | rest
+    return Trainer(model, CrossEntropy(), plan, folder=folder, listener=listener, **arguments)
+
+
+def run(found: Trainer) -> Trainer:
+    assert found.run()
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """The usual run, to its end; its folder is not to be changed."""
+    return run(trainer(tmp_path_factory.mktemp("whole")))
+
+
+def alike(a: Trainer, b: Trainer) -> bool:
+    """To the last bit."""
+    assert a.parameters.keys() == b.parameters.keys()
+    return all(mx.array_equal(a.parameters[name], b.parameters[name]) for name in a.parameters)
+
+
+# Order
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 500), min_size=1, max_size=300),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 5),
+)
+def test_an_epoch_reads_every_sample_once(lengths: list[int], size: int, seed: int) -> None:
+    order = Order(lengths, size, seed)
+    for epoch in range(2):
+        batches = [order.at(epoch * order.per_epoch + step) for step in range(order.per_epoch)]
+        seen = Counter(place for batch in batches for place in batch)
+        assert seen == Counter(range(len(lengths)))
+        assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1)
+
+
+def test_epochs_differ_and_seeds_differ_and_lengths_are_alike_in_a_batch() -> None:
+    lengths = RANDOM.integers(1, 500, 400).tolist()
+    order, other = Order(lengths, 4, 0), Order(lengths, 4, 1)
+    batches = [order.at(step) for step in range(200)]
+    assert batches[:100] != batches[100:]
+    assert batches != [other.at(step) for step in range(200)]
+    spread = [max(s) - min(s) for batch in batches if (s := [lengths[n] for n in batch])]
+    assert np.median(spread) < 20
+    assert Order(lengths, 4, 0).at(150) == order.at(150)
+
+
+# Steps
+
+
+def test_it_learns_and_says_so(tmp_path: Path) -> None:
+    told: list[Event] = []
+    kept: list[int] = []
+    found = trainer(tmp_path, told=told)
+    found.keep = lambda: kept.append(found.progress.step)
+    run(found)
+    validated = [event for event in told if isinstance(event, Validated)]
+    assert [event.step for event in validated] == [0, 4, 8, 12]
+    assert validated[-1].loss < validated[0].loss - 0.3
+    assert kept == [event.step for event in validated[1:] if event.best]
+    trained = [event for event in told if isinstance(event, Trained)]
+    assert [event.step for event in trained] == [3, 6, 9, 12]
+    assert trained[-1].loss < trained[0].loss
+    order = found.order
+    tokens = sum(len(TRAIN[n].ids) for step in range(12) for n in order.at(step))
+    assert trained[-1].tokens == found.progress.tokens == tokens
+    assert trained[-1].epoch == 2.0
+    assert {event.folder.name for event in told if isinstance(event, Saved)} == {
+        f"step-{step:07d}" for step in (3, 6, 9, 12)
+    }
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "step-0000009",
+        "step-0000012",
+    ]
+
+
+def test_the_loss_is_the_mean_over_tokens_however_a_step_is_cut_up(tmp_path: Path) -> None:
+    method = LoRAConfig(rank=4)
+    plans = [replace(PLAN, batch_size=b, accumulate=4 // b, optimizer="sgd") for b in (1, 2, 4)]
+    found = [
+        run(trainer(tmp_path / str(number), plan, method)) for number, plan in enumerate(plans)
+    ]
+    for other in found[1:]:
+        for name, array in found[0].parameters.items():
+            assert mx.abs(array - other.parameters[name]).max().item() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns_and_goes_on_from_its_state(
+    optimizer: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = {"sgd": 0.3, "lion": 1e-2, "muon": 0.1}.get(optimizer, 1e-2)
+    plan = replace(PLAN, optimizer=optimizer, weight_decay=0.01, schedule=Schedule(peak=peak))
+    plan = replace(plan, accumulate=1, evaluate_every=12)
+    method = LoRAConfig(rank=4) if kind == "lora" else LoRAConfig(kind="full")
+    told: list[Event] = []
+    straight = run(trainer(tmp_path / "straight", plan, method, told))
+    losses = [event.loss for event in told if isinstance(event, Validated)]
+    assert losses[-1] < losses[0] - 0.1
+    part = trainer(tmp_path / "part", plan, method)
+    stop_after(monkeypatch, part, 5)
+    assert not part.run()
+    again = trainer(tmp_path / "part", plan, method)
+    assert again.resume()
+    assert again.progress.step == 5
+    assert alike(run(again), straight)
+
+
+def stop_after(patch: pytest.MonkeyPatch, found: Trainer, steps: int) -> None:
+    """Interrupt a run as Ctrl-C does, during its next step but `steps`."""
+    step = found._step
+
+    def stopping() -> None:
+        if found.progress.step == steps - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        step()
+
+    patch.setattr(found, "_step", stopping)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 11, 12])
+def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
+    steps: int, whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, told = trainer(tmp_path / "part"), list[Event]()
+    part.listener = told.append
+    stop_after(monkeypatch, part, steps)
+    before = signal.getsignal(signal.SIGINT)
+    assert part.run() is (steps == PLAN.steps)  # nothing is left to do
+    assert signal.getsignal(signal.SIGINT) is before
+    assert any(isinstance(event, Noted) and "ending after" in event.text for event in told)
+    again = trainer(tmp_path / "part")
+    assert again.resume()
+    assert again.progress.step == steps
+    run(again)
+    assert alike(again, whole)
+    assert replace(again.progress, best=0.0) == replace(whole.progress, best=0.0)
+
+
+def test_layers_computed_twice_give_the_same_run(whole: Trainer, tmp_path: Path) -> None:
+    again = run(trainer(tmp_path, replace(PLAN, checkpointing=True)))
+    for name, array in whole.parameters.items():
+        assert mx.abs(array - again.parameters[name]).max().item() < 1e-4
+
+
+@pytest.mark.skipif(which("c++") is None, reason="MLX compiles for a CPU with a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_as_on_a_gpu_it_is_the_same_run(
+    checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(PLAN, steps=4, checkpointing=checkpointing)
+    whole = run(trainer(tmp_path / "a", plan))
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
+    monkeypatch.setattr(device, "slow_exponentials", lambda: False)
+    mx.enable_compile()
+    try:
+        compiled = run(trainer(tmp_path / "b", plan))
+    finally:
+        mx.disable_compile()
+    for name, array in whole.parameters.items():
+        assert mx.abs(array - compiled.parameters[name]).max().item() < 1e-4
+
+
+def test_a_run_ends_early_when_it_gets_no_better(tmp_path: Path) -> None:
+    plan = replace(PLAN, schedule=Schedule(peak=1e-9), evaluate_every=1, patience=3, steps=50)
+    told: list[Event] = []
+    found = run(trainer(tmp_path, plan, told=told, valid=[sample(4, 5)]))
+    assert found.progress.step < 50
+    assert any(isinstance(event, Noted) and "ended early" in event.text for event in told)
+
+
+def test_without_validation_the_last_is_kept(tmp_path: Path) -> None:
+    kept: list[int] = []
+    run(trainer(tmp_path, valid=[], keep=lambda: kept.append(1)))
+    assert kept == [1]
+
+
+# What goes wrong
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    found = trainer(tmp_path, told=told)
+    spoil(monkeypatch, found, {5})
+    run(found)
+    assert [event.text for event in told if isinstance(event, Noted)] == [
+        "step 5 left out: its loss or gradients are not finite"
+    ]
+    assert all(mx.isfinite(array).all().item() for array in found.parameters.values())
+    losses = [event.loss for event in told if isinstance(event, Trained)]
+    assert np.isfinite(losses).all()
+
+
+def test_after_repeated_failures_a_checkpoint_is_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    found = trainer(tmp_path, told=told)
+    spoil(monkeypatch, found, {7, 8, 9})
+    run(found)
+    notes = [event.text for event in told if isinstance(event, Noted)]
+    assert notes[3] == "gone back to the weights of step 6, with the samples that follow"
+    assert found.progress.step == 12
+    assert found.progress.rolled_back == 0
+
+
+@pytest.mark.parametrize("steps", [12, 8, 6])
+def test_failures_without_end_end_the_run(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where few steps are left after a checkpoint was gone back to, or none."""
+    found = trainer(tmp_path, replace(PLAN, steps=steps))
+    spoil(monkeypatch, found, set(range(4, 100)))
+    with pytest.raises(NumericsError, match="lower the learning rate"):
+        found.run()
+    assert checkpoint.checkpoints(tmp_path)
+
+
+def spoil(patch: pytest.MonkeyPatch, found: Trainer, steps: set[int]) -> None:
+    """Make the gradients of these steps NaN."""
+    gradients = found._gradients
+
+    def spoiled(*arguments: Any) -> Any:
+        sums, change = gradients(*arguments)
+        if found.progress.step + 1 in steps:
+            change = {name: array * mx.nan for name, array in change.items()}
+        return sums, change
+
+    patch.setattr(found, "_gradients", spoiled)
+
+
+def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
+    whole: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save: Callable[..., None] = mx.save_safetensors
+    calls = Counter[str]()
+
+    def full(path: str, *rest: Any) -> None:
+        calls["all"] += 1
+        if calls["all"] > 3:
+            raise RuntimeError("[write] Unable to write 8 bytes to file")
+        save(path, *rest)
+
+    monkeypatch.setattr(checkpoint.mx, "save_safetensors", full)
+    with pytest.raises(DownloadError, match="free some space"):
+        trainer(tmp_path).run()
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]
+    again = trainer(tmp_path)
+    assert again.resume()
+    assert alike(run(again), whole)
+
+
+def test_another_run_cannot_be_resumed_by_mistake(whole: Trainer, tmp_path: Path) -> None:
+    for other in (
+        replace(PLAN, seed=1),
+        replace(PLAN, batch_size=4),
+        replace(PLAN, schedule=Schedule(peak=1.0)),
+        replace(PLAN, steps=13),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"--resume: .* begun with another"):
+            trainer(whole.folder, other).resume()
+    with pytest.raises(InvalidArgumentError, match="begun with other training or"):
+        trainer(whole.folder, identity={"data": "x"}).resume()
+    assert not trainer(tmp_path / "none").resume()
+
+
+def test_a_damaged_checkpoint_is_a_named_error(whole: Trainer, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
+    latest = checkpoint.checkpoints(tmp_path)[-1] / "config.json"
+    for text in ("", "{}", '{"progress": {"x": 1}, "run": {}}', "[]"):
+        latest.write_text(text)
+        with pytest.raises(Exception, match=r"expected a checkpoint's state \(config\.json"):
+            trainer(tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "iters must be 1 or more"),
+        ({"batch_size": 0}, "batch-size must be 1 or more"),
+        ({"patience": 0}, "patience must be 1 or more"),
+        ({"clip": 0.0}, "clip must be more than 0"),
+        ({"seed": -1}, "seed must be from 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        replace(PLAN, **wrong)
+
+
+# Optimizers and schedules
+
+
+def test_schedules_rise_to_the_peak_and_fall_to_the_floor() -> None:
+    for kind in SCHEDULES:
+        schedule = Schedule(kind=kind, peak=1.0, warmup=10, floor=0.1)
+        rates = [schedule.at(step, 110) for step in range(110)]
+        assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+        assert max(rates) == 1.0
+        if kind == "constant":
+            assert set(rates[10:]) == {1.0}
+            continue
+        assert rates[10:] == sorted(rates[10:], reverse=True)
+        assert rates[-1] == pytest.approx(0.1, abs=0.1)
+    wsd = Schedule(kind="wsd", peak=1.0, warmup=10)
+    assert [wsd.at(step, 110) for step in range(10, 99)] == [1.0] * 89
+    assert wsd.at(109, 110) < 0.3
+
+
+def test_vectors_do_not_decay() -> None:
+    parameters = {"model.layers.0.w": mx.ones((4, 4)), "m": mx.ones(4)}
+    zero = {name: mx.zeros_like(array) for name, array in parameters.items()}
+    after = Optimizer("adamw", 0.1).step(0.5, zero, parameters)
+    assert mx.allclose(after["m"], mx.ones(4))
+    assert mx.allclose(after["model.layers.0.w"], 0.95 * mx.ones((4, 4)))
+
+
+def test_clipping_keeps_directions() -> None:
+    gradients = {"a": mx.array([3.0, 0.0]), "b": mx.array([[4.0]])}
+    clipped, norm = clip(gradients, 1.0)
+    assert norm.item() == pytest.approx(5.0)
+    assert clipped["a"].tolist() == pytest.approx([0.6, 0.0], rel=1e-4)
+    assert clipped["b"].item() == pytest.approx(0.8, rel=1e-4)
+    assert mx.array_equal(clip(gradients, 6.0)[0]["a"], gradients["a"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "step"}, "lr-schedule must be one of cosine"),
+        ({"peak": 0.0}, "learning-rate must be more than 0"),
+        ({"peak": float("nan")}, "learning-rate must be more than 0"),
+        ({"warmup": -1}, "warmup must be 0 or more"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Schedule(**wrong)
+    with pytest.raises(InvalidArgumentError, match="optimizer must be one of adamw"):
+        Optimizer("adam")
+    with pytest.raises(InvalidArgumentError, match="weight-decay must be in"):
+        Optimizer("adamw", 1.0)
+
+
+def test_checkpoints_are_plain_files(whole: Trainer) -> None:
+    latest = checkpoint.checkpoints(whole.folder)[-1]
+    assert sorted(path.name for path in latest.iterdir()) == [
+        "config.json",
+        "optimizer.safetensors",
+        "parameters.safetensors",
+    ]
+    assert json.loads((latest / "config.json").read_text())["progress"]["step"] == 12
+    assert loop.ROLLBACKS < 5

@@ -1,0 +1,203 @@
+"""Tokenizers through GGUF's metadata and back: the same ids, for every kind of text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import TokenizerError
+from minicpm_mlx.weights.gguf import convert_gguf
+from minicpm_mlx.weights.gguf.header import GgufFile, read_header
+from minicpm_mlx.weights.gguf.tokenizer import tokenizer_keys, write_tokenizer
+from support.data import need_shared
+from support.gguf_files import TEXTS, VOCABULARIES, byte_tokenizer, tensors, write, written
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Bye"},
+]
+
+
+def in_memory(keys: dict[str, Any], architecture: str = "llama") -> GgufFile:
+    metadata = {"general.architecture": architecture, **keys}
+    return GgufFile(path=Path("m.gguf"), metadata=metadata, tensors={})
+
+
+def through_gguf(source: Path, folder: Path, vocabulary: int) -> mm.Tokenizer:
+    write_tokenizer(in_memory(tokenizer_keys(source, vocabulary), "minicpm"), folder)
+    return mm.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_the_family_s_tokenizers_survive(name: str, tmp_path: Path) -> None:
+    source = need_shared("tokenizers", name)
+    folder = tmp_path / "back"
+    folder.mkdir()
+    convert_gguf(written(source, tmp_path), folder)
+    before, after = mm.load_tokenizer(source), mm.load_tokenizer(folder)
+    assert [after.encode(text) for text in TEXTS] == [before.encode(text) for text in TEXTS]
+    assert (after.bos_id, after.adds_bos) == (before.bos_id, before.adds_bos)
+    if name != "minicpm-1b":  # which is a bare tokenizer.json
+        assert after.eos_ids == before.eos_ids
+        assert after.chat_ids(MESSAGES) == before.chat_ids(MESSAGES)
+    ids = after.encode(TEXTS[3] + TEXTS[4])
+    assert after.decode(ids) == before.decode(ids)
+
+
+def test_a_tokenizer_model_alone_gives_the_same_metadata(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(need_shared("tokenizers", "minicpm-2b"), source)
+    whole = tokenizer_keys(source, 122753)
+    (source / "tokenizer.json").unlink()
+    assert tokenizer_keys(source, 122753) == whole
+
+
+def test_the_file_llama_cpp_s_converter_makes_is_read_as_the_model_s_tokenizer(
+    tmp_path: Path,
+) -> None:
+    """It writes SentencePiece's own scores, and "user defined" for pieces that are ordinary to
+    tokenizer.json; and no template."""
+    from sentencepiece import SentencePieceProcessor
+
+    source = need_shared("tokenizers", "minicpm-2b")
+    pieces = SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    ids = range(len(pieces))
+    scores = [pieces.get_score(i) for i in ids]
+
+    def kind(i: int) -> int:
+        if pieces.is_unknown(i) or pieces.is_control(i) or pieces.is_byte(i):
+            return 2 if pieces.is_unknown(i) else 3 if pieces.is_control(i) else 6
+        return 4 if scores[i] == 0 and i < 1345 else 1
+
+    keys = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [pieces.id_to_piece(i) for i in ids],
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [kind(i) for i in ids],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    write_tokenizer(in_memory(keys, "minicpm"), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "minicpm"}))
+    found, wanted = mm.load_tokenizer(tmp_path), mm.load_tokenizer(source)
+    assert [found.encode(text) for text in TEXTS] == [wanted.encode(text) for text in TEXTS]
+    assert found.chat_ids(MESSAGES) == wanted.chat_ids(MESSAGES)
+    assert found.eos_ids == (2,)
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    tokenizer = byte_tokenizer()
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split(pattern: str) -> Any:
+    bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([cut, bytes_alone])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gpt-2", {}),
+        (
+            "smollm",
+            {
+                "pre_tokenizer": pre_tokenizers.Sequence(
+                    [
+                        pre_tokenizers.Digits(individual_digits=True),
+                        pre_tokenizers.ByteLevel(add_prefix_space=False),
+                    ]
+                )
+            },
+        ),
+        ("qwen2", {"pre_tokenizer": split(WORDS + REST), "normalizer": normalizers.NFC()}),
+    ],
+)
+def test_byte_level_tokenizers_survive(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", **changes)
+    keys = tokenizer_keys(source, 300)
+    assert keys["tokenizer.ggml.pre"] == name
+    (tmp_path / "back").mkdir()
+    before, after = mm.load_tokenizer(source), through_gguf(source, tmp_path / "back", 300)
+    assert [after.encode(text) for text in TEXTS] == [before.encode(text) for text in TEXTS]
+    assert after.vocab_size == before.vocab_size == 260
+
+
+def test_llama_3_takes_whole_words_that_are_tokens(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", pre_tokenizer=split(f"{WORDS}{{1,3}}{REST}"))
+    spec = json.loads((source / "tokenizer.json").read_text())
+    spec["model"]["ignore_merges"] = True
+    spec["model"]["vocab"]["abc"] = 260
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    assert tokenizer_keys(source, 300)["tokenizer.ggml.pre"] == "llama-bpe"
+    (tmp_path / "back").mkdir()
+    assert through_gguf(source, tmp_path / "back", 300).encode("abc") == [260]
+
+
+def test_a_split_without_a_name_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", pre_tokenizer=split(r"\s+|\S"))
+    with pytest.raises(TokenizerError, match=r"has no name in GGUF.*gpt-2"):
+        tokenizer_keys(source, 300)
+
+
+def test_a_normalizer_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", normalizer=normalizers.Lowercase())
+    with pytest.raises(TokenizerError, match="normalises texts by Lowercase"):
+        tokenizer_keys(source, 300)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="the model 200 tokens"):
+        tokenizer_keys(saved(tmp_path / "source"), 200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "bert"}, "model must be gpt2 or llama, got bert"),
+        ({"model": 3}, "model must be of type str"),
+        ({"pre": "falcon"}, r"pre is falcon; expected gpt-2"),
+        ({"tokens": ["a", "a"]}, "all different"),
+        ({"tokens": [1, 2]}, "a list of str"),
+        ({"token_type": [1]}, "must be 270 numbers, got 1"),
+        ({"merges": ["x"]}, "damaged vocabulary"),
+        ({"merges": ["zz qq"]}, "damaged vocabulary"),
+        ({"eos_token_id": 10**6}, "eos_token_id must be below"),
+        ({"add_bos_token": 1}, "add_bos_token must be of type bool"),
+        ({"model": "llama", "scores": [0.5]}, "scores must be"),
+        (
+            {"model": "llama", "tokens": ["a", "b" * 2000], "token_type": [1, 1]}
+            | {"scores": [0.0, 0.5], "eos_token_id": 1},
+            "at most 1024 characters each, got 2000",
+        ),
+    ],
+)
+def test_a_damaged_vocabulary_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    keys = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+    file = read_header(write(tmp_path / "model.gguf", tensors(), keys=keys))
+    with pytest.raises(TokenizerError, match=message) as caught:
+        write_tokenizer(file, tmp_path)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "tokenizer.json").exists()

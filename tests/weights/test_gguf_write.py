@@ -1,0 +1,359 @@
+"""GGUF files written: read again they are the same model, and no half of one is ever left."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import minicpm_mlx as mm
+from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
+from minicpm_mlx.loading import demo as demo_model
+from minicpm_mlx.model_cards import resolve
+from minicpm_mlx.text.chat_template import BUILTIN, Template
+from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
+from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf
+from minicpm_mlx.weights.gguf.header import read_header
+from minicpm_mlx.weights.gguf.modelfile import GO, PROBES
+from minicpm_mlx.weights.lazy_ops import dense
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
+from support.data import GOLDEN, need_shared
+from support.gguf_files import Type, converted, gguf, tensors, with_tokenizer, write
+
+CASES = [
+    "minicpm_2b_like",
+    "minicpm_1b_like",
+    "minicpm_linear_rope",
+    "minicpm_2b_like_llama_format",
+    "minicpm4_like",
+    "minicpm_2b_like_bin",
+]
+REFUSED = {
+    "minicpm_moe_like": "a mixture of . experts",
+    "minicpm_s_like": "the activation fatrelu",
+    "minicpm_2b_128k_like": "dynamic NTK",
+    "minicpm4_longctx_like": "longrope that takes the long factors for short texts",
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return with_tokenizer(GOLDEN / "minicpm_2b_like", tmp_path / "model")
+
+
+def through_gguf(folder: Path, tmp_path: Path, kind: str) -> Path:
+    """`folder` written as GGUF and converted back."""
+    back = tmp_path / f"back-{kind}"
+    back.mkdir()
+    write_gguf(read_checkpoint(folder), folder, tmp_path / "m.gguf", kind)
+    convert_gguf(tmp_path / "m.gguf", back)
+    return back
+
+
+def logits(folder: Path) -> mx.array:
+    return mm.load_model(folder, dtype="float32")(mx.array([[1, 300, 17, 42, 256, 3]]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_float32_a_model_comes_back_as_it_was(case: str, tmp_path: Path) -> None:
+    folder = with_tokenizer(GOLDEN / case, tmp_path / "model")
+    back = through_gguf(folder, tmp_path, "F32")
+    assert mx.abs(logits(back) - logits(folder)).max().item() < 1e-5
+    before, after = mm.Config.load(folder), mm.Config.load(back)
+    for name in ("scale_emb", "scale_depth", "dim_model_base", "rms_norm_eps", "rope_theta"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert after.rotation_threshold == before.rotation_threshold
+    assert after.eos_token_ids[0] == before.eos_token_ids[0]
+    found, wanted = mm.load_tokenizer(back), mm.load_tokenizer(folder)
+    assert found.encode("the end") == wanted.encode("the end")
+
+
+STEPS = {"F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 254, "Q4_1": 1 / 15, "Q4_0": 1 / 8}
+"""The largest change of a weight, relative to the largest in its block of 32."""
+
+
+def changes(before: Checkpoint, after: Checkpoint) -> list[float]:
+    """For each matrix that largest change."""
+    found = []
+    for name, tensor in dense(before).tensors.items():
+        wanted = np.array(tensor.load().astype(mx.float32))
+        now = np.array(dense(after).tensors[name].load().astype(mx.float32))
+        if wanted.ndim == 1:
+            assert np.array_equal(now, wanted)
+            continue
+        change, largest = (np.abs(a).reshape(-1, 32).max(axis=1) for a in (now - wanted, wanted))
+        found.append(float((change / np.maximum(largest, 1e-9)).max()))
+    return found
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_no_weight_changes_by_more_than_half_a_step(model: Path, tmp_path: Path, kind: str) -> None:
+    back = read_checkpoint(through_gguf(model, tmp_path, kind))
+    found = changes(read_checkpoint(model), back)
+    # Twice more a rounding to float16: of the scale, and of what is unpacked here.
+    assert 0 < max(found) < STEPS[kind] + (2**-10 if kind.startswith("Q") else 0)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_llama_cpp_cannot_run_is_refused(case: str, tmp_path: Path) -> None:
+    folder = with_tokenizer(GOLDEN / case, tmp_path / "model")
+    with pytest.raises(InvalidArgumentError, match=REFUSED[case]):
+        write_gguf(read_checkpoint(folder), folder, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_an_unknown_kind_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"kind must be one of F32, .*, got 'Q4_K'"):
+        write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf", "Q4_K")
+
+
+def packed(whole: Checkpoint, bits: int, group_size: int) -> Checkpoint:
+    """`whole` with its matrices in few bits, and bfloat16 scales, as mlx-lm writes them."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in whole.tensors.items():
+        parts = {"weight": tensor.load()}
+        if len(tensor.shape) == 2:
+            matrix = parts["weight"].astype(mx.bfloat16)
+            made = mx.quantize(matrix, group_size=group_size, bits=bits)
+            parts = dict(zip(("weight", "scales", "biases"), made, strict=True))
+        for part, array in parts.items():
+            tensors[name.replace("weight", part)] = LazyTensor.of(array)
+    raw = whole.raw | {"quantization": {"group_size": group_size, "bits": bits}}
+    return Checkpoint(raw=raw, tensors=tensors)
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1, Type.Q8_0])
+@pytest.mark.parametrize("architecture", ["llama", "minicpm"])
+def test_codes_through_mlx_and_back_are_the_same_bytes(
+    architecture: str, kind: Type, tmp_path: Path
+) -> None:
+    first, second, folder = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "model"
+    folder.mkdir()
+    write(first, converted(tensors()), kind, architecture=architecture)
+    convert_gguf(first, folder)
+    written = write_gguf(read_checkpoint(folder), folder, second, kind.name)
+    before, after = read_header(first), read_header(second)
+    assert written.scale_error == 0
+    assert written.kept == sum(tensor.kind == kind.name for tensor in before.tensors.values()) == 8
+    assert before.tensors.keys() == after.tensors.keys()
+    for name, tensor in before.tensors.items():
+        assert after.tensors[name].kind == tensor.kind
+        assert np.array_equal(after.tensors[name].raw, tensor.raw)
+    for key in ("tokens", "merges", "token_type", "pre", "eos_token_id", "add_bos_token"):
+        name = f"tokenizer.ggml.{key}"
+        assert before.metadata[name] == after.metadata[name]
+
+
+def test_four_bits_of_mlx_keep_their_codes(model: Path, tmp_path: Path) -> None:
+    four = packed(read_checkpoint(model), 4, 32)
+    written = write_gguf(four, model, tmp_path / "m.gguf", "Q4_1")
+    assert set(written.kinds) == {"Q4_1", "F32"}
+    assert written.scale_error < 2**-11  # bfloat16 but for the smallest is float16 as well
+    theirs = read_gguf(tmp_path / "m.gguf").tensors
+    for name, tensor in four.tensors.items():
+        if tensor.dtype == mx.uint32:
+            assert mx.array_equal(theirs[name].load(), tensor.load())
+
+
+def test_the_demo_s_own_source_comes_back_byte_for_byte(demo_folder: Path, tmp_path: Path) -> None:
+    source = demo_model.source(resolve("demo"))
+    written = write_gguf(read_gguf(source), demo_folder, tmp_path / "d.gguf", "Q4_1")
+    assert (written.kept, written.scale_error) == (211, 0)
+    before, after = read_header(source).tensors, read_header(tmp_path / "d.gguf").tensors
+    assert before.keys() == after.keys()
+    assert not [n for n, t in before.items() if not np.array_equal(t.raw, after[n].raw)]
+
+
+def test_the_demo_keeps_its_codes_and_says_how_far_its_scales_moved(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    """muP's constants were divided out of them; the quotients are no longer float16's."""
+    written = write_gguf(read_checkpoint(demo_folder), demo_folder, tmp_path / "d.gguf", "Q4_1")
+    assert written.kinds == {"Q4_1": 210, "Q8_0": 1, "F32": 61}
+    assert written.kept == 211
+    assert 0 < written.scale_error < 2**-11
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 64), (8, 32), (3, 32)])
+def test_other_packings_are_unpacked_and_rounded(
+    bits: int, group_size: int, model: Path, tmp_path: Path
+) -> None:
+    other = packed(read_checkpoint(model), bits, group_size)
+    written = write_gguf(other, model, tmp_path / "m.gguf", "Q8_0")
+    assert written.kept == 0
+    found = changes(other, read_gguf(tmp_path / "m.gguf"))
+    assert 0 < max(found) < STEPS["Q8_0"] + 2**-8  # `dense` rounds to bfloat16 here
+
+
+def test_in_4_bits_the_embedding_gets_8(model: Path, tmp_path: Path) -> None:
+    write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf", "Q4_1")
+    kinds = {name: tensor.kind for name, tensor in read_header(tmp_path / "m.gguf").tensors.items()}
+    assert kinds["token_embd.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_q.weight"] == "Q4_1"
+    assert kinds["output_norm.weight"] == "F32"
+
+
+def test_the_library_s_own_reader_finds_what_was_written(model: Path, tmp_path: Path) -> None:
+    write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf", "Q8_0")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    found = {name: field.contents() for name, field in reader.fields.items()}
+    ours = read_header(tmp_path / "m.gguf")
+    assert {k: v for k, v in found.items() if not k.startswith("GGUF.")} == ours.metadata
+    for tensor in reader.tensors:
+        assert np.array_equal(
+            tensor.data.view(np.uint8).reshape(-1), ours.tensors[tensor.name].raw.reshape(-1)
+        )
+        assert tuple(tensor.shape[::-1]) == ours.tensors[tensor.name].shape
+    assert found["minicpm.embedding_scale"] == 12
+    assert found["general.file_type"] == 7
+    assert found["general.quantization_version"] == 2
+
+
+def test_numbers_beyond_float16_are_refused(model: Path, tmp_path: Path) -> None:
+    whole = read_checkpoint(model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    large = whole.tensors[name]
+    huge = type(large)(large.shape, large.dtype, lambda: large.load() * 1e9)
+    changed = Checkpoint(raw=whole.raw, tensors=dict(whole.tensors) | {name: huge})
+    for kind in ("F16", "Q8_0"):
+        with pytest.raises(WeightsError, match=f"{name} has numbers that {kind} cannot hold"):
+            write_gguf(changed, model, tmp_path / "m.gguf", kind)
+        assert not list(tmp_path.glob("*m.gguf*"))
+    write_gguf(changed, model, tmp_path / "m.gguf", "BF16")
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "io")])
+def test_an_interrupted_write_leaves_nothing(
+    failure: BaseException, model: Path, tmp_path: Path
+) -> None:
+    whole = read_checkpoint(model)
+    last = list(whole.tensors)[-1]
+
+    def fail() -> mx.array:
+        assert list(tmp_path.glob(".m.gguf-*"))  # others are written by now
+        raise failure
+
+    broken = type(whole.tensors[last])(whole.tensors[last].shape, mx.float32, fail)
+    changed = Checkpoint(raw=whole.raw, tensors=dict(whole.tensors) | {last: broken})
+    (tmp_path / "m.gguf").write_bytes(b"what was there")
+    expected = DownloadError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected):
+        write_gguf(changed, model, tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == b"what was there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model"]
+
+
+def test_what_a_killed_process_left_is_swept(model: Path, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for process in (ended.pid, os.getppid()):
+        (tmp_path / f".m.gguf-{process}").write_bytes(b"half")
+    write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
+    assert [path.name for path in tmp_path.glob(".m.gguf-*")] == [f".m.gguf-{os.getppid()}"]
+
+
+def test_a_full_disk_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(DownloadError, match=r"m.gguf: cannot be written .*free some space"):
+        write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
+    assert not list(tmp_path.glob("*m.gguf*"))
+
+
+# The Modelfile
+
+
+def modelfile(folder: Path, tmp_path: Path) -> str:
+    written = write_gguf(read_checkpoint(folder), folder, tmp_path / "m.gguf")
+    return written.modelfile.read_text(encoding="utf-8")
+
+
+def test_the_modelfile_of_a_minicpm(model: Path, tmp_path: Path) -> None:
+    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.02}
+    (model / "generation_config.json").write_text(json.dumps(sampling))
+    lines = modelfile(model, tmp_path).splitlines()
+    assert lines[1] == "FROM ./m.gguf"
+    assert lines[2] == (
+        'TEMPLATE """{{ range .Messages }}{{ if eq .Role "user" }}<用户>{{ .Content }}<AI>'
+        '{{ else }}{{ .Content }}{{ end }}{{ end }}"""'
+    )
+    assert lines[3:] == [
+        'PARAMETER stop "<用户>"',
+        'PARAMETER stop "<AI>"',
+        "PARAMETER temperature 0.8",
+        "PARAMETER top_p 0.8",
+        "PARAMETER repeat_penalty 1.02",
+    ]
+
+
+def test_the_modelfile_of_chatml_and_of_another_template(model: Path, tmp_path: Path) -> None:
+    chatml = need_shared("tokenizers", "minicpm4", "tokenizer_config.json")
+    template = json.loads(chatml.read_text(encoding="utf-8"))["chat_template"]
+    (model / "chat_template.jinja").write_text(template)
+    assert "<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>" in modelfile(model, tmp_path)
+    (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    text = modelfile(model, tmp_path)
+    assert 'TEMPLATE "' not in text
+    assert "# No TEMPLATE" in text
+
+
+def test_a_modelfile_of_one_s_own_stays(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text("FROM mine")
+    written = write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
+    assert written.modelfile == tmp_path / "m.Modelfile"
+    assert (tmp_path / "Modelfile").read_text() == "FROM mine"
+
+
+def test_the_template_goes_along(model: Path, tmp_path: Path) -> None:
+    write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
+    metadata = read_header(tmp_path / "m.gguf").metadata
+    assert "<用户>" in metadata["tokenizer.chat_template"]
+    assert metadata["general.architecture"] == "minicpm"
+
+
+GO_PROGRAM = """package main
+
+import (
+	"encoding/json"
+	"os"
+	"text/template"
+)
+
+type Message struct{ Role, Content string }
+
+func main() {
+	var asked struct {
+		Template string
+		Messages []Message
+	}
+	json.NewDecoder(os.Stdin).Decode(&asked)
+	parsed := template.Must(template.New("").Parse(asked.Template))
+	parsed.Execute(os.Stdout, map[string]any{"Messages": asked.Messages})
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("go") is None, reason="needs Go")
+@pytest.mark.parametrize("name", GO)
+def test_the_templates_in_go_write_what_ours_do(name: str, tmp_path: Path) -> None:
+    (tmp_path / "main.go").write_text(GO_PROGRAM)
+    program = tmp_path / "program"
+    subprocess.run(["go", "build", "-o", program, tmp_path / "main.go"], check=True)
+    turns = [("user", "你好"), ("assistant", "A\nB"), ("user", "再见")]
+    more = [{"role": role, "content": content} for role, content in turns]
+    for messages in [*PROBES, more]:
+        said = [{"Role": m["role"], "Content": m["content"]} for m in messages]
+        asked = json.dumps({"Template": GO[name], "Messages": said})
+        done = subprocess.run([program], input=asked, capture_output=True, text=True, check=True)
+        assert done.stdout == Template(BUILTIN[name]).render(messages)
