@@ -6,7 +6,8 @@
     ├── TokenizerError      tokenizer files are missing, corrupt or do not fit the model
     ├── TemplateError       a chat template is missing or cannot render these messages
     ├── ModelNotFoundError  no card, folder, file or repository of that name
-    ├── DownloadError       the hub could not be reached, refused, or the disk is too small
+    ├── DownloadError       the hub, or a judge's endpoint, could not be reached or refused
+    ├── StorageError        the disk is full, may not be written to, or another process is writing
     ├── MissingPackageError an optional package is needed; the message names the pip command
     ├── DataError           training data is missing, malformed or of several kinds
     ├── SessionError        a saved conversation is missing, damaged or of another kind
@@ -19,18 +20,27 @@ Each message is one line that says what was expected, what was found and what to
 line prints it as it is and exits with 1.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
     "ConfigError",
     "ContextLengthError",
     "DataError",
     "DistributedError",
     "DownloadError",
+    "FileError",
     "InvalidArgumentError",
     "MiniCPMError",
     "MissingPackageError",
     "ModelNotFoundError",
     "NumericsError",
     "SessionError",
+    "StorageError",
     "TemplateError",
     "TokenizerError",
     "WeightsError",
@@ -41,11 +51,27 @@ class MiniCPMError(Exception):
     """Base of every error a user can cause or mend."""
 
 
-class ConfigError(MiniCPMError):
+class FileError(MiniCPMError):
+    """A problem with the content of a file; the message begins with `source`, where one is given.
+
+    A reader that works on parsed content raises it with a general source such as "config.json";
+    the caller who knows the path re-raises `error.at(path)`.
+    """
+
+    def __init__(self, problem: str, *, source: object = None) -> None:
+        super().__init__(problem if source is None else f"{source}: {problem}")
+        self.problem = problem
+
+    def at(self, source: object) -> Self:
+        """The same problem, in the file or folder `source`."""
+        return type(self)(self.problem, source=source)
+
+
+class ConfigError(FileError):
     """config.json is missing, malformed or asks for something unsupported."""
 
 
-class WeightsError(MiniCPMError):
+class WeightsError(FileError):
     """A weight file is missing, corrupt, unsafe or does not fit the config."""
 
 
@@ -62,7 +88,11 @@ class ModelNotFoundError(MiniCPMError):
 
 
 class DownloadError(MiniCPMError):
-    """The hub or a judge's endpoint could not be reached, or refused, or the disk is too small."""
+    """The hub, or a judge's endpoint, could not be reached or refused."""
+
+
+class StorageError(MiniCPMError):
+    """A file or folder cannot be written: disk full, no permission, or locked by a process."""
 
 
 class MissingPackageError(MiniCPMError):
@@ -79,6 +109,11 @@ class SessionError(MiniCPMError):
 
 class InvalidArgumentError(MiniCPMError):
     """An argument is out of range or contradicts another."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """Name of the argument that is wrong, where it is one alone."""
 
 
 class ContextLengthError(MiniCPMError):

@@ -74,11 +74,11 @@ def mt_bench(
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
     """Says of a run that is broken off how to go on."""
-    from minicpm_mlx.errors import DownloadError
+    from minicpm_mlx.errors import DownloadError, StorageError
 
     try:
         yield
-    except (KeyboardInterrupt, DownloadError):
+    except (KeyboardInterrupt, DownloadError, StorageError):
         options.progress()("")
         if folder.is_dir():
             what = f"what is done is kept in {folder}; the same command goes on with it"

@@ -85,7 +85,7 @@ def _made(
 ) -> dict[str, Any]:
     from dataclasses import replace
 
-    from minicpm_mlx.errors import DownloadError
+    from minicpm_mlx.errors import StorageError
     from minicpm_mlx.files.atomic import make_whole, partial_of
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model_cards import resolve
@@ -111,7 +111,7 @@ def _made(
 
     try:
         make_whole(folder, make, "give another folder", resume=True)
-    except (KeyboardInterrupt, DownloadError):
+    except (KeyboardInterrupt, StorageError):
         tell("")
         if (kept := partial_of(folder)).is_dir():
             what = f"what is done is kept in {kept}; the same command goes on with it"

@@ -36,7 +36,7 @@ def export_adapter(
 
     `model` is what `load` takes; its weights are not read. `target`, which must not exist, becomes
     a folder, or for "gguf" a file. Raises InvalidArgumentError for what the layout cannot say, what
-    `use_adapter` raises, and DownloadError where `target` cannot be written.
+    `use_adapter` raises, and StorageError where `target` cannot be written.
 
         export_adapter("adapters", "for-llama.gguf", "gguf", model="minicpm-2b-dpo")
     """

@@ -97,7 +97,7 @@ def fuse_adapter(
     `source` is what `load` takes, in the bits it has there; `text` (by default a few sentences in
     English and Chinese) is what the change is checked on. `dequantize` writes the changed matrices
     dense. Without `force`, InvalidArgumentError where the change did not survive; also raises what
-    `load` and `use_adapter` raise, and DownloadError where `folder` cannot be written.
+    `load` and `use_adapter` raise, and StorageError where `folder` cannot be written.
 
         fuse_adapter("minicpm-2b-dpo", "tuned", "adapters")
     """

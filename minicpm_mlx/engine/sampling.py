@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from ..arguments import is_whole, number, shown, whole
+from ..arguments import check_limits, is_whole, limited, number, shown
 from ..errors import InvalidArgumentError
 from .grammar import Grammar, masked
 
@@ -22,54 +22,40 @@ NOT_A_NUMBER = -1
 class Sampling:
     """How the next token is drawn; the order of the filters is that of transformers."""
 
-    temperature: float = 0.0
+    temperature: float = limited(0.0, least=0, most=100)
     """Divides the logits; 0 takes the likeliest token (greedy), and of the other fields only the
     penalties and the bias matter."""
-    top_p: float = 1.0
+    top_p: float = limited(1.0, above=0, most=1)
     """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
-    top_k: int = 0
+    top_k: int = limited(0, least=0, whole=True)
     """Keep this many of the likeliest tokens; 0 keeps all."""
-    min_p: float = 0.0
+    min_p: float = limited(0.0, least=0, most=1)
     """Drop tokens less likely than this share of the likeliest."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = limited(1.0, above=0.01, most=100)
     """Divides positive and multiplies negative logits of every token of the text so far. Above
     0.01, at most 100: a hundredfold either way keeps any logit below 3e36 finite in float32."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: float = limited(0.0, least=-2, most=2)
     """Taken from a token's logit for each time it is in the reply; from -2 to 2."""
-    presence_penalty: float = 0.0
+    presence_penalty: float = limited(0.0, least=-2, most=2)
     """Taken once from the logit of every token that is in the reply; from -2 to 2."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens; from -100 to 100."""
-    seed: int | None = None
+    seed: int | None = limited(None, least=0, most=2**64 - 1, whole=True)
     """Same seed, same text; None draws one."""
 
     def __post_init__(self) -> None:
-        for name, plain, good, expected in (
-            ("temperature", number, lambda v: 0 <= v <= 100, "between 0 and 100"),
-            ("top_p", number, lambda v: 0 < v <= 1, "above 0 and at most 1"),
-            ("top_k", whole, lambda v: v >= 0, "0 or more"),
-            ("min_p", number, lambda v: 0 <= v <= 1, "between 0 and 1"),
-            ("repetition_penalty", number, lambda v: 0.01 < v <= 100, "above 0.01 and at most 100"),
-            ("frequency_penalty", number, lambda v: -2 <= v <= 2, "between -2 and 2"),
-            ("presence_penalty", number, lambda v: -2 <= v <= 2, "between -2 and 2"),
-            ("seed", whole, lambda v: 0 <= v < 2**64, "between 0 and 2^64 - 1"),
-        ):
-            given = getattr(self, name)
-            if name == "seed" and given is None:
-                continue
-            value = plain(name, given)
-            if not good(value):
-                raise InvalidArgumentError(f"{name} must be {expected}, got {shown(given)}")
-            object.__setattr__(self, name, value)  # a numpy scalar is no number to JSON
+        check_limits(self)
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidArgumentError(
-                f"logit_bias must be a mapping of token ids, got {shown(self.logit_bias)}"
+                f"logit_bias must be a mapping of token ids, got {shown(self.logit_bias)}",
+                field="logit_bias",
             )
         for token, bias in self.logit_bias.items():
             if not is_whole(token) or token < 0 or not -100 <= number("logit_bias", bias) <= 100:
                 raise InvalidArgumentError(
                     "logit_bias must give token ids numbers between -100 and 100, got "
-                    f"{shown(token)}: {shown(bias)}"
+                    f"{shown(token)}: {shown(bias)}",
+                    field="logit_bias",
                 )
 
 

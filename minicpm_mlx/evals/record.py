@@ -139,7 +139,7 @@ def keyed(rows: tuple[Row, ...]) -> dict[Key, Record]:
 def opened(folder: str | Path) -> Iterator[RunRecord]:
     """The run in `folder`, which is made if need be, for one process at a time.
 
-    InvalidArgumentError where it holds anything else, DownloadError where it cannot be made or
+    InvalidArgumentError where it holds anything else, StorageError where it cannot be made or
     another process has it.
     """
     path = Path(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DataError, DownloadError
+from ..errors import DataError, StorageError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def named_errors(path: Path, advice: str) -> Iterator[None]:
-    """Raises DownloadError, with `advice`, for whatever the system or MLX says of a full disk, or
+    """Raises StorageError, with `advice`, for whatever the system or MLX says of a full disk, or
     of one that may not be written to."""
     try:
         yield
@@ -44,7 +44,7 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
             raise  # MLX's word for a disk that is full
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
         room = "free some space, or " if full else ""
-        raise DownloadError(
+        raise StorageError(
             f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"
             f"{advice}"
         ) from None
@@ -60,7 +60,7 @@ def make_whole(
     """Have `make` fill a folder beside `folder`, which then takes its place, wholly or not at all.
 
     With `resume` what was made is left there when it is interrupted, for `make` to go on from.
-    DownloadError, with `advice`, where it cannot be written, or another process is making it.
+    StorageError, with `advice`, where it cannot be written, or another process is making it.
     """
     with named_errors(folder, advice):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +100,13 @@ def _take_place(partial: Path, folder: Path) -> None:
 @contextmanager
 def alone(locked: Path, folder: Path) -> Iterator[None]:
     """Keeps a second process from filling `folder`, by a lock on the folder `locked`, which ends
-    with the process. DownloadError: another has it."""
+    with the process. StorageError: another has it."""
     handle = os.open(locked, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DownloadError(
+            raise StorageError(
                 f"{folder}: another process is making it; wait for it, or end it"
             ) from None
         yield
@@ -124,7 +124,7 @@ def _sweep(folder: Path) -> None:
     """Delete what processes that were killed left half made of `folder`."""
     for half in folder.parent.glob(f".{folder.name}-????????"):
         # One that is being filled is locked, or is about to be.
-        with suppress(DownloadError, OSError), alone(half, folder):
+        with suppress(StorageError, OSError), alone(half, folder):
             if time.time() - half.stat().st_mtime > 60:
                 shutil.rmtree(half, ignore_errors=True)
 

@@ -36,7 +36,7 @@ class JsonlFile:
         self.rows = tuple(self._read()) if path.exists() else ()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append one record. DownloadError where the disk is full or may not be written to."""
+        """Append one record. StorageError where the disk is full or may not be written to."""
         # Text of a model may hold halves of surrogate pairs, which only escapes can say.
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         data = line.encode(errors="backslashreplace") + b"\n"

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from ..errors import DownloadError, MiniCPMError, ModelNotFoundError
+from ..errors import DownloadError, MiniCPMError, ModelNotFoundError, StorageError
 
 __all__ = ["cached", "cached_size", "fetch", "fetch_data", "remote_size", "remove"]
 
@@ -137,7 +137,7 @@ def remove(repo: str) -> int:
         # An interrupted first download has no revision for the line above to delete.
         shutil.rmtree(_folder(repo), ignore_errors=True)
     except OSError as error:
-        raise DownloadError(f"{repo} could not be removed from {_cache()}: {error}") from error
+        raise StorageError(f"{repo} could not be removed from {_cache()}: {error}") from error
     return size - cached_size(repo)
 
 
@@ -227,7 +227,7 @@ def _check_disk(repo: str, files: dict[str, tuple[int, str]]) -> None:
     disk = next(path for path in [_cache(), *_cache().parents] if path.exists())
     free = shutil.disk_usage(disk).free
     if free < need:
-        raise DownloadError(
+        raise StorageError(
             f"{repo}: expected {_gb(need)} of free disk, found {_gb(free)} at {disk}; "
             "free some, or set HF_HOME to a larger disk"
         )
@@ -321,7 +321,7 @@ def _explain(error: Exception, repo: str, revision: str, doing: str) -> MiniCPME
                 "known models, and a private one needs `hf auth login`"
             )
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return DownloadError(
+            return StorageError(
                 f"{repo}: the disk of {_cache()} filled up during the download; "
                 "free some space, or set HF_HOME to a larger disk, and run it again"
             )

@@ -43,7 +43,7 @@ def load(
     keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`, `draft` a
     smaller model of the same vocabulary that guesses ahead. With `shard` the processes of a launch
     compute one model together. Raises ModelNotFoundError,
-    DownloadError, ConfigError, WeightsError or TokenizerError.
+    DownloadError, StorageError, ConfigError, WeightsError or TokenizerError.
 
         lm = load("demo")
     """

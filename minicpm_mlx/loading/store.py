@@ -21,7 +21,8 @@ def folder_of(card: Card, *, progress: bool = True) -> Path:
     """The folder that holds the card's model, after whatever is needed to have it.
 
     A repository is downloaded to the hub's cache; the demo and .gguf files are converted, and a
-    card with `bits` quantized, to this library's. Raises ModelNotFoundError or DownloadError.
+    card with `bits` quantized, to this library's. Raises ModelNotFoundError, DownloadError
+    or StorageError.
     """
     if card.path is not None:
         return _from_gguf(card) if card.path.is_file() else card.path

@@ -135,46 +135,56 @@ class Config:
         ):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ConfigError(f"config.json: {name} must be above 0, got {value}")
+                raise ConfigError(f"{name} must be above 0, got {value}", source="config.json")
         if self.head_dim % 2:
-            raise ConfigError(f"config.json: head_dim must be even, got {self.head_dim}")
+            raise ConfigError(f"head_dim must be even, got {self.head_dim}", source="config.json")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"config.json: num_attention_heads ({self.num_attention_heads}) must be a multiple "
-                f"of num_key_value_heads ({self.num_key_value_heads})"
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple "
+                f"of num_key_value_heads ({self.num_key_value_heads})",
+                source="config.json",
             )
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(
-                f"config.json: unknown hidden_act {self.hidden_act!r}; "
-                f"this library knows {', '.join(ACTIVATIONS)}"
+                f"unknown hidden_act {self.hidden_act!r}; "
+                f"this library knows {', '.join(ACTIVATIONS)}",
+                source="config.json",
             )
         if self.num_experts < 0:
-            raise ConfigError(f"config.json: num_experts must be 0 or more, got {self.num_experts}")
+            raise ConfigError(
+                f"num_experts must be 0 or more, got {self.num_experts}", source="config.json"
+            )
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
             raise ConfigError(
-                f"config.json: num_experts_per_tok must be between 1 and num_experts "
-                f"({self.num_experts}), got {self.num_experts_per_tok}"
+                f"num_experts_per_tok must be between 1 and num_experts "
+                f"({self.num_experts}), got {self.num_experts_per_tok}",
+                source="config.json",
             )
         if self.num_hidden_layers * max(self.num_experts, 1) > MAX_BLOCKS:
             raise ConfigError(
-                f"config.json: num_hidden_layers times num_experts must be at most {MAX_BLOCKS}, "
-                f"got {self.num_hidden_layers} layers and {self.num_experts} experts"
+                f"num_hidden_layers times num_experts must be at most {MAX_BLOCKS}, "
+                f"got {self.num_hidden_layers} layers and {self.num_experts} experts",
+                source="config.json",
             )
         if self.num_attention_heads * self.head_dim >= MAX_SIZE:
             raise ConfigError(
-                f"config.json: num_attention_heads times head_dim must be below {MAX_SIZE}, "
-                f"got {self.num_attention_heads} times {self.head_dim}"
+                f"num_attention_heads times head_dim must be below {MAX_SIZE}, "
+                f"got {self.num_attention_heads} times {self.head_dim}",
+                source="config.json",
             )
         scaling = self.rope_scaling
         if scaling and scaling.kind == "dynamic" and self.head_dim == 2:
-            raise ConfigError("config.json: head_dim must be above 2 for dynamic rope_scaling")
+            raise ConfigError(
+                "head_dim must be above 2 for dynamic rope_scaling", source="config.json"
+            )
         if scaling and scaling.kind == "longrope":
             for name in ("short_factor", "long_factor"):
                 found = len(getattr(scaling, name))
                 if found != self.head_dim // 2:
                     raise ConfigError(
-                        f"config.json: rope_scaling.{name} must hold head_dim / 2 = "
-                        f"{self.head_dim // 2} numbers, got {found}"
+                        f"rope_scaling.{name} must hold head_dim / 2 = "
+                        f"{self.head_dim // 2} numbers, got {found}",
+                        source="config.json",
                     )
 
     @classmethod
@@ -192,13 +202,13 @@ class Config:
         try:
             return cls.from_dict(raw)
         except ConfigError as error:
-            raise ConfigError(str(error).replace("config.json", str(path), 1)) from None
+            raise error.at(path) from None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         """Build from a parsed config.json of either family; keys of no consequence are ignored."""
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"config.json: expected an object, got {kind_of(raw)}")
+            raise ConfigError(f"expected an object, got {kind_of(raw)}", source="config.json")
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
@@ -216,7 +226,7 @@ class Config:
             values.setdefault("scale_depth", 1.0)
             values.setdefault("dim_model_base", 1)
         if present.get("mlp_bias"):
-            raise ConfigError("config.json: mlp_bias is not supported")
+            raise ConfigError("mlp_bias is not supported", source="config.json")
         return cls(**values)
 
 
@@ -232,7 +242,7 @@ def _family(raw: Mapping[str, Any]) -> str:
         return str(raw["model_type"])
     else:
         found = f"model_type {raw.get('model_type')!r} and no architectures"
-    raise ConfigError(f"config.json: expected one of {', '.join(FAMILIES)}, got {found}")
+    raise ConfigError(f"expected one of {', '.join(FAMILIES)}, got {found}", source="config.json")
 
 
 def _require(values: Mapping[str, Any]) -> None:
@@ -244,7 +254,7 @@ def _require(values: Mapping[str, Any]) -> None:
         "vocab_size",
     ):
         if key not in values:
-            raise ConfigError(f"config.json: {key} is missing")
+            raise ConfigError(f"{key} is missing", source="config.json")
 
 
 def _head_dim(values: Mapping[str, Any]) -> int:
@@ -252,12 +262,13 @@ def _head_dim(values: Mapping[str, Any]) -> int:
     for key in ("hidden_size", "num_attention_heads"):
         if not isinstance(values[key], int) or values[key] <= 0:
             raise ConfigError(
-                f"config.json: {key} must be a whole number above 0, got {values[key]!r}"
+                f"{key} must be a whole number above 0, got {values[key]!r}", source="config.json"
             )
     if hidden % heads:
         raise ConfigError(
-            f"config.json: hidden_size ({hidden}) must be a multiple of "
-            f"num_attention_heads ({heads}) where head_dim is not given"
+            f"hidden_size ({hidden}) must be a multiple of "
+            f"num_attention_heads ({heads}) where head_dim is not given",
+            source="config.json",
         )
     return int(hidden // heads)
 

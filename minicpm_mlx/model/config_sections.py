@@ -41,21 +41,23 @@ class RopeScaling:
         check_types(self, "rope_scaling.")
         if self.kind not in ROPE_KINDS:
             raise ConfigError(
-                f"config.json: unknown rope_scaling type {self.kind!r}; "
-                f"this library knows {', '.join(ROPE_KINDS)}"
+                f"unknown rope_scaling type {self.kind!r}; "
+                f"this library knows {', '.join(ROPE_KINDS)}",
+                source="config.json",
             )
         if not 0 < self.factor < MAX_SIZE:
             raise ConfigError(
-                f"config.json: rope_scaling.factor must be above 0 and below {MAX_SIZE}, "
-                f"got {self.factor}"
+                f"rope_scaling.factor must be above 0 and below {MAX_SIZE}, got {self.factor}",
+                source="config.json",
             )
         if self.kind == "longrope" and self.original_max_position_embeddings < 2:
             raise ConfigError(
-                "config.json: longrope needs original_max_position_embeddings of 2 or more, "
-                f"got {self.original_max_position_embeddings}"
+                "longrope needs original_max_position_embeddings of 2 or more, "
+                f"got {self.original_max_position_embeddings}",
+                source="config.json",
             )
         if any(f <= 0 for f in self.short_factor + self.long_factor):
-            raise ConfigError("config.json: longrope factors must all be above 0")
+            raise ConfigError("longrope factors must all be above 0", source="config.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,16 @@ class Quantization:
         check_types(self, "quantization.")
         if self.mode not in PACKINGS:
             raise ConfigError(
-                f"config.json: unknown quantization mode {self.mode!r}; "
-                f"this library knows {', '.join(PACKINGS)}"
+                f"unknown quantization mode {self.mode!r}; "
+                f"this library knows {', '.join(PACKINGS)}",
+                source="config.json",
             )
         bits, group_sizes = PACKINGS[self.mode]
         if self.bits not in bits or self.group_size not in group_sizes:
             raise ConfigError(
-                f"config.json: quantization ({self.mode}) must have {_either(bits)} bits in groups "
-                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}"
+                f"quantization ({self.mode}) must have {_either(bits)} bits in groups "
+                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}",
+                source="config.json",
             )
 
 
@@ -95,7 +99,9 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, Mapping):
-        raise ConfigError(f"config.json: rope_scaling must be an object, got {kind_of(found)}")
+        raise ConfigError(
+            f"rope_scaling must be an object, got {kind_of(found)}", source="config.json"
+        )
     theta = {"rope_theta": found["rope_theta"]} if found.get("rope_theta") is not None else {}
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
@@ -103,7 +109,7 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
     names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
     values = {name: found[name] for name in names if found.get(name) is not None}
     if kind in ("linear", "dynamic") and "factor" not in values:
-        raise ConfigError(f"config.json: {kind} rope_scaling needs a factor")
+        raise ConfigError(f"{kind} rope_scaling needs a factor", source="config.json")
     for name in ("short_factor", "long_factor"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
@@ -117,7 +123,9 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
         foreign = raw.get("quantization_config")
         return {} if foreign is None else {"quantization": _foreign_packing(foreign)}
     if not isinstance(found, Mapping):
-        raise ConfigError(f"config.json: quantization must be an object, got {kind_of(found)}")
+        raise ConfigError(
+            f"quantization must be an object, got {kind_of(found)}", source="config.json"
+        )
     default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
     sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
     layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
@@ -131,8 +139,9 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
         }
     except TypeError:
         raise ConfigError(
-            "config.json: quantization must state bits and group_size, and mode at most, got "
-            f"{shown(dict(found))}"
+            "quantization must state bits and group_size, and mode at most, got "
+            f"{shown(dict(found))}",
+            source="config.json",
         ) from None
 
 
@@ -143,7 +152,7 @@ def _foreign_packing(stated: object) -> Quantization:
     """
     if not isinstance(stated, Mapping):
         raise ConfigError(
-            f"config.json: quantization_config must be an object, got {kind_of(stated)}"
+            f"quantization_config must be an object, got {kind_of(stated)}", source="config.json"
         )
     method = stated.get("quant_method")
     bits = stated.get("bits", stated.get("w_bit"))
@@ -164,9 +173,10 @@ def _foreign_packing(stated: object) -> Quantization:
     else:
         return Quantization(group_size=group_size, bits=4)
     raise ConfigError(
-        f"config.json: quantization_config is {found}; expected MLX's own `quantization`, or gptq "
+        f"quantization_config is {found}; expected MLX's own `quantization`, or gptq "
         "(format gptq or gptq_v2) or awq (gemm, with zero points) in 4 bits and groups of 32, 64 "
-        "or 128; take the unquantized checkpoint and `minicpm-mlx quantize`"
+        "or 128; take the unquantized checkpoint and `minicpm-mlx quantize`",
+        source="config.json",
     )
 
 
@@ -199,12 +209,13 @@ def check_types(instance: Any, prefix: str = "") -> None:
             good = name not in _PLAIN_TYPES or _is(name, value)
         if not good:
             raise ConfigError(
-                f"config.json: {prefix}{field.name} must be {_IN_WORDS.get(name, name)}, "
-                f"got {shown(value)}"
+                f"{prefix}{field.name} must be {_IN_WORDS.get(name, name)}, got {shown(value)}",
+                source="config.json",
             )
         if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
             raise ConfigError(
-                f"config.json: {prefix}{field.name} must be below {MAX_SIZE}, got {shown(value)}"
+                f"{prefix}{field.name} must be below {MAX_SIZE}, got {shown(value)}",
+                source="config.json",
             )
 
 

@@ -145,8 +145,7 @@ class Service:
         try:
             return sampled(self.lm.sampling, **given)
         except InvalidArgumentError as error:
-            name = next((name for name in given if str(error).startswith(name)), None)
-            raise ApiError(400, str(error), field=name) from None
+            raise ApiError(400, str(error), field=error.field) from None
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None

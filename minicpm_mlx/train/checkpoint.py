@@ -58,7 +58,7 @@ class State:
 def save(folder: Path, state: State, fingerprint: Mapping[str, Any]) -> Path:
     """Write a checkpoint of the run in `folder`, and delete old ones; where it is.
 
-    DownloadError: it cannot be written; older ones are then as they were.
+    StorageError: it cannot be written; older ones are then as they were.
     """
     place = folder / f"step-{state.progress.step:07d}"
     if place.exists():  # of a run that came as far before it was rolled back

@@ -88,7 +88,7 @@ def finetune(
     was kept is measured on the test set.
 
     InvalidArgumentError: the folder has a run already, or none to resume, or the data are of
-    another kind than the objective. NumericsError, DownloadError: see `Trainer.run`.
+    another kind than the objective. NumericsError, StorageError: see `Trainer.run`.
 
         lm = mm.load("demo", fuse=False)
         data = mm.load_data("train.jsonl", lm.tokenizer)

@@ -163,7 +163,7 @@ class Trainer:
     def run(self) -> bool:
         """Do the steps that are left; whether it ended by itself, and was not interrupted.
 
-        NumericsError: gradients stay without end. DownloadError: the disk is full.
+        NumericsError: gradients stay without end. StorageError: the disk is full.
         """
         plan = self.plan
         self.model.train()

@@ -128,7 +128,7 @@ def packings(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str, Qua
     modules = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     if modules and config.quantization is None:
         raise WeightsError(
-            f"{printable(modules[0])}.scales: the weights are quantized but config.json has no "
+            f"{printable(modules[0])}.scales: the weights are quantized but the config has no "
             "`quantization`"
         )
     return {
@@ -141,24 +141,27 @@ def packings(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str, Qua
 def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], where: Path) -> None:
     for name, array in expected.items():
         if name not in tensors:
-            raise WeightsError(f"{where}: {name} is missing; config.json calls for {array.shape}")
+            raise WeightsError(
+                f"{name} is missing; the config calls for {array.shape}", source=where
+            )
         shape, dtype = tensors[name].shape, tensors[name].dtype
         if shape != array.shape:
             raise WeightsError(
-                f"{where}: {name} has shape {shape}; config.json calls for {array.shape}"
+                f"{name} has shape {shape}; the config calls for {array.shape}", source=where
             )
         if _is_float(array.dtype) and not _is_float(dtype):
-            raise WeightsError(f"{where}: {name} is {_plain(dtype)}; expected a float type")
+            raise WeightsError(f"{name} is {_plain(dtype)}; expected a float type", source=where)
         if not _is_float(array.dtype) and dtype != array.dtype:  # codes, and scales of float modes
             raise WeightsError(
-                f"{where}: {name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed"
+                f"{name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed", source=where
             )
     surplus = sorted(set(tensors) - set(expected))
     if surplus:
         raise WeightsError(
-            f"{where}: {printable(surplus[0])} is not part of this architecture"
+            f"{printable(surplus[0])} is not part of this architecture"
             + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")
-            + "; is config.json that of another model?"
+            + "; is the config that of another model?",
+            source=where,
         )
 
 

@@ -17,7 +17,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert.export_adapter import export_adapter
-from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
+from minicpm_mlx.errors import InvalidArgumentError, StorageError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
 from minicpm_mlx.model.fused import fuse
@@ -312,7 +312,7 @@ def test_what_exists_is_left_alone(layout: str, tmp_path: Path) -> None:
     out.write_text("mine")
     with pytest.raises(InvalidArgumentError, match="exists; give a name that does not"):
         export_adapter(written, out, layout, model=model)
-    with pytest.raises(DownloadError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         export_adapter(written, out / "inside", layout, model=model)
     assert out.read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}

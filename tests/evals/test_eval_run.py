@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
+from minicpm_mlx.errors import DataError, InvalidArgumentError, StorageError
 from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.record import RunRecord
 from minicpm_mlx.evals.run import EvalProgress, Prepared, prepare, run
@@ -275,7 +275,7 @@ def test_one_process_at_a_time(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     from minicpm_mlx.evals.record import opened
 
     prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
-    with opened(tmp_path / "out"), pytest.raises(DownloadError, match="another process"):
+    with opened(tmp_path / "out"), pytest.raises(StorageError, match="another process"):
         run(lm, prepared, tmp_path / "out")
     run(lm, prepared, tmp_path / "out")
 

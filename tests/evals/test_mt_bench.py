@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.render import theme
-from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
+from minicpm_mlx.errors import DataError, InvalidArgumentError, StorageError
 from minicpm_mlx.evals.mt_bench.judge import UNRATED, Judgement
 from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
 from minicpm_mlx.evals.mt_bench.questions import Bench
@@ -255,7 +255,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         JsonlFile(tmp_path)
     (tmp_path / "file").write_text("")
     bench = load_bench(write_bench(tmp_path / "data"))
-    with pytest.raises(DownloadError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         run(bench, BenchModel("m", Echo()), tmp_path / "file")
 
 
@@ -362,12 +362,12 @@ def test_a_model_is_known_by_what_decides_its_answers(tmp_path: Path) -> None:
 
 def test_a_folder_is_for_one_process_at_a_time(bench: Bench, tmp_path: Path) -> None:
     echo = Echo()
-    with alone(tmp_path, tmp_path), pytest.raises(DownloadError, match="another process"):
+    with alone(tmp_path, tmp_path), pytest.raises(StorageError, match="another process"):
         run(bench, BenchModel("m", echo), tmp_path)
     assert not echo.asked
 
     def another(*_arguments: object) -> str:
-        with pytest.raises(DownloadError, match="another process"):
+        with pytest.raises(StorageError, match="another process"):
             run(bench, BenchModel("m", Echo()), tmp_path)
         return "alone"
 

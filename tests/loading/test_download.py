@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minicpm_mlx.errors import DownloadError, ModelNotFoundError
+from minicpm_mlx.errors import DownloadError, ModelNotFoundError, StorageError
 from minicpm_mlx.loading import download
 from support.hub import BASE, CLUTTER, COMMIT, REPO, SAFE, WEIGHTS, Hub
 
@@ -165,7 +165,7 @@ def test_a_disk_too_small_is_refused_before_any_download(
     hub_server.repos[REPO] = BASE | {"model.safetensors": bytes(30_000_000)}
     usage = type(shutil.disk_usage("/"))(0, 0, 20_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match=r"expected 0\.03 GB of free disk, found 0\.02 GB"):
+    with pytest.raises(StorageError, match=r"expected 0\.03 GB of free disk, found 0\.02 GB"):
         download.fetch(REPO)
     assert hub_server.got() == []
 
@@ -212,7 +212,7 @@ def test_a_full_disk_during_the_download_says_so(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
-    with pytest.raises(DownloadError, match="filled up") as caught:
+    with pytest.raises(StorageError, match="filled up") as caught:
         download.fetch(REPO)
     one_line(caught)
 

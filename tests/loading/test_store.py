@@ -20,7 +20,7 @@ import minicpm_mlx as mm
 from minicpm_mlx import device, model_cards
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import generate
-from minicpm_mlx.errors import DownloadError, MissingPackageError, WeightsError
+from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError, WeightsError
 from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.model_cards import Card, cache_dir, resolve
 from minicpm_mlx.quantization.report import read_receipt
@@ -199,7 +199,7 @@ def test_two_processes_do_not_make_the_same(cache: Path) -> None:
     def make(folder: Path) -> None:
         if not second:
             second.append("tried")
-            with pytest.raises(DownloadError, match="another process is making it"):
+            with pytest.raises(StorageError, match="another process is making it"):
                 store.make_whole(cache / "model", make, "", resume=True)
         (folder / "config.json").touch()
 
@@ -226,7 +226,7 @@ def test_a_cache_that_may_not_be_written_is_not_called_full(cache: Path) -> None
     def denied(folder: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(DownloadError, match="may write to") as caught:
+    with pytest.raises(StorageError, match="may write to") as caught:
         store._kept("model-v1", denied)
     assert "free some space" not in str(caught.value)
 
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_made_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DownloadError, match="MINICPM_MLX_HOME"):
+    with pytest.raises(StorageError, match="MINICPM_MLX_HOME"):
         store._kept("thing-v1", lambda folder: None)
 
 
@@ -259,12 +259,12 @@ from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 from minicpm_mlx.loading import download, store
-from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.errors import StorageError
 from minicpm_mlx.model_cards import Card
 download.fetch = lambda *a, **k: Path({str(source)!r})
 try:
     store.folder_of(Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64))
-except DownloadError as error:
+except StorageError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -321,7 +321,7 @@ def test_a_full_disk_leaves_no_half_of_the_demo(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(where, name, failure)
-        with pytest.raises(DownloadError, match=r"demo-v1-4: cannot be written"):
+        with pytest.raises(StorageError, match=r"demo-v1-4: cannot be written"):
             store.folder_of(resolve("demo"))
     assert names(cache) == []
     assert store.folder_of(resolve("demo")).exists()

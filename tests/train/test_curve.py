@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPackageError
+from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError, StorageError
 from minicpm_mlx.files.plots import check_chart_path
 from minicpm_mlx.train.tracking.curve import (
     BLOCKS,
@@ -163,7 +163,7 @@ def test_a_chart_that_fails_leaves_the_one_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(DownloadError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device"):
         draw_curve(log([1.0, 2.0]), path)
     assert [one.name for one in tmp_path.iterdir()] == ["curve.png"]
     assert path.read_bytes() == b"before"

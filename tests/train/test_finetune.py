@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.errors import StorageError
 from minicpm_mlx.model_cards import Card
 from minicpm_mlx.train import finetune as runs
 from minicpm_mlx.train.data.dataset import Data, load_data
@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_when_the_adapter_is_kept_loses_nothing(
     part, whole = tmp_path / "part", tmp_path / "whole"
     fill_the_disk(monkeypatch, before)
     plan = replace(PLAN, save_every=1)
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(StorageError) as caught:
         runs.finetune(base(model), data, part, plan=plan)
     assert str(caught.value) == (
         f"{part}: cannot be written (No space left on device); free some space, or give another "

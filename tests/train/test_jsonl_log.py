@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.errors import DownloadError, InvalidArgumentError
+from minicpm_mlx.errors import InvalidArgumentError, StorageError
 from minicpm_mlx.train.tracking.events import (
     Event,
     Noted,
@@ -227,9 +227,9 @@ def test_a_full_disk_is_told_and_leaves_the_log_as_it_was(tmp_path: Path) -> Non
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, hard))
     try:
-        with pytest.raises(DownloadError, match=r"log\.jsonl: cannot be written .*; give another"):
+        with pytest.raises(StorageError, match=r"log\.jsonl: cannot be written .*; give another"):
             log(Started(step=4, steps=10))
-        with pytest.raises(DownloadError, match="cannot be written"):
+        with pytest.raises(StorageError, match="cannot be written"):
             log(trained(6))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

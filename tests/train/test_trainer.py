@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx import device
-from minicpm_mlx.errors import DownloadError, InvalidArgumentError, NumericsError
+from minicpm_mlx.errors import InvalidArgumentError, NumericsError, StorageError
 from minicpm_mlx.train import checkpoint, lora
 from minicpm_mlx.train import trainer as loop
 from minicpm_mlx.train.data.batches import Order
@@ -321,7 +321,7 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
         save(path, *rest)
 
     monkeypatch.setattr(checkpoint.mx, "save_safetensors", full)
-    with pytest.raises(DownloadError, match="free some space"):
+    with pytest.raises(StorageError, match="free some space"):
         trainer(tmp_path).run()
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000003"]

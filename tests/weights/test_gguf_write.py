@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.errors import DownloadError, InvalidArgumentError, WeightsError
+from minicpm_mlx.errors import InvalidArgumentError, StorageError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.text.chat_template import BUILTIN, Template
@@ -244,7 +244,7 @@ def test_an_interrupted_write_leaves_nothing(
     broken = type(whole.tensors[last])(whole.tensors[last].shape, mx.float32, fail)
     changed = Checkpoint(raw=whole.raw, tensors=dict(whole.tensors) | {last: broken})
     (tmp_path / "m.gguf").write_bytes(b"what was there")
-    expected = DownloadError if isinstance(failure, OSError) else type(failure)
+    expected = StorageError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected):
         write_gguf(changed, model, tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").read_bytes() == b"what was there"
@@ -265,7 +265,7 @@ def test_a_full_disk_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
-    with pytest.raises(DownloadError, match=r"m.gguf: cannot be written .*free some space"):
+    with pytest.raises(StorageError, match=r"m.gguf: cannot be written .*free some space"):
         write_gguf(read_checkpoint(model), model, tmp_path / "m.gguf")
     assert not list(tmp_path.glob("*m.gguf*"))
 

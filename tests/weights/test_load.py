@@ -286,10 +286,10 @@ def test_quantized_weights_without_their_description_are_refused(tmp_path: Path)
         ("weight", lambda x: x.astype(mx.float32), "float32; expected uint32"),
         ("scales", lambda x: x.astype(mx.int32), "int32; expected a float type"),
         ("biases", lambda x: x.astype(mx.uint32), "uint32; expected a float type"),
-        ("scales", lambda x: x[:, :1], "(192, 1); config.json calls for (192, 2)"),
-        ("weight", lambda x: x[:, :8], "(192, 8); config.json calls for (192, 16)"),
-        ("biases", None, "is missing; config.json calls for (192, 2)"),
-        ("weight", None, "is missing; config.json calls for (192, 16)"),
+        ("scales", lambda x: x[:, :1], "(192, 1); the config calls for (192, 2)"),
+        ("weight", lambda x: x[:, :8], "(192, 8); the config calls for (192, 16)"),
+        ("biases", None, "is missing; the config calls for (192, 2)"),
+        ("weight", None, "is missing; the config calls for (192, 16)"),
     ],
 )
 def test_a_broken_packed_tensor_is_named(
@@ -330,8 +330,8 @@ def test_packed_rows_of_no_whole_number_of_groups_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
-        (None, f"{UP} is missing; config.json calls for (192, 128)"),
-        (mx.zeros((191, 128)), f"{UP} has shape (191, 128); config.json calls for (192, 128)"),
+        (None, f"{UP} is missing; the config calls for (192, 128)"),
+        (mx.zeros((191, 128)), f"{UP} has shape (191, 128); the config calls for (192, 128)"),
         (mx.zeros((192, 128, 1)), f"{UP} has shape (192, 128, 1)"),
         (mx.zeros((192, 128), mx.int32), f"{UP} is int32; expected a float type"),
         (mx.zeros((192, 128), mx.uint8), f"{UP} is uint8; expected a float type"),
@@ -415,7 +415,7 @@ def test_a_malformed_index_is_refused(tmp_path: Path, content: str) -> None:
 def test_an_empty_index_leaves_tensors_missing(tmp_path: Path) -> None:
     shard(write(tmp_path, tensors_of(TIED)))
     write_index(tmp_path, {"weight_map": {}})
-    assert "is missing; config.json calls for" in refusal(tmp_path)
+    assert "is missing; the config calls for" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("index", [True, False], ids=["index", "no-index"])

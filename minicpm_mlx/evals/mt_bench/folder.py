@@ -35,7 +35,7 @@ def opened(folder: Path, model: str, settings: Mapping[str, Any]) -> Iterator[No
     """The folder, made if need be, for one process at a time, to answer as `model` with `settings`.
 
     InvalidArgumentError where it has answers of the model that were made otherwise, or nobody knows
-    how; DataError where its settings are no such; DownloadError where it cannot be made or another
+    how; DataError where its settings are no such; StorageError where it cannot be made or another
     process has it.
     """
     now = json.loads(json.dumps(settings))  # as they are once they have been written and read

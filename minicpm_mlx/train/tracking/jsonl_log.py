@@ -36,7 +36,7 @@ class JsonLog:
 
     A run that begins at step n first drops what the file says of steps after n, which will be
     written again; one that begins at 0 drops everything. InvalidArgumentError where `path` holds
-    something else or cannot be one; DownloadError where it cannot be written.
+    something else or cannot be one; StorageError where it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

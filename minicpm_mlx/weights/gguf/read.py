@@ -61,11 +61,8 @@ def _checkpoint(file: GgufFile) -> Checkpoint:
         raw |= _packing(tensors)
         config = Checkpoint(raw=raw, tensors={}).config
         return Checkpoint(raw=raw, tensors=checked(tensors, config, file.path))
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("config.json", str(file.path), 1)) from None
-    except WeightsError as error:
-        text = str(error).removeprefix(f"{file.path}: ").replace("config.json", "its metadata")
-        raise WeightsError(f"{file.path}: {text}") from None
+    except (ConfigError, WeightsError) as error:
+        raise error.at(file.path) from None
 
 
 def _count(tensors: Mapping[str, LazyTensor], layers: int) -> None:

@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...arguments import printable
-from ...errors import DownloadError, InvalidArgumentError, WeightsError
+from ...errors import InvalidArgumentError, StorageError, WeightsError
 from ...model.config import Config
 from ...model.config_sections import Quantization
 from ...model.packing import PARTS, unpack
@@ -98,7 +98,7 @@ def write_gguf(
     appears when it is whole.
 
     Raises InvalidArgumentError for what llama.cpp does not run, TokenizerError, WeightsError for
-    numbers that float16 cannot hold, MissingPackageError, and DownloadError for a full disk.
+    numbers that float16 cannot hold, MissingPackageError, and StorageError for a full disk.
     """
     if kind not in KINDS:
         raise InvalidArgumentError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -283,7 +283,7 @@ def _made_whole(path: Path) -> Iterator[Path]:
         partial_file.replace(path)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)
-        raise DownloadError(
+        raise StorageError(
             f"{path}: cannot be written ({error.strerror or printable(error)}); "
             f"{'free some space, or ' if full else ''}choose another folder"
         ) from None
