@@ -54,7 +54,7 @@ def at_once(
     def loss(parameters: Arrays) -> tuple[mx.array, Arrays]:
         show(model, parameters)
         hidden = model.hidden(batch.ids)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.places]
+        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
         sums = tail(token_losses(model, hidden, batch.targets))
         return sums["loss"] / total, sums
 
@@ -128,7 +128,7 @@ def _shared(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
 
 def _last(model: Model, batch: TrainingBatch, x: mx.array, *, gradients: bool = True) -> mx.array:
     """What the last layer made, to the losses of the tokens that count."""
-    hidden = model.model.norm(x.reshape(-1, x.shape[-1])[batch.places])
+    hidden = model.model.norm(x.reshape(-1, x.shape[-1])[batch.positions])
     return token_losses(model, hidden, batch.targets, gradients=gradients, at_once=device.on_cpu())
 
 

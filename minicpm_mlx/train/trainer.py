@@ -26,7 +26,7 @@ from ..model.transformer import Model
 from . import checkpoint
 from .checkpoint import Arrays, State, TrainingProgress
 from .data.batches import (
-    Order,
+    BatchSampler,
     TrainingBatch,
     length,
     sequences,
@@ -139,7 +139,7 @@ class Trainer:
         self.train, self.valid, self.folder = train, valid, folder
         self.fingerprint = plan.fingerprint | (identity or {})
         self.keep, self.listener = keep, listener
-        self.order = Order([length(item) for item in train], plan.samples_a_step, plan.seed)
+        self.order = BatchSampler([length(item) for item in train], plan.samples_a_step, plan.seed)
         self.optimizer = Optimizer(plan.optimizer, plan.weight_decay)
         self.progress = TrainingProgress()
         self.parameters: Arrays = dict(tree_flatten(model.trainable_parameters()))

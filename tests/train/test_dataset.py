@@ -43,6 +43,11 @@ def minicpm() -> Tokenizer:
     return load_tokenizer(need_shared("tokenizers", "minicpm-2b"))
 
 
+@functools.cache
+def openbmb(name: str) -> Data:
+    return load_data(need_shared("finetune", name), minicpm())
+
+
 def loaded(path: Path, **options: Any) -> Data:
     return load_data(path, tiny(), DataOptions(**options))
 
@@ -51,7 +56,7 @@ def loaded(path: Path, **options: Any) -> Data:
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "item", "samples"),
+    ("name", "layout", "kind", "samples"),
     [
         ("alpaca_array", "Alpaca", Sample, (160, 20, 20)),
         ("alpaca_zh_array", "Alpaca", Sample, (160, 20, 0)),
@@ -84,22 +89,18 @@ def loaded(path: Path, **options: Any) -> Data:
     ],
 )
 def test_every_layout_of_openbmb_is_read_whole(
-    name: str, form: str, item: type, samples: tuple[int, int, int]
+    name: str, layout: str, kind: type, samples: tuple[int, int, int]
 ) -> None:
-    folder = need_shared("finetune", name)
-    data = load_data(folder, minicpm())
-    assert data.format == form
+    data = openbmb(name)
+    assert data.format == layout
     assert (len(data.train), len(data.valid), len(data.test)) == samples
-    assert all(type(one) is item for one in [*data.train, *data.valid, *data.test])
+    assert all(type(item) is kind for item in [*data.train, *data.valid, *data.test])
     assert all(count.bad == count.dropped == count.truncated == 0 for count in data.counts.values())
     assert len(data.prompts) == min(4, samples[1])
 
 
 def test_one_conversation_in_three_layouts_is_one_training_set() -> None:
-    chat, pairs, sharegpt = (
-        load_data(need_shared("finetune", name), minicpm())
-        for name in ("messages_jsonl", "prompt_completion", "sharegpt")
-    )
+    chat, pairs, sharegpt = map(openbmb, ("messages_jsonl", "prompt_completion", "sharegpt"))
     assert chat.train == pairs.train == sharegpt.train
     assert chat.prompts == pairs.prompts == sharegpt.prompts
 
@@ -138,20 +139,16 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     )
     assert data.notes == (
         "no validation set, as valid_fraction is 0",
-        "2 longer than 40 tokens and lost their end; raise max_seq_length",
-        "1 left out, as too long for 40 tokens; raise max_seq_length",
+        "2 longer than 40 tokens and truncated; raise max_seq_length",
+        "1 dropped, as longer than 40 tokens; raise max_seq_length",
         "1 bad and skipped",
     )
 
 
 def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}))
-    assert "fields that are not read: id, source" in loaded(path).notes
-
-
-def test_odd_names_of_fields_are_shown_on_one_line(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", json.dumps({**GOOD, "a\nb": 1, "\ud800": 2}))
-    assert "fields that are not read: 'a\\nb', '\\ud800'" in loaded(path).notes
+    rows = lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}) + json.dumps({**GOOD, "\ud800": 2})
+    path = written(tmp_path, "a.jsonl", rows)
+    assert "fields that are not read: id, source, '\\ud800'" in loaded(path).notes
 
 
 def test_hashes_are_of_each_file(tmp_path: Path) -> None:
@@ -165,7 +162,7 @@ def test_hashes_are_of_each_file(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_of_rows(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", lines(*[GOOD] * 2500))
+    path = written(tmp_path, "a.jsonl", lines(*[GOOD] * 2001))
     told: list[int] = []
     load_data(path, tiny(), progress=told.append)
     assert told == [1000, 2000]
@@ -187,7 +184,7 @@ def test_a_validation_set_is_drawn_by_seed_and_shares_no_row(tmp_path: Path) -> 
     assert not any(item in one.train for item in one.valid)
     everything = loaded(path, valid_fraction=0)
     assert sorted(map(str, one.train + one.valid)) == sorted(map(str, everything.train))
-    assert any("5 of 50 samples were drawn as one, with seed 0" in note for note in one.notes)
+    assert any("5 of 50 samples were held out as one, with seed 0" in note for note in one.notes)
     assert one.prompts[0] in [[{"role": "user", "content": f"a{i}"}] for i in range(50)]
 
 
@@ -262,11 +259,6 @@ def test_bad_samples_are_counted_over_all_files(tmp_path: Path) -> None:
 # Faults
 
 
-def talk(*turns: Any, **fields: Any) -> str:
-    return lines(GOOD, {"messages": list(turns), **fields})
-
-
-PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
 KTO = {**GOOD, "label": True}
 
 BAD: dict[str, tuple[str, bytes | str, str, str]] = {
@@ -295,15 +287,7 @@ BAD: dict[str, tuple[str, bytes | str, str, str]] = {
     "UTF-16": ("a.jsonl", lines(GOOD).encode("utf-16"), "", "found UTF-16; save it as UTF-8"),
     "NUL bytes": ("a.jsonl", lines(GOOD) + "\0\0\n", ":2", "found a NUL character at 0"),
     "NUL in a txt": ("a.txt", b"PK\x03\x04\0\0", "", "found a NUL character at 4"),
-    "NUL as an escape": (
-        "a.jsonl",
-        lines({"text": "a\0"}),
-        ":1",
-        "text: expected text, found a NUL",
-    ),
-    "half a surrogate pair": ("a.jsonl", '{"text": "\\ud83d"}\n', ":1", "half a surrogate pair"),
     "an empty file": ("a.jsonl", "", "", "expected at least one sample, found none"),
-    "an empty txt": ("a.txt", " \n", "", "expected at least one sample"),
     "an empty list": ("a.json", "[]", "", "expected at least one sample"),
     "a list cut off": (
         "a.json",
@@ -331,52 +315,15 @@ BAD: dict[str, tuple[str, bytes | str, str, str]] = {
     ),
     "broken JSON in a list": ("a.json", '[{"a" 1}]', ": item 1", "not JSON at line 1"),
     "one object over lines": ("a.json", json.dumps(GOOD, indent=1), ":1", "not JSON"),
-    "an unknown role": ("a.jsonl", talk(ASK, {"role": "tool", "content": "x"}), ":2", "[1].role"),
-    "no role": ("a.jsonl", talk({"content": "x"}), ":2", "messages[0]: expected a role"),
-    "an empty turn": (
-        "a.jsonl",
-        talk(ASK, {**REPLY, "content": " "}),
-        ":2",
-        "[1].content: expected",
-    ),
-    "null content": ("a.jsonl", talk({**ASK, "content": None}), ":2", "found null"),
-    "number content": ("a.jsonl", talk({**ASK, "content": 3}), ":2", "found a number"),
-    "an image": ("a.jsonl", talk({**ASK, "content": [{"type": "image"}]}), ":2", "of type 'image'"),
-    "two assistants in a row": ("a.jsonl", talk(ASK, REPLY, REPLY), ":2", "turn 3: expected user"),
-    "two users in a row": ("a.jsonl", talk(ASK, ASK, REPLY), ":2", "turn 2: expected assistant"),
-    "the assistant first": ("a.jsonl", talk(REPLY, ASK, REPLY), ":2", "turn 1: expected user"),
-    "the user last": ("a.jsonl", talk(ASK, REPLY, ASK), ":2", "as the last turn, found user"),
-    "no assistant": ("a.jsonl", talk(ASK), ":2", "as the last turn, found user"),
-    "the system alone": ("a.jsonl", talk({"role": "system", "content": "x"}), ":2", "the system's"),
-    "no messages": ("a.jsonl", talk(), ":2", "messages: expected at least one message"),
-    "tool calls": ("a.jsonl", talk(ASK, {**REPLY, "tool_calls": [{}]}), ":2", "[1].tool_calls"),
-    "tools": ("a.jsonl", talk(ASK, REPLY, tools=[{}]), ":2", "tools: expected text alone"),
+    "a bad message": ("a.jsonl", lines(GOOD, {"messages": [ASK]}), ":2", "as the last message"),
     "two layouts": ("a.jsonl", lines(GOOD, {"text": "a"}), ":2", "a.jsonl:1, found plain text"),
-    "no layout": ("a.jsonl", lines({"content": "a"}), ":1", "found content; rename the fields"),
-    "half a layout": ("a.jsonl", lines(GOOD, {"prompt": "a"}), ":2", "found prompt; rename"),
-    "chosen alone": ("a.jsonl", lines({"prompt": "a", "chosen": "b"}), ":1", "found no rejected"),
-    "chosen is rejected": ("a.jsonl", lines({**PAIR, "rejected": "b"}), ":1", "found the same"),
-    "two prompts": (
-        "a.jsonl",
-        lines({"chosen": [ASK, REPLY], "rejected": [{**ASK, "content": "x"}, REPLY]}),
-        ":1",
-        "both must answer one prompt",
-    ),
     "a label missing": ("a.jsonl", lines(KTO, GOOD), ":2", "(KTO) as in"),
-    "a label of text": ("a.jsonl", lines({**KTO, "label": "yes"}), ":1", "label: expected true or"),
-    "a label of 1": ("a.jsonl", lines({**KTO, "label": 1}), ":1", "found a number"),
     "csv without names": ("a.csv", "why?,so\nwho?,me\n", ":2", "found why?, so; rename the fields"),
     "csv of unknown columns": ("a.csv", "x,y\na,b\n", ":2", "found x, y; rename"),
     "csv with ragged rows": ("a.csv", "text\na\nb,c\n", ":3", "expected 1 cells as in the first"),
     "csv with a name twice": ("a.csv", "text,text\na,b\n", ":1", "each once, found text, text"),
     "csv with an open quote": ("a.csv", 'text\n"a\nb\n', ":2", "correct the quotes"),
     "csv that is no UTF-8": ("a.csv", b"text\na\n\xff\n", ":3", "byte 0xff at offset 0"),
-    "csv with an empty cell": (
-        "a.csv",
-        "prompt,completion\na,\n",
-        ":2",
-        "completion: expected text",
-    ),
     "csv of names alone": ("a.csv", "text\n", "", "at least one sample"),
     "an unknown ending": ("a.xlsx", "x", "", "found .xlsx; convert or rename it"),
     "no ending": ("data", "x", "", "found no ending"),
@@ -397,28 +344,12 @@ def test_bad_data_is_one_line_that_names_the_place(tmp_path: Path, kind: str) ->
     assert text.isprintable()
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl: No such file or directory"):
         loaded(tmp_path / "none.jsonl")
-
-
-def test_a_folder_that_looks_like_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").mkdir()
     with pytest.raises(DataError, match=r"train.jsonl: Is a directory"):
         loaded(tmp_path)
-
-
-def test_a_file_that_may_not_be_read_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = written(tmp_path, "a.jsonl", lines(GOOD))
-
-    def refused(*args: Any, **options: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refused)  # root may read any file
-    with pytest.raises(DataError, match=r"a\.jsonl: Permission denied"):
-        loaded(path)
 
 
 def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
@@ -433,7 +364,7 @@ def test_data_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at most 50 tokens, found none \(the shortest has 1"):
         loaded(path, max_seq_length=50)
     written(tmp_path, "a.jsonl", "{}\n")
-    with pytest.raises(DataError, match="found 1 bad ones alone"):
+    with pytest.raises(DataError, match="found only 1 bad ones"):
         loaded(path, skip_bad=5)
 
 
@@ -470,7 +401,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 @given(st.dictionaries(FIELDS, VALUES, max_size=5))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_any_row_is_read_or_refused_in_one_line(row: dict[str, Any]) -> None:
     message = refusal(lambda: recognise(row).read(row))
     if message:
@@ -486,7 +417,7 @@ def test_any_row_is_read_or_refused_in_one_line(row: dict[str, Any]) -> None:
     st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]),
     st.integers(0, 100),
 )
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_any_file_is_read_or_refused_in_one_line(data: bytes, name: str, cut: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = written(Path(folder), name, data[:cut])

@@ -23,7 +23,7 @@ from minicpm_mlx import device
 from minicpm_mlx.errors import InvalidArgumentError, NumericsError, StorageError
 from minicpm_mlx.train import checkpoint, lora
 from minicpm_mlx.train import trainer as loop
-from minicpm_mlx.train.data.batches import Order
+from minicpm_mlx.train.data.batches import BatchSampler
 from minicpm_mlx.train.data.samples import Sample
 from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.objectives import CrossEntropy
@@ -92,7 +92,7 @@ def alike(a: Trainer, b: Trainer) -> bool:
     return all(mx.array_equal(a.parameters[name], b.parameters[name]) for name in a.parameters)
 
 
-# Order
+# BatchSampler
 
 
 @settings(deadline=None)
@@ -102,7 +102,7 @@ def alike(a: Trainer, b: Trainer) -> bool:
     seed=st.integers(0, 5),
 )
 def test_an_epoch_reads_every_sample_once(lengths: list[int], size: int, seed: int) -> None:
-    order = Order(lengths, size, seed)
+    order = BatchSampler(lengths, size, seed)
     for epoch in range(2):
         batches = [order.at(epoch * order.per_epoch + step) for step in range(order.per_epoch)]
         seen = Counter(place for batch in batches for place in batch)
@@ -112,13 +112,13 @@ def test_an_epoch_reads_every_sample_once(lengths: list[int], size: int, seed: i
 
 def test_epochs_differ_and_seeds_differ_and_lengths_are_alike_in_a_batch() -> None:
     lengths = RANDOM.integers(1, 500, 400).tolist()
-    order, other = Order(lengths, 4, 0), Order(lengths, 4, 1)
+    order, other = BatchSampler(lengths, 4, 0), BatchSampler(lengths, 4, 1)
     batches = [order.at(step) for step in range(200)]
     assert batches[:100] != batches[100:]
     assert batches != [other.at(step) for step in range(200)]
     spread = [max(s) - min(s) for batch in batches if (s := [lengths[n] for n in batch])]
     assert np.median(spread) < 20
-    assert Order(lengths, 4, 0).at(150) == order.at(150)
+    assert BatchSampler(lengths, 4, 0).at(150) == order.at(150)
 
 
 # Steps

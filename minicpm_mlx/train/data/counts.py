@@ -1,4 +1,4 @@
-"""What became of the rows of training data: kept, cut, left out, and how much of each."""
+"""Counts the rows and samples of a data set, and lists what was truncated, dropped or split."""
 
 from __future__ import annotations
 
@@ -11,106 +11,105 @@ from .messages import Message
 from .samples import Item
 
 LISTED = 5
-"""How many places are named in a list of them."""
+"""Rows listed as examples."""
 
 Prompt = list[Message] | str
-"""What comes before the reply: messages, or the beginning of a plain text."""
+"""Messages before a reply, or the beginning of a plain text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row, read."""
+    """An encoded row."""
 
     place: str
+    """File and line."""
     encoded: Encoded
     prompt: Prompt
 
 
 @dataclass(frozen=True)
-class DataPart:
-    """A file, read."""
+class DataSplit:
+    """The rows of a training, validation or test file."""
 
     entries: list[Entry]
     bad: int = 0
+    """Rows that were skipped as unreadable."""
 
     @property
     def items(self) -> list[Item]:
-        """All that its rows became."""
         return [item for entry in self.entries for item in entry.encoded.items]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a part of the data consists of."""
+    """The size of a split."""
 
     rows: int
-    """Rows of the file that could be read."""
+    """Rows that were read."""
     samples: int
-    """What they became."""
+    """Training samples made from them."""
     tokens: int
     targets: int
     """Tokens that count."""
     truncated: int
     """Samples that lost their end."""
     dropped: int
-    """Samples left out, as too long."""
+    """Samples left out because they are too long."""
     split: int
-    """Rows that were too long and are in pieces."""
+    """Rows that were split because they are too long."""
     bad: int
-    """Rows that could not be read and were skipped."""
+    """Rows that were skipped as unreadable."""
 
 
-def summed(part: DataPart) -> Counts:
-    """The numbers of a part."""
-    encoded = [entry.encoded for entry in part.entries]
-    samples = sequences(part.items)
+def count_split(split: DataSplit) -> Counts:
+    items = split.items
+    samples = sequences(items)
     return Counts(
-        rows=len({entry.place for entry in part.entries}),
-        samples=len(part.items),
+        rows=len({entry.place for entry in split.entries}),
+        samples=len(items),
         tokens=sum(len(sample.ids) for sample in samples),
         targets=sum(sample.targets for sample in samples),
-        truncated=sum(one.truncated for one in encoded),
-        dropped=sum(one.dropped for one in encoded),
-        split=_in_pieces(part.entries),
-        bad=part.bad,
+        truncated=sum(entry.encoded.truncated for entry in split.entries),
+        dropped=sum(entry.encoded.dropped for entry in split.entries),
+        split=_split_rows(split.entries),
+        bad=split.bad,
     )
 
 
-def notes_of(parts: Mapping[str, DataPart], limit: int) -> list[str]:
-    """What a person should know of what was left out, cut or in pieces."""
-    entries = [entry for part in parts.values() for entry in part.entries]
-    says = {
-        f"longer than {limit} tokens and lost their end; raise max_seq_length": sum(
+def notes_of(splits: Mapping[str, DataSplit], limit: int) -> list[str]:
+    """Describes for the user what was truncated, dropped, split or skipped."""
+    entries = [entry for split in splits.values() for entry in split.entries]
+    counts = {
+        f"longer than {limit} tokens and truncated; raise max_seq_length": sum(
             entry.encoded.truncated for entry in entries
         ),
-        f"left out, as too long for {limit} tokens; raise max_seq_length": sum(
+        f"dropped, as longer than {limit} tokens; raise max_seq_length": sum(
             entry.encoded.dropped for entry in entries
         ),
-        f"longer than {limit} tokens and in pieces": _in_pieces(entries),
-        "bad and skipped": sum(part.bad for part in parts.values()),
+        f"longer than {limit} tokens and split": _split_rows(entries),
+        "bad and skipped": sum(split.bad for split in splits.values()),
     }
-    notes = [f"{count} {what}" for what, count in says.items() if count]
+    notes = [f"{count} {label}" for label, count in counts.items() if count]
     several = sum(len(entry.encoded.items) > 1 and not entry.encoded.split for entry in entries)
     if several:
         notes.append(
-            f"{several} conversations are several samples each, as the template writes earlier "
-            "turns otherwise than the last"
+            f"{several} conversations make several samples each, as the template writes earlier "
+            "replies differently from the last"
         )
     return notes
 
 
-def _in_pieces(entries: Iterable[Entry]) -> int:
+def _split_rows(entries: Iterable[Entry]) -> int:
     return len({entry.place for entry in entries if entry.encoded.split})
 
 
-def overlong(parts: Mapping[str, DataPart]) -> tuple[str, ...]:
-    """The first of the rows that were cut or left out, and how long they are."""
-    found: list[str] = []
-    for part in parts.values():
-        for entry in part.entries:
-            one = entry.encoded
-            fates = {"truncated": one.truncated, "dropped": one.dropped}
-            what = ", ".join(name for name, count in fates.items() if count)
-            if what and len(found) < LISTED:
-                found.append(f"{entry.place}: {one.length} tokens, {what}")
-    return tuple(found)
+def list_overlong(splits: Mapping[str, DataSplit]) -> tuple[str, ...]:
+    """Lists the first rows that were truncated or dropped, with their lengths."""
+    lines: list[str] = []
+    for split in splits.values():
+        for entry in split.entries:
+            encoded = entry.encoded
+            outcomes = [name for name in ("truncated", "dropped") if getattr(encoded, name)]
+            if outcomes:
+                lines.append(f"{entry.place}: {encoded.length} tokens, {', '.join(outcomes)}")
+    return tuple(lines[:LISTED])

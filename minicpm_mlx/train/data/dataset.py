@@ -1,4 +1,4 @@
-"""Files of text to what a model is trained on, with an account of all that was left out."""
+"""Loads training data from files, and reports everything that was left out."""
 
 from __future__ import annotations
 
@@ -7,58 +7,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...arguments import number, shown, whole
-from ...errors import (
-    DataError,
-    InvalidArgumentError,
-    TemplateError,
-    TokenizerError,
-)
+from ...errors import DataError, InvalidArgumentError, TemplateError, TokenizerError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
-from .counts import (
-    Counts,
-    DataPart,
-    Entry,
-    Prompt,
-    notes_of,
-    overlong,
-    summed,
-)
+from .counts import Counts, DataSplit, Entry, Prompt, count_split, list_overlong, notes_of
 from .encoding import Encoder
-from .layouts import (
-    Document,
-    Example,
-    Format,
-    Preference,
-    recognise,
-)
+from .layouts import Document, Example, Format, Preference, recognise
 from .samples import Item
 from .splits import hold_out, split_files
 
 __all__ = ["Counts", "Data", "DataOptions", "load_data"]
 
 PROMPTS = 4
-"""How many prompts of the validation set are kept as text."""
+"""Validation prompts kept as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What of the data is learned, and how strictly it is read."""
+    """Which tokens are learned, and how strictly files are read."""
 
     max_seq_length: int = 2048
-    """Tokens a sample may have."""
+    """Most tokens of a sample."""
     mask: str = "assistant"
-    """What counts in a conversation: every reply ("assistant"), the "last" one, or "all"."""
+    """The tokens of a conversation that count: every reply ("assistant"), the "last" one, or
+    "all"."""
     overlong: str | None = None
-    """Of samples that are too long: "truncate", "drop" or "split"; None: plain text is split, all
-    else truncated."""
+    """Samples that are too long: "truncate", "drop" or "split"; None splits plain text and
+    truncates everything else."""
     skip_bad: int = 0
-    """How many bad samples, over all files, are left out before one is an error."""
+    """Bad samples to skip, over all files, before one is an error."""
     valid_fraction: float = 0.1
-    """What part of the training samples is validated on where the data has no validation set."""
+    """Share of the training samples to validate on if the data has no validation set."""
     seed: int = 0
-    """Which samples those are."""
+    """Selects those samples."""
 
     def __post_init__(self) -> None:
         if whole("skip_bad", self.skip_bad) < 0:
@@ -72,28 +54,28 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a model is trained on; all items are of one type."""
+    """A data set; all its items have one type."""
 
     train: list[Item]
     valid: list[Item]
     test: list[Item]
     format: str
-    """The layout that was recognised, for people."""
+    """The recognised layout, for messages to the user."""
     kind: str
     """"sft" (items are Samples), "preference" (Pairs) or "kto" (Labelled)."""
     counts: dict[str, Counts]
-    """By part: "train", "valid", "test"; a part that is not there has none."""
+    """By split: "train", "valid", "test"; a missing split has none."""
     notes: tuple[str, ...]
-    """What a person should know before training."""
+    """Remarks for the user before training."""
     bad: tuple[str, ...]
-    """The rows that were skipped, each with its place and what is wrong with it."""
+    """The skipped rows: the place and error of each."""
     overlong: tuple[str, ...]
-    """The first of those that were too long: place, length, and what became of them."""
+    """The first rows that were too long: place, length and outcome."""
     sha256: dict[str, str]
-    """By file name, of the files' bytes."""
+    """Hashes of the files, by name."""
     prompts: tuple[Prompt, ...]
-    """The first prompts of the validation set, to see what the model makes of them: messages, or
-    for plain text its beginning."""
+    """The first prompts of the validation set, to sample replies to: messages, or the beginning of
+    a plain text."""
     max_seq_length: int
 
 
@@ -103,62 +85,63 @@ def load_data(
     options: DataOptions | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Data:
-    """A file, or the train, valid and test files of a folder, as token ids.
+    """Loads a file, or the train, valid and test files of a folder, as token ids.
 
-    `progress` is told now and then how many rows are read. Raises DataError with file, line and
-    field for what is wrong in the data, MissingPackageError for .parquet without pyarrow,
-    InvalidArgumentError for options that do not go together.
+    `progress` is called every 1000 rows with the number of rows read. Raises DataError with file,
+    line and field for faults in the data, MissingPackageError for .parquet without pyarrow,
+    InvalidArgumentError for options that contradict each other.
     """
     options = options or DataOptions()
-    reader = _LayoutReader(tokenizer, options, progress)
+    reader = _DataReader(tokenizer, options, progress)
     files = split_files(path)
-    parts = {split: reader.part(file) for split, file in files.items()}
-    for split, part in parts.items():
-        if not part.items:
-            raise _nothing_left(files[split], part, options.max_seq_length)
+    splits = {name: reader.read(file) for name, file in files.items()}
+    for name, split in splits.items():
+        if not split.items:
+            raise _empty_split(files[name], split, options.max_seq_length)
     notes: list[str] = []
-    if "valid" not in parts:
-        parts |= _validation(parts["train"], tokenizer, options, notes)
-    valid = parts["valid"].entries if "valid" in parts else []
-    items = {split: part.items for split, part in parts.items()}
+    if "valid" not in splits:
+        splits |= _hold_out(splits["train"], tokenizer, options, notes)
+    valid = splits["valid"].entries if "valid" in splits else []
+    items = {name: split.items for name, split in splits.items()}
+    unread = [f"fields that are not read: {listed(sorted(reader.unread))}"] if reader.unread else []
     return Data(
         train=items["train"],
         valid=items.get("valid", []),
         test=items.get("test", []),
         format=reader.format.name,
         kind=reader.format.kind,
-        counts={split: summed(part) for split, part in parts.items()},
-        notes=(*notes, *notes_of(parts, options.max_seq_length), *reader.notes()),
+        counts={name: count_split(split) for name, split in splits.items()},
+        notes=(*notes, *notes_of(splits, options.max_seq_length), *unread),
         bad=tuple(reader.bad),
-        overlong=overlong(parts),
+        overlong=list_overlong(splits),
         sha256={file.name: sha256(file) for file in files.values()},
         prompts=tuple(entry.prompt for entry in valid if entry.encoded.items)[:PROMPTS],
         max_seq_length=options.max_seq_length,
     )
 
 
-def _validation(
-    train: DataPart, tokenizer: Tokenizer, options: DataOptions, notes: list[str]
-) -> dict[str, DataPart]:
-    """Both parts, where one can be drawn from the other; `notes` says what was done."""
+def _hold_out(
+    train: DataSplit, tokenizer: Tokenizer, options: DataOptions, notes: list[str]
+) -> dict[str, DataSplit]:
+    """Returns the new train and valid splits, if any, and adds a note."""
     if not options.valid_fraction:
         notes.append("no validation set, as valid_fraction is 0")
         return {}
-    held = hold_out(train, options.valid_fraction, options.seed, tokenizer)
-    if held is None:
-        notes.append("no validation set, as the samples are too few to share; give a valid file")
+    splits = hold_out(train, options.valid_fraction, options.seed, tokenizer)
+    if splits is None:
+        notes.append("no validation set, as there are too few samples; give a valid file")
         return {}
     notes.append(
-        f"no validation set, so {len(held.valid.items)} of {len(train.items)} samples were drawn "
-        f"as one, with seed {options.seed}"
+        f"no validation set; {len(splits[1].items)} of {len(train.items)} samples were held out as "
+        f"one, with seed {options.seed}"
     )
-    return {"train": held.train, "valid": held.valid}
+    return dict(zip(("train", "valid"), splits, strict=True))
 
 
-def _nothing_left(file: Path, part: DataPart, limit: int) -> DataError:
-    if not part.entries:
-        return DataError(f"{file}: expected samples, found {part.bad} bad ones alone; correct them")
-    shortest = min(entry.encoded.length for entry in part.entries)
+def _empty_split(file: Path, split: DataSplit, limit: int) -> DataError:
+    if not split.entries:
+        return DataError(f"{file}: expected samples, found only {split.bad} bad ones; correct them")
+    shortest = min(entry.encoded.length for entry in split.entries)
     return DataError(
         f"{file}: expected samples of at most {limit} tokens, found none (the shortest has "
         f"{shortest}); raise max_seq_length"
@@ -166,15 +149,15 @@ def _nothing_left(file: Path, part: DataPart, limit: int) -> DataError:
 
 
 @dataclass
-class _LayoutReader:
-    """Reads files that must all have one layout."""
+class _DataReader:
+    """Reads files that must all have the layout of the first row."""
 
     tokenizer: Tokenizer
     options: DataOptions
     progress: Callable[[int], object] | None
     bad: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
-    """Names of fields that mean nothing here."""
+    """Names of fields that the layout does not use."""
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -188,16 +171,10 @@ class _LayoutReader:
 
     @property
     def format(self) -> Format:
-        """That of the first row."""
         assert self._first is not None
         return self._first[1]
 
-    def notes(self) -> list[str]:
-        """What a person should know of the rows as they stand in the files."""
-        return [f"fields that are not read: {listed(sorted(self.unread))}"] if self.unread else []
-
-    def part(self, path: Path) -> DataPart:
-        """All rows of a file."""
+    def read(self, path: Path) -> DataSplit:
         before = len(self.bad)
         entries = []
         for row in read_rows(path):
@@ -207,41 +184,42 @@ class _LayoutReader:
             try:
                 if isinstance(row, DataError):
                     raise row
-                entries.append(self._entry(row))
+                entries.append(self._encode(row))
             except DataError as error:
                 self._skip(path, error)
-        return DataPart(entries, len(self.bad) - before)
+        return DataSplit(entries, len(self.bad) - before)
 
-    def _entry(self, row: Row) -> Entry:
+    def _encode(self, row: Row) -> Entry:
         try:
-            form = recognise(row.value)
-            self._alike(row.place, form)
-            example = form.read(row.value)
+            layout = recognise(row.value)
+            self._check_layout(row.place, layout)
+            example = layout.read(row.value)
             encoded = self.encoder.encode(example)
         except (DataError, TemplateError, TokenizerError) as error:
             raise DataError(f"{row.place}: {error}") from None
-        self.unread |= row.value.keys() - form.fields
+        self.unread |= row.value.keys() - layout.fields
         return Entry(row.place, encoded, _prompt(example))
 
-    def _alike(self, place: str, form: Format) -> None:
+    def _check_layout(self, place: str, layout: Format) -> None:
         if self._first is None:
-            self._first = place, form
+            self._first = place, layout
         first_place, first = self._first
-        if form.name != first.name:
+        if layout.name != first.name:
             raise DataError(
-                f"expected {first.name} as in {first_place}, found {form.name}; "
+                f"expected {first.name} as in {first_place}, found {layout.name}; "
                 "rewrite one as the other, or train on one alone"
             )
 
     def _skip(self, path: Path, error: DataError) -> None:
+        limit = self.options.skip_bad
         self.bad.append(str(error))
-        most = self.options.skip_bad
-        if not most:
+        if not limit:
             raise error
-        if len(self.bad) > most:
-            listed = " · ".join(self.bad[:3])
+        if len(self.bad) > limit:
+            examples = " · ".join(self.bad[:3])
             raise DataError(
-                f"{path}: expected at most {most} bad samples, found more; the first are: {listed}"
+                f"{path}: expected at most {limit} bad samples, found more; the first are: "
+                f"{examples}"
             )
 
 

@@ -1,10 +1,10 @@
-"""Examples to token ids and masks, with the model's own template.
+"""Encodes examples as token ids and loss masks, with the model's own chat template.
 
-A prompt has in training exactly the ids that `chat_ids` gives it at inference. What the template
-writes after it is encoded as it comes in the whole text; where a token would reach from the prompt
-into the reply (MiniCPM's `<AI>` and a reply that begins with `<`), the prompt's ids win and the
-reply is encoded by itself. Each sample ends with the token that ends a reply: the template's own,
-or the model's eos where the template has none, as in OpenBMB's fine-tuning of MiniCPM 1.0.
+A prompt has the same ids in training that `chat_ids` gives it at inference. If a token of the whole
+text would span the end of the prompt (MiniCPM's `<AI>` and a reply that begins with `<`), the
+prompt keeps its ids and the reply is encoded on its own. Each sample ends with the token that ends
+a reply: the template's own, or the model's EOS if the template has none, as in OpenBMB's
+fine-tuning of MiniCPM 1.0.
 """
 
 from __future__ import annotations
@@ -15,20 +15,9 @@ from dataclasses import dataclass, replace
 from ...arguments import shown, whole
 from ...errors import InvalidArgumentError
 from ...text.tokenizer import Tokenizer
-from .layouts import (
-    Conversation,
-    Document,
-    Example,
-    Judged,
-    Preference,
-)
+from .layouts import Conversation, Document, Example, Judged, Preference
 from .messages import Message
-from .samples import (
-    Item,
-    Labelled,
-    Pair,
-    Sample,
-)
+from .samples import Item, Labelled, Pair, Sample
 
 __all__ = ["MASKS", "OVERLONG", "Encoded", "Encoder"]
 
@@ -36,34 +25,34 @@ MASKS = ("assistant", "last", "all")
 OVERLONG = ("truncate", "drop", "split")
 
 BLOCK = 1 << 20
-"""Characters of a text that are encoded at once: the tokenizer takes a hundred times as many bytes.
-Between two blocks no token reaches over."""
+"""Characters encoded at once: the tokenizer needs about 100 bytes for each. No token spans the
+boundary of two blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What became of an example."""
+    """The items of one example, and how many were shortened to fit."""
 
     items: list[Item]
     truncated: int = 0
     """Items that lost their end."""
     dropped: int = 0
-    """Items left out, as too long."""
+    """Items left out because they are too long."""
     split: bool = False
-    """Whether it was too long and is in pieces."""
+    """Whether the example was split because it is too long."""
     length: int = 0
-    """Tokens of the longest sequence before any was cut."""
+    """Tokens of the longest sequence before truncation."""
 
 
 class Encoder:
-    """Turns examples of one kind into items of at most `max_seq_length` tokens.
+    """Encodes examples of one kind as items of at most `max_seq_length` tokens.
 
-    `mask` says what counts in a conversation: every reply ("assistant"), the "last" one, or "all"
-    tokens but the first. In plain text all count; in preferences and judged replies, the last
-    reply. `overlong` says what becomes of an example that is too long: "truncate" keeps its
-    beginning, "drop" leaves it out, "split" makes pieces that together have all that counts, each
-    but a plain text's with whole turns where those fit; None: plain text is split, all else
-    truncated. An item that would have no token that counts is dropped.
+    `mask` selects the tokens of a conversation that count: all replies ("assistant"), the "last"
+    reply, or "all" tokens but the first. In plain text every token counts; in preferences and
+    judged replies the last reply does. `overlong` handles examples that are too long: "truncate"
+    keeps the beginning, "drop" leaves them out, "split" makes pieces that together keep every token
+    that counts, at the boundaries of messages where those fit. None splits plain text and truncates
+    everything else. An item without a token that counts is dropped.
     """
 
     def __init__(
@@ -78,112 +67,119 @@ class Encoder:
             raise InvalidArgumentError(
                 f"max_seq_length must be 2 or more, got {shown(max_seq_length)}"
             )
-        _one_of("mask", mask, MASKS)
+        _check_choice("mask", mask, MASKS)
         if overlong is not None:
-            _one_of("overlong", overlong, OVERLONG)
+            _check_choice("overlong", overlong, OVERLONG)
         if mask == "last" and overlong == "split":
             raise InvalidArgumentError(
                 'mask="last" and overlong="split" contradict each other: only the last piece would '
-                "count; leave one"
+                "count; leave one out"
             )
         self.tokenizer = tokenizer
         self.limit = max_seq_length
         self.mask = mask
         self.overlong = overlong
-        # One object for each id: a list of a million tokens then is 8 MB instead of 36.
+        # One int object per id: a list of a million tokens then takes 8 MB instead of 36.
         self._ids = list(range(tokenizer.vocab_size))
 
     def encode(self, example: Example) -> Encoded:
-        """The items of `example`.
-
-        Raises TemplateError where the template cannot render it, InvalidArgumentError where mask
-        or overlong is not for its kind.
-        """
-        if isinstance(example, Document):
-            self._refuse(mask="last", kind="plain text")
-            return self._document(example.text)
-        if isinstance(example, Conversation):
-            return self._conversation(example.messages)
+        """Raises TemplateError if the template cannot render `example`, InvalidArgumentError if
+        mask or overlong does not apply to its kind."""
+        match example:
+            case Document(text):
+                self._refuse(mask="last", kind="plain text")
+                return self._encode_document(text)
+            case Conversation(messages):
+                return self._encode_conversation(messages)
         self._refuse(mask="all", kind="preferences and judged replies")
         self._refuse(overlong="split", kind="preferences and judged replies")
-        if isinstance(example, Judged):
-            ids, reply = self._turn(example.messages)
-            return self._fitted(
-                [self._ending(ids, reply)], lambda found: Labelled(found[0], example.good)
-            )
-        return self._pair(example)
+        match example:
+            case Judged(messages, good):
+                sample = self._reply_sample(messages)
+                return self._fit_item([sample], lambda cut: Labelled(cut[0], good))
+            case Preference(prompt, chosen, rejected):
+                samples = [
+                    self._reply_sample([*prompt, {"role": "assistant", "content": text}])
+                    for text in (chosen, rejected)
+                ]
+                return self._fit_item(samples, lambda cut: Pair(cut[0], cut[1]))
 
     # Plain text
 
-    def _document(self, text: str) -> Encoded:
+    def _encode_document(self, text: str) -> Encoded:
         first, *others = _blocks(text)
         ids = self.tokenizer.encode(first)
         for block in others:
-            ids += self._alone(block, "\n")
+            ids += self._encode_continuation(block, "\n")
         if ids[-1] not in self.tokenizer.eos_ids:
             ids += self._eos()
-        sample = self._sample(ids, [False] + [True] * (len(ids) - 1))
-        return self._fit([sample], self.overlong or "split")
+        return self._fit([self._sample(ids, _all_but_first(ids))], self.overlong or "split")
 
     # Conversations
 
-    def _conversation(self, messages: list[Message]) -> Encoded:
+    def _encode_conversation(self, messages: list[Message]) -> Encoded:
         samples = self._samples(messages)
-        how = self.overlong or "truncate"
+        overlong = self.overlong or "truncate"
         if all(len(sample.ids) <= self.limit for sample in samples):
-            return self._fit(samples, how)
+            return self._fit(samples, overlong)
         length = max(_longest(samples), self._length(messages))
-        if how != "split":
-            return replace(self._fit(samples, how), length=length)
-        parts = [piece for turns in self._windows(messages) for piece in self._samples(turns)]
-        return Encoded(self._fit(parts, "split").items, split=True, length=length)
+        if overlong != "split":
+            return replace(self._fit(samples, overlong), length=length)
+        pieces = [sample for window in self._windows(messages) for sample in self._samples(window)]
+        return Encoded(self._fit(pieces, "split").items, split=True, length=length)
 
     def _length(self, messages: list[Message]) -> int:
-        """How many tokens a conversation has, up to the end of its last reply."""
-        return len(self._ending(*self._turn(messages)).ids)
+        """Tokens of a conversation up to the end of its last reply."""
+        return len(self._reply_sample(messages).ids)
 
     def _samples(self, messages: list[Message]) -> list[Sample]:
-        """A conversation: one sample, or several where the template writes earlier turns otherwise.
+        """Encodes a conversation as one sample, or several if the template rewrites past replies.
 
-        A reply is learned after the prompt that inference would give it, token for token. As long
-        as each prompt goes on from the reply before it, all are in one sample.
+        A reply is learned after the prompt of inference, token for token. Replies share a sample as
+        long as each prompt continues the reply before it.
         """
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if self.mask != "assistant":
             replies = replies[-1:]
-        found: list[Sample] = []
+        samples: list[Sample] = []
         ids: list[int] = []
         mask: list[bool] = []
-        for at in replies:
-            prompt, reply = self._turn(messages[: at + 1])
+        for index in replies:
+            prompt, reply = self._encode_reply(messages[: index + 1])
             if ids and prompt[: len(ids)] != ids:
-                found.append(self._closed(ids, mask))
+                samples.append(self._ended(ids, mask))
                 ids, mask = [], []
             mask += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
             ids = prompt + reply
             if len(ids) > self.limit:
-                break  # what comes later has a still longer prompt
-        found.append(self._closed(ids, mask))
+                break  # later replies have an even longer prompt
+        samples.append(self._ended(ids, mask))
         if self.mask == "all":
-            return [Sample(one.ids, [False] + [True] * (len(one.ids) - 1)) for one in found]
-        return found
+            return [Sample(sample.ids, _all_but_first(sample.ids)) for sample in samples]
+        return samples
 
-    def _turn(self, messages: list[Message]) -> tuple[list[int], list[int]]:
-        """The prompt of the last message, as inference has it, and that message's own tokens."""
-        before = messages[:-1]
-        text = self.tokenizer.chat_text(before)
-        prompt = self.tokenizer.encode(text)
-        everything = self.tokenizer.chat_text(messages, add_generation_prompt=False)
-        # A template may write a past turn without what its generation prompt begins it with.
-        rest = everything[len(text) :] if everything.startswith(text) else messages[-1]["content"]
-        ids = self.tokenizer.encode(text + rest)
-        goes_on = ids[: len(prompt)] == prompt
-        reply = ids[len(prompt) :] if goes_on else self._alone(rest)
-        return prompt, self._up_to_end(reply)
+    def _reply_sample(self, messages: list[Message]) -> Sample:
+        """A sample in which the last reply counts."""
+        prompt, reply = self._encode_reply(messages)
+        return self._ended(prompt + reply, [False] * len(prompt) + [True] * len(reply))
 
-    def _alone(self, text: str, *before: str) -> list[int]:
-        """The tokens of `text` where it goes on from another text, with which none of it merges;
-        `before` is what is tried first as that other text."""
+    def _encode_reply(self, messages: list[Message]) -> tuple[list[int], list[int]]:
+        """Returns the ids of the last message's prompt, as at inference, and of the message."""
+        prompt_text = self.tokenizer.chat_text(messages[:-1])
+        prompt = self.tokenizer.encode(prompt_text)
+        text = self.tokenizer.chat_text(messages, add_generation_prompt=False)
+        # A template may write a past turn without the start that its generation prompt adds.
+        reply_text = messages[-1]["content"]
+        if text.startswith(prompt_text):
+            reply_text = text[len(prompt_text) :]
+        ids = self.tokenizer.encode(prompt_text + reply_text)
+        if ids[: len(prompt)] == prompt:
+            return prompt, self._until_end(ids[len(prompt) :])
+        return prompt, self._until_end(self._encode_continuation(reply_text))
+
+    def _encode_continuation(self, text: str, *before: str) -> list[int]:
+        """Encodes `text` as the continuation of a text that it does not merge with; `before` is
+        tried first as that text."""
         for anchor in (*before, *_ANCHORS):
             ids = self.tokenizer.encode(anchor, add_bos=False)
             both = self.tokenizer.encode(anchor + text, add_bos=False)
@@ -191,23 +187,21 @@ class Encoder:
                 return both[len(ids) :]
         return self.tokenizer.encode(text, add_bos=False)  # at worst with a space before it
 
-    def _up_to_end(self, reply: list[int]) -> list[int]:
-        """`reply` without the line break or so that a template writes after its end mark."""
+    def _until_end(self, reply: list[int]) -> list[int]:
+        """Strips the blanks that a template writes after its end mark."""
         ends = [i for i, token in enumerate(reply) if token in self.tokenizer.eos_ids]
         if ends and not self.tokenizer.decode(reply[ends[-1] + 1 :], skip_special=False).strip():
             return reply[: ends[-1] + 1]
         return reply
 
-    def _closed(self, ids: list[int], mask: list[bool]) -> Sample:
+    def _ended(self, ids: list[int], mask: list[bool]) -> Sample:
         """A sample that ends with an end mark, which counts."""
         end = [] if ids[-1] in self.tokenizer.eos_ids else self._eos()
         return self._sample(ids + end, mask + [True] * len(end))
 
-    def _ending(self, prompt: list[int], reply: list[int]) -> Sample:
-        return self._closed(prompt + reply, [False] * len(prompt) + [True] * len(reply))
-
     def _windows(self, messages: list[Message]) -> Iterator[list[Message]]:
-        """Parts of a conversation that fit, or are one exchange, each after the system text."""
+        """Splits a conversation into windows that fit, or that are one exchange; each starts with
+        the system message."""
         system = messages[:1] if messages[0]["role"] == "system" else []
         begin = len(system)
         while begin < len(messages):
@@ -219,38 +213,30 @@ class Encoder:
             yield [*system, *messages[begin:end]]
             begin = end
 
-    # Two replies
-
-    def _pair(self, example: Preference) -> Encoded:
-        both = []
-        for text in (example.chosen, example.rejected):
-            reply = {"role": "assistant", "content": text}
-            both.append(self._ending(*self._turn([*example.prompt, reply])))
-        return self._fitted(both, lambda found: Pair(found[0], found[1]))
-
     # Length
 
-    def _fitted(self, samples: list[Sample], item: Callable[[list[Sample]], Item]) -> Encoded:
-        """One item of samples that each keep the prompt whole; they must still differ."""
+    def _fit_item(self, samples: list[Sample], item: Callable[[list[Sample]], Item]) -> Encoded:
+        """Makes one item; truncated samples must keep part of the reply, and still differ."""
         cut = [self._cut(sample) for sample in samples]
+        length = _longest(samples)
         if cut == samples:
-            return Encoded([item(cut)], length=_longest(samples))
-        same = len(cut) == 2 and cut[0] == cut[1]
-        if self.overlong == "drop" or same or not all(sample.targets for sample in cut):
-            return Encoded([], dropped=1, length=_longest(samples))
-        return Encoded([item(cut)], truncated=1, length=_longest(samples))
+            return Encoded([item(cut)], length=length)
+        is_same = len(cut) == 2 and cut[0] == cut[1]
+        if self.overlong == "drop" or is_same or not all(sample.targets for sample in cut):
+            return Encoded([], dropped=1, length=length)
+        return Encoded([item(cut)], truncated=1, length=length)
 
-    def _fit(self, samples: list[Sample], how: str) -> Encoded:
+    def _fit(self, samples: list[Sample], overlong: str) -> Encoded:
         items: list[Item] = []
         truncated = dropped = 0
         split = False
         for sample in samples:
             if len(sample.ids) <= self.limit:
                 items.append(sample)
-            elif how == "split":
+            elif overlong == "split":
                 split = True
                 items += [piece for piece in self._pieces(sample) if piece.targets]
-            elif how == "truncate" and (cut := self._cut(sample)).targets:
+            elif overlong == "truncate" and (cut := self._cut(sample)).targets:
                 truncated += 1
                 items.append(cut)
             else:
@@ -261,15 +247,14 @@ class Encoder:
         return Sample(sample.ids[: self.limit], sample.mask[: self.limit])
 
     def _pieces(self, sample: Sample) -> Iterator[Sample]:
-        """A sample in parts; each begins with bos or, where there is none, with the token before
-        it, which does not count, so that no token goes unlearned."""
+        """Splits a sample. Each piece begins with BOS, or else with the token before it, which does
+        not count, so that every token is learned once."""
         bos = sample.ids[:1] if self.tokenizer.adds_bos else []
         yield self._cut(sample)
-        for at in range(self.limit, len(sample.ids), self.limit - 1):
-            part = slice(at, at + self.limit - 1)
-            yield Sample(
-                [*(bos or sample.ids[at - 1 : at]), *sample.ids[part]], [False, *sample.mask[part]]
-            )
+        for start in range(self.limit, len(sample.ids), self.limit - 1):
+            piece = slice(start, start + self.limit - 1)
+            first = bos or sample.ids[start - 1 : start]
+            yield Sample([*first, *sample.ids[piece]], [False, *sample.mask[piece]])
 
     def _sample(self, ids: list[int], mask: list[bool]) -> Sample:
         return Sample([self._ids[i] for i in ids], mask)
@@ -284,24 +269,30 @@ class Encoder:
 
 
 _ANCHORS = ("x", "。", "\n", ".", " ", "0", "\n\n", "Q:")
-"""Texts that some text goes on from; the first whose last token stays as it is serves."""
+"""Texts to continue; the first whose last token does not merge with the continuation is used."""
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """A text in parts that end with a line where one ends in time."""
-    at = 0
-    while at < len(text):
-        end = at + BLOCK
+    """Splits a text into blocks, at a line break if there is one."""
+    start = 0
+    while start < len(text):
+        end = start + BLOCK
         if end < len(text):
-            end = text.rfind("\n", at, end) + 1 or end
-        yield text[at:end]
-        at = end
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+def _all_but_first(ids: list[int]) -> list[bool]:
+    return [False] + [True] * (len(ids) - 1)
 
 
 def _longest(samples: list[Sample]) -> int:
     return max(len(sample.ids) for sample in samples)
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidArgumentError(
+            f"{name} must be one of {', '.join(choices)}, got {shown(value)}"
+        )

@@ -1,10 +1,11 @@
-"""Training data at a glance: how long its samples are, and what of one is learned."""
+"""Summarises training data: a histogram of lengths, and the parts of a sample that are learned."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from ...text.tokenizer import Tokenizer
@@ -13,74 +14,68 @@ from .dataset import Data
 from .samples import Sample
 
 BINS = 10
-"""At most so many rows has a histogram."""
+"""Most rows of a histogram."""
 
 Bin = tuple[int, int, int]
-"""The least and the greatest length in it, and how many there are."""
+"""The least and the greatest length, and the number of samples."""
 
 Span = tuple[str, bool]
 """Text, and whether its tokens count."""
 
 
 def histogram(lengths: Iterable[int]) -> list[Bin]:
-    """How many of each length, in bins as wide as a power of two, from the first that has any.
+    """Counts lengths in bins as wide as a power of two, starting with the first that is not empty.
 
     >>> histogram([3, 4, 9, 40, 41])
     [(1, 8, 2), (9, 16, 1), (17, 24, 0), (25, 32, 0), (33, 40, 1), (41, 48, 1)]
     """
-    found = Counter(lengths)
-    if not found:
+    counts = Counter(lengths)
+    if not counts:
         return []
     width = 1
-    while (max(found) - 1) // width - (min(found) - 1) // width >= BINS:
+    while (max(counts) - 1) // width - (min(counts) - 1) // width >= BINS:
         width *= 2
     bins = Counter[int]()
-    for length, count in found.items():
+    for length, count in counts.items():
         bins[(length - 1) // width] += count
     return [
-        (number * width + 1, (number + 1) * width, bins[number])
-        for number in range(min(bins), max(bins) + 1)
+        (index * width + 1, (index + 1) * width, bins[index])
+        for index in range(min(bins), max(bins) + 1)
     ]
 
 
 def spans(sample: Sample, tokenizer: Tokenizer) -> list[Span]:
-    """The text of a sample, special tokens and all, in parts that count and parts that do not.
+    """Splits the text of a sample, with special tokens, by whether its tokens count.
 
-    A character of several tokens belongs to the part in which it ends.
+    A character of several tokens belongs to the span in which it ends.
     """
     stream = tokenizer.stream(skip_special=False)
-    found: list[Span] = []
-    counts = False
-    for token, counts in zip(sample.ids, sample.mask, strict=True):
-        _append(found, stream.add(token), counts)
-    _append(found, stream.finish(), counts)
-    return found
+    texts = [
+        (stream.add(token), counts) for token, counts in zip(sample.ids, sample.mask, strict=True)
+    ]
+    if texts:
+        texts.append((stream.finish(), texts[-1][1]))
+    return [
+        ("".join(text for text, _ in group), counts)
+        for counts, group in groupby((span for span in texts if span[0]), key=lambda span: span[1])
+    ]
 
 
 def overview(data: Data, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a person wants to see before training, as plain values (for JSON).
+    """Summarises `data` as plain values, for JSON.
 
     `histogram` is of training lengths in tokens; `sample` has the texts of the first training
-    item, two for a preference, as [text, whether it counts] parts.
+    item, two for a preference, as [text, whether it counts] spans.
     """
-    texts = sequences(data.train)
-    first = sequences(data.train[:1])
     return {
         "format": data.format,
         "kind": data.kind,
         "max_seq_length": data.max_seq_length,
         "counts": {split: asdict(counts) for split, counts in data.counts.items()},
-        "histogram": histogram(len(sample.ids) for sample in texts),
-        "sample": [spans(sample, tokenizer) for sample in first],
+        "histogram": histogram(len(sample.ids) for sample in sequences(data.train)),
+        "sample": [spans(sample, tokenizer) for sample in sequences(data.train[:1])],
         "notes": list(data.notes),
         "overlong": list(data.overlong),
         "bad": list(data.bad),
         "sha256": data.sha256,
     }
-
-
-def _append(found: list[Span], text: str, counts: bool) -> None:
-    if text and found and found[-1][1] == counts:
-        found[-1] = (found[-1][0] + text, counts)
-    elif text:
-        found.append((text, counts))

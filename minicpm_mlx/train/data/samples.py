@@ -1,4 +1,4 @@
-"""What a model is trained on, as token ids."""
+"""Training samples as token ids."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ class Sample:
     """One text."""
 
     ids: list[int]
-    """Its tokens, with the start token where the model expects one."""
+    """Its tokens, starting with BOS where the model expects one."""
     mask: list[bool]
-    """For each token whether predicting it counts; never for the first, which nothing predicts."""
+    """Whether each token counts in the loss; the first never does, as nothing predicts it."""
 
     @property
     def targets(self) -> int:
-        """How many tokens count."""
+        """The number of tokens that count."""
         return sum(self.mask)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two replies to one prompt, of which one is preferred; masks are on the replies."""
+    """Two replies to one prompt, the first preferred; masks cover the replies."""
 
     chosen: Sample
     rejected: Sample
@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A reply that someone found good, or bad; the mask is on the reply."""
+    """A reply judged good or bad; the mask covers the reply."""
 
     sample: Sample
     good: bool
