@@ -22,7 +22,7 @@ def main() -> None:
 
     import minicpm_mlx as mm
     from minicpm_mlx.bench.measure import MeasuredModel, Work, measure
-    from minicpm_mlx.lm import sessions
+    from minicpm_mlx.lm import session_cache, sessions
 
     lm = mm.load("demo")
     greedy = mm.Sampling()
@@ -58,9 +58,9 @@ def main() -> None:
             stats = ask(chat, LONG + "What is bread made of?")
             full.append(stats.ttft)
             sessions.save(chat, "bread")
-            sessions.save_cache(chat, "bread")
+            session_cache.save_cache(chat, "bread")
             again = sessions.restore(sessions.load("bread"), lm)
-            assert sessions.restore_cache(again, "bread") is None
+            assert session_cache.restore_cache(again, "bread") is None
             resumed.append(ask(again, "And what else?").ttft)
     found = report.Report(rounds=options.rounds, prompt_tokens=stats.prompt_tokens)
     found.add("stats line over bench", stats_line, "")

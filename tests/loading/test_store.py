@@ -21,6 +21,7 @@ from minicpm_mlx import device, model_cards
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError, WeightsError
+from minicpm_mlx.files import atomic
 from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.model_cards import Card, cache_dir, resolve
 from minicpm_mlx.quantization.report import read_receipt
@@ -188,7 +189,7 @@ def test_what_a_killed_process_left_is_swept_away(cache: Path) -> None:
         folder.mkdir(parents=True)
     for folder in (old, filling, other):
         os.utime(folder, (1, 1))
-    with store.alone(filling, cache / "model-v1"):
+    with atomic.alone(filling, cache / "model-v1"):
         store._kept("model-v1", lambda folder: (folder / "config.json").touch())
     assert names(cache) == sorted([fresh.name, filling.name, other.name, "model-v1"])
 
