@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.arguments import shown
+from minicpm_mlx.arguments import limits, shown
 from minicpm_mlx.engine import Sampler, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.lm import sampled
 from support.data import GOLDEN
+from support.source import modules
 
 GREEDY = mm.Sampling()
 QUESTION = {"role": "user", "content": "Hi"}
@@ -165,28 +171,44 @@ def test_no_stop_may_be_written_as_none(demo: mm.LM) -> None:
     assert none.text == empty.text
 
 
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+@cache
+def options_with_limits() -> dict[str, Any]:
+    """Every dataclass of the library that declares limits, by name."""
+    for name in modules():
+        if not name.startswith(
+            ("minicpm_mlx.cli", "minicpm_mlx.server", "minicpm_mlx.evals.sandbox")
+        ):
+            import_module(name)
+    classes = [found for found in gc.get_objects() if isinstance(found, type)]
+    return {c.__name__: c for c in classes if is_dataclass(c) and limits(c)}
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("wrong", ["1", None, True, [1], 1j, 10**400], ids=shown)
-def test_sampling_wants_numbers(name: str, wrong: Any) -> None:
-    with refused(f"{name} must be a number, got {shown(wrong)}"):
-        mm.Sampling(**{name: wrong})
+@settings(deadline=None)
+@given(data=st.data())
+def test_declared_limits_are_kept(data: st.DataObject) -> None:
+    """Inside a limit a value is kept as a Python number; outside, the error names the field."""
+    options = data.draw(st.sampled_from(sorted(options_with_limits().items())))[1]
+    name, limit = data.draw(st.sampled_from(sorted(limits(options).items())))
+    numbers = st.integers() if limit.whole else st.floats() | st.integers()
+    value = data.draw(
+        numbers | st.sampled_from([limit.least, limit.most, limit.above, limit.below])
+    )
+    if value in limit and not (limit.whole and isinstance(value, float)):
+        assert limit.check(name, value) == value
+        return
+    with pytest.raises(InvalidArgumentError) as refusal:
+        limit.check(name, value)
+    assert refusal.value.field == name
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1, 101])
-def test_sampling_numbers_have_a_range(name: str, wrong: float) -> None:
-    with pytest.raises(InvalidArgumentError, match=rf"{name} must be (between|above) .* got"):
-        mm.Sampling(**{name: wrong})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["top_k", "seed"])
-@pytest.mark.parametrize("wrong", [2.5, "a", True, np.float32(1)], ids=repr)
-def test_sampling_wants_whole_numbers(name: str, wrong: Any) -> None:
-    with refused(f"{name} must be a whole number, got {wrong!r}"):
-        mm.Sampling(**{name: wrong})
+@pytest.mark.parametrize("wrong", ["1", None, True, [1], 1j, float("nan")], ids=shown)
+def test_a_limited_option_must_be_a_number(wrong: Any) -> None:
+    for name, limit in limits(mm.Sampling).items():
+        if wrong is None and name == "seed":
+            continue
+        with refused(f"{name} must be ") as refusal:
+            limit.check(name, wrong)
+        assert refusal.value.field == name
 
 
 def test_number_too_long_to_write_out_is_refused_in_few_words() -> None:

@@ -6,13 +6,11 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
 import minicpm_mlx as mm
-
-ROOT = Path(__file__).parents[1]
+from support.source import ROOT, modules
 
 ROWS = [
     {"errors"},
@@ -57,19 +55,6 @@ DOORS = {
 }
 """The package or module that alone imports a library."""
 NEVER = {"pickle", "torch", "transformers"}
-
-
-@cache
-def modules() -> dict[str, Path]:
-    """Our modules by name; a package is its __init__.py."""
-    paths = [*(ROOT / "minicpm_mlx").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
-    found = {}
-    for path in paths:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] == "cli":
-            parts = ("minicpm_mlx", *parts)
-        found[".".join(parts).removesuffix(".__init__")] = path
-    return found
 
 
 @cache
