@@ -124,13 +124,14 @@ def ours(what: str, folder: Path, steps: int) -> dict[str, Any]:
     from minicpm_mlx.train.data.samples import Sample
     from minicpm_mlx.train.objectives import CrossEntropy
     from minicpm_mlx.train.optimizer import Schedule
-    from minicpm_mlx.train.trainer import Trainer, TrainingPlan
+    from minicpm_mlx.train.planning import TrainingPlan
+    from minicpm_mlx.train.trainer import Trainer
 
     size, length, count = SHAPES[what]
     model: Any = mm.load_model(folder, "float32")
     mx.random.seed(1)
-    lora.prepare(model, lora.LoRAConfig(layers=count))
-    tensors, _ = lora.saved(model, lora.LoRAConfig(layers=count))
+    lora.prepare_model(model, lora.LoRAConfig(layers=count))
+    tensors, _ = lora.adapter_weights(model, lora.LoRAConfig(layers=count))
     mx.save_safetensors(str(folder / "begin.safetensors"), tensors)
     cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (length - 1)

@@ -91,15 +91,16 @@ def measured(config: Config, method: LoRAConfig, samples: int, tokens: int) -> t
     from minicpm_mlx.model.transformer import Model
     from minicpm_mlx.train import cpu_kernels, lora
     from minicpm_mlx.train.data.samples import Sample
-    from minicpm_mlx.train.memory import needed
+    from minicpm_mlx.train.memory import estimate_memory
     from minicpm_mlx.train.objectives import CrossEntropy
-    from minicpm_mlx.train.trainer import Trainer, TrainingPlan
+    from minicpm_mlx.train.planning import TrainingPlan
+    from minicpm_mlx.train.trainer import Trainer
 
     gc.collect()
     mx.clear_cache()
     model = Model(config)
     mx.eval(model.parameters())
-    lora.prepare(model, method)
+    lora.prepare_model(model, method)
     cpu_kernels.use_fast_kernels(model)
     mask = [False] + [True] * (tokens - 1)
     ids = mx.random.randint(0, config.vocab_size, (2 * samples, tokens)).tolist()
@@ -111,7 +112,7 @@ def measured(config: Config, method: LoRAConfig, samples: int, tokens: int) -> t
     mx.reset_peak_memory()
     trainer._step()
     how = {"batch_size": samples, "length": tokens, "checkpointing": True}
-    foretold = needed(config, method, **how, dtype="float32")  # type: ignore[arg-type]
+    foretold = estimate_memory(config, method, **how, dtype="float32")  # type: ignore[arg-type]
     return foretold.total / 1e9, mx.get_peak_memory() / 1e9
 
 

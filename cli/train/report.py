@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
     from minicpm_mlx.train.data.dataset import Data
     from minicpm_mlx.train.finetune import TrainingResult
-    from minicpm_mlx.train.memory import Needed
+    from minicpm_mlx.train.memory import TrainingMemory
+    from minicpm_mlx.train.planning import TrainingPlan
     from minicpm_mlx.train.tracking.events import Event, Listener
-    from minicpm_mlx.train.trainer import TrainingPlan
 
 LOG, CURVE = "log.jsonl", "curve.png"
 """In the run's folder."""
@@ -41,7 +41,7 @@ SAID = {
 
 
 def preview(
-    data: Data, tokenizer: Tokenizer, plan: TrainingPlan, needed: Needed, as_json: bool
+    data: Data, tokenizer: Tokenizer, plan: TrainingPlan, needed: TrainingMemory, as_json: bool
 ) -> None:
     """What --dry-run shows."""
     from minicpm_mlx.train.data.preview import overview
@@ -58,7 +58,7 @@ def preview(
         console().print(line, highlight=False)
 
 
-def announce(data: Data, plan: TrainingPlan, needed: Needed) -> None:
+def announce(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> None:
     """What is about to be done."""
     out = console(stderr=True)
     count = len(data.train)
@@ -67,7 +67,7 @@ def announce(data: Data, plan: TrainingPlan, needed: Needed) -> None:
         out.print(line)  # a terminal would fold it inside of words
 
 
-def _described(data: Data, plan: TrainingPlan, needed: Needed) -> list[str]:
+def _described(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> list[str]:
     epochs = plan.steps * plan.samples_a_step / max(1, len(data.train))
     size = f"{plan.batch_size} samples a batch"
     if plan.accumulate > 1:

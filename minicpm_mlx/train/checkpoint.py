@@ -44,7 +44,7 @@ class TrainingProgress:
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """All of a run."""
 
     parameters: Arrays
@@ -55,7 +55,7 @@ class State:
     """Where it was read."""
 
 
-def save(folder: Path, state: State, fingerprint: Mapping[str, Any]) -> Path:
+def save(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -> Path:
     """Write a checkpoint of the run in `folder`, and delete old ones; where it is.
 
     StorageError: it cannot be written; older ones are then as they were.
@@ -81,13 +81,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 
-def sweep(folder: Path) -> None:
+def delete_partial(folder: Path) -> None:
     """Delete what processes that were killed left half written in `folder`, which is no other's."""
     for half in folder.glob(".step-*"):
         shutil.rmtree(half, ignore_errors=True)
 
 
-def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
+def load(folder: Path, fingerprint: Mapping[str, Any]) -> TrainingState | None:
     """The latest checkpoint of the run in `folder`; None: there is none.
 
     InvalidArgumentError: it is of a run that differs in what decides its steps. ConfigError,
@@ -110,7 +110,7 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> State | None:
         )
     except WeightsError as error:
         raise damaged(found[-1], str(error)) from None
-    return State(parameters, optimizer, progress, found[-1])
+    return TrainingState(parameters, optimizer, progress, found[-1])
 
 
 def damaged(place: Path, what: object) -> ConfigError:

@@ -31,12 +31,12 @@ from . import checkpoint, lora
 from .cpu_kernels import use_fast_kernels
 from .data.batches import digest
 from .data.dataset import Data
-from .gradients import show
+from .gradients import set_parameters
 from .lora import LoRAConfig
 from .objectives import Objective, PreferenceLoss
-from .planning import objective_for
+from .planning import TrainingPlan, objective_for
 from .tracking.events import Listener, Sampled
-from .trainer import Trainer, TrainingPlan, evaluate
+from .trainer import Trainer, evaluate
 
 CHECKPOINTS = "checkpoints"
 """Inside the run's folder."""
@@ -105,7 +105,7 @@ def finetune(
         raise InvalidArgumentError("expected a model loaded with fuse=False, got the fused form")
     card = _card(lm, data, method, plan, objective)
     mx.random.seed(plan.seed)  # of the adapters' first values
-    lora.prepare(model, method)
+    lora.prepare_model(model, method)
     if plan.checkpointing:
         use_fast_kernels(model)
     trainer = Trainer(
@@ -130,7 +130,7 @@ def finetune(
             with named_errors(folder, checkpoint.ADVICE):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(alone(folder, folder))
-            checkpoint.sweep(folder / CHECKPOINTS)
+            checkpoint.delete_partial(folder / CHECKPOINTS)
         if resume:
             trainer.resume()
         prompts = data.prompts[:replies]
@@ -214,7 +214,7 @@ def _take_kept(trainer: Trainer, method: LoRAConfig, folder: Path) -> None:
             else safetensors.read(folder / "adapters.safetensors")
         )
         kept = {name: tensors[name].load() for name in kept}
-    show(trainer.model, collectives.sum_of(kept))
+    set_parameters(trainer.model, collectives.sum_of(kept))
     mx.eval(trainer.model.parameters())
 
 
@@ -252,7 +252,7 @@ def _write(lm: LM, method: LoRAConfig, folder: Path, card: dict[str, Any]) -> No
     if method.kind == "full":
         _write_model(lm, folder / MODEL)
     else:
-        tensors, config = lora.saved(model, method)
+        tensors, config = lora.adapter_weights(model, method)
         _write_text(folder / "adapter_config.json", json.dumps(config, indent=2))
         write_whole(
             folder / "adapters.safetensors",

@@ -30,12 +30,12 @@ Tail = Callable[[mx.array], Arrays]
 """Losses of tokens (N,) to sums over samples, among them "loss"."""
 
 
-def show(model: Model, parameters: Arrays) -> None:
+def set_parameters(model: Model, parameters: Arrays) -> None:
     """Put parameters in the model, by name."""
     model.update(tree_unflatten(list(parameters.items())))
 
 
-def losses(model: Model, batch: TrainingBatch) -> mx.array:
+def batch_losses(model: Model, batch: TrainingBatch) -> mx.array:
     """The cross-entropy of each token of `batch` that counts: (N,), in nats; not differentiable."""
     decoder = model.model
     x = decoder.embed_tokens(batch.ids) * decoder.scale_emb
@@ -46,13 +46,13 @@ def losses(model: Model, batch: TrainingBatch) -> mx.array:
     return _last(model, batch, x, gradients=False)
 
 
-def at_once(
+def full_gradients(
     model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
 ) -> tuple[Arrays, Arrays]:
     """The sums that `tail` gives, and the gradients of its loss divided by `total`."""
 
     def loss(parameters: Arrays) -> tuple[mx.array, Arrays]:
-        show(model, parameters)
+        set_parameters(model, parameters)
         hidden = model.hidden(batch.ids)
         hidden = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
         sums = tail(token_losses(model, hidden, batch.targets))
@@ -62,11 +62,11 @@ def at_once(
     return sums, gradients
 
 
-def by_layer(
+def layerwise_gradients(
     model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
 ) -> tuple[Arrays, Arrays]:
     """The same, a layer at a time."""
-    show(model, parameters)
+    set_parameters(model, parameters)
     decoder, found = model.model, dict[str, mx.array]()
     inside = [_inside(parameters, number) for number in range(len(decoder.layers))]
     ends = {n: a for n, a in parameters.items() if not n.startswith("model.layers.")}
@@ -83,7 +83,7 @@ def by_layer(
         _settle(x)
 
     def end(ends: Arrays, x: mx.array) -> tuple[mx.array, Arrays]:
-        show(model, ends)
+        set_parameters(model, ends)
         sums = tail(_last(model, batch, x))
         return sums["loss"] / total, sums
 
@@ -103,7 +103,7 @@ def by_layer(
     if embedding in ends:
         rows = mx.zeros(ends[embedding].shape).at[batch.ids].add(above * decoder.scale_emb)
         found[embedding] = found[embedding] + rows.astype(found[embedding].dtype)
-    show(model, parameters)
+    set_parameters(model, parameters)
     return sums, {name: found[name] for name in parameters}
 
 
@@ -129,7 +129,9 @@ def _shared(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
 def _last(model: Model, batch: TrainingBatch, x: mx.array, *, gradients: bool = True) -> mx.array:
     """What the last layer made, to the losses of the tokens that count."""
     hidden = model.model.norm(x.reshape(-1, x.shape[-1])[batch.positions])
-    return token_losses(model, hidden, batch.targets, gradients=gradients, at_once=device.on_cpu())
+    return token_losses(
+        model, hidden, batch.targets, gradients=gradients, full_gradients=device.on_cpu()
+    )
 
 
 def _settle(*arrays: object) -> None:

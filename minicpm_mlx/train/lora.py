@@ -118,7 +118,7 @@ class LoRALinear(nn.Module):
         return mx.sqrt(mx.maximum(self._lengths + 2 * products + squares, 1e-12))
 
 
-def prepare(model: Model, method: LoRAConfig) -> None:
+def prepare_model(model: Model, method: LoRAConfig) -> None:
     """Freeze `model` but for what `method` trains; adapters, in float32, are put on.
 
     InvalidArgumentError: no such layers or modules.
@@ -188,7 +188,7 @@ def adapters(model: Model) -> Iterator[tuple[str, LoRALinear]]:
             yield path, module
 
 
-def draw_dropout(model: Model, key: mx.array) -> None:
+def seed_dropout(model: Model, key: mx.array) -> None:
     """Have the adapters on `model` leave out inputs as `key` says, each others.
 
     It is the same however often they are computed, as checkpointing needs.
@@ -211,7 +211,7 @@ def without_adapters(model: Model) -> Iterator[None]:
             module.on = True
 
 
-def saved(model: Model, method: LoRAConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def adapter_weights(model: Model, method: LoRAConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """The adapters on `model` in mlx-lm's layout: tensors, and the configuration beside them."""
     tensors, keys = {}, set()
     first = len(model.layers)

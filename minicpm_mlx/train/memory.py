@@ -27,7 +27,7 @@ PAIRS = {"sft": 1, "preference": 2, "kto": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needed:
+class TrainingMemory:
     """Bytes, at the largest moment of a step with the longest samples; an estimate."""
 
     weights: int
@@ -70,7 +70,7 @@ class Needed:
         )
 
 
-def needed(
+def estimate_memory(
     config: Config,
     method: LoRAConfig,
     *,
@@ -80,7 +80,7 @@ def needed(
     kind: str = "sft",
     optimizer: str = "adamw",
     dtype: str | None = None,
-) -> Needed:
+) -> TrainingMemory:
     """The estimate for samples of up to `length` tokens, `batch_size` of them at once."""
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype, fused=False)
@@ -97,7 +97,7 @@ def needed(
     count = 4 * trained_count(config, method)
     held = count * (1 + STATES[optimizer])
     step = count * (3.8 + STATES[optimizer])  # new values beside old ones
-    return Needed(
+    return TrainingMemory(
         weights=weight_bytes(config, compute),
         trained=int(held),
         activations=kept,
@@ -134,7 +134,7 @@ def trained_count(config: Config, method: LoRAConfig) -> int:
     return layers * each
 
 
-def fitting(
+def fit_to_memory(
     config: Config,
     method: LoRAConfig,
     *,
@@ -142,7 +142,7 @@ def fitting(
     batch_size: int | None = None,
     checkpointing: bool | None = None,
     **rest: Any,
-) -> Needed:
+) -> TrainingMemory:
     """The fastest way that fits: the most samples at once, up to `samples`, and only where it
     must be, layers computed twice. What is given stays; if nothing fits, the smallest.
     """
@@ -153,14 +153,14 @@ def fitting(
     if checkpointing is None and device.slow_exponentials():
         ways = [True]  # which is the faster way there (see kernels.py)
     found = [
-        needed(config, method, batch_size=size, checkpointing=way, **rest)
+        estimate_memory(config, method, batch_size=size, checkpointing=way, **rest)
         for way in ways
         for size in sizes
     ]
     return next((way for way in found if way.fits), min(found, key=lambda way: way.total))
 
 
-def check(found: Needed) -> None:
+def check(found: TrainingMemory) -> None:
     """InvalidArgumentError, with advice, where it cannot fit."""
     if found.fits:
         return

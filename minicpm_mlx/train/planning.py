@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from ..arguments import at_least_one, number
+from ..arguments import at_least_one, number, whole
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..model.config import Config
 from .data.batches import length
 from .data.dataset import Data
 from .lora import LoRAConfig, check
-from .memory import Needed, fitting
+from .memory import TrainingMemory, fit_to_memory
 from .objectives import CrossEntropy, Objective, PreferenceLoss
 from .optimizer import Optimizer, Schedule
-from .trainer import TrainingPlan
 
 SAMPLES = 4
 """A step, by default."""
@@ -51,7 +51,7 @@ def plan_for(
     method: LoRAConfig,
     *,
     dtype: str | None = None,
-) -> tuple[TrainingPlan, Needed]:
+) -> tuple[TrainingPlan, TrainingMemory]:
     """The run over `data` of a model, so that it fits in memory if it can, and what it needs.
 
     InvalidArgumentError: wishes that contradict each other.
@@ -66,7 +66,7 @@ def plan_for(
         at_least_one("iters", wishes.iters)
     if wishes.batch_size is not None:
         at_least_one("batch-size", wishes.batch_size)
-    needed = fitting(
+    needed = fit_to_memory(
         config,
         method,
         samples=min(SAMPLES, len(data.train)),
@@ -144,3 +144,60 @@ def objective_for(
         label_smoothing=label_smoothing,
         length_normalized=length_normalized,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How a run goes; sizes are of one process."""
+
+    steps: int
+    batch_size: int = 4
+    """Samples in memory at once."""
+    accumulate: int = 1
+    """Batches a step."""
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of a step's gradients together."""
+    checkpointing: bool = False
+    """Compute layers again for their gradients, rather than keep what they computed."""
+    report_every: int = 10
+    evaluate_every: int = 100
+    save_every: int = 100
+    patience: int | None = None
+    """Validations without a lower loss after which the run ends; None: never."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, option in {
+            "steps": "iters",
+            "batch_size": "batch-size",
+            "accumulate": "grad-accumulation-steps",
+            "report_every": "steps-per-report",
+            "evaluate_every": "steps-per-eval",
+            "save_every": "save-every",
+        }.items():
+            at_least_one(option, getattr(self, name))
+        if self.patience is not None:
+            at_least_one("patience", self.patience)
+        if not number("clip", self.clip) > 0:
+            raise InvalidArgumentError(f"clip must be more than 0, got {self.clip:g}")
+        if not 0 <= whole("seed", self.seed) < 2**64:
+            raise InvalidArgumentError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
+        if self.schedule.warmup >= self.steps > 1:
+            raise InvalidArgumentError(
+                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
+            )
+
+    @property
+    def samples_a_step(self) -> int:
+        """Over all processes."""
+        return self.batch_size * self.accumulate * collectives.size()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the steps, and must not change when a run is resumed."""
+        kept = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
+        found = {name: value for name, value in asdict(self).items() if name not in kept}
+        return found | {"processes": collectives.size()}

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .. import device
-from ..arguments import at_least_one, number, whole
 from ..distributed import collectives
-from ..errors import InvalidArgumentError, NumericsError
+from ..errors import NumericsError
 from ..model.transformer import Model
 from . import checkpoint
-from .checkpoint import Arrays, State, TrainingProgress
+from .checkpoint import Arrays, TrainingProgress, TrainingState
 from .data.batches import (
     BatchSampler,
     TrainingBatch,
@@ -32,10 +31,11 @@ from .data.batches import (
     sequences,
 )
 from .data.samples import Item
-from .gradients import at_once, by_layer, losses, show
-from .lora import draw_dropout, without_adapters
+from .gradients import batch_losses, full_gradients, layerwise_gradients, set_parameters
+from .lora import seed_dropout, without_adapters
 from .objectives import Objective
-from .optimizer import Optimizer, Schedule, clip
+from .optimizer import Optimizer, clip
+from .planning import TrainingPlan
 from .tracking.events import (
     Listener,
     Noted,
@@ -56,63 +56,6 @@ NOT_FINITE = (
     "training: the last steps had no finite loss or gradients; lower the learning rate "
     "(--learning-rate), or compute in float32 (--dtype float32)"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """How a run goes; sizes are of one process."""
-
-    steps: int
-    batch_size: int = 4
-    """Samples in memory at once."""
-    accumulate: int = 1
-    """Batches a step."""
-    schedule: Schedule = field(default_factory=Schedule)
-    optimizer: str = "adamw"
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest norm of a step's gradients together."""
-    checkpointing: bool = False
-    """Compute layers again for their gradients, rather than keep what they computed."""
-    report_every: int = 10
-    evaluate_every: int = 100
-    save_every: int = 100
-    patience: int | None = None
-    """Validations without a lower loss after which the run ends; None: never."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, option in {
-            "steps": "iters",
-            "batch_size": "batch-size",
-            "accumulate": "grad-accumulation-steps",
-            "report_every": "steps-per-report",
-            "evaluate_every": "steps-per-eval",
-            "save_every": "save-every",
-        }.items():
-            at_least_one(option, getattr(self, name))
-        if self.patience is not None:
-            at_least_one("patience", self.patience)
-        if not number("clip", self.clip) > 0:
-            raise InvalidArgumentError(f"clip must be more than 0, got {self.clip:g}")
-        if not 0 <= whole("seed", self.seed) < 2**64:
-            raise InvalidArgumentError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
-        if self.schedule.warmup >= self.steps > 1:
-            raise InvalidArgumentError(
-                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
-            )
-
-    @property
-    def samples_a_step(self) -> int:
-        """Over all processes."""
-        return self.batch_size * self.accumulate * collectives.size()
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the steps, and must not change when a run is resumed."""
-        kept = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
-        found = {name: value for name, value in asdict(self).items() if name not in kept}
-        return found | {"processes": collectives.size()}
 
 
 class Trainer:
@@ -241,7 +184,7 @@ class Trainer:
             return
         rate = plan.schedule.at(step, plan.steps)
         self.parameters |= self.optimizer.step(rate, clipped, self.parameters)
-        show(self.model, self.parameters)
+        set_parameters(self.model, self.parameters)
         mx.eval(self.parameters, self.optimizer.state)
         self.progress = replace(self.progress, skipped=0, rolled_back=0)
         self._norm = told.pop("norm")
@@ -260,8 +203,11 @@ class Trainer:
     def _loss_and_gradients(
         self, parameters: Arrays, arrays: Arrays, total: mx.array, key: mx.array
     ) -> tuple[Arrays, Arrays]:
-        draw_dropout(self.model, key)
-        batch, way = TrainingBatch(**arrays), by_layer if self.plan.checkpointing else at_once
+        seed_dropout(self.model, key)
+        batch, way = (
+            TrainingBatch(**arrays),
+            layerwise_gradients if self.plan.checkpointing else full_gradients,
+        )
         tail = partial(self.objective.sums, batch=batch)
         return way(self.model, parameters, batch, tail, total)
 
@@ -271,7 +217,7 @@ class Trainer:
         return {name: sums.get(name, mx.array(0.0)) for name in names}
 
     def _skip(self) -> None:
-        show(self.model, self.parameters)
+        set_parameters(self.model, self.parameters)
         self.progress = replace(self.progress, skipped=self.progress.skipped + 1)
         self._note(f"step {self.progress.step} left out: its loss or gradients are not finite")
         if self.progress.skipped < SKIPS:
@@ -335,13 +281,13 @@ class Trainer:
 
     def _save(self) -> None:
         if collectives.rank() == 0 and self._saved != self.progress:
-            state = State(self.parameters, self.optimizer.state, self.progress)
+            state = TrainingState(self.parameters, self.optimizer.state, self.progress)
             place = checkpoint.save(self.folder, state, self.fingerprint)
             self._saved = self.progress
             self.listener(Saved(step=self.progress.step, folder=place))
         collectives.barrier()
 
-    def _take(self, state: State) -> None:
+    def _take(self, state: TrainingState) -> None:
         shapes = {name: array.shape for name, array in self.parameters.items()}
         if shapes != {name: array.shape for name, array in state.parameters.items()}:
             assert state.folder is not None
@@ -353,7 +299,7 @@ class Trainer:
             self.optimizer.state = state.optimizer
         except (KeyError, ValueError) as error:
             raise checkpoint.damaged(state.folder or self.folder, error) from None
-        show(self.model, self.parameters)
+        set_parameters(self.model, self.parameters)
 
     def _note(self, text: str) -> None:
         self.listener(Noted(step=self.progress.step, text=text))
@@ -373,7 +319,7 @@ def evaluate(
     parts = [ordered[at : at + batch_size] for at in range(0, len(ordered), batch_size)]
     for part in parts[collectives.rank() :: collectives.size()]:
         batch = with_reference(model, objective, objective.batch(part))
-        found = objective.sums(losses(model, batch), batch)
+        found = objective.sums(batch_losses(model, batch), batch)
         sums = {name: sums[name] + found[name] for name in sums}
         mx.eval(sums)
     sums = collectives.sum_of(sums)
@@ -387,7 +333,7 @@ def with_reference(model: Model, objective: Objective, batch: TrainingBatch) -> 
     if not objective.compares:
         return batch
     with without_adapters(model):
-        return replace(batch, reference=-batch.by_text(losses(model, batch)))
+        return replace(batch, reference=-batch.by_text(batch_losses(model, batch)))
 
 
 @contextmanager

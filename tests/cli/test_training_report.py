@@ -13,15 +13,15 @@ from minicpm_mlx.cli.train import report
 from minicpm_mlx.train.data.dataset import Data
 from minicpm_mlx.train.data.samples import Item
 from minicpm_mlx.train.finetune import TrainingResult
-from minicpm_mlx.train.memory import Needed
-from minicpm_mlx.train.trainer import TrainingPlan
+from minicpm_mlx.train.memory import TrainingMemory
+from minicpm_mlx.train.planning import TrainingPlan
 
 RESULT = TrainingResult(
     complete=True, steps=9, best=1.25, best_step=6, test=None, whole=False, folder=Path("out")
 )
 
 
-NEEDED = Needed(
+NEEDED = TrainingMemory(
     weights=1_250_000,
     trained=2_000_000,
     activations=500_000,

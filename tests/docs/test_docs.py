@@ -12,7 +12,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx import device
 from minicpm_mlx.train.lora import LoRAConfig
-from minicpm_mlx.train.memory import Needed, fitting, needed
+from minicpm_mlx.train.memory import TrainingMemory, estimate_memory, fit_to_memory
 from support.guides import SHAPE, commands, options, parsed, rows, text
 
 GUIDES = ["finetuning.md", "finetuning_zh.md"]
@@ -69,7 +69,7 @@ def test_memory_shown_is_what_is_foretold(name: str, config: mm.Config) -> None:
     for length, *sizes in shown:
         ways = [(size, twice) for size in (1, 4) for twice in (True, False)]
         foretold = [
-            needed(
+            estimate_memory(
                 config,
                 LoRAConfig(),
                 batch_size=size,
@@ -94,13 +94,15 @@ def test_choices_shown_are_those_made(
         monkeypatch.setattr(device, "available_memory", lambda free=free: free)
         kind = ("sft", "preference")[place % 2]
         chosen = [
-            fitting(config, LoRAConfig(), samples=4, length=length, kind=kind, dtype="bfloat16")
+            fit_to_memory(
+                config, LoRAConfig(), samples=4, length=length, kind=kind, dtype="bfloat16"
+            )
             for length in (512, 1024, 2048, 4096)
         ]
         assert cells == [cell(one) for one in chosen]
 
 
-def cell(found: Needed) -> str:
+def cell(found: TrainingMemory) -> str:
     if not found.fits:
         return "—"
     return f"{found.batch_size} t" if found.checkpointing else str(found.batch_size)

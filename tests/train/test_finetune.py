@@ -19,8 +19,8 @@ from minicpm_mlx.train import finetune as runs
 from minicpm_mlx.train.data.dataset import Data, load_data
 from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.optimizer import Schedule
+from minicpm_mlx.train.planning import TrainingPlan
 from minicpm_mlx.train.tracking.events import Event, Validated
-from minicpm_mlx.train.trainer import TrainingPlan
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from support.data import GOLDEN
 from support.tiny_model import write_model

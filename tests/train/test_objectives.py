@@ -27,7 +27,12 @@ from minicpm_mlx.train.data.samples import (
     Pair,
     Sample,
 )
-from minicpm_mlx.train.gradients import at_once, by_layer, losses, show
+from minicpm_mlx.train.gradients import (
+    batch_losses,
+    full_gradients,
+    layerwise_gradients,
+    set_parameters,
+)
 from minicpm_mlx.train.lora import LoRAConfig, LoRALinear
 from minicpm_mlx.train.objectives import (
     CrossEntropy,
@@ -51,7 +56,9 @@ def sample(length: int, prompt: int = 3) -> Sample:
 def trained(kind: str = "lora", **changes: Any) -> Model:
     """A model with something to train, that is not as it was: adapters begin at nothing."""
     model = random_model(**changes)
-    lora.prepare(model, LoRAConfig(kind=kind) if kind == "full" else LoRAConfig(kind=kind, rank=4))
+    lora.prepare_model(
+        model, LoRAConfig(kind=kind) if kind == "full" else LoRAConfig(kind=kind, rank=4)
+    )
     mx.random.seed(3)
     for name, array in flat(model.trainable_parameters()).items():
         if "lora_b" in name or name.endswith(".m"):
@@ -87,7 +94,7 @@ def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
 # Cross-entropy
 
 
-@pytest.mark.parametrize("way", [at_once, by_layer])
+@pytest.mark.parametrize("way", [full_gradients, layerwise_gradients])
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
@@ -110,15 +117,15 @@ def test_gradients_are_those_of_all_logits_at_once(
     parameters = flat(model.trainable_parameters())
     samples = [sample(60), sample(33), sample(8)]
     wanted = nn.value_and_grad(model, plain_loss)(model, samples)
-    show(model, parameters)
-    if way is by_layer:
+    set_parameters(model, parameters)
+    if way is layerwise_gradients:
         cpu_kernels.use_fast_kernels(model)
     objective, batch = CrossEntropy(), batch_of(samples)
     tail = partial(objective.sums, batch=batch)
     sums, found = way(model, parameters, batch, tail, mx.array(2.0))
     assert abs(sums["loss"].item() - wanted[0].item()) < 1e-5 * wanted[0].item()
     assert apart({name: 2 * array for name, array in found.items()}, wanted[1]) < 1e-5
-    assert objective.sums(losses(model, batch), batch)["loss"].item() == pytest.approx(
+    assert objective.sums(batch_losses(model, batch), batch)["loss"].item() == pytest.approx(
         wanted[0].item(), rel=1e-5
     )
 
@@ -126,7 +133,7 @@ def test_gradients_are_those_of_all_logits_at_once(
 def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
     model = random_model()
     quantize(model, Quantization(bits=8, group_size=32))
-    lora.prepare(model, LoRAConfig())
+    lora.prepare_model(model, LoRAConfig())
     hidden, targets = mx.random.normal((50, 64)), mx.random.randint(0, 512, (50,))
 
     def plain(hidden: mx.array) -> mx.array:
@@ -158,9 +165,9 @@ def test_padding_changes_nothing() -> None:
     model = random_model()
     model.freeze()
     short, long = sample(9), sample(90)
-    alone = [losses(model, batch_of([text])) for text in (short, long)]
+    alone = [batch_losses(model, batch_of([text])) for text in (short, long)]
     batch = batch_of([short, long])
-    sums = batch.by_text(losses(model, batch))
+    sums = batch.by_text(batch_losses(model, batch))
     for number, (text, each) in enumerate(zip((short, long), alone, strict=True)):
         assert sums[number].item() == pytest.approx(each[: text.targets].sum().item(), rel=1e-5)
 
@@ -212,7 +219,7 @@ def test_an_adapter_begins_as_nothing() -> None:
     for kind in ("lora", "dora"):
         model = random_model(attention_bias=True)
         before = model(ids)
-        lora.prepare(model, LoRAConfig(kind=kind))
+        lora.prepare_model(model, LoRAConfig(kind=kind))
         assert mx.allclose(model(ids), before, atol=1e-5)
 
 
@@ -240,19 +247,19 @@ def test_rows_of_a_packed_layer_are_as_long_as_those_of_its_matrix(packing: Quan
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.mode)
-@pytest.mark.parametrize("way", [at_once, by_layer])
+@pytest.mark.parametrize("way", [full_gradients, layerwise_gradients])
 def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
     packing: Quantization, way: Any
 ) -> None:
     model = random_model()
     quantize(model, packing)
-    lora.prepare(model, LoRAConfig(kind="dora", rank=4))
+    lora.prepare_model(model, LoRAConfig(kind="dora", rank=4))
     for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     parameters = flat(model.trainable_parameters())
     samples = [sample(20), sample(9)]
     wanted = nn.value_and_grad(model, plain_loss)(model, samples)
-    show(model, parameters)
+    set_parameters(model, parameters)
     tail = partial(CrossEntropy().sums, batch=batch_of(samples))
     sums, found = way(model, parameters, batch_of(samples), tail, mx.array(1.0))
     assert sums["loss"].item() == pytest.approx(wanted[0].item(), rel=1e-5)
@@ -275,13 +282,13 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
         return model
 
     model, method = base(), LoRAConfig(kind=kind, rank=4, modules=("q_proj", "o_proj", "down_proj"))
-    lora.prepare(model, method)
+    lora.prepare_model(model, method)
     mx.random.seed(1)
     for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
         if "m" in module:
             module.m = module.m * 1.1
-    tensors, config = lora.saved(model, method)
+    tensors, config = lora.adapter_weights(model, method)
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     ids = mx.array([sample(20).ids])
@@ -295,13 +302,13 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
 
 def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
     model = random_model()
-    lora.prepare(model, LoRAConfig(dropout=0.5))
+    lora.prepare_model(model, LoRAConfig(dropout=0.5))
     for _, module in lora.adapters(model):
         module.lora_b = 0.1 * mx.random.normal(module.lora_b.shape)
     ids, seen = mx.array([sample(20).ids]), []
     model.train()
     for key in (1, 1, 2):
-        lora.draw_dropout(model, mx.random.key(key))
+        lora.seed_dropout(model, mx.random.key(key))
         seen.append(model(ids))
     assert mx.array_equal(seen[0], seen[1])
     assert not mx.array_equal(seen[0], seen[2])
@@ -327,19 +334,19 @@ def test_a_method_that_cannot_be_is_refused(wrong: dict[str, Any], message: str)
 
 def test_what_a_model_has_not_cannot_be_trained() -> None:
     with pytest.raises(InvalidArgumentError, match="has 2 layers, got 3"):
-        lora.prepare(random_model(), LoRAConfig(layers=3))
+        lora.prepare_model(random_model(), LoRAConfig(layers=3))
     with pytest.raises(InvalidArgumentError, match=r"expected some of .*q_proj.*, got 'w1'"):
-        lora.prepare(random_model(), LoRAConfig(modules=("w1",)))
+        lora.prepare_model(random_model(), LoRAConfig(modules=("w1",)))
     packed = random_model()
     quantize(packed, Quantization(bits=8, group_size=32))
     with pytest.raises(InvalidArgumentError, match="full training needs unpacked weights"):
-        lora.prepare(packed, LoRAConfig(kind="full"))
+        lora.prepare_model(packed, LoRAConfig(kind="full"))
 
 
 def test_only_the_last_layers_are_trained_where_so_many_are_asked_for() -> None:
     for kind in ("lora", "full"):
         model = random_model()
-        lora.prepare(model, LoRAConfig(kind=kind, layers=1))
+        lora.prepare_model(model, LoRAConfig(kind=kind, layers=1))
         assert {name.split(".")[2] for name in flat(model.trainable_parameters())} == {"1"}
 
 
@@ -432,7 +439,7 @@ def test_preferences_are_over_the_replies_log_probabilities(loss: str, normalize
         return mx.array([log_of(model, text) - log_of(reference, text)])
 
     batch = with_reference(model, how, how.batch(items))
-    found = how.sums(losses(model, batch), batch)["loss"].item()
+    found = how.sums(batch_losses(model, batch), batch)["loss"].item()
     wanted = mx.array(0.0)
     if loss == "kto":
         a, b = (pair.chosen for pair in pairs)

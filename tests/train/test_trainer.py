@@ -28,6 +28,7 @@ from minicpm_mlx.train.data.samples import Sample
 from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.objectives import CrossEntropy
 from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
+from minicpm_mlx.train.planning import TrainingPlan
 from minicpm_mlx.train.tracking.events import (
     Event,
     Noted,
@@ -35,7 +36,7 @@ from minicpm_mlx.train.tracking.events import (
     Trained,
     Validated,
 )
-from minicpm_mlx.train.trainer import Trainer, TrainingPlan
+from minicpm_mlx.train.trainer import Trainer
 from support.random_models import random_model
 
 RANDOM = np.random.default_rng(0)
@@ -69,7 +70,7 @@ def trainer(
 ) -> Trainer:
     model = random_model()
     mx.random.seed(plan.seed)
-    lora.prepare(model, method)
+    lora.prepare_model(model, method)
     listener = (lambda _: None) if told is None else told.append
     arguments = {"train": TRAIN, "valid": VALID} | rest
     return Trainer(model, CrossEntropy(), plan, folder=folder, listener=listener, **arguments)
