@@ -120,3 +120,31 @@ def server(
     """The demo, and it with an adapter as "demo:pirate", behind all APIs; shared by all tests."""
     with serving(adapters={"pirate": demo_adapter}) as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def tiny(home: Path, tmp_path_factory: pytest.TempPathFactory) -> mm.LM:
+    """A model named "tiny" of random weights and single bytes; its chat template takes tools."""
+    from support.apis import TOOL_TEMPLATE
+    from support.tiny_model import write_model
+
+    return mm.load(str(write_model(tmp_path_factory.mktemp("models") / "tiny", TOOL_TEMPLATE)))
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of random values that changes what the tiny model says."""
+    from support.adapters import random_adapter, saved
+
+    folder = tmp_path_factory.mktemp("adapters") / "other"
+    return saved(folder, random_adapter(tiny.model), "mlx")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny: mm.LM, tiny_adapter: Path) -> Iterator[Live]:
+    """The tiny model, and it with an adapter as "tiny:other", behind all APIs."""
+    pytest.importorskip("fastapi")
+    from support.serving import serving
+
+    with serving(tiny, adapters={"other": tiny_adapter}) as live:
+        yield live

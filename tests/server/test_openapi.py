@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from support.apis import SMALL, merged
+
 if TYPE_CHECKING:
     from support.serving import Live
 
@@ -87,3 +89,82 @@ def test_answers_to_made_up_requests_are_as_documented(brief: Live) -> None:
 def test_answers_to_many_made_up_requests_are_as_documented(brief: Live) -> None:
     probe(brief, examples=200, seconds=400)
     assert brief.ask("GET", "/health").status == 200
+
+
+# Declared limits
+
+SAMPLED: dict[str, list[float]] = {
+    "temperature": [-0.1, 100.1],
+    "top_p": [0.0, 1.1],
+    "min_p": [-0.1, 1.1],
+    "frequency_penalty": [-2.1, 2.1],
+    "presence_penalty": [-2.1, 2.1],
+    "repetition_penalty": [0.0],
+}
+"""Values just outside the limits of the sampler."""
+KINDS: dict[str, list[Any]] = {
+    "boolean": [True],
+    "integer": [1],
+    "number": [1.5],
+    "string": ["text"],
+    "array": [[{"x": 1}], [[["x"]]]],
+    "object": [{"x": 1}],
+}
+
+
+def forbidden(shape: dict[str, Any], document: dict[str, Any]) -> Iterator[tuple[list[str], Any]]:
+    """Fields of an object, and of optional objects in it, with values that its schema forbids."""
+    for name, field in shape["properties"].items():
+        branches = [resolved(one, document) for one in field.get("anyOf", [field])]
+        branches = [inner for one in branches for inner in one.get("oneOf", [one])]
+        branches = [resolved(one, document) for one in branches]
+        kinds = {one.get("type") for one in branches}
+        kinds |= {"integer"} if "number" in kinds else set()
+        if not {None, "enum"} & kinds:
+            yield from (([name], value) for kind in KINDS.keys() - kinds for value in KINDS[kind])
+        for one in branches:
+            yield from (([name], value) for value in outside(one, only=len(kinds - {"null"}) == 1))
+            if one.get("properties") and not one.get("required"):
+                yield from (([name, *rest], value) for rest, value in forbidden(one, document))
+        yield from (([name], value) for value in SAMPLED.get(name, ()))
+
+
+def outside(shape: dict[str, Any], only: bool) -> Iterator[Any]:
+    """Values just outside the limits of one branch of a field."""
+    if "minimum" in shape:
+        yield shape["minimum"] - 1
+    if "maximum" in shape:
+        yield shape["maximum"] + 1
+    if "exclusiveMaximum" in shape:
+        yield shape["exclusiveMaximum"]
+    if only and "enum" in shape:
+        yield "no such value"
+    if shape.get("minLength"):
+        yield ""
+    if only and shape.get("minItems"):
+        yield []
+    if "maxItems" in shape:
+        yield [KINDS[shape["items"].get("type", "string")][0]] * (shape["maxItems"] + 1)
+
+
+def resolved(shape: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    name = shape.get("$ref", "").rpartition("/")[2]
+    return document["components"]["schemas"][name] if name else shape
+
+
+@pytest.mark.parametrize("path", SMALL)
+def test_a_value_that_the_document_forbids_is_refused_by_name(tiny_server: Live, path: str) -> None:
+    document = tiny_server.ask("GET", "/openapi.json").json
+    content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    count = 0
+    for (*parents, name), value in forbidden(resolved(content["schema"], document), document):
+        if path == "/api/embed" and name in SAMPLED:
+            continue  # nothing is sampled
+        more: Any = {name: value}
+        for parent in reversed(parents):
+            more = {parent: more}
+        answer = tiny_server.ask("POST", path, merged(SMALL[path], more))
+        count += 1
+        assert answer.status == 400, (more, answer.body)
+        assert name in answer.body.decode(), (more, answer.body)
+    assert count > len(SMALL[path])

@@ -1,0 +1,389 @@
+"""The same scenarios over every API that generates text, each asked through its driver."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import minicpm_mlx as mm
+from support.apis import DRIVERS, SMALL, Answer, Driver, merged
+from support.leaving import leaves
+
+pytest.importorskip("fastapi")
+
+if TYPE_CHECKING:
+    from support.serving import Live
+
+FOX = [{"role": "user", "content": "Tell me a story about a fox."}]
+SYSTEM = [{"role": "system", "content": "Answer in one word."}, *FOX]
+TURNS = [*FOX, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Do!"}]
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+WEATHER = {"name": "weather", "description": "Forecast.", "parameters": CITY}
+JSON = "application/json"
+streamed = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+Ask = Callable[..., Answer]
+
+
+def over(*options: str) -> pytest.MarkDecorator:
+    """Runs a test for every API that offers these options."""
+    paths = [path for path, driver in DRIVERS.items() if {*options} <= driver.names.keys()]
+    return pytest.mark.parametrize("api", paths, indirect=True)
+
+
+@pytest.fixture(params=DRIVERS)
+def api(request: pytest.FixtureRequest, tiny: mm.LM) -> Driver:
+    return DRIVERS[request.param](lambda messages: tiny.tokenizer.chat_text([*messages]))
+
+
+@pytest.fixture
+def ask(api: Driver, tiny_server: Live) -> Ask:
+    """Asks the API, and reads its answer."""
+
+    def ask(messages: Any = FOX, **options: Any) -> Answer:
+        answer = tiny_server.ask("POST", api.path, api.body(messages, **options))
+        assert answer.status == 200, answer.body
+        return api.read(api.join(answer.body) if options.get("stream") else answer.json)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: mm.LM) -> Callable[..., Any]:
+    """What `LM.generate` returns; each reply is computed once."""
+
+    @cache
+    def generate(messages: str, max_tokens: int, **sampling: Any) -> Any:
+        how = mm.Sampling(**sampling) if sampling else None
+        return tiny.generate(json.loads(messages), max_tokens=max_tokens, sampling=how)
+
+    return lambda messages, count, **how: generate(json.dumps(messages), count, **how)
+
+
+@streamed
+@pytest.mark.parametrize("messages", [FOX, SYSTEM, TURNS], ids=["user", "system", "turns"])
+def test_a_greedy_reply_is_that_of_generate(ask: Ask, expected: Any, messages: Any, stream: bool):
+    answer = ask(messages, max_tokens=9, stream=stream)
+    reply = expected(messages, 9)
+    assert answer.texts == [reply.text]
+    assert answer.finish_reasons == ["length"]
+    assert answer.model in ("tiny", None)
+    assert answer.prompt_tokens == reply.stats.prompt_tokens
+    assert answer.completion_tokens == 9
+
+
+@streamed
+@over("stop")
+def test_a_stop_string_ends_the_reply_before_it(ask: Ask, expected: Any, stream: bool):
+    whole = expected(FOX, 30).text
+    stop = whole[12:14]
+    answer = ask(max_tokens=30, stop=["¤", stop], stream=stream)
+    assert answer.texts == [whole[: whole.index(stop)]]
+    assert answer.finish_reasons == ["stop"]
+
+
+@over("seed")
+def test_a_seed_draws_the_same_reply_alone_and_among_others(ask: Ask, expected: Any):
+    draw = lambda seed: ask(max_tokens=8, temperature=0.9, seed=seed).texts[0]  # noqa: E731
+    alone = draw(7)
+    with ThreadPoolExecutor(4) as pool:
+        together = [*pool.map(draw, [5, 7, 6, 8])]
+    assert together[1] == alone == expected(FOX, 8, temperature=0.9, seed=7).text
+    assert len(set(together)) > 2
+
+
+@streamed
+@over("n")
+def test_choice_i_is_drawn_with_seed_plus_i(ask: Ask, expected: Any, stream: bool):
+    answer = ask(max_tokens=5, temperature=0.9, seed=40, n=3, stream=stream)
+    replies = [expected(FOX, 5, temperature=0.9, seed=40 + i).text for i in range(3)]
+    assert answer.texts == replies
+    assert answer.finish_reasons == ["length"] * 3
+    assert answer.completion_tokens == 15
+
+
+@streamed
+@over("logprobs")
+def test_log_probabilities_are_the_models(ask: Ask, expected: Any, tiny: mm.LM, stream: bool):
+    import mlx.core as mx
+
+    answer = ask(max_tokens=6, logprobs=2, stream=stream)
+    prompt, reply = tiny.encode(FOX), expected(FOX, 6).token_ids
+    logits = tiny.model(mx.array([[*prompt, *reply]]))[0, len(prompt) - 1 : -1]
+    logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    own = logprobs[np.arange(len(reply)), reply]
+    np.testing.assert_allclose(answer.logprobs, own, atol=1e-3)
+
+
+@streamed
+def test_an_adapter_answers_to_its_name(
+    ask: Ask, expected: Any, tiny: mm.LM, tiny_adapter: Path, stream: bool
+):
+    answer = ask(max_tokens=6, model="tiny:other", stream=stream)
+    lm = mm.load(str(tiny.card.path), adapter=tiny_adapter)
+    assert answer.texts[0] == lm.generate(FOX, max_tokens=6).text != expected(FOX, 6).text
+    assert answer.model in ("tiny:other", None)
+
+
+@streamed
+def test_a_schema_is_followed(ask: Ask, stream: bool):
+    pytest.importorskip("llguidance")
+    answer = ask(max_tokens=60, schema=CITY, stream=stream)
+    assert json.loads(answer.texts[0])["city"] in ("Paris", "Rome")
+    assert answer.finish_reasons == ["stop"]
+
+
+@streamed
+@over("tools", "tool")
+def test_a_tool_that_must_be_called_is_called(ask: Ask, stream: bool):
+    pytest.importorskip("llguidance")
+    answer = ask(max_tokens=120, tools=[WEATHER], tool="weather", stream=stream)
+    ((name, arguments), *_) = answer.calls
+    assert name == "weather"
+    assert arguments["city"] in ("Paris", "Rome")
+    assert answer.finish_reasons == ["tool_calls"]
+
+
+@streamed
+def test_a_client_that_leaves_frees_its_slot(api: Driver, tiny_server: Live, stream: bool):
+    leaves(tiny_server, api.path, api.body(FOX, max_tokens=3900, stream=stream))
+
+
+# Refusals
+
+
+@pytest.fixture
+def refusal(api: Driver, tiny_server: Live) -> Callable[..., str]:
+    """Sends a body that must be refused; its error's message."""
+
+    def refusal(body: dict[str, Any], status: int = 400) -> str:
+        answer = tiny_server.ask("POST", api.path, body)
+        assert answer.status == status, (body, answer.body)
+        return api.error(answer.json)
+
+    return refusal
+
+
+def test_what_is_unknown_or_too_long_is_refused_in_the_apis_own_form(
+    api: Driver, refusal: Callable[..., str]
+):
+    body = api.body(FOX, max_tokens=2)
+    assert "no_such_field is not known here" in refusal(body | {"no_such_field": 1})
+    for name in ("tiny:nobody", "../tiny", "other:tiny"):
+        assert "there is tiny, tiny:other" in refusal(api.body(FOX, model=name), 404)
+    long = [{"role": "user", "content": "word " * 900}]
+    assert "shorten it" in refusal(api.body(long, max_tokens=2))
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+FUNCTION = {"name": "f", "parameters": {"type": "object"}}
+REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "/v1/chat/completions": [
+        ("max_completion_tokens", {"max_completion_tokens": 5}),
+        ("logit_bias", {"logit_bias": {"word": 1}}),
+        ("logit_bias: token ids must be", {"logit_bias": {"999999": 1}}),
+        ("logit_bias", {"logit_bias": {"5": 101}}),
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("stream_options", {"stream_options": {"include_usage": True}}),
+        ("functions", {"functions": [FUNCTION]}),
+        ("function_call", {"function_call": "auto"}),
+        ("audio", {"audio": {"voice": "x"}}),
+        ("modalities", {"modalities": ["text", "audio"]}),
+        ("moderation", {"moderation": {"model": "m"}}),
+        ("reasoning_effort", {"reasoning_effort": "high"}),
+        ("verbosity", {"verbosity": "low"}),
+        ("prediction", {"prediction": {"type": "content", "content": ""}}),
+        ("web_search_options", {"web_search_options": {"a": 1}}),
+        ("response_format", {"response_format": {"type": "xml"}}),
+        ("response_format.json_schema is missing", {"response_format": {"type": "json_schema"}}),
+        ("tool_choice", {"tool_choice": "required"}),
+        ("tools[0].function is missing", {"tools": [{"type": "function"}]}),
+        ("guided_regex: cannot follow this form: unclosed", {"guided_regex": "[a-z"}),
+        ("guided_json: cannot follow this form: Invalid type", {"guided_json": {"type": "foo"}}),
+        ("messages[0].content", {"messages": [{"role": "user", "content": None}]}),
+        (
+            "messages[0].content is not supported",
+            {"messages": [{"role": "user", "content": [IMAGE]}]},
+        ),
+        ("messages", {"messages": [{"role": "robot", "content": "Hi"}]}),
+        ("audio", {"messages": [{"role": "assistant", "content": "Hi", "audio": {"id": "x"}}]}),
+    ],
+    "/v1/completions": [
+        ("prompt", {"prompt": ["a", ""]}),
+        ("prompt", {"prompt": [[]]}),
+        ("prompt", {"prompt": [1, "a"]}),
+        ("token ids", {"prompt": [1, -1]}),
+        ("prompt: token ids must be", {"prompt": [999999]}),
+        ("9000 tokens", {"prompt": [5] * 9000}),
+        ("suffix", {"suffix": "end"}),
+        ("best_of", {"best_of": 3}),
+        ("guided_grammar", {"guided_grammar": "start: b"}),
+        ("give one", {"guided_regex": "a", "guided_choice": ["b"]}),
+        ("top_logprobs", {"top_logprobs": 3}),
+    ],
+    "/v1/responses": [
+        ("previous_response_id", {"previous_response_id": "resp_1"}),
+        ("background", {"background": True}),
+        ("conversation", {"conversation": "c"}),
+        ("truncation", {"truncation": "auto"}),
+        ("include", {"include": ["reasoning.encrypted_content"]}),
+        ("prompt", {"prompt": {"id": "p"}}),
+        ("reasoning.effort", {"reasoning": {"effort": "high"}}),
+        ("text.verbosity", {"text": {"verbosity": "low"}}),
+        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("input", {"input": []}),
+        ("text alone", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
+        ("seed", {"seed": 1}),
+    ],
+    "/v1/messages": [
+        ("image", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+        ("document", {"messages": [{"role": "user", "content": [{"type": "document"}]}]}),
+        ("thinking", {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+        ("output_config.effort", {"output_config": {"effort": "high"}}),
+        ("container", {"container": "somewhere"}),
+        ("tools", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+        ("white space", {"messages": [*FOX, {"role": "assistant", "content": "Paris "}]}),
+    ],
+    "/api/chat": [
+        ("messages[0].images", {"messages": [{**FOX[0], "images": ["aGk="]}]}),
+        ("role", {"messages": [{"role": "owner", "content": "hi"}]}),
+        ("think", {"think": "high"}),
+        ("format", {"format": "yaml"}),
+        ("top_logprobs", {"top_logprobs": 3}),
+        ("options.mirostat", {"options": {"mirostat": 2}}),
+        ("options.tfs_z", {"options": {"tfs_z": 0.5}}),
+        ("options.typical_p", {"options": {"typical_p": 0.5}}),
+        ("options.num_ctx", {"options": {"num_ctx": 10**6}}),
+        ("options.repeat_last_n", {"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}),
+        ("options.penalize_newline", {"options": {"penalize_newline": False}}),
+        ("options.wisdom", {"options": {"wisdom": 1}}),
+    ],
+    "/api/generate": [
+        ("template", {"template": "{{ .Prompt }}"}),
+        ("suffix", {"suffix": "the end"}),
+        ("images", {"images": ["aGk="]}),
+        ("width", {"width": 512}),
+        ("system", {"raw": True, "system": "You are a pirate."}),
+        ("context", {"raw": True, "context": [1, 2]}),
+        ("token ids", {"context": [10**6]}),
+    ],
+    "/generate": [
+        ("text", {"input_ids": [1]}),
+        ("text", {"text": []}),
+        ("token ids", {"text": None, "input_ids": [-1]}),
+        ("image_data", {"image_data": "http://example.invalid/a.png"}),
+        ("input_embeds", {"input_embeds": [[0.0]]}),
+        ("custom_logit_processor", {"custom_logit_processor": "pickle"}),
+        ("session_params", {"session_params": {"id": "1"}}),
+        ("token_ids_logprob", {"token_ids_logprob": [1]}),
+        ("return_hidden_states", {"return_hidden_states": True}),
+        ("logprob_start_len", {"return_logprob": True, "logprob_start_len": 9}),
+        ("top_logprobs_num", {"text": ["a", "b"], "top_logprobs_num": [1]}),
+        ("no_stop_trim", {"sampling_params": {"no_stop_trim": True}}),
+        ("structural_tag", {"sampling_params": {"structural_tag": "{}"}}),
+        ("top_k", {"sampling_params": {"top_k": 0}}),
+        ("json_schema", {"sampling_params": {"json_schema": "["}}),
+        ("sampling_params", {"sampling_params": {"regex": "a", "ebnf": 'root ::= "a"'}}),
+        ("regex", {"sampling_params": {"regex": "("}}),
+    ],
+}
+"""What an API has that cannot be honoured here, and words of its refusal."""
+
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "safety_identifier": "x",
+        "prompt_cache_key": "x",
+        "parallel_tool_calls": True,
+        "modalities": ["text"],
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": "none",
+        "stop": None,
+        "reasoning_effort": None,
+    },
+    "/v1/completions": {"user": "me", "metadata": {}, "best_of": 1},
+    "/v1/responses": {
+        "store": True,
+        "metadata": {"a": "b"},
+        "user": "me",
+        "truncation": "disabled",
+        "service_tier": "auto",
+    },
+    "/v1/messages": {
+        "metadata": {"user_id": "somebody"},
+        "service_tier": "auto",
+        "thinking": {"type": "disabled"},
+        "cache_control": {"type": "ephemeral", "ttl": "1h"},
+        "tools": [],
+    },
+    "/api/chat": {
+        "keep_alive": "5m",
+        "truncate": True,
+        "shift": True,
+        "options": {"num_gpu": 1, "num_thread": 4, "num_batch": 8, "num_keep": 4, "use_mmap": True}
+        | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 4096},
+    },
+    "/api/generate": {"keep_alive": 5, "images": [], "template": "", "format": ""},
+    "/generate": {"log_metrics": False, "rid": "mine", "modalities": ["text"]},
+}
+"""Fields that change nothing."""
+
+
+def test_what_cannot_be_honoured_is_refused_by_name(api: Driver, refusal: Callable[..., str]):
+    for words, more in REFUSED[api.path]:
+        message = refusal(merged(SMALL[api.path], more))
+        assert words in message, more
+        assert "llguidance" not in message
+
+
+def test_what_changes_nothing_is_accepted(api: Driver, tiny_server: Live):
+    body = api.body(FOX, max_tokens=4)
+    plain = tiny_server.ask("POST", api.path, body)
+    answer = tiny_server.ask("POST", api.path, merged(body, ACCEPTED[api.path]))
+    assert answer.status == 200, answer.body
+    assert api.read(answer.json).texts == api.read(plain.json).texts
+
+
+def test_keys_and_queues_are_refused_in_the_apis_own_form(tiny: mm.LM):
+    from support.serving import serving
+
+    def error(live: Live, path: str, **headers: str) -> tuple[int, str]:
+        api = DRIVERS[path](lambda messages: "Hi")
+        answer = live.ask("POST", path, api.body(FOX, max_tokens=2), headers)
+        api.error(answer.json)
+        assert (answer.status == 429) == ("retry-after" in answer.headers)
+        return answer.status, answer.json.get("error", {})
+
+    with serving(tiny, settings={"api_key": "secret"}, width=1, queue=1) as live:
+        key = {"x-api-key": "secret"}
+        kinds = {path: error(live, path) for path in DRIVERS}
+        assert {status for status, _ in kinds.values()} == {401}
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            assert kinds[path][1]["type"] == "authentication_error"
+        endless = {"prompt": "a", "stream": True, "max_tokens": 4000, "ignore_eos": True, "n": 2}
+        connection = http.client.HTTPConnection(*live.place, timeout=60)
+        connection.request(
+            "POST", "/v1/completions", json.dumps(endless), key | {"Content-Type": JSON}
+        )
+        connection.getresponse().read(1)
+        full = {path: error(live, path, **key) for path in DRIVERS}
+        connection.close()
+        assert {status for status, _ in full.values()} == {429}
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            assert full[path][1]["type"] == "rate_limit_error"
