@@ -33,8 +33,8 @@ def main() -> None:
     import minicpm_mlx as mm
     from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
     from minicpm_mlx.evals.data.load import load
-    from minicpm_mlx.evals.examples import shots_for
-    from minicpm_mlx.evals.option_scores import encoded
+    from minicpm_mlx.evals.examples import draw_examples
+    from minicpm_mlx.evals.option_scores import encode_options
     from minicpm_mlx.evals.tasks import TASKS
     from minicpm_mlx.lm.batch import BatchRequest, replies
 
@@ -53,9 +53,9 @@ def main() -> None:
 
     for name in ("arc_easy", "hellaswag"):
         task = TASKS[name]
-        items = load(task, options.data).items[""][: options.questions]
+        items = load(task, options.data).docs[""][: options.questions]
         asked = [task.question(item, mode="ppl") for item in items]
-        lists = [encoded(lm.tokenizer, one.prompt, one.options) for one in asked]
+        lists = [encode_options(lm.tokenizer, one.prompt, one.options) for one in asked]
         for what, work in (("one by one", one_by_one), ("together", together)):
             work(lists[:2])
             rounds = range(options.rounds)
@@ -63,10 +63,10 @@ def main() -> None:
             out.add(f"{name}, {what}", taken)
 
     task, loaded = TASKS["mmlu"], load(TASKS["mmlu"], options.data)
-    subset = max(loaded.items, key=lambda name: len(loaded.items[name]))
+    subset = max(loaded.docs, key=lambda name: len(loaded.docs[name]))
     prompts = [
-        lm.tokenizer.encode(task.question(item, shots_for(task, item, loaded)).prompt)
-        for item in loaded.items[subset]
+        lm.tokenizer.encode(task.question(item, draw_examples(task, item, loaded)).prompt)
+        for item in loaded.docs[subset]
     ]
     sampling = mm.Sampling()
 

@@ -16,7 +16,7 @@ from ..render.theme import console
 from .mt_bench import kept, mt_bench
 
 if TYPE_CHECKING:
-    from minicpm_mlx.evals.report.compare import Compared
+    from minicpm_mlx.evals.report.compare import RunComparison
     from minicpm_mlx.evals.run import EvalProgress
 
 app = typer.Typer(invoke_without_command=True)
@@ -97,7 +97,7 @@ def evaluate(
         return
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.report.tables import scores_table
-    from minicpm_mlx.evals.run import named, prepare, run
+    from minicpm_mlx.evals.run import model_name, prepare, run
     from minicpm_mlx.evals.settings import ALL, EvalSettings
 
     if tasks is None:
@@ -137,11 +137,11 @@ def evaluate(
         allow_code=allow_code,
         width=batch,
     )
-    prepared = prepare(settings, data)
+    plan = prepare(settings, data)
     lm = options.load(model, dtype, device, adapter=adapter)
-    folder = output or Path(f"eval-{named(lm)}")
+    folder = output or Path(f"eval-{model_name(lm)}")
     with kept(folder):
-        report = run(lm, prepared, folder, progress=_teller())
+        report = run(lm, plan, folder, progress=_teller())
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
         return
@@ -195,7 +195,7 @@ def _teller() -> Callable[[EvalProgress], None]:
 
     def told(now: EvalProgress) -> None:
         nonlocal last
-        whole = now.done == now.of
+        whole = now.done == now.total
         if err.is_terminal and not whole:
             if time.monotonic() - last > 0.1 or not now.done:
                 last = time.monotonic()
@@ -208,17 +208,17 @@ def _teller() -> Callable[[EvalProgress], None]:
 
 
 def _line(now: EvalProgress) -> str:
-    words = [f"{now.part.task.title} {now.part.mode}", f"{now.done} of {now.of}"]
+    words = [f"{now.part.task.title} {now.part.mode}", f"{now.done} of {now.total}"]
     if now.mean is not None:
-        words.append(f"{now.mean:.1%} so far" if now.done < now.of else f"{now.mean:.1%}")
-    if now.left is not None and now.done < now.of:
-        minutes, seconds = divmod(round(now.left), 60)
+        words.append(f"{now.mean:.1%} so far" if now.done < now.total else f"{now.mean:.1%}")
+    if now.seconds_left is not None and now.done < now.total:
+        minutes, seconds = divmod(round(now.seconds_left), 60)
         hours, minutes = divmod(minutes, 60)
         words.append(f"{hours}:{minutes:02}:{seconds:02} left")
     return ", ".join(words)
 
 
-def _compared(found: Compared) -> Iterator[str]:
+def _compared(found: RunComparison) -> Iterator[str]:
     first, second = found.models
     yield f"1: {first}, 2: {second}"
     yield ""

@@ -94,7 +94,7 @@ def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | Non
         if key_file is not None:
             raise InvalidArgumentError("--judge-key-file is for --judge-url; name that too")
         return None
-    return Endpoint(url, model, key_from(file=key_file), told=_teller())
+    return Endpoint(url, model, key_from(file=key_file), on_retry=_teller())
 
 
 def _teller() -> Callable[[str], None]:

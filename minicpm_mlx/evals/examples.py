@@ -1,8 +1,8 @@
-"""The examples before a question.
+"""Draws the few-shot examples of a question.
 
 UltraEval draws them anew for every question, unseeded, from the evaluation set. Here they come from
-the set's own examples where it has some, and are drawn once for a subset, by a seed: the same run
-can be repeated, and all prompts of a subset begin alike, so that beginning is computed once.
+the set's own examples where it has some, and are drawn once for a subset, with a seed. The same run
+can be repeated, and all prompts of a subset share a beginning, which is computed once.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ import random
 from functools import lru_cache
 
 from ..errors import DataError
-from .data.load import Loaded
-from .question import Item
+from .data.load import EvalData
+from .question import Doc
 from .task import Task
 
-__all__ = ["shots_for"]
+__all__ = ["draw_examples"]
 
 
-def shots_for(
-    task: Task, item: Item, loaded: Loaded, seed: int = 0, count: int | None = None
-) -> list[Item]:
-    """`count` examples for `item`, never itself; None takes as many as UltraEval for replies.
+def draw_examples(
+    task: Task, doc: Doc, data: EvalData, seed: int = 0, count: int | None = None
+) -> list[Doc]:
+    """`count` examples for `doc`, never itself; None takes UltraEval's number for mode "gen".
 
     DataError where the subset has too few.
     """
-    count = task.shots["gen"] if count is None else count
+    count = task.few_shot["gen"] if count is None else count
     if count == 0:
         return []
-    pool = loaded.shots.get(item.subset) or loaded.items[item.subset]
-    order = _order(f"{seed}/{task.name}/{item.subset}", len(pool))
-    others = (pool[place] for place in order if pool[place].fields != item.fields)
-    shots = [shot for shot, _ in zip(others, range(count), strict=False)]
-    if len(shots) < count:
-        subset = f" of {item.subset}" if item.subset else ""
+    pool = data.examples.get(doc.subset) or data.docs[doc.subset]
+    order = _order(f"{seed}/{task.name}/{doc.subset}", len(pool))
+    others = (pool[index] for index in order if pool[index].fields != doc.fields)
+    examples = [example for example, _ in zip(others, range(count), strict=False)]
+    if len(examples) < count:
+        subset = f" of {doc.subset}" if doc.subset else ""
         raise DataError(
-            f"{loaded.origin}: expected {count} examples for {task.title}{subset}, found "
-            f"{len(shots)}; take the whole set, or ask for fewer examples"
+            f"{data.origin}: expected {count} examples for {task.title}{subset}, found "
+            f"{len(examples)}; take the whole set, or ask for fewer examples"
         )
-    return shots
+    return examples
 
 
 @lru_cache(maxsize=256)

@@ -1,147 +1,131 @@
-"""Replies to questions, told as they are finished."""
+"""Generates replies to a task's questions, in batches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import memory
 from ..lm.batch import BatchRequest, replies
 from ..lm.outputs import Completion
 from ..model.config import Config
-from .data.load import Loaded
-from .examples import shots_for
-from .question import Item, Question
+from .data.load import EvalData
+from .examples import draw_examples
+from .question import Doc, Question
 from .settings import EvalSettings
 from .task import Task
 
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["GeneratedReply", "replies_to"]
+__all__ = ["GeneratedReply", "generate_replies"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedReply:
-    """What the model said to a question."""
+    """The model's reply to a question."""
 
     question: Question
     prompt: str
-    """All that it read, the template's words among it."""
-    shots: int
-    """Examples in it; fewer than asked for where the context is too short."""
-    text: str
-    tokens: int
-    finish: str
-    """"stop" (it ended, or its score was decided), "length" or "no room": the context is too short
-    for the question, which then has no reply."""
+    """The whole text the model read, the chat template's parts included."""
+    few_shot: int
+    """Examples in the prompt; fewer than asked for where the context is too short."""
+    text: str = ""
+    tokens: int = 0
+    finish: str = "no room"
+    """"stop" (it ended, or its score was decided), "length", or "no room": the question is longer
+    than the context and has no reply."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prompt:
-    question: Question
-    text: str
-    ids: list[int]
-    shots: int
-
-
-def replies_to(
-    lm: LM, task: Task, items: Sequence[Item], loaded: Loaded, settings: EvalSettings
+def generate_replies(
+    lm: LM, task: Task, docs: Sequence[Doc], data: EvalData, settings: EvalSettings
 ) -> Iterator[GeneratedReply]:
-    """The replies to `items`, each as soon as it is finished.
+    """The replies to `docs`, each as soon as it is finished.
 
-    Where a prompt and the longest reply do not fit the model's context, its last examples are left
-    out. DataError where there are too few examples, TemplateError where the model has no chat
-    template and one is asked for.
+    Where a prompt and the longest reply exceed the model's context, its last examples are left
+    out. DataError where there are too few examples, TemplateError where the settings ask for a
+    chat template and the model has none.
     """
-    prompts: dict[int, _Prompt] = {}
-    unasked: list[_Prompt] = []
+    asked: list[GeneratedReply] = []
+    too_long: list[GeneratedReply] = []
 
-    def asked() -> Iterator[BatchRequest]:
-        for item in items:
-            prompt = _prompt(lm, task, item, loaded, settings)
-            if len(prompt.ids) >= lm.context_length:
-                unasked.append(prompt)
-                continue
-            prompts[len(prompts)] = prompt
-            yield _asked(lm, task, prompt, settings)
+    def requests() -> Iterator[BatchRequest]:
+        for doc in docs:
+            prompt, ids = _fit_prompt(lm, task, doc, data, settings)
+            if len(ids) >= lm.context_length:
+                too_long.append(prompt)
+            else:
+                asked.append(prompt)
+                yield _request(lm, task, prompt.question, ids, settings)
 
-    found = replies(
-        lm.model, lm.tokenizer, asked(), settings.width, positions=_positions(lm.config)
+    completions = replies(
+        lm.model, lm.tokenizer, requests(), settings.width, positions=_cache_positions(lm.config)
     )
-    for place, completion in found:
-        said = completion.text
+    for index, completion in completions:
+        text = completion.text
         if not settings.chat_template:
-            said = _space(lm, completion) + said
-        tokens = completion.stats.completion_tokens
-        yield _reply(prompts[place], said, tokens, completion.finish_reason)
-    yield from (_reply(prompt, "", 0, "no room") for prompt in unasked)
+            text = _leading_space(lm, completion) + text
+        yield replace(
+            asked[index],
+            text=text,
+            tokens=completion.stats.completion_tokens,
+            finish=completion.finish_reason,
+        )
+    yield from too_long
 
 
-def _positions(config: Config) -> int:
-    """Positions of cache for which a model that is loaded leaves room, half of them to spare: a
-    batch that grows is copied."""
-    found = memory.plan(config)
-    left = max(found.available - found.working, 0) // 2
-    return left * found.context // max(found.cache, 1)
+def _cache_positions(config: Config) -> int:
+    """Cache positions for which a loaded model leaves memory.
+
+    Halved, since a batch that grows is copied.
+    """
+    estimate = memory.plan(config)
+    free = max(estimate.available - estimate.working, 0) // 2
+    return free * estimate.context // max(estimate.cache, 1)
 
 
-def _reply(prompt: _Prompt, text: str, tokens: int, finish: str) -> GeneratedReply:
-    return GeneratedReply(
-        question=prompt.question,
-        prompt=prompt.text,
-        shots=prompt.shots,
-        text=text,
-        tokens=tokens,
-        finish=finish,
-    )
-
-
-def _prompt(lm: LM, task: Task, item: Item, loaded: Loaded, settings: EvalSettings) -> _Prompt:
-    wanted = task.shots["gen"] if settings.shots is None else settings.shots
-    shots = shots_for(task, item, loaded, settings.seed, wanted)
+def _fit_prompt(
+    lm: LM, task: Task, doc: Doc, data: EvalData, settings: EvalSettings
+) -> tuple[GeneratedReply, list[int]]:
+    """The question with as many examples as fit, without its reply yet, and its token ids."""
+    examples = draw_examples(task, doc, data, settings.seed, settings.shots)
     while True:
-        question = task.question(item, shots)
+        question = task.question(doc, examples)
         text = question.prompt
         if settings.chat_template:
             text = lm.tokenizer.chat_text([{"role": "user", "content": text}])
         ids = lm.tokenizer.encode(text)
-        if len(ids) + task.max_tokens <= lm.context_length or not shots:
-            return _Prompt(question=question, text=text, ids=ids, shots=len(shots))
-        shots = shots[:-1]
+        if len(ids) + task.max_tokens <= lm.context_length or not examples:
+            return GeneratedReply(question=question, prompt=text, few_shot=len(examples)), ids
+        examples = examples[:-1]
 
 
-def _asked(lm: LM, task: Task, prompt: _Prompt, settings: EvalSettings) -> BatchRequest:
-    item, room = prompt.question.item, lm.context_length - len(prompt.ids)
-    stops = list(prompt.question.stop)
+def _request(
+    lm: LM, task: Task, question: Question, ids: list[int], settings: EvalSettings
+) -> BatchRequest:
+    stops = list(question.stop)
     if settings.chat_template and lm.tokenizer.template:
         stops.extend(lm.tokenizer.template.stop_strings)
-    early = task.enough is not None and not settings.whole_replies
+    early_stop = None if settings.whole_replies else task.early_stop
     return BatchRequest(
-        ids=prompt.ids,
-        max_tokens=min(task.max_tokens, room),
-        sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, item)),
+        ids=ids,
+        max_tokens=min(task.max_tokens, lm.context_length - len(ids)),
+        sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, question.doc)),
         stops=stops,
-        enough=partial(_enough, task, prompt.question) if early else None,
+        enough=early_stop and (lambda text: early_stop(text, question)),
     )
 
 
-def _enough(task: Task, question: Question, text: str) -> bool:
-    return task.enough is not None and task.enough(text, question)
-
-
-def _seed(seed: int, task: Task, item: Item) -> int:
-    """An item's own, so that its reply is the same whatever else is asked, or was before."""
-    name = f"{seed}/{task.name}/{item.subset}/{item.id}"
+def _seed(seed: int, task: Task, doc: Doc) -> int:
+    """A seed of its own for each document: its reply is the same whatever else is asked."""
+    name = f"{seed}/{task.name}/{doc.subset}/{doc.id}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
-def _space(lm: LM, completion: Completion) -> str:
-    """The space that a reply begins with, which a text of its own loses: what goes on with a
-    program needs it."""
+def _leading_space(lm: LM, completion: Completion) -> str:
+    """The reply's leading space, which decoding it alone strips; continued programs need it."""
     ids = completion.token_ids
     before = lm.tokenizer.encode("a", add_bos=False)
     after = lm.tokenizer.decode([*before, *ids])[len(lm.tokenizer.decode(before)) :]

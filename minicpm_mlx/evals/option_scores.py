@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def loglikelihoods(
     lm: LM, prompts: Sequence[str], options: Sequence[Sequence[str]]
 ) -> list[list[list[float]]]:
-    """For each prompt and each of its options the log probabilities of all tokens of both.
+    """For each prompt and each of its options, the log probabilities of all tokens of both.
 
     Prompt and option are encoded as one text; its first token, which has no probability, is left
     out. ContextLengthError for a text longer than the model's context.
@@ -28,13 +28,13 @@ def loglikelihoods(
             f"expected options for each of {len(prompts)} prompts, got {len(options)} lists"
         )
     groups = (
-        Alternatives(encoded(lm.tokenizer, prompt, texts))
+        Alternatives(encode_options(lm.tokenizer, prompt, texts))
         for prompt, texts in zip(prompts, options, strict=True)
     )
-    found = dict(score(lm.model, groups, context=lm.context_length))
-    return [[scores.logprobs for scores in found[place]] for place in range(len(prompts))]
+    results = dict(score(lm.model, groups, context=lm.context_length))
+    return [[scores.logprobs for scores in results[index]] for index in range(len(prompts))]
 
 
-def encoded(tokenizer: Tokenizer, prompt: str, options: Sequence[str]) -> list[list[int]]:
-    """Token ids of the prompt with each option, as one text: their border may fall in a token."""
+def encode_options(tokenizer: Tokenizer, prompt: str, options: Sequence[str]) -> list[list[int]]:
+    """Token ids of the prompt with each option, as one text: a token may span their border."""
     return [tokenizer.encode(prompt + option) for option in options]

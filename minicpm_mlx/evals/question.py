@@ -1,4 +1,4 @@
-"""What is asked: an item as the data has it, and the question that a model reads."""
+"""A data set's document, and the question made from it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Item", "Question"]
+__all__ = ["Doc", "Question"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """One question of a set."""
+class Doc:
+    """One document of a data set, as its file has it."""
 
     id: str
-    """Unique within its subset, from the data or its place there: the same in every run."""
+    """Unique within the subset and the same in every run: from the data, or its index there."""
     subset: str
     """Subject (MMLU, C-Eval, CMMLU, MATH) or task (BBH); "" where a set has none."""
     fields: Mapping[str, Any]
-    """The parts that its task asks for: question, choices, answer, …"""
+    """The fields its task reads: question, choices, answer, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """An item as the model is asked it."""
+    """A document as the model is asked it."""
 
-    item: Item
+    doc: Doc
     prompt: str
     """The whole text: description, examples, input."""
     gold: str
-    """What a right reply is compared with: "(B)", a number, code."""
+    """The answer a correct reply is compared with: "(B)", a number, code."""
     options: tuple[str, ...] = ()
     """ppl: continuations of the prompt, in the data's order."""
     right: int | None = None
-    """ppl: which of the options is right."""
+    """ppl: index of the correct option."""
     stop: tuple[str, ...] = ()
-    """Texts that end a reply; UltraEval has none."""
+    """Stop strings of the reply; UltraEval has none."""

@@ -1,9 +1,9 @@
-"""The folder of a run: what it was asked for, and a line for each question that is done.
+"""The folder of a run: its settings, and a line for each scored question.
 
-    settings.json             the model, the program, and of each part its settings and data
-    records/mmlu.gen.jsonl    each prompt, reply, what was read of it, and score
+    settings.json             the model, the program's versions, each part's settings and data
+    records/mmlu.gen.jsonl    each question's prompt, reply, parsed answer and score
 
-A run that was broken off, at whatever point, goes on from there.
+An interrupted run resumes from it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..files.jsonl import JsonlFile
 from ..files.rows import Row
 from .data.fields import text
 
-__all__ = ["Key", "Record", "RunRecord", "opened"]
+__all__ = ["Key", "Record", "RunRecord", "by_question", "open_run"]
 
 FORMAT = 1
 SETTINGS = "settings.json"
 RECORDS = "records"
-NO_MATTER = ("origin", "sandbox")
-"""What may be otherwise when a run goes on: where the data lay, what held programs."""
+MAY_DIFFER = ("origin", "sandbox")
+"""Settings that may differ when a run resumes: the data's folder, the kind of sandbox."""
 ADVICE = "give another folder"
 
 Key = tuple[str, str]
@@ -37,61 +37,48 @@ Record = Mapping[str, Any]
 
 @dataclass
 class RunRecord:
-    """What a folder holds."""
+    """A run's folder."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    """model, program, parts; empty where nothing was begun."""
+    """model, program, parts; empty in a new folder."""
 
     @classmethod
     def read(cls, folder: str | Path) -> RunRecord:
-        """A folder as it is; DataError where it holds no run, or a damaged one."""
-        run = cls(Path(folder))
-        path = run.folder / SETTINGS
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+        """Reads a folder's settings; DataError where it holds no run, or a damaged one."""
+        path = Path(folder) / SETTINGS
+        if not path.is_file():
             raise DataError(
-                f"{path}: expected the settings of a run ({error.strerror or error}); "
-                "give the folder that --output named"
-            ) from None
-        except ValueError:
-            found = None
-        parts = found.get("parts") if isinstance(found, dict) else None
-        if not isinstance(parts, dict) or not all(
-            isinstance(part, dict) for part in parts.values()
-        ):
-            raise DataError(f"{path}: expected the settings of a run, found another file; {ADVICE}")
-        if found.get("format") != FORMAT:
-            raise DataError(f"{path}: was written by another version of minicpm-mlx; {ADVICE}")
-        run.settings = found
-        return run
+                f"{path}: expected the settings of a run, found none; give the folder that "
+                "--output named"
+            )
+        return cls(Path(folder), read_settings(path, "parts", "a run"))
 
     @property
     def model(self) -> str:
-        """What was run, for people: the model, with its adapter."""
+        """The model with its adapter, for people."""
         model = self.settings["model"]
         return str(model["name"]) + (f" with {model['adapter']}" if model.get("adapter") else "")
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
-        """By name, such as "mmlu.gen"."""
-        found: dict[str, dict[str, Any]] = self.settings["parts"]
-        return found
+        """Settings by part, such as "mmlu.gen"."""
+        parts: dict[str, dict[str, Any]] = self.settings["parts"]
+        return parts
 
     def begin(
         self, model: Mapping[str, Any], program: Mapping[str, Any], parts: Mapping[str, Any]
     ) -> None:
-        """Note what is going to be done, if nothing that is there was done otherwise.
-
-        InvalidArgumentError names what differs.
-        """
+        """Records what is going to run; InvalidArgumentError where the folder's run differs."""
         if not self.settings:
             self.settings = {"format": FORMAT, "model": dict(model), "program": dict(program)}
             self.settings["parts"] = {}
-        self._check_model(self.settings["model"], model)
-        known = {"version": self.settings["program"]["minicpm-mlx"]}
-        check_same(self.folder, "minicpm-mlx's", known, {"version": program["minicpm-mlx"]})
+        if self.settings["model"]["identity"] != model["identity"]:
+            check_same(self.folder, "the model's", self.settings["model"], model)
+        before, now = (
+            {"version": versions["minicpm-mlx"]} for versions in (self.settings["program"], program)
+        )
+        check_same(self.folder, "minicpm-mlx's", before, now)
         for name, part in parts.items():
             if name in self.parts:
                 check_same(self.folder, f"{name}'s", self.parts[name], part)
@@ -100,54 +87,64 @@ class RunRecord:
             (self.folder / RECORDS).mkdir(exist_ok=True)
             write_json(self.folder / SETTINGS, self.settings)
 
-    def _check_model(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        if before["identity"] != now["identity"]:
-            check_same(self.folder, "the model's", before, now)
-
-    def lines(self, part: str) -> JsonlFile:
+    def open_part(self, part: str) -> JsonlFile:
         """The file of a part's records."""
         return JsonlFile(self.folder / RECORDS / f"{part}.jsonl")
 
     def records(self, part: str) -> dict[Key, Record]:
-        """A part's records by question, in the order in which they came."""
+        """A part's records by question, in the order of the file."""
         path = self.folder / RECORDS / f"{part}.jsonl"
-        return keyed(JsonlFile(path).rows) if path.exists() else {}
+        return by_question(JsonlFile(path).rows) if path.exists() else {}
+
+
+def read_settings(path: Path, key: str, of: str) -> dict[str, Any]:
+    """A settings file, of which `key` holds an object of objects; DataError for any other file."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}; {ADVICE}") from None
+    except ValueError:
+        settings = None
+    entries = settings.get(key) if isinstance(settings, dict) else None
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise DataError(f"{path}: expected the settings of {of}, found another file; {ADVICE}")
+    if settings.get("format") != FORMAT:
+        raise DataError(f"{path}: was written by another version of minicpm-mlx; {ADVICE}")
+    return dict(settings)
 
 
 def check_same(folder: Path, whose: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """InvalidArgumentError that names what differs, where a run would go on otherwise."""
-    for name in dict.fromkeys((*now, *before)):  # what was asked for before what follows from it
-        if name not in NO_MATTER and before.get(name) != now.get(name):
+    """InvalidArgumentError that names the first setting in which a resumed run would differ."""
+    for name in dict.fromkeys((*now, *before)):  # settings before what follows from them
+        if name not in MAY_DIFFER and before.get(name) != now.get(name):
             raise InvalidArgumentError(
                 f"{folder} has a run in which {whose} {_difference(name, before, now)}; "
-                "go on with the same, or give another folder"
+                "resume it with the same settings, or give another folder"
             )
 
 
-def keyed(rows: tuple[Row, ...]) -> dict[Key, Record]:
+def by_question(rows: tuple[Row, ...]) -> dict[Key, Record]:
     """Records by question; DataError for one without question or score."""
-    found: dict[Key, Record] = {}
+    records: dict[Key, Record] = {}
     for row in rows:
         score = row.value.get("score")
         if not isinstance(score, int | float):
             raise DataError(f"{row.place}: expected a record with a score; remove the line")
-        found.setdefault((text(row, "subset"), text(row, "id")), row.value)
-    return found
+        records.setdefault((text(row, "subset"), text(row, "id")), row.value)
+    return records
 
 
 @contextmanager
-def opened(folder: str | Path) -> Iterator[RunRecord]:
-    """The run in `folder`, which is made if need be, for one process at a time.
+def open_run(folder: str | Path) -> Iterator[RunRecord]:
+    """The run in `folder`, which is created if need be, for one process at a time.
 
-    InvalidArgumentError where it holds anything else, StorageError where it cannot be made or
+    InvalidArgumentError where it holds anything else, StorageError where it cannot be created or
     another process has it.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise InvalidArgumentError(f"{path} is a file; give a folder")
-    with named_errors(path, ADVICE):
-        path.mkdir(parents=True, exist_ok=True)
-    with alone(path, path):
+    with open_folder(path):
         if (path / SETTINGS).exists():
             yield RunRecord.read(path)
             return
@@ -156,19 +153,28 @@ def opened(folder: str | Path) -> Iterator[RunRecord]:
         ]
         if others or any((path / RECORDS).glob("*")):
             raise InvalidArgumentError(
-                f"{path} holds {(others or [RECORDS])[0]} and no run to go on with; {ADVICE}"
+                f"{path} holds {(others or [RECORDS])[0]} and no run to resume; {ADVICE}"
             )
         yield RunRecord(path)
 
 
+@contextmanager
+def open_folder(path: Path) -> Iterator[None]:
+    """Creates a folder and keeps other processes from it; DownloadError where either fails."""
+    with named_errors(path, ADVICE):
+        path.mkdir(parents=True, exist_ok=True)
+    with alone(path, path):
+        yield
+
+
 def write_json(path: Path, value: object) -> None:
-    """A JSON file that is there whole or not at all."""
+    """Writes a JSON file as a whole or not at all."""
     content = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     write_text(path, content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """A text file that is there whole or not at all; halves of surrogate pairs become "?"."""
+    """Writes a text file as a whole or not at all; halves of surrogate pairs become "?"."""
     with named_errors(path, ADVICE):
         write_whole(path, lambda part: part.write_bytes(content.encode(errors="replace")))
 
@@ -178,9 +184,9 @@ def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
         name, old, new = f"{name} of {inner}", old.get(inner), new.get(inner)
-    return f"{name} is {_short(old)}, not {_short(new)}"
+    return f"{name} is {_shorten(old)}, not {_shorten(new)}"
 
 
-def _short(value: object) -> str:
-    said = json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 80 else f"{said[:79]}…"
+def _shorten(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:79]}…"

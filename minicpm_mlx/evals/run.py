@@ -1,7 +1,7 @@
-"""A run: every question of the parts that are asked for, recorded as it is done.
+"""Runs tasks on a model and records each question as soon as it is scored.
 
-prepared = prepare(Settings(tasks=("arc_easy",), mode="ppl"), "data")
-report = run(mm.load("demo"), prepared, "results")
+plan = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), "data")
+report = run(mm.load("demo"), plan, "results")
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +21,12 @@ from ..engine.scoring.loglikelihood import Alternatives, score, shared
 from ..errors import InvalidArgumentError
 from ..lm.fingerprint import identity
 from ..weights.load import parameters
-from .data.load import Loaded, load
-from .examples import shots_for
-from .generation import GeneratedReply, replies_to
-from .option_scores import encoded
-from .question import Item, Question
-from .record import Record, RunRecord, keyed, opened
+from .data.load import EvalData, load
+from .examples import draw_examples
+from .generation import GeneratedReply, generate_replies
+from .option_scores import encode_options
+from .question import Doc, Question
+from .record import Record, RunRecord, by_question, open_run
 from .report.summary import Report, report_of
 from .report.write import write_report
 from .sandbox.runner import containment, run_programs
@@ -34,47 +36,47 @@ from .task import Task
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["EvalProgress", "Prepared", "prepare", "run"]
+__all__ = ["EvalPlan", "EvalProgress", "prepare", "run"]
 
 PROGRAMS = 16
-"""Replies that are collected before their programs are run: those take seconds, and the device
-should not wait for each."""
+"""Replies collected before their programs are run: a program takes seconds, and the device should
+not wait for each."""
 
 
 @dataclass(frozen=True)
 class EvalProgress:
-    """How far a part is."""
+    """Progress of a part."""
 
     part: TaskPart
     done: int
-    of: int
+    total: int
     mean: float | None
-    """Mean score of those done, from 0 to 1; None where none is."""
-    left: float | None
-    """Seconds until the part is done, at the speed so far; None where none was done by this run."""
+    """Mean score of the questions done, from 0 to 1; None before the first."""
+    seconds_left: float | None
+    """Until the part is done, at the speed so far; None before this run has done a question."""
 
 
 Listener = Callable[[EvalProgress], object]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run is to do, with its data."""
+class EvalPlan:
+    """The questions of a run, with their data."""
 
     settings: EvalSettings
-    loaded: Mapping[str, Loaded]
+    data: Mapping[str, EvalData]
     """By task."""
-    items: Mapping[str, tuple[Item, ...]]
-    """The questions by task, in their order."""
+    docs: Mapping[str, tuple[Doc, ...]]
+    """The documents to ask by task, in order."""
 
 
 def prepare(
     settings: EvalSettings, data: str | Path | None = None, *, progress: bool = True
-) -> Prepared:
-    """Read the data of all parts, from a folder or the hub; errors as `data.load`.
+) -> EvalPlan:
+    """Reads the data of all parts, from a folder or the hub; errors as `data.load`.
 
     InvalidArgumentError for a subject that no set has, or where programs cannot be contained;
-    DataError where there are too few examples to go before a question.
+    DataError where there are too few examples for a question.
     """
     tasks = {part.task.name: part.task for part in settings.parts}
     if any(task.needs_code for task in tasks.values()):
@@ -86,161 +88,151 @@ def prepare(
             f"{', '.join(sorted(filter(None, known))) or 'none at all'}"
         )
     loaded = {name: load(task, data, progress=progress) for name, task in tasks.items()}
-    items = {name: _chosen(task, loaded[name], settings) for name, task in tasks.items()}
+    docs = {name: _sample_docs(task, loaded[name], settings) for name, task in tasks.items()}
     for part in settings.parts:
         if part.mode == "gen":
-            for item in items[part.task.name]:  # that there are enough examples
-                shots_for(part.task, item, loaded[part.task.name], settings.seed, settings.shots)
-    return Prepared(settings, loaded, items)
+            for doc in docs[part.task.name]:  # raises where there are too few examples
+                draw_examples(part.task, doc, loaded[part.task.name], settings.seed, settings.shots)
+    return EvalPlan(settings, loaded, docs)
 
 
-def _chosen(task: Task, loaded: Loaded, settings: EvalSettings) -> tuple[Item, ...]:
-    found: list[Item] = []
-    for subset, items in loaded.items.items():
+def _sample_docs(task: Task, data: EvalData, settings: EvalSettings) -> tuple[Doc, ...]:
+    """At most `settings.limit` documents of each subset that is asked for."""
+    sampled: list[Doc] = []
+    for subset, docs in data.docs.items():
         if subset and settings.subjects and subset not in settings.subjects:
             continue
-        order = random.Random(f"{settings.seed}/{task.name}/{subset}").sample(
-            range(len(items)), len(items)
-        )
-        taken = sorted(order[: settings.limit])
-        found.extend(items[place] for place in taken)
-    if not found:
+        random_order = random.Random(f"{settings.seed}/{task.name}/{subset}")
+        order = random_order.sample(range(len(docs)), len(docs))
+        sampled.extend(docs[index] for index in sorted(order[: settings.limit]))
+    if not sampled:
         raise InvalidArgumentError(
             f"{task.name} has none of {', '.join(settings.subjects)}; leave it out, or name some "
-            f"of {', '.join(loaded.items)}"
+            f"of {', '.join(data.docs)}"
         )
-    return tuple(found)
+    return tuple(sampled)
 
 
 def run(
     lm: LM,
-    prepared: Prepared,
+    plan: EvalPlan,
     folder: str | Path,
     *,
     progress: Listener = lambda progress: None,
 ) -> Report:
-    """Do what is not done yet, write the report to `folder`, and return it.
+    """Scores the questions not recorded yet, writes the report to `folder` and returns it.
 
-    Each question is recorded when it is scored; broken off at any point, the same call goes on.
+    Each question is recorded when it is scored; after an interruption the same call resumes.
     InvalidArgumentError where the folder has a run with other settings, another model or other
-    data; errors as `record.opened`, `generation.replies_to` and `loglikelihood.score`.
+    data; errors as `open_run`, `generate_replies` and `loglikelihood.score`.
     """
-    with opened(folder) as record:
-        record.begin(described(lm), _program(), _parts(prepared))
-        for part in prepared.settings.parts:
-            _do(lm, part, prepared, record, progress)
+    with open_run(folder) as record:
+        versions = {name: version(name) for name in ("minicpm-mlx", "mlx", "mlx-lm")}
+        record.begin(describe_model(lm), versions, _describe_parts(plan))
+        for part in plan.settings.parts:
+            _run_part(lm, part, plan, record, progress)
         report = report_of(record)
         write_report(report, record.folder)
     return report
 
 
-def named(lm: LM) -> str:
-    """The model with its adapter, as a part of a folder's name."""
+def model_name(lm: LM) -> str:
+    """The model with its adapter, as part of a folder's name."""
     return lm.card.name if lm.adapter is None else f"{lm.card.name}+{lm.adapter.name}"
 
 
-def described(lm: LM) -> dict[str, Any]:
-    """A model as a run's settings have it: name, adapter, types of its weights, identity."""
+def describe_model(lm: LM) -> dict[str, Any]:
+    """A model for a run's settings: name, adapter, dtypes of its weights, fingerprint."""
+    dtypes = {str(array.dtype)[9:] for array in parameters(lm.model).values()}
     return {
         "name": lm.card.name,
         "adapter": None if lm.adapter is None else "/".join(lm.adapter.parts[-2:]),
-        "dtypes": ", ".join(sorted({str(one.dtype)[9:] for one in parameters(lm.model).values()})),
+        "dtypes": ", ".join(sorted(dtypes)),
         "identity": identity(lm),
     }
 
 
-def _program() -> dict[str, str]:
-    return {name: version(name) for name in ("minicpm-mlx", "mlx", "mlx-lm")}
-
-
-def _parts(prepared: Prepared) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for part in prepared.settings.parts:
-        loaded = prepared.loaded[part.task.name]
-        counts: dict[str, int] = {}
-        for item in prepared.items[part.task.name]:
-            counts[item.subset] = counts.get(item.subset, 0) + 1
-        found[part.name] = {
-            **prepared.settings.of(part),
-            "origin": loaded.origin,
-            "sha256": dict(loaded.sha256),
-            "notes": list(loaded.notes),
-            "questions": counts,
+def _describe_parts(plan: EvalPlan) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for part in plan.settings.parts:
+        data = plan.data[part.task.name]
+        parts[part.name] = {
+            **plan.settings.of(part),
+            "origin": data.origin,
+            "sha256": dict(data.sha256),
+            "notes": list(data.notes),
+            "questions": dict(Counter(doc.subset for doc in plan.docs[part.task.name])),
         }
         if part.task.needs_code:
-            found[part.name]["sandbox"] = containment()
-    return found
+            parts[part.name]["sandbox"] = containment()
+    return parts
 
 
-def _do(lm: LM, part: TaskPart, prepared: Prepared, record: RunRecord, progress: Listener) -> None:
-    items = prepared.items[part.task.name]
-    lines = record.lines(part.name)
-    done = keyed(lines.rows)
-    left = [item for item in items if (item.subset, item.id) not in done]
-    told = _Told(part, len(items), [float(one["score"]) for one in done.values()], progress)
-    loaded, settings = prepared.loaded[part.task.name], prepared.settings
+def _run_part(
+    lm: LM, part: TaskPart, plan: EvalPlan, record: RunRecord, listener: Listener
+) -> None:
+    docs, data = plan.docs[part.task.name], plan.data[part.task.name]
+    file = record.open_part(part.name)
+    done = by_question(file.rows)
+    remaining = [doc for doc in docs if (doc.subset, doc.id) not in done]
+    meter = _ProgressMeter(
+        part, len(docs), [float(row["score"]) for row in done.values()], listener
+    )
     if part.mode == "ppl":
-        found = _compared(lm, part.task, left)
+        rows = _compare_options(lm, part.task, remaining)
     else:
-        replies = replies_to(lm, part.task, left, loaded, settings)
-        found = (_programs if part.task.needs_code else _read)(part.task, replies)
-    for one in found:
-        lines.add(one)
-        told.add(float(one["score"]))
+        replies = generate_replies(lm, part.task, remaining, data, plan.settings)
+        score_replies = _run_replies if part.task.needs_code else _score_replies
+        rows = score_replies(part.task, replies)
+    for row in rows:
+        file.add(row)
+        meter.add(float(row["score"]))
 
 
-class _Told:
-    """Tells how far a part is."""
+class _ProgressMeter:
+    """Reports the progress of a part to a listener."""
 
-    def __init__(self, part: TaskPart, of: int, scores: list[float], listener: Listener) -> None:
-        self.part, self.of, self.listener = part, of, listener
-        self.done, self.total, self.before = len(scores), sum(scores), len(scores)
+    def __init__(self, part: TaskPart, total: int, scores: list[float], listener: Listener) -> None:
+        self.part, self.total, self.listener = part, total, listener
+        self.done, self.sum, self.resumed_at = len(scores), sum(scores), len(scores)
         self.start = time.monotonic()
-        self.tell()
+        self._report()
 
     def add(self, score: float) -> None:
         self.done += 1
-        self.total += score
-        self.tell()
+        self.sum += score
+        self._report()
 
-    def tell(self) -> None:
-        new = self.done - self.before
+    def _report(self) -> None:
+        new = self.done - self.resumed_at
         pace = (time.monotonic() - self.start) / new if new else None
-        left = None if pace is None else pace * (self.of - self.done)
-        mean = self.total / self.done if self.done else None
-        self.listener(EvalProgress(self.part, self.done, self.of, mean, left))
+        seconds_left = None if pace is None else pace * (self.total - self.done)
+        mean = self.sum / self.done if self.done else None
+        self.listener(EvalProgress(self.part, self.done, self.total, mean, seconds_left))
 
 
-def _read(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
+def _score_replies(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
     for reply in replies:
         parsed = task.parse(reply.text, reply.question)
-        yield _record(reply, parsed, task.score(parsed, reply.question))
+        yield _reply_record(reply, parsed, task.score(parsed, reply.question))
 
 
-def _programs(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
-    """The records of a code task, whose programs are run a few at a time."""
-    waiting: list[GeneratedReply] = []
-    for reply in replies:
-        waiting.append(reply)
-        if len(waiting) == PROGRAMS:
-            yield from _passed(task, waiting)
-            waiting = []
-    yield from _passed(task, waiting)
+def _run_replies(task: Task, replies: Iterator[GeneratedReply]) -> Iterator[Record]:
+    """The records of a code task; runs the programs of some replies at a time."""
+    while batch := list(islice(replies, PROGRAMS)):
+        programs = [task.parse(reply.text, reply.question) for reply in batch]
+        outcomes = run_programs(programs)
+        for reply, program, outcome in zip(batch, programs, outcomes, strict=True):
+            record = _reply_record(reply, program, float(outcome.passed))
+            yield {**record, "outcome": outcome.reason}
 
 
-def _passed(task: Task, replies: Sequence[GeneratedReply]) -> Iterator[Record]:
-    programs = [task.parse(reply.text, reply.question) for reply in replies]
-    outcomes = run_programs(programs)
-    for reply, program, outcome in zip(replies, programs, outcomes, strict=True):
-        found = _record(reply, program, float(outcome.passed))
-        yield {**found, "outcome": outcome.reason}
-
-
-def _record(reply: GeneratedReply, parsed: str, score: float) -> dict[str, Any]:
+def _reply_record(reply: GeneratedReply, parsed: str, score: float) -> dict[str, Any]:
     return {
-        **_begun(reply.question),
+        "subset": reply.question.doc.subset,
+        "id": reply.question.doc.id,
         "prompt": reply.prompt,
-        "shots": reply.shots,
+        "shots": reply.few_shot,
         "reply": reply.text,
         "tokens": reply.tokens,
         "finish": reply.finish,
@@ -250,42 +242,43 @@ def _record(reply: GeneratedReply, parsed: str, score: float) -> dict[str, Any]:
     }
 
 
-def _begun(question: Question) -> dict[str, Any]:
-    return {"subset": question.item.subset, "id": question.item.id}
+def _compare_options(lm: LM, task: Task, docs: Sequence[Doc]) -> Iterator[Record]:
+    """The records of ppl questions.
 
-
-def _compared(lm: LM, task: Task, items: Sequence[Item]) -> Iterator[Record]:
-    """The records of options that are compared, without what they share: it cancels out."""
-    questions = [task.question(item, mode="ppl") for item in items]
-    fitting: list[Question] = []
+    Log probabilities of the tokens that all options share are not computed: they cancel out.
+    """
+    questions = [task.question(doc, mode="ppl") for doc in docs]
+    asked: list[Question] = []
+    too_long: list[Question] = []
 
     def groups() -> Iterator[Alternatives]:
         for question in questions:
-            texts = encoded(lm.tokenizer, question.prompt, question.options)
-            if max(map(len, texts)) <= lm.context_length:
-                fitting.append(question)
+            texts = encode_options(lm.tokenizer, question.prompt, question.options)
+            if max(map(len, texts)) > lm.context_length:
+                too_long.append(question)
+            else:
+                asked.append(question)
                 yield Alternatives(texts, shared(texts))
 
-    done: set[int] = set()
-    for place, scores in score(lm.model, groups(), context=lm.context_length):
-        question = fitting[place]
-        done.add(id(question))
-        logprobs = [one.logprobs for one in scores]
+    for index, scores in score(lm.model, groups(), context=lm.context_length):
+        question = asked[index]
+        logprobs = [option.logprobs for option in scores]
         losses = [loss if math.isfinite(loss) else None for loss in task.loss(logprobs)]
-        yield _chose(question, task.choose(logprobs, question), losses)
-    for question in questions:
-        if id(question) not in done:
-            yield _chose(question, None, [])
+        yield _option_record(question, task.choose(logprobs, question), losses)
+    for question in too_long:
+        yield {**_option_record(question, None, []), "finish": "no room"}
 
 
-def _chose(question: Question, choice: int | None, losses: list[float | None]) -> Record:
+def _option_record(
+    question: Question, choice: int | None, losses: list[float | None]
+) -> dict[str, Any]:
     return {
-        **_begun(question),
+        "subset": question.doc.subset,
+        "id": question.doc.id,
         "prompt": question.prompt,
         "options": list(question.options),
         "losses": losses,
         "choice": choice,
         "right": question.right,
         "score": float(choice == question.right),
-        **({} if choice is not None else {"finish": "no room"}),
     }

@@ -1,4 +1,4 @@
-"""What is to be measured, and how; checked before anything is loaded."""
+"""Settings of an evaluation run, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLINGS = ("greedy", "ultraeval")
 
 
 class TaskPart(NamedTuple):
-    """A task in one mode."""
+    """A task in one mode: a part of a run."""
 
     task: Task
     mode: str
@@ -33,54 +33,53 @@ class TaskPart(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSettings:
-    """What a run is asked for; InvalidArgumentError where that cannot be."""
+    """Settings of a run; InvalidArgumentError for impossible ones."""
 
     tasks: tuple[str, ...] = ALL
-    """Names, as of `tasks.TASKS`; "all" for the columns of the published table."""
+    """Names, as in `tasks.TASKS`; "all" for the columns of the published table."""
     mode: str = "gen"
-    """"gen" (replies are read), "ppl" (options are compared) or "both"; in "both" a task that has
-    no "ppl" is done in "gen"."""
+    """"gen" (scores generated replies), "ppl" (compares options) or "both"; in "both" a task
+    without "ppl" runs in "gen"."""
     limit: int | None = None
-    """Most questions of a subset, drawn by the seed; fewer are among those of more. None: all."""
+    """Most questions of a subset, drawn by the seed; a lower limit draws a part of a higher one's.
+    None: all."""
     subjects: tuple[str, ...] = ()
-    """Of the sets that have subsets only these; none: all."""
+    """Subsets to run, of the tasks that have any; empty: all."""
     shots: int | None = None
-    """Examples before a question in "gen"; None: as many as UltraEval."""
+    """Few-shot examples before a question in "gen"; None: as many as UltraEval."""
     sampling: str = "greedy"
-    """"greedy", or "ultraeval": temperature and top_p as UltraEval has them for each set."""
+    """"greedy", or "ultraeval": UltraEval's temperature and top_p for each task."""
     seed: int = 0
-    """Which questions and examples are drawn, and what is sampled."""
+    """Draws questions, examples and sampled tokens."""
     chat_template: bool = False
-    """Ask each question as a user's message in the model's template; UltraEval has none."""
+    """Ask each question as a user message in the model's template; UltraEval uses none."""
     whole_replies: bool = False
-    """Have replies made to their end, also where the score is decided before."""
+    """Generate replies to their end, also where the score is decided earlier."""
     allow_code: bool = False
-    """Run programs that the model writes, shut in (see `sandbox`)."""
+    """Run programs that the model writes, in the sandbox."""
     width: int = WIDTH
-    """Replies made at once; it changes no reply."""
+    """Replies generated at a time; changes no reply."""
     parts: tuple[TaskPart, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("mode", self.mode, MODES),
-            ("sampling", self.sampling, SAMPLINGS),
-        ):
-            if value not in known:
+        for name, choices in (("mode", MODES), ("sampling", SAMPLINGS)):
+            if (choice := getattr(self, name)) not in choices:
                 raise InvalidArgumentError(
-                    f"{name} must be one of {', '.join(known)}, got {shown(value)}"
+                    f"{name} must be one of {', '.join(choices)}, got {shown(choice)}"
                 )
-        for name, count in (("limit", self.limit), ("width (--batch)", self.width)):
-            if count is not None:
-                at_least_one(name, count)
-        for name, least in (("seed", self.seed), ("shots", self.shots)):
-            if least is not None and whole(name, least) < 0:
-                raise InvalidArgumentError(f"{name} must be 0 or more, got {shown(least)}")
-        parts = tuple(part for name in self._names() for part in self._parts_of(name))
+        at_least_one("width (--batch)", self.width)
+        if self.limit is not None:
+            at_least_one("limit", self.limit)
+        for name in ("seed", "shots"):
+            value = getattr(self, name)
+            if value is not None and whole(name, value) < 0:
+                raise InvalidArgumentError(f"{name} must be 0 or more, got {shown(value)}")
+        parts = tuple(part for name in self._task_names() for part in self._parts_of(name))
         object.__setattr__(self, "parts", parts)
         self._check_parts()
 
-    def _names(self) -> tuple[str, ...]:
-        names = [name for given in self.tasks for name in (ALL if given == "all" else (given,))]
+    def _task_names(self) -> tuple[str, ...]:
+        names = [name for task in self.tasks for name in (ALL if task == "all" else (task,))]
         for name in names:
             if name not in TASKS:
                 raise InvalidArgumentError(
@@ -95,10 +94,10 @@ class EvalSettings:
         if self.mode == "both":
             return [TaskPart(task, mode) for mode in task.modes]
         if self.mode not in task.modes:
-            able = ", ".join(name for name, each in TASKS.items() if self.mode in each.modes)
+            capable = ", ".join(name for name, other in TASKS.items() if self.mode in other.modes)
             raise InvalidArgumentError(
-                f"{name} has no options to compare: mode {self.mode} is for {able}; "
-                "use mode both to have the others in gen"
+                f"{name} has no options to compare: mode {self.mode} is for {capable}; "
+                "use mode both to run the others in gen"
             )
         return [TaskPart(task, self.mode)]
 
@@ -106,61 +105,61 @@ class EvalSettings:
         code = [part.task.name for part in self.parts if part.task.needs_code]
         if code and not self.allow_code:
             raise InvalidArgumentError(
-                f"{' and '.join(code)}: programs that the model writes are run, shut in; say "
-                "--allow-code (allow_code=True), or leave them out"
+                f"{' and '.join(code)}: these tasks run programs that the model writes, in a "
+                "sandbox; allow it with --allow-code (allow_code=True), or leave them out"
             )
-        asked = {
+        gen_only = {
             "shots": self.shots is not None,
             "sampling": self.sampling != "greedy",
             "chat_template": self.chat_template,
             "whole_replies": self.whole_replies,
         }
-        if all(part.mode == "ppl" for part in self.parts) and any(asked.values()):
+        if all(part.mode == "ppl" for part in self.parts) and any(gen_only.values()):
             raise InvalidArgumentError(
-                f"{next(name for name in asked if asked[name])}: for mode gen; in ppl a question "
-                "stands alone and its options are compared, without a reply"
+                f"{next(name for name in gen_only if gen_only[name])}: for mode gen; ppl asks each "
+                "question alone and compares its options, without a reply"
             )
 
     def of(self, part: TaskPart) -> dict[str, Any]:
-        """What a part's scores depend on, for its record."""
-        found: dict[str, Any] = {
+        """The settings that a part's scores depend on, for its record."""
+        settings: dict[str, Any] = {
             "mode": part.mode,
-            "shots": part.task.shots[part.mode],
+            "shots": part.task.few_shot[part.mode],
             "limit": self.limit,
             "seed": self.seed,
         }
         subsets = part.task.source.subsets
         if any(subsets):
-            found["subjects"] = [subject for subject in self.subjects if subject in subsets]
+            settings["subjects"] = [subject for subject in self.subjects if subject in subsets]
         if part.mode == "gen":
-            how = self.sampling_of(part.task)
+            sampling = self.sampling_of(part.task)
             if self.shots is not None:
-                found["shots"] = self.shots
-            found |= {
+                settings["shots"] = self.shots
+            settings |= {
                 "chat_template": self.chat_template,
                 "sampling": self.sampling,
-                "temperature": how.temperature,
-                "top_p": how.top_p,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
                 "max_tokens": part.task.max_tokens,
                 "whole_replies": self.whole_replies,
             }
-        return found
+        return settings
 
     def sampling_of(self, task: Task) -> Sampling:
-        """How the replies of a task are drawn, but for the seed."""
-        return task.settings if self.sampling == "ultraeval" else Sampling()
+        """The sampling of a task's replies, without the seed."""
+        return task.sampling if self.sampling == "ultraeval" else Sampling()
 
 
 def sentence(settings: Mapping[str, Any]) -> str:
-    """What `EvalSettings.of` says, for people."""
+    """The settings of a part, as `EvalSettings.of` returns them, for people."""
     shots = settings["shots"]
     words = [settings["mode"], f"{shots} example{'s' * (shots != 1)}"]
     if settings["mode"] == "gen":
-        drawn = "greedy"
+        sampling = "greedy"
         if settings["temperature"]:
-            drawn = f"temperature {settings['temperature']}, top_p {settings['top_p']}"
+            sampling = f"temperature {settings['temperature']}, top_p {settings['top_p']}"
         template = "chat template" if settings["chat_template"] else "no chat template"
-        words += [drawn, f"at most {settings['max_tokens']} tokens", template]
+        words += [sampling, f"at most {settings['max_tokens']} tokens", template]
         words += ["whole replies"] if settings["whole_replies"] else []
     if settings["limit"] is not None:
         words.append(f"at most {settings['limit']} questions of a subset")

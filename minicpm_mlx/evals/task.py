@@ -1,8 +1,9 @@
-"""One column of the published table: how it is asked, read and scored.
+"""A task: one column of the published table, with its data, prompts, post-processing and metric.
 
 The prompts and the scoring are UltraEval's (OpenBMB/UltraEval, commit 5d967b4e), which scored the
-published table; what its text leaves open is decided where it bites, and said there. One thing
-differs for all: its examples were drawn unseeded from the evaluation set, ours are in `shots.py`.
+published table. Where its text leaves a choice open, a comment at that place names ours. One
+thing differs for all tasks: UltraEval draws examples unseeded from the evaluation set; ours come
+from `examples.py`.
 """
 
 from __future__ import annotations
@@ -14,42 +15,75 @@ from typing import Any, NamedTuple
 from ..engine.sampling import Sampling
 from ..errors import InvalidArgumentError
 from ..files.rows import Row
-from .question import Item, Question
+from .question import Doc, Question
 from .scoring.metrics import smallest, total_loss
 
-__all__ = ["CODE", "COT", "DEFAULT", "Ask", "Choice", "Example", "Task"]
+__all__ = [
+    "CODE_SAMPLING",
+    "DEFAULT_SAMPLING",
+    "DocFilter",
+    "DocText",
+    "MultipleChoice",
+    "Source",
+    "Task",
+]
 
-DEFAULT = Sampling(temperature=0.3, top_p=0.8)
-"""UltraEval's settings for most sets, with 300 tokens."""
-CODE = Sampling(temperature=0.1, top_p=0.95)
-"""Its "v1", for code and mathematics, with 300 tokens."""
-COT = Sampling(temperature=0.3, top_p=0.8)
-"""Those of BBH with a chain of thought, with 1024 tokens."""
+DEFAULT_SAMPLING = Sampling(temperature=0.3, top_p=0.8)
+"""UltraEval's settings for most sets."""
+CODE_SAMPLING = Sampling(temperature=0.1, top_p=0.95)
+"""UltraEval's "v1" settings, for code and mathematics."""
+
+DocFilter = Callable[[Mapping[str, Any]], bool]
+"""Whether a document with these fields is used."""
 
 
-class Example(NamedTuple):
-    """An item written out."""
+class DocText(NamedTuple):
+    """A document as text."""
 
     input: str
     output: str
-    """What follows `input` where the item is an example for another."""
+    """Follows `input` where the document is a few-shot example."""
     gold: str
-    """What a right reply is compared with."""
+    """The answer a correct reply is compared with."""
 
 
-class Choice(NamedTuple):
-    """An item whose options are continuations."""
+class MultipleChoice(NamedTuple):
+    """A document whose options are continuations of a prompt."""
 
     prompt: str
     options: tuple[str, ...]
     right: int
+    """Index of the correct option."""
 
 
-Ask = Callable[[Item], Example]
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set's files are, and how a row is read."""
 
-
-def _as_it_is(reply: str, question: Question) -> str:
-    return reply
+    repo: str
+    """On the hub."""
+    download: tuple[str, ...]
+    """Files on the hub's parquet branch; `{subset}` stands for each subset."""
+    questions: tuple[str, ...]
+    """Patterns of the questions' files in a folder, best first; with `*` and `{subset}`."""
+    examples: tuple[str, ...] = ()
+    """Patterns of the examples' files; without any, examples are drawn from the questions."""
+    parse_row: Callable[[Row], Mapping[str, Any] | None]
+    """A row's fields; None drops the row. Raises DataError."""
+    is_example: DocFilter | None = None
+    """Which rows of the examples' files are examples; None: all."""
+    subsets: tuple[str, ...] = ("",)
+    """All subsets, in the official order."""
+    subset_field: str = ""
+    """The field with a row's subset, in a file that holds all of them."""
+    id_field: str = ""
+    """The field with a row's id; a row without it is numbered."""
+    columns: tuple[str, ...] = ()
+    """Column names of a .csv without a header."""
+    cot_prompts: tuple[str, ...] = ()
+    """Patterns of files with one text for a whole subset, read into each document's "cot"."""
+    advice: str = ""
+    """Where else the data can be downloaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,77 +95,72 @@ class Task:
     title: str
     """As in the published table: "MMLU", "ARC-E"."""
     language: str
-    """"en" or "zh": the mean that it belongs to."""
-    shots: Mapping[str, int]
-    """Examples in the prompt, by mode: "gen", "ppl"."""
+    """The mean the task belongs to: "en" or "zh"."""
+    few_shot: Mapping[str, int]
+    """Number of examples in the prompt, by mode: "gen", "ppl"."""
     source: Source
-    """Where its data is."""
-    ask: Ask
-    """An item as input, output and gold."""
-    settings: Sampling = DEFAULT
+    format_doc: Callable[[Doc], DocText]
+    sampling: Sampling = DEFAULT_SAMPLING
     """UltraEval's; the seed is the caller's."""
     max_tokens: int = 300
-    """Tokens that a reply may have."""
-    describe: Callable[[str], str] | None = None
-    """The first line of a prompt, for a subset."""
-    read: Callable[[str, Question], str] = _as_it_is
-    """Post-processing of a reply."""
-    match: Callable[[str, Question], float] | None = None
-    """The metric, of what `read` returned; None where the reply is a program."""
-    enough: Callable[[str, Question], bool] | None = None
-    """Whether so much of a reply decides its score; None: the whole reply does."""
-    choice: Callable[[Item], Choice] | None = None
-    """An item for "ppl"."""
+    """Tokens of the longest reply."""
+    description: Callable[[str], str] | None = None
+    """First line of a prompt, for a subset."""
+    postprocess: Callable[[str, Question], str] | None = None
+    """Extracts the answer, or the program to run, from a reply; None: the reply as it is."""
+    metric: Callable[[str, Question], float] | None = None
+    """Scores an extracted answer; None for tasks whose replies are programs."""
+    early_stop: Callable[[str, Question], bool] | None = None
+    """Whether the reply so far decides its score; None: only the whole reply does."""
+    multiple_choice: Callable[[Doc], MultipleChoice] | None = None
+    """The document for mode "ppl"."""
     loss: Callable[[Sequence[Sequence[float]]], list[float]] = total_loss
-    """ppl: what the chosen option has least of."""
+    """ppl: the option with the smallest loss is chosen."""
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """How it can be asked: "gen" (a reply is read) and, for some, "ppl" (options compared)."""
-        return tuple(self.shots)
+        """Modes: "gen" (generates a reply) and, for some, "ppl" (compares options)."""
+        return tuple(self.few_shot)
 
     @property
     def needs_code(self) -> bool:
-        """Whether `parse` returns a program that must be run; it passes or fails, never `score`."""
-        return self.match is None
+        """Whether `parse` returns a program; running it decides the score."""
+        return self.metric is None
 
-    def question(self, item: Item, shots: Sequence[Item] = (), mode: str = "gen") -> Question:
-        """The item as text, after the examples `shots`; InvalidArgumentError for another mode."""
+    def question(self, doc: Doc, examples: Sequence[Doc] = (), mode: str = "gen") -> Question:
+        """The document as a question, after `examples`; InvalidArgumentError for another mode."""
         if mode not in self.modes:
             raise InvalidArgumentError(
                 f"mode must be {' or '.join(self.modes)} for {self.name}, got {mode!r}"
             )
-        gold = self.ask(item).gold
+        text = self.format_doc(doc)
         if mode == "ppl":
-            assert self.choice is not None
-            prompt, options, right = self.choice(item)
-            return Question(item=item, prompt=prompt, gold=gold, options=options, right=right)
-        return Question(item=item, prompt=self._prompt(item, shots), gold=gold)
-
-    def _prompt(self, item: Item, shots: Sequence[Item]) -> str:
-        description = self.describe(item.subset) if self.describe else ""
-        written = [example.input + example.output for example in map(self.ask, shots)]
-        parts = [*([description] if description else []), *written, self.ask(item).input]
-        return "\n\n".join(parts)
+            assert self.multiple_choice is not None
+            prompt, options, right = self.multiple_choice(doc)
+            return Question(doc=doc, prompt=prompt, gold=text.gold, options=options, right=right)
+        description = self.description(doc.subset) if self.description else ""
+        shown = [example.input + example.output for example in map(self.format_doc, examples)]
+        prompt = "\n\n".join([*([description] if description else []), *shown, text.input])
+        return Question(doc=doc, prompt=prompt, gold=text.gold)
 
     def parse(self, reply: str, question: Question) -> str:
-        """What is scored of a reply; of a code task, the program to run."""
-        return self.read(reply, question)
+        """The answer in a reply; for a code task, the program to run."""
+        return self.postprocess(reply, question) if self.postprocess else reply
 
     def score(self, parsed: str, question: Question) -> float:
-        """1.0 or 0.0; InvalidArgumentError for a code task, whose programs are run instead."""
-        if self.match is None:
+        """1.0 or 0.0; InvalidArgumentError for a code task."""
+        if self.metric is None:
             raise InvalidArgumentError(
-                f"{self.name} has no score for a text: expected its program to be run, got "
-                "score(); run what parse() returned in the sandbox"
+                f"{self.name} cannot score text: its programs must be run; run what parse() "
+                "returned in the sandbox"
             )
-        return self.match(parsed, question)
+        return self.metric(parsed, question)
 
     def choose(self, logprobs: Sequence[Sequence[float]], question: Question) -> int:
-        """The option chosen, by its place, from the token log probabilities of each.
+        """Index of the chosen option, from the token log probabilities of each option.
 
-        `logprobs` cover prompt and option together, less the first token, which has none. NaN
-        counts as infinitely unlikely; of equals the first is chosen.
+        `logprobs` cover prompt and option together, without the first token, which has none. NaN
+        counts as infinitely unlikely; the first of equal options is chosen.
         """
         if len(logprobs) != len(question.options) or not logprobs:
             raise InvalidArgumentError(
@@ -139,39 +168,3 @@ class Task:
                 f"got {len(logprobs)}; give one list for each option of a ppl question"
             )
         return smallest(self.loss(logprobs))
-
-
-Read = Callable[[Row], "Mapping[str, Any] | None"]
-
-
-Keep = Callable[[Mapping[str, Any]], bool]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a set lies and what its rows are."""
-
-    repo: str
-    """On the hub."""
-    download: tuple[str, ...]
-    """Files there, on the branch above; `{subset}` stands for each subset."""
-    items: tuple[str, ...]
-    """Where the questions may lie in a folder, best first: names with `*` and `{subset}`."""
-    shots: tuple[str, ...] = ()
-    """The same of the examples; without any they are drawn from the questions."""
-    read: Read
-    """A row as the task's fields; None drops it. Raises DataError."""
-    shot: Keep | None = None
-    """Which of the rows found under `shots` are examples; None: all."""
-    subsets: tuple[str, ...] = ("",)
-    """All of them, in the official order."""
-    subset_of: str = ""
-    """The field that names a row's subset in a file for all of them."""
-    name_of: str = ""
-    """The field that names a row; without it, its place does."""
-    columns: tuple[str, ...] = ()
-    """What the cells of a .csv without a header are."""
-    beside: tuple[str, ...] = ()
-    """Files of text for a whole subset, read into each item's field "cot"."""
-    advice: str = ""
-    """Where else the data is to be had."""

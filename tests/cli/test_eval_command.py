@@ -73,14 +73,14 @@ def test_a_run_goes_on_and_another_setting_is_refused(
     data: str,
     tmp_path: Path,
 ) -> None:
-    add = runs._Told.add
+    add = runs._ProgressMeter.add
 
-    def interrupted(told: runs._Told, score: float) -> None:
-        add(told, score)
-        if told.done == 2:
+    def interrupted(meter: runs._ProgressMeter, score: float) -> None:
+        add(meter, score)
+        if meter.done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs._Told, "add", interrupted)
+    monkeypatch.setattr(runs._ProgressMeter, "add", interrupted)
     assert command(*words(model, data, tmp_path / "out")) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -100,7 +100,7 @@ def test_a_run_goes_on_and_another_setting_is_refused(
     ("more", "message"),
     [
         (("--tasks", "humaneval", "--mode", "gen"), "--allow-code"),
-        (("--tasks", "all", "--mode", "gen"), "humaneval and mbpp: programs"),
+        (("--tasks", "all", "--mode", "gen"), "humaneval and mbpp: these tasks run programs"),
         (("--tasks", "mmlu"), "mode ppl is for arc_easy, arc_challenge, hellaswag"),
         (("--tasks", "chess"), "tasks must be of ceval"),
         (("--data", "nowhere"), "nowhere: expected a folder with ARC-E's files"),
@@ -145,7 +145,7 @@ def test_two_runs_are_compared(
     assert lines[0] == f"1: tiny ({folders[0]}), 2: tiny ({folders[1]})"
     assert lines[4].startswith("| arc_easy.ppl | ")
     assert lines[4].endswith("| -39.2 to +39.2 | 1 (mcnemar) | 3 | 0 | 0 |")
-    assert lines[-1] == "hellaswag.ppl: questions scored in one of the runs alone: 1"
+    assert lines[-1] == "hellaswag.ppl: questions scored in only one of the runs: 1"
     assert command("eval", "compare", *folders, "--json") == 0
     assert json.loads(capsys.readouterr().out)["parts"]["arc_easy.ppl"]["comparison"]["p"] == 1
     assert command("eval", "compare", folders[0], str(tmp_path / "c")) == 1
@@ -159,7 +159,7 @@ def test_mt_bench_is_answered_and_judged(
     begin = ["eval", "mt-bench", "--data", bench, "--model", model]
     begin += ["--output", str(tmp_path / "out"), "--max-tokens", "8"]
     assert command(*begin) == 0
-    assert "they are not rated, as no judge was given" in capsys.readouterr().err
+    assert "they are not rated, as there is no judge" in capsys.readouterr().err
     with local_judge() as judge:
         assert command(*begin, "--judge-url", judge.url, "--judge-model", "wise") == 0
     out, err = capsys.readouterr()

@@ -72,7 +72,7 @@ def test_every_option_named_in_the_guide_exists(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_table_of_sets_is_the_librarys(name: str) -> None:
     shown = {row[0].strip("`"): (row[2], row[3]) for row in rows(name, r"`\w+`")}
-    have = {task.name: (", ".join(task.modes), str(task.shots["gen"])) for task in TASKS.values()}
+    have = {task.name: (", ".join(task.modes), str(task.few_shot["gen"])) for task in TASKS.values()}
     assert shown == have
     assert {*TASKS} - {*ALL} == {"bbh_cot"}
 
@@ -82,7 +82,7 @@ def test_the_files_shown_are_looked_for(name: str) -> None:
     patterns = {
         re.sub(r"\{subset\}|TASK", "SUBJECT", pattern)
         for task in TASKS.values()
-        for pattern in (*task.source.items, *task.source.shots, *task.source.beside)
+        for pattern in (*task.source.questions, *task.source.examples, *task.source.cot_prompts)
     }
     names = {task.title: task for task in TASKS.values()} | {"ARC": TASKS["arc_easy"]}
     shown = [row for row in rows(name, r"[A-Z][\w-]*") if row[0] in names and len(row) == 2]

@@ -16,7 +16,7 @@ from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.evals.data.load import load
-from minicpm_mlx.evals.option_scores import encoded, loglikelihoods
+from minicpm_mlx.evals.option_scores import encode_options, loglikelihoods
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.weights import load_model
 from support.data import CASES, GOLDEN, need_shared
@@ -109,9 +109,9 @@ def test_what_questions_share_is_read_once() -> None:
 
 def test_prompt_and_option_are_one_text() -> None:
     tokenizer = tiny()
-    ((*_, last),) = encoded(tokenizer, "a >", ["="])
+    ((*_, last),) = encode_options(tokenizer, "a >", ["="])
     assert last == tokenizer.backend.token_to_id(">=")  # a piece of both
-    lists = encoded(tokenizer, "a b ", ["c", "a", ">", ""])
+    lists = encode_options(tokenizer, "a b ", ["c", "a", ">", ""])
     assert lists == [tokenizer.encode(text) for text in ("a b c", "a b a", "a b >", "a b ")]
 
 
@@ -164,8 +164,8 @@ def test_choices_are_those_of_transformers(
 ) -> None:
     task, loaded = TASKS[name], load(TASKS[name], need_shared("evals"))
     reference = llama_of(demo_folder, tmp_path)
-    questions = [task.question(item, mode="ppl") for item in loaded.items[""]]
-    lists = [encoded(demo.tokenizer, one.prompt, one.options) for one in questions]
+    questions = [task.question(item, mode="ppl") for item in loaded.docs[""]]
+    lists = [encode_options(demo.tokenizer, one.prompt, one.options) for one in questions]
     found = dict(score(demo.model, [Alternatives(texts, shared(texts)) for texts in lists]))
     everything = loglikelihoods(
         demo, [one.prompt for one in questions], [one.options for one in questions]

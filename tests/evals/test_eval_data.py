@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, DownloadError, MiniCPMError
 from minicpm_mlx.evals.data import load as data
-from minicpm_mlx.evals.data.load import Loaded, load
-from minicpm_mlx.evals.examples import shots_for
-from minicpm_mlx.evals.question import Item
+from minicpm_mlx.evals.data.load import EvalData, load
+from minicpm_mlx.evals.examples import draw_examples
+from minicpm_mlx.evals.question import Doc
 from minicpm_mlx.evals.task import Task
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.loading import download
@@ -48,8 +48,8 @@ def parquet(folder: Path, name: str, *rows: dict[str, Any]) -> None:
     writer.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
-def fields(loaded: Loaded, subset: str = "") -> list[dict[str, Any]]:
-    return [dict(item.fields) for item in loaded.items[subset]]
+def fields(loaded: EvalData, subset: str = "") -> list[dict[str, Any]]:
+    return [dict(item.fields) for item in loaded.docs[subset]]
 
 
 SUM = {"question": "1 + 1?", "choices": ["1", "2", "3", "4"], "answer": 1}
@@ -115,7 +115,7 @@ def test_both_layouts_of_arc_read_alike(tmp_path: Path) -> None:
     put(tmp_path / "one", "arc_easy.jsonl", lines(beside))
     parquet(tmp_path / "hub", "ARC-Easy/test/0000.parquet", beside)
     for layout in ("authors", "one", "hub"):
-        [item] = load(TASKS["arc_easy"], tmp_path / layout).items[""]
+        [item] = load(TASKS["arc_easy"], tmp_path / layout).docs[""]
         assert item.id == "x"
         assert item.fields == {"question": "Wet?", "choices": ["dust", "water"], "answer": 1}
 
@@ -131,13 +131,13 @@ def test_files_that_are_one_object_each_keep_their_numbers_order(tmp_path: Path)
 def test_a_subset_is_found_by_the_name_people_write(tmp_path: Path) -> None:
     row = {"problem": "?", "answer": "1", "subject": "Counting & Probability"}
     put(tmp_path, "math500.jsonl", lines(row))
-    assert list(load(TASKS["math"], tmp_path).items) == ["counting_and_probability"]
+    assert list(load(TASKS["math"], tmp_path).docs) == ["counting_and_probability"]
 
 
 def test_subsets_come_in_the_official_order(tmp_path: Path) -> None:
     for subject in ("virology", "anatomy"):
         put(tmp_path, f"test/{subject}_test.csv", "1 + 1?,1,2,3,4,B\n")
-    assert list(load(MMLU, tmp_path).items) == ["anatomy", "virology"]
+    assert list(load(MMLU, tmp_path).docs) == ["anatomy", "virology"]
 
 
 def test_rows_without_four_distinct_options_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_every_file_read_is_hashed(tmp_path: Path) -> None:
 def test_ids_are_the_datas_and_unique(tmp_path: Path) -> None:
     row = {"activity_label": "x", "ctx": "y", "endings": ["a", "b", "c", "d"], "label": 0}
     put(tmp_path, "hellaswag.jsonl", lines({"ind": 7, **row}, {"ind": 7, **row}, {"ind": 9, **row}))
-    items = load(TASKS["hellaswag"], tmp_path).items[""]
+    items = load(TASKS["hellaswag"], tmp_path).docs[""]
     assert [item.id for item in items] == ["7", "7#1", "9"]
 
 
@@ -342,13 +342,15 @@ def test_only_the_declared_files_are_downloaded_and_once(
         download.fetch_data("openai/gsm8k", ["main/no.parquet"], data.PARQUET, progress=False)
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS.values() if not task.source.beside])
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if not task.source.cot_prompts])
 def test_what_is_downloaded_is_what_is_read(task: Task, tmp_path: Path) -> None:
     source = task.source
-    for name in data._downloads(source):
+    for name in data._hub_files(source):
         put(tmp_path, name, "")
-    reader = data._Folder(tmp_path, source)
-    read = {path for names in (source.items, source.shots) for path in _all(reader.found(names))}
+    reader = data._DataFolder(tmp_path, source)
+    read = {
+        path for names in (source.questions, source.examples) for path in _all(reader.find(names))
+    }
     assert read == {path for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -359,16 +361,16 @@ def _all(found: dict[str, list[Path]]) -> list[Path]:
 # Examples
 
 
-def loaded_of(count: int, shots: int = 0) -> Loaded:
-    def made(name: str, number: int) -> tuple[Item, ...]:
+def loaded_of(count: int, shots: int = 0) -> EvalData:
+    def made(name: str, number: int) -> tuple[Doc, ...]:
         return tuple(
-            Item(id=str(n), subset="", fields={"question": f"{name} {n}", "answer": "#### 1"})
+            Doc(id=str(n), subset="", fields={"question": f"{name} {n}", "answer": "#### 1"})
             for n in range(number)
         )
 
-    return Loaded(
-        items={"": made("item", count)},
-        shots={"": made("shot", shots)} if shots else {},
+    return EvalData(
+        docs={"": made("item", count)},
+        examples={"": made("shot", shots)} if shots else {},
         sha256={},
         origin="here",
     )
@@ -376,43 +378,43 @@ def loaded_of(count: int, shots: int = 0) -> Loaded:
 
 def test_examples_are_the_sets_own_where_it_has_some() -> None:
     loaded = loaded_of(20, shots=9)
-    shots = shots_for(GSM8K, loaded.items[""][0], loaded)
+    shots = draw_examples(GSM8K, loaded.docs[""][0], loaded)
     assert len(shots) == 8
-    assert all(shot in loaded.shots[""] for shot in shots)
+    assert all(shot in loaded.examples[""] for shot in shots)
 
 
 def test_examples_of_a_set_without_any_are_other_questions() -> None:
     loaded = loaded_of(9)
-    for item in loaded.items[""]:
-        shots = shots_for(GSM8K, item, loaded)
+    for item in loaded.docs[""]:
+        shots = draw_examples(GSM8K, item, loaded)
         assert sorted(shot.id for shot in (*shots, item)) == list("012345678")
 
 
 def test_an_example_that_is_the_question_is_left_out_by_what_it_says() -> None:
     loaded = loaded_of(3, shots=3)
-    same = Item(id="other", subset="", fields=loaded.shots[""][1].fields)
-    assert len({shot.id for shot in shots_for(GSM8K, same, loaded, count=2)} & {"1"}) == 0
+    same = Doc(id="other", subset="", fields=loaded.examples[""][1].fields)
+    assert len({shot.id for shot in draw_examples(GSM8K, same, loaded, count=2)} & {"1"}) == 0
 
 
 def test_examples_depend_on_the_seed_alone() -> None:
     loaded = loaded_of(50, shots=40)
-    item, other = loaded.items[""][:2]
+    item, other = loaded.docs[""][:2]
     random.seed(1)
-    shots = shots_for(GSM8K, item, loaded, seed=3)
+    shots = draw_examples(GSM8K, item, loaded, seed=3)
     random.seed(2)
-    assert shots == shots_for(GSM8K, item, loaded, seed=3)
-    assert shots != shots_for(GSM8K, item, loaded, seed=4)
-    assert shots == shots_for(GSM8K, other, loaded, seed=3)  # one beginning for all prompts
+    assert shots == draw_examples(GSM8K, item, loaded, seed=3)
+    assert shots != draw_examples(GSM8K, item, loaded, seed=4)
+    assert shots == draw_examples(GSM8K, other, loaded, seed=3)  # one beginning for all prompts
 
 
 def test_examples_are_the_same_on_every_machine() -> None:
     loaded = loaded_of(1, shots=10)
-    shots = shots_for(GSM8K, loaded.items[""][0], loaded, seed=0, count=4)
+    shots = draw_examples(GSM8K, loaded.docs[""][0], loaded, seed=0, count=4)
     assert [shot.id for shot in shots] == list("0172")
 
 
 def test_too_few_examples_are_an_error() -> None:
     loaded = loaded_of(4)
     with pytest.raises(DataError, match="expected 8 examples for GSM8K, found 3"):
-        shots_for(GSM8K, loaded.items[""][0], loaded)
-    assert shots_for(GSM8K, loaded.items[""][0], loaded, count=0) == []
+        draw_examples(GSM8K, loaded.docs[""][0], loaded)
+    assert draw_examples(GSM8K, loaded.docs[""][0], loaded, count=0) == []

@@ -21,7 +21,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.errors import DataError, InvalidArgumentError, StorageError
 from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.record import RunRecord
-from minicpm_mlx.evals.run import EvalProgress, Prepared, prepare, run
+from minicpm_mlx.evals.run import EvalPlan, EvalProgress, prepare, run
 from minicpm_mlx.evals.sandbox.jail import landlock
 from minicpm_mlx.evals.settings import ALL, EvalSettings
 from minicpm_mlx.evals.tasks import TASKS
@@ -61,7 +61,7 @@ def stop_after(count: int) -> Callable[[EvalProgress], None]:
 
     def listener(now: EvalProgress) -> None:
         nonlocal left
-        if now.left is not None:  # a question was done by this run
+        if now.seconds_left is not None:  # a question was done by this run
             left -= 1
             if not left:
                 raise Enough
@@ -102,14 +102,14 @@ def test_right_programs_pass(lm: mm.LM, data: Path, tmp_path: Path) -> None:
     from minicpm_mlx.evals.generation import GeneratedReply
 
     loaded = load(TASKS["humaneval"], data)
-    questions = [TASKS["humaneval"].question(item) for item in loaded.items[""]]
-    said = [question.item.fields["canonical_solution"] for question in questions]
+    questions = [TASKS["humaneval"].question(item) for item in loaded.docs[""]]
+    said = [question.doc.fields["canonical_solution"] for question in questions]
     said[1] = said[1].replace("+", "-")
     many = [
-        GeneratedReply(question=question, prompt="", shots=0, text=text, tokens=1, finish="stop")
+        GeneratedReply(question=question, prompt="", few_shot=0, text=text, tokens=1, finish="stop")
         for question, text in zip(questions, said, strict=True)
     ]
-    found = list(runs._programs(TASKS["humaneval"], iter(many)))
+    found = list(runs._run_replies(TASKS["humaneval"], iter(many)))
     assert [one["score"] for one in found] == [1, 0, 1, 1, 1, 1]
     assert found[1]["outcome"] == "failed: AssertionError"
 
@@ -147,9 +147,9 @@ def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
     assert "subjects" not in arc
     how = replace(how, subjects=("anatomy",))
     found = prepare(how, data)
-    assert {item.subset for item in found.items["mmlu"]} == {"anatomy"}
-    assert {item.subset for item in found.items["cmmlu"]} == {"anatomy"}
-    assert len(found.items["arc_easy"]) == 6
+    assert {item.subset for item in found.docs["mmlu"]} == {"anatomy"}
+    assert {item.subset for item in found.docs["cmmlu"]} == {"anatomy"}
+    assert len(found.docs["arc_easy"]) == 6
     with pytest.raises(InvalidArgumentError, match="none of the tasks has astrology"):
         prepare(replace(how, subjects=("astrology",)), data)
     with pytest.raises(InvalidArgumentError, match="mmlu has none of agronomy"):
@@ -159,14 +159,14 @@ def test_only_the_subjects_asked_for_are_done(data: Path) -> None:
 def test_questions_of_a_lower_limit_are_among_those_of_a_higher(data: Path) -> None:
     def chosen(limit: int | None, seed: int = 0) -> list[str]:
         how = EvalSettings(tasks=("arc_easy",), limit=limit, seed=seed)
-        return [item.id for item in prepare(how, data).items["arc_easy"]]
+        return [item.id for item in prepare(how, data).docs["arc_easy"]]
 
     assert set(chosen(2)) < set(chosen(4)) < set(chosen(None))
     assert chosen(4) == sorted(chosen(4))  # in the data's order
     assert any(chosen(2) != chosen(2, seed) for seed in range(1, 9))
 
 
-def some_parts(data: Path, **changes: Any) -> Prepared:
+def some_parts(data: Path, **changes: Any) -> EvalPlan:
     tasks = ("mmlu", "gsm8k", "arc_easy", "hellaswag")
     return prepare(EvalSettings(**{"tasks": tasks, "mode": "both", "shots": 2, **changes}), data)
 
@@ -212,8 +212,8 @@ def test_a_run_that_is_done_asks_the_model_nothing(lm: mm.LM, data: Path, tmp_pa
 
     record = RunRecord.read(tmp_path / "out")
     for part in prepared.settings.parts:
-        runs._do(broken, part, prepared, record, told.append)
-    assert all(now.done == now.of and now.left is None for now in told)
+        runs._run_part(broken, part, prepared, record, told.append)
+    assert all(now.done == now.total and now.seconds_left is None for now in told)
     assert run(lm, prepared, tmp_path / "out") == first
 
 
@@ -272,10 +272,10 @@ def test_a_folder_of_something_else_is_left_alone(lm: mm.LM, data: Path, tmp_pat
 
 
 def test_one_process_at_a_time(lm: mm.LM, data: Path, tmp_path: Path) -> None:
-    from minicpm_mlx.evals.record import opened
+    from minicpm_mlx.evals.record import open_run
 
     prepared = prepare(EvalSettings(tasks=("arc_easy",), mode="ppl"), data)
-    with opened(tmp_path / "out"), pytest.raises(StorageError, match="another process"):
+    with open_run(tmp_path / "out"), pytest.raises(StorageError, match="another process"):
         run(lm, prepared, tmp_path / "out")
     run(lm, prepared, tmp_path / "out")
 
@@ -322,7 +322,7 @@ PARTS = st.sampled_from(
 def questions(data: Path) -> list[tuple[str, Any]]:
     found = []
     for name in TASKS:
-        for items in load(TASKS[name], data).items.values():
+        for items in load(TASKS[name], data).docs.values():
             found += [(name, TASKS[name].question(item)) for item in items[:4]]
     return found
 
@@ -335,7 +335,7 @@ def test_what_follows_a_decided_reply_changes_nothing(
     reply, rest = "".join(begun), "".join(more)
     for name, question in questions:
         task = TASKS[name]
-        if task.enough is None or not task.enough(reply, question):
+        if task.early_stop is None or not task.early_stop(reply, question):
             continue
         before, after = (task.parse(text, question) for text in (reply, reply + rest))
         if task.needs_code:
@@ -354,10 +354,10 @@ def test_decisions_are_soon(questions: list[tuple[str, Any]]) -> None:
         "bbh_cot": "So the answer is No.\n\nQ",
     }
     for name, question in questions:
-        if name in replies and question.item.subset != "object_counting":
-            assert TASKS[name].enough is not None
-            assert TASKS[name].enough(replies[name] + " stone", question), name
-            assert not TASKS[name].enough("", question)
+        if name in replies and question.doc.subset != "object_counting":
+            assert TASKS[name].early_stop is not None
+            assert TASKS[name].early_stop(replies[name] + " stone", question), name
+            assert not TASKS[name].early_stop("", question)
 
 
 def test_replies_are_the_same_whatever_else_is_asked(lm: mm.LM, data: Path, tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_replies_share_the_room_there_is(lm: mm.LM) -> None:
 
 
 def test_a_reply_goes_on_with_the_space_it_began_with() -> None:
-    from minicpm_mlx.evals.generation import _space
+    from minicpm_mlx.evals.generation import _leading_space
     from support.tiny_tokenizer import tiny
 
     tokenizer = tiny()
@@ -441,7 +441,7 @@ def test_a_reply_goes_on_with_the_space_it_began_with() -> None:
         ids = tuple(tokenizer.backend.token_to_id(piece) for piece in text)
         completion = type("Completion", (), {"token_ids": ids})()
         lm = type("LM", (), {"tokenizer": tokenizer})()
-        assert _space(lm, completion) == space
+        assert _leading_space(lm, completion) == space
 
 
 def command(*arguments: str) -> list[str]:

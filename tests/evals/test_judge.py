@@ -18,8 +18,8 @@ from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
 from minicpm_mlx.evals.mt_bench.judge import (
     UNRATED,
     judge_answers,
-    messages,
-    rating,
+    judge_messages,
+    parse_rating,
 )
 from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
 from minicpm_mlx.evals.mt_bench.questions import Bench, load_bench
@@ -75,23 +75,23 @@ def endpoint(judge: LocalJudge, **more: Any) -> Endpoint:
 def test_the_first_rating_in_double_brackets_counts_else_in_single_ones(
     judgment: str, score: float
 ) -> None:
-    assert rating(judgment) == score
+    assert parse_rating(judgment) == score
 
 
 @given(st.text("[]0123456789. ab", max_size=40))
 def test_whatever_a_judge_says_has_a_score(judgment: str) -> None:
-    score = rating(judgment)
+    score = parse_rating(judgment)
     assert score == UNRATED or 1 <= score <= 10
-    assert rating(f"{judgment} [[4]]") == (
-        4 if "[[" not in judgment else rating(f"{judgment} [[4]]")
+    assert parse_rating(f"{judgment} [[4]]") == (
+        4 if "[[" not in judgment else parse_rating(f"{judgment} [[4]]")
     )
 
 
 @given(st.integers(0, 100), st.text(st.characters(exclude_characters="[]"), max_size=20))
 def test_a_rating_is_found_between_any_words(score: int, words: str) -> None:
     expected = score if 1 <= score <= 10 else UNRATED
-    assert rating(f"{words}[[{score}]]{words}") == expected
-    assert rating(f"{words}[{score}]{words}") == expected
+    assert parse_rating(f"{words}[[{score}]]{words}") == expected
+    assert parse_rating(f"{words}[{score}]{words}") == expected
 
 
 # ---- requests ----
@@ -129,7 +129,7 @@ def test_the_official_prompts_are_filled_in_as_published() -> None:
     bench = load_bench(need_shared("evals"))
     writing, math = (next(q for q in bench.questions if q.id == n) for n in (81, 111))
     assert (writing.category, math.category) == ("writing", "math")
-    general = messages(bench, writing, ("First.", "Second."), 1)
+    general = judge_messages(bench, writing, ("First.", "Second."), 1)
     assert general[0] == {"role": "system", "content": "You are a helpful assistant."}
     assert general[1]["content"].startswith("[Instruction]\nPlease act as an impartial judge")
     assert general[1]["content"].endswith(
@@ -137,7 +137,7 @@ def test_the_official_prompts_are_filled_in_as_published() -> None:
         "[The End of Assistant's Answer]"
     )
     assert math.reference
-    both = messages(bench, math, ("First.", "Second."), 2)
+    both = judge_messages(bench, math, ("First.", "Second."), 2)
     assert both[0]["content"].endswith('for example: "Rating: [[5]]".\n\n')
     assert both[1]["content"] == (
         "<|The Start of Reference Answer|>\n\n"
@@ -281,8 +281,10 @@ def test_where_nobody_answers_patience_is_short_and_what_to_do_is_said(
     if host == "nobody.invalid":
         monkeypatch.setattr(socket, "getaddrinfo", unknown)  # no name server need be asked
     said: list[str] = []
-    nobody = Endpoint(f"http://{host}/v1", "m", wait=0.001, told=said.append)
-    with pytest.raises(DownloadError, match=r"after 5 tries \(.*\); .* see that the url is right"):
+    nobody = Endpoint(f"http://{host}/v1", "m", wait=0.001, on_retry=said.append)
+    with pytest.raises(
+        DownloadError, match=r"after 5 tries \(.*\); .* check that the url is right"
+    ):
         nobody.chat(ASK)
     assert len(said) == 4
 
@@ -295,14 +297,16 @@ def test_who_listens_is_told_why_and_when_there_is_another_try(judge: LocalJudge
     ]
     judge.reply = lambda n, body: replies[n - 1]
     said: list[str] = []
-    endpoint(judge, told=said.append).chat(ASK)
+    endpoint(judge, on_retry=said.append).chat(ASK)
     assert said[1] == "429 Too Many Requests, trying again in 0 s"
     assert said[0].startswith("500 Internal Server Error: word word")
     assert said[0].endswith("…, trying again in 0 s")
     assert len(said[0]) < 90
     said.clear()
     with pytest.raises(DownloadError):
-        Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.001, told=said.append).chat(ASK)
+        Endpoint("http://127.0.0.1:9/v1", "m", attempts=2, wait=0.001, on_retry=said.append).chat(
+            ASK
+        )
     assert said == ["connection refused, trying again in 0 s"]
 
 

@@ -313,7 +313,11 @@ def test_answers_that_were_made_otherwise_are_not_gone_on_with(
     refused(bench, made, "max_tokens is 1024, not 8", max_tokens=8)
     write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", LITTLE[:2])
     fewer = load_bench(tmp_path / "data" / "mt_bench")
-    refused(fewer, made, f'sha256 of questions is "{bench.asked}", not "{fewer.asked}"')
+    refused(
+        fewer,
+        made,
+        f'sha256 of questions is "{bench.questions_sha256}", not "{fewer.questions_sha256}"',
+    )
     echo = Echo()
     run(bench, BenchModel("m", echo, made), out)
     assert not echo.asked
@@ -343,7 +347,7 @@ def test_answers_of_which_nobody_knows_how_they_were_made_are_not_gone_on_with(
         run(bench, BenchModel("m", Echo()), tmp_path)
     for content in ('{"format": 1, "parts": {}}', '{"format": 1, "models": {"m": 1}}', "{", "\xff"):
         settings.write_bytes(content.encode("latin-1"))
-        with pytest.raises(DataError, match=r"settings\.json: expected settings of MT-Bench"):
+        with pytest.raises(DataError, match=r"settings\.json: expected the settings of MT-Bench"):
             run(bench, BenchModel("m", Echo()), tmp_path)
     settings.write_text('{"format": 0, "models": {}}')
     with pytest.raises(DataError, match="another version"):
@@ -392,11 +396,11 @@ def test_a_run_says_what_is_not_rated_and_asks_for_it_anew(bench: Bench, tmp_pat
         judge.reply = lambda n, body: Reply(says="I cannot say.")
         result = run(bench, model, tmp_path, judge=strict)
         assert "none of 6 judgements by strict has a rating, so there is no score" in result.message
-        assert f"{result.judgements} has what it said: run again" in result.message
+        assert f"{result.judgements} has its replies: run again" in result.message
         judge.reply = lambda n, body: Reply(says="[[7]]" if n > 8 else "Still not.")
         result = run(bench, model, tmp_path, judge=strict, workers=1)
         assert result.message == (
-            "4 of 6 judgements by strict have a rating; run again to ask for the others anew"
+            "4 of 6 judgements by strict have a rating; run again to ask for the others once more"
         )
         result = run(bench, model, tmp_path, judge=strict)
         assert result.message == "6 of 6 judgements by strict have a rating"

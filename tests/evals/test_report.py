@@ -20,7 +20,6 @@ from minicpm_mlx.evals.report.statistics import bootstrap, compare, wilson
 from minicpm_mlx.evals.report.summary import Report, report_of
 from minicpm_mlx.evals.report.tables import as_csv, as_markdown, scores_table
 from minicpm_mlx.evals.report.write import write_report
-from minicpm_mlx.evals.run import _program
 from minicpm_mlx.evals.settings import ALL, EvalSettings, TaskPart
 from minicpm_mlx.evals.tasks import TASKS
 
@@ -40,9 +39,13 @@ def begin(folder: Path, scores: Scores, name: str = "mine", **more: Any) -> RunR
         asked |= {"origin": "data", "sha256": {"file": "0" * 64}, "notes": []}
         asked["questions"] = {subset: len(found) for subset, found in subsets.items()}
         parts[part] = {**asked, **more}
-    run.begin({"name": name, "adapter": None, "identity": name}, _program(), parts)
+    run.begin(
+        {"name": name, "adapter": None, "identity": name},
+        {"minicpm-mlx": "1.0", "mlx": "0.1", "mlx-lm": "0.1"},
+        parts,
+    )
     for part, subsets in scores.items():
-        lines = run.lines(part)
+        lines = run.open_part(part)
         for subset, found in subsets.items():
             for number, score in enumerate(found):
                 lines.add({"subset": subset, "id": f"q{number}", "gold": "x", "score": score})
@@ -188,7 +191,7 @@ def test_records_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gsm8k.gen.jsonl:1: expected a record with a score"):
         report_of(run)
     run.settings["parts"] = {"chess.gen": {}}
-    with pytest.raises(DataError, match=r"'chess.gen', which this version lacks"):
+    with pytest.raises(DataError, match=r"'chess.gen', a task that this version lacks"):
         report_of(run)
 
 
@@ -205,7 +208,7 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     assert part.comparison.p == pytest.approx(2 * 7 / 2**6)  # 5 up, 1 down
     assert part.gained == tuple(("", f"q{n}") for n in (1, 2, 3, 4, 5))
     assert part.lost == (("", "q0"),)
-    assert found.notes == ("in one of the runs alone: math.gen",)
+    assert found.notes == ("in only one of the runs: math.gen",)
     assert json.loads(json.dumps(found.to_json()))["parts"]["gsm8k.gen"]["lost"] == [["", "q0"]]
 
 
@@ -216,8 +219,8 @@ def test_a_comparison_says_what_was_asked_otherwise(tmp_path: Path) -> None:
     assert found.parts["gsm8k.gen"].questions == 2
     assert found.notes == (
         "both are runs of the same model",
-        "gsm8k.gen was asked otherwise: shots 8 and 2",
-        "gsm8k.gen: questions scored in one of the runs alone: 1",
+        "gsm8k.gen ran with other settings: shots 8 and 2",
+        "gsm8k.gen: questions scored in only one of the runs: 1",
     )
 
 
@@ -240,8 +243,8 @@ def test_runs_of_other_questions_are_not_compared(tmp_path: Path) -> None:
     other = begin(tmp_path / "b", {"gsm8k.gen": {}})
     with pytest.raises(DataError, match="found none"):
         compare_runs(tmp_path / "a", tmp_path / "b")
-    other.lines("gsm8k.gen").add({"subset": "", "id": "q0", "gold": "y", "score": 1.0})
-    with pytest.raises(DataError, match="question q0 is another in each run"):
+    other.open_part("gsm8k.gen").add({"subset": "", "id": "q0", "gold": "y", "score": 1.0})
+    with pytest.raises(DataError, match="question q0 differs between the runs"):
         compare_runs(tmp_path / "a", tmp_path / "b")
     with pytest.raises(DataError, match="expected the settings of a run"):
         compare_runs(tmp_path / "a", tmp_path / "c")

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
-from minicpm_mlx.evals.data.load import Loaded, load
-from minicpm_mlx.evals.examples import shots_for
-from minicpm_mlx.evals.question import Item, Question
+from minicpm_mlx.evals.data.load import EvalData, load
+from minicpm_mlx.evals.examples import draw_examples
+from minicpm_mlx.evals.question import Doc, Question
 from minicpm_mlx.evals.report.published import MEANS, MT_BENCH, PUBLISHED
 from minicpm_mlx.evals.tasks import TASKS
-from minicpm_mlx.evals.tasks.ceval import SUBJECTS as CEVAL_SUBJECTS
-from minicpm_mlx.evals.tasks.cmmlu import SUBJECTS as CMMLU_SUBJECTS
+from minicpm_mlx.evals.tasks.exams import SUBJECTS
 from support.data import need_shared
 
 MMLU_TEST = 'What is 2 + 2?,3,4,5,6,B\n"Which, of these?",a,b,c,d,D\n'
@@ -39,15 +38,15 @@ def write(folder: Path, name: str, content: str | object) -> None:
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
 
 
-def first(loaded: Loaded, subset: str = "") -> Item:
-    return loaded.items[subset][0]
+def first(loaded: EvalData, subset: str = "") -> Doc:
+    return loaded.docs[subset][0]
 
 
 def asked(name: str, folder: Path, subset: str = "", shots: int = 0, mode: str = "gen") -> Question:
     """The first question of a subset, with its examples."""
     task, loaded = TASKS[name], load(TASKS[name], folder)
     item = first(loaded, subset)
-    return task.question(item, shots_for(task, item, loaded, count=shots), mode)
+    return task.question(item, draw_examples(task, item, loaded, count=shots), mode)
 
 
 def score(question: Question, name: str, reply: str) -> float:
@@ -147,9 +146,9 @@ def test_mbpp(tmp_path: Path) -> None:
     setup = mbpp(11, test_imports=["import math"], test_list=["assert math.isclose(f11(1), 12)"])
     (tmp_path / "sanitized-mbpp.json").write_text(json.dumps([mbpp(20), mbpp(2), setup]))
     task, loaded = TASKS["mbpp"], load(TASKS["mbpp"], tmp_path)
-    assert [item.id for item in loaded.shots[""]] == ["2"]
+    assert [item.id for item in loaded.examples[""]] == ["2"]
     item = first(loaded)
-    question = task.question(item, shots_for(task, item, loaded, count=1))
+    question = task.question(item, draw_examples(task, item, loaded, count=1))
     assert question.prompt == (
         '"""Write f2.\nassert f2(1) == 3\nassert f2(0) == 2"""def f2(x):\n    return x + 2\n\n'
         '"""Write f20.\nassert f20(1) == 21\nassert f20(0) == 20"""'
@@ -158,7 +157,7 @@ def test_mbpp(tmp_path: Path) -> None:
         '"""Write f20.\nassert f20(1) == 21\nassert f20(0) == 20"""\n'
         "def f20(x):\n    return x\nassert f20(1) == 21\nassert f20(0) == 20"
     )
-    needs = task.question(loaded.items[""][2])
+    needs = task.question(loaded.docs[""][2])
     assert task.parse("def f11(x): ...", needs) == (
         '"""Write f11.\nassert math.isclose(f11(1), 12)"""\ndef f11(x): ...\n'
         "import math\nassert math.isclose(f11(1), 12)"
@@ -295,7 +294,7 @@ def test_the_mistaken_rows_of_bbh(tmp_path: Path) -> None:
     write(tmp_path, "bbh.jsonl", rows)
     loaded = load(TASKS["bbh"], tmp_path)
     assert TASKS["bbh"].question(first(loaded, "movie_recommendation")).gold == "(A)"
-    assert [item.fields["target"] for item in loaded.items["ruin_names"]] == ["(B)"]
+    assert [item.fields["target"] for item in loaded.docs["ruin_names"]] == ["(B)"]
     assert loaded.notes[0].startswith("1 rows were dropped")
 
 
@@ -324,7 +323,7 @@ def test_bbh_with_a_chain_of_thought(tmp_path: Path) -> None:
     for reply in ("So the answer is (A).", "I say (B)", ""):
         assert score(question, "bbh_cot", reply) == 0
     task = TASKS["bbh_cot"]
-    assert (task.max_tokens, task.settings.temperature, task.settings.top_p) == (1024, 0.3, 0.8)
+    assert (task.max_tokens, task.sampling.temperature, task.sampling.top_p) == (1024, 0.3, 0.8)
 
 
 ARC = {
@@ -429,8 +428,8 @@ def test_settings_are_those_of_the_published_run(
 ) -> None:
     for name in names:
         task = TASKS[name]
-        assert task.shots["gen"] == shots
-        assert (task.settings.temperature, task.settings.top_p) == (temperature, top_p)
+        assert task.few_shot["gen"] == shots
+        assert (task.sampling.temperature, task.sampling.top_p) == (temperature, top_p)
         assert task.max_tokens == 300
 
 
@@ -439,7 +438,7 @@ def test_every_set_has_all_its_subsets() -> None:
     assert {name: size for name, size in sizes.items() if size} == {
         **{"ceval": 52, "cmmlu": 67, "mmlu": 57, "math": 7, "bbh": 27, "bbh_cot": 27}
     }
-    for subjects in (CEVAL_SUBJECTS, CMMLU_SUBJECTS):
+    for subjects in (SUBJECTS["ceval"], SUBJECTS["cmmlu"]):
         assert all(re.fullmatch("[\u4e00-\u9fff]+", chinese) for chinese in subjects.values())
         assert len(set(subjects.values())) == len(subjects)
 
@@ -459,8 +458,8 @@ def test_canonical_solutions_pass_and_corrupted_ones_fail(
     name: str, solution: str, indent: str
 ) -> None:
     task, loaded = TASKS[name], load(TASKS[name], need_shared("evals"))
-    questions = [task.question(item) for item in loaded.items[""]]
-    right = [task.parse(q.item.fields[solution], q) for q in questions]
+    questions = [task.question(item) for item in loaded.docs[""]]
+    right = [task.parse(q.doc.fields[solution], q) for q in questions]
     wrong = [task.parse(f"{indent}raise ValueError\n", q) for q in questions]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, right)) == [True] * len(questions)
@@ -469,7 +468,7 @@ def test_canonical_solutions_pass_and_corrupted_ones_fail(
 
 def test_solutions_of_gsm8k_are_right_and_corrupted_ones_wrong() -> None:
     task, loaded = TASKS["gsm8k"], load(TASKS["gsm8k"], need_shared("evals"))
-    for item in loaded.items[""]:
+    for item in loaded.docs[""]:
         question = task.question(item)
         solution = item.fields["answer"]
         assert score(question, "gsm8k", solution) == 1
@@ -479,8 +478,8 @@ def test_solutions_of_gsm8k_are_right_and_corrupted_ones_wrong() -> None:
 
 def test_solutions_of_gsm8k_without_their_last_line_are_mostly_right() -> None:
     task, loaded = TASKS["gsm8k"], load(TASKS["gsm8k"], need_shared("evals"))
-    questions = [task.question(item) for item in loaded.items[""]]
-    steps = [q.item.fields["answer"].split("\n####")[0] for q in questions]
+    questions = [task.question(item) for item in loaded.docs[""]]
+    steps = [q.doc.fields["answer"].split("\n####")[0] for q in questions]
     right = [score(q, "gsm8k", reply) for q, reply in zip(questions, steps, strict=True)]
     assert 0.85 < sum(right) / len(right) < 1
 
@@ -498,10 +497,10 @@ def test_answers_of_the_samples_are_right() -> None:
         "hellaswag",
     ):
         task, loaded = TASKS[name], load(TASKS[name], folder)
-        for item in (item for items in loaded.items.values() for item in items):
+        for item in (item for items in loaded.docs.values() for item in items):
             question = task.question(item)
             if question.gold:  # .35625 ends where it begins
-                assert score(question, name, task.ask(item).output) == 1, (name, item)
+                assert score(question, name, task.format_doc(item).output) == 1, (name, item)
             assert score(question, name, "") == 0
             assert score(question, name, "something else") == 0
 

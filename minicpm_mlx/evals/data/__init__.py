@@ -1,1 +1,1 @@
-"""Evaluation data: the files of each task, found, downloaded and read."""
+"""Evaluation data: finds, downloads and reads each task's files. `evals` imports this."""

@@ -1,4 +1,4 @@
-"""What a row must hold, whichever of its published layouts it comes in."""
+"""Reads and checks fields of a row, whichever published layout it comes in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row, kind, listed
 
-__all__ = ["LETTERS", "answer_place", "four_options", "text", "texts", "value"]
+__all__ = ["LETTERS", "answer_index", "four_options", "text", "texts", "value"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def value(row: Row, *names: str) -> Any:
-    """The first of these fields that the row has, in whatever case; DataError if it has none."""
-    found = {name.lower(): content for name, content in row.value.items()}
+    """The first of these fields that the row has, in any case; DataError if it has none."""
+    fields = {name.lower(): content for name, content in row.value.items()}
     for name in names:
-        if name.lower() in found:
-            return found[name.lower()]
+        if name.lower() in fields:
+            return fields[name.lower()]
     raise DataError(
         f"{row.place}: expected a field {' or '.join(map(repr, names))}, "
         f"found {listed(row.value) or 'none'}; is this the set's own file?"
@@ -25,7 +25,7 @@ def value(row: Row, *names: str) -> Any:
 
 
 def text(row: Row, *names: str) -> str:
-    """That field as text; a number is written out."""
+    """The field as text; a number becomes its digits."""
     content = value(row, *names)
     if isinstance(content, int | float) and not isinstance(content, bool):
         return str(content)
@@ -35,23 +35,23 @@ def text(row: Row, *names: str) -> str:
 
 
 def texts(row: Row, *names: str) -> list[str]:
-    """That field as a list of texts."""
+    """The field as a list of texts."""
     content = value(row, *names)
-    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
         raise wrong(row, names[0], "a list of texts", content)
     return content
 
 
 def four_options(row: Row) -> list[str]:
-    """The options of a row with either a list `choices` or fields A to D; those that are there."""
+    """The options of a row with either a list `choices` or fields A to D, without empty ones."""
     if any(name.lower() == "choices" for name in row.value):
         return texts(row, "choices")
     cells = [value(row, letter) for letter in "abcd"]
     return [str(cell) for cell in cells if cell is not None]
 
 
-def answer_place(row: Row, name: str, count: int) -> int:
-    """The place of the right one of `count` options: given as its number from 0, or its letter."""
+def answer_index(row: Row, name: str, count: int) -> int:
+    """Index of the correct one of `count` options, from a number counted from 0, or a letter."""
     content = value(row, name)
     if isinstance(content, str):
         content = LETTERS.find(content) if len(content) == 1 and content.isalpha() else content
@@ -63,10 +63,10 @@ def answer_place(row: Row, name: str, count: int) -> int:
     return content
 
 
-def wrong(row: Row, name: str, expected: str, found: object) -> DataError:
-    """The error for a field that is there and not what it must be."""
-    shown = repr(found[:40]) if isinstance(found, str) else kind(found)
-    hint = "; a test split without answers cannot be scored" if found in ("", None) else ""
+def wrong(row: Row, name: str, expected: str, content: object) -> DataError:
+    """The error for a field with the wrong content."""
+    shown = repr(content[:40]) if isinstance(content, str) else kind(content)
+    hint = "; a test split without answers cannot be scored" if content in ("", None) else ""
     return DataError(
         f"{row.place}: expected {expected} in {name!r}, found {shown}{hint}; correct it"
     )

@@ -1,7 +1,7 @@
-"""A data file to its rows, in every layout that the sets were published in.
+"""Reads a data file's rows, in every layout that the sets were published in.
 
-JSON Lines, JSON lists and parquet are read as training data is; here is what is not a list of
-objects: tables without a header, compressed lines, one object a file, plain text.
+JSON Lines, JSON lists and parquet are read by `files.rows`. This module adds tables without a
+header, compressed lines, one object a file, and plain text.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ...errors import DataError
 from ...files.rows import Row, kind, read_rows
 from ...files.strict_json import StrictJson
 
-__all__ = ["LARGEST", "rows"]
+__all__ = ["LARGEST", "raise_error", "rows"]
 
 LARGEST = 1 << 28
-"""Bytes that a file may have, uncompressed; the largest of these sets has 50 million."""
+"""Largest file in bytes, uncompressed; the largest of these sets has 50 million."""
 
 
 def rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
-    """The rows of a file, in order; its name's ending tells the layout.
+    """The rows of a file, in order; the file's suffix decides the layout.
 
-    `columns` names the cells of a .csv that has no header. Raises DataError with file and line, and
-    MissingPackageError for .parquet without pyarrow.
+    `columns` are the column names of a .csv without a header. Raises DataError with file and line,
+    and MissingPackageError for .parquet without pyarrow.
     """
     if path.suffix == ".csv":
         return list(_table(path, columns))
@@ -38,35 +38,36 @@ def rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
         return [Row(str(path), {"text": _text(path)})]
     if path.suffix == ".json" and _text(path).lstrip()[:1] == "{":
         return list(_document(path))
-    return [_good(row) for row in read_rows(path)]
+    return [raise_error(row) for row in read_rows(path)]
 
 
-def _good(row: Row | DataError) -> Row:
+def raise_error(row: Row | DataError) -> Row:
+    """The row; raises it where it is an error."""
     if isinstance(row, DataError):
         raise row
     return row
 
 
 def _table(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """A .csv; a column without a name, as pandas writes its index, is left out."""
+    """Rows of a .csv, without the unnamed column in which pandas writes its index."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     header = list(columns)
     while True:
-        place = f"{path}:{reader.line_num + 1}"
+        location = f"{path}:{reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{place}: {error}; correct the quotes") from None
+            raise DataError(f"{location}: {error}; correct the quotes") from None
         if cells is None:
             return
         if not header:
             header = cells
         elif len(cells) == len(header):
-            yield Row(place, {k: v for k, v in zip(header, cells, strict=True) if k})
+            yield Row(location, {k: v for k, v in zip(header, cells, strict=True) if k})
         elif cells:
             raise DataError(
-                f"{place}: expected {len(header)} cells ({', '.join(header)}), found {len(cells)}; "
-                "take the file as its authors published it"
+                f"{location}: expected {len(header)} cells ({', '.join(header)}), found "
+                f"{len(cells)}; take the file as its authors published it"
             )
 
 
@@ -77,32 +78,32 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def _document(path: Path) -> Iterator[Row]:
-    """One object, or BBH's {"canary": …, "examples": […]}."""
+    """Rows of a file with one object, or with BBH's {"canary": …, "examples": […]}."""
     text = _text(path)
     try:
-        whole = StrictJson().whole(text)
+        document = StrictJson().whole(text)
     except ValueError:
-        if path.suffix == ".json" and "\n" in text.strip():  # JSON Lines under another name
+        if path.suffix == ".json" and "\n" in text.strip():  # JSON Lines with the suffix .json
             yield from _lines(path)
             return
-        raise DataError(f"{path}: expected JSON, found none; is the file whole?") from None
-    if not isinstance(whole.get("examples"), list):
-        yield Row(str(path), whole)
+        raise DataError(f"{path}: expected JSON, found none; is the file complete?") from None
+    if not isinstance(document.get("examples"), list):
+        yield Row(str(path), document)
         return
-    for number, example in enumerate(whole["examples"], start=1):
+    for number, example in enumerate(document["examples"], start=1):
         yield Row(f"{path}: example {number}", _fields(example, f"{path}: example {number}"))
 
 
-def _object(line: str, place: str) -> Row:
+def _object(line: str, location: str) -> Row:
     try:
-        return Row(place, _fields(StrictJson().whole(line), place))
+        return Row(location, _fields(StrictJson().whole(line), location))
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{location}: {error}") from None
 
 
-def _fields(value: Any, place: str) -> dict[str, Any]:
+def _fields(value: Any, location: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{place}: expected an object {{…}}, found {kind(value)}; correct it")
+        raise DataError(f"{location}: expected an object {{…}}, found {kind(value)}; correct it")
     return value
 
 

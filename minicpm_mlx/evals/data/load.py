@@ -1,168 +1,150 @@
-"""The data of a task: from a folder in any published layout, or from the hub.
+"""Loads a task's data from a folder in any published layout, or from the hub.
 
-Files are looked for by name; those of a set with subjects may be one for each, or one for all with
-a field that names the subject. Rows keep the order of their files.
+Files are found by name. A set with subjects may have one file for each subject, or one for all
+with a field for the subject. Rows keep the order of their files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...errors import DataError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed
 from ...loading import download as hub
-from ..question import Item
-from ..task import Keep, Source
+from ..question import Doc
+from ..task import DocFilter, Source, Task
 from .fields import text
 from .layouts import rows
 
-if TYPE_CHECKING:
-    from ..task import Task
-
-__all__ = ["Loaded", "Source", "load"]
+__all__ = ["EvalData", "load"]
 
 PARQUET = "refs/convert/parquet"
-"""The branch on which the hub keeps every data set in one layout: configuration/split/0000.parquet,
-also of those that were published as a script or an archive."""
+"""The hub's branch with every data set as configuration/split/0000.parquet, also of sets that were
+published as a script or an archive."""
+
+Docs = dict[str, tuple[Doc, ...]]
+"""By subset."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class EvalData:
     """The data of one task."""
 
-    items: Mapping[str, tuple[Item, ...]]
-    """The questions by subset, in the official order."""
-    shots: Mapping[str, tuple[Item, ...]]
-    """Examples by subset; a subset that has none draws them from its questions."""
+    docs: Mapping[str, tuple[Doc, ...]]
+    """The documents to ask by subset, in the official order."""
+    examples: Mapping[str, tuple[Doc, ...]]
+    """Few-shot examples by subset; a subset without any draws them from its `docs`."""
     sha256: Mapping[str, str]
-    """Of every file read, by its name under `origin`."""
+    """Of every file read, by its path under `origin`."""
     origin: str
     """The folder, or repository and revision."""
     notes: tuple[str, ...] = ()
-    """What a reader of the score should know: rows dropped, subsets missing."""
+    """Remarks for readers of the score: rows dropped, subsets missing."""
 
 
 @dataclass
-class _Folder:
-    """What is read under one folder."""
+class _DataFolder:
+    """Reads files under a folder; keeps their hashes and counts dropped rows."""
 
     path: Path
     source: Source
     sha256: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
 
-    def found(self, names: Sequence[str]) -> dict[str, list[Path]]:
-        """Files of the first of `names` that is there, by subset; "" for one file for all."""
-        for name in names:
+    def find(self, patterns: Sequence[str]) -> dict[str, list[Path]]:
+        """Files of the first pattern that has any, by subset; "" for one file for all."""
+        for pattern in patterns:
             files = {
-                subset: sorted(self.path.glob(name.replace("{subset}", subset)), key=_natural)
-                for subset in _for(name, self.source)
+                subset: sorted(self.path.glob(pattern.replace("{subset}", subset)), key=_file_order)
+                for subset in _subsets_of(pattern, self.source)
             }
-            if found := {subset: paths for subset, paths in files.items() if paths}:
-                return found
+            if files := {subset: paths for subset, paths in files.items() if paths}:
+                return files
         return {}
 
-    def items(self, names: Sequence[str], keep: Keep | None = None) -> dict[str, tuple[Item, ...]]:
-        """The items of these files by subset, in the official order of the subsets."""
-        items: dict[str, dict[str, Item]] = {subset: {} for subset in self.source.subsets}
-        for subset, paths in self.found(names).items():
+    def rows(self, patterns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+        """Rows of these files, each with its subset."""
+        for subset, paths in self.find(patterns).items():
             for path in paths:
-                for row in self.rows(path):
-                    self._add(items, row, subset, keep)
-        return {subset: tuple(there.values()) for subset, there in items.items() if there}
+                self.sha256[path.relative_to(self.path).as_posix()] = sha256(path)
+                for row in rows(path, self.source.columns):
+                    yield subset or self._row_subset(row), row
 
-    def _add(
-        self,
-        items: dict[str, dict[str, Item]],
-        row: Row,
-        subset: str,
-        keep: Keep | None,
-    ) -> None:
+    def docs(self, patterns: Sequence[str], is_used: DocFilter | None = None) -> Docs:
+        """The documents of these files by subset, in the official order of the subsets."""
         source = self.source
-        if not subset and source.subset_of:
-            subset = self.subset(row)
-        there = items[subset]
-        fields = source.read(row)
-        if fields is None:
-            self.dropped += 1
-        elif keep is None or keep(fields):
-            name = text(row, source.name_of) if source.name_of in row.value else str(len(there))
-            if name in there:
-                name = f"{name}#{len(there)}"
-            there[name] = Item(id=name, subset=subset, fields=fields)
+        docs: dict[str, dict[str, Doc]] = {subset: {} for subset in source.subsets}
+        for subset, row in self.rows(patterns):
+            fields = source.parse_row(row)
+            if fields is None:
+                self.dropped += 1
+            elif is_used is None or is_used(fields):
+                known = docs[subset]
+                index = str(len(known))
+                name = text(row, source.id_field) if source.id_field in row.value else index
+                key = f"{name}#{index}" if name in known else name
+                known[key] = Doc(id=key, subset=subset, fields=fields)
+        return {subset: tuple(known.values()) for subset, known in docs.items() if known}
 
-    def subset(self, row: Row) -> str:
-        """The subset that a row of a file for all names."""
-        names = {name.lower(): content for name, content in row.value.items()}
-        named = names.get(self.source.subset_of)
-        if named is None and "" in self.source.subsets:
+    def _row_subset(self, row: Row) -> str:
+        field_name, subsets = self.source.subset_field, self.source.subsets
+        if not field_name:
             return ""
-        subset = str(named).lower().replace("&", "and").replace(" ", "_").replace("-", "_")
-        if subset not in self.source.subsets:
+        fields = {name.lower(): content for name, content in row.value.items()}
+        name = fields.get(field_name)
+        if name is None and "" in subsets:
+            return ""
+        subset = str(name).lower().replace("&", "and").replace(" ", "_").replace("-", "_")
+        if subset not in subsets:
             raise DataError(
-                f"{row.place}: expected one of {listed(self.source.subsets)} in "
-                f"{self.source.subset_of!r}, found {str(named)[:40]!r}; is this the set's own file?"
+                f"{row.place}: expected one of {listed(subsets)} in {field_name!r}, found "
+                f"{str(name)[:40]!r}; is this the set's own file?"
             )
         return subset
 
-    def texts(self, names: Sequence[str]) -> dict[str, str]:
-        """What the files beside the data say for each subset."""
-        found: dict[str, str] = {}
-        for subset, paths in self.found(names).items():
-            for path in paths:
-                for row in self.rows(path):
-                    found[subset or self.subset(row)] = text(row, "text", "cot_prompt")
-        return found
 
-    def rows(self, path: Path) -> list[Row]:
-        """The rows of a file, whose hash is noted."""
-        self.sha256[path.relative_to(self.path).as_posix()] = sha256(path)
-        return rows(path, self.source.columns)
-
-
-def load(task: Task, folder: str | Path | None = None, *, progress: bool = True) -> Loaded:
+def load(task: Task, folder: str | Path | None = None, *, progress: bool = True) -> EvalData:
     """The questions of `task` and its examples, from a folder or, without one, from the hub.
 
-    The folder holds the set in a published layout, or has a folder of the task's name that does.
-    `progress` shows a download on stderr. Raises DataError with file and line for data that is
-    missing or malformed, DownloadError or ModelNotFoundError where the hub does not give it, and
-    MissingPackageError for .parquet without pyarrow.
+    The folder holds the set in a published layout, or has a subfolder of the task's name that
+    does. `progress` shows a download on stderr. Raises DataError with file and line for data that
+    is missing or malformed, DownloadError or ModelNotFoundError where the hub does not provide it,
+    and MissingPackageError for .parquet without pyarrow.
     """
-    if folder is None and task.source.beside:
+    source = task.source
+    if folder is not None:
+        root = _task_folder(task, Path(folder))
+        origin = str(root)
+    elif source.cot_prompts:
         raise DataError(
-            f"{task.title} needs files that are not on the hub ({', '.join(task.source.beside)}): "
+            f"{task.title} needs files that are not on the hub ({', '.join(source.cot_prompts)}): "
             f"expected a folder with them, got none; {_advice(task)}"
         )
-    if folder is None:
-        files = _downloads(task.source)
-        root = hub.fetch_data(task.source.repo, files, PARQUET, progress=progress)
-        origin = f"{task.source.repo}@{root.name}"
     else:
-        root = _root(task, Path(folder))
-        origin = str(root)
-    reader = _Folder(root, task.source)
-    items = reader.items(task.source.items)
+        root = hub.fetch_data(source.repo, _hub_files(source), PARQUET, progress=progress)
+        origin = f"{source.repo}@{root.name}"
+    reader = _DataFolder(root, source)
+    docs = reader.docs(source.questions)
     dropped = reader.dropped
-    if not items and reader.sha256:
+    if not docs and not reader.sha256:
+        raise _missing_files(task, root, source.questions)
+    if not docs:
         raise DataError(
             f"{root}: expected questions in {listed(sorted(reader.sha256))}, found none"
             + f" that can be asked ({dropped} dropped)" * (dropped > 0)
             + f"; {_advice(task)}"
         )
-    if not items:
-        raise _missing(task, root, task.source.items)
-    if task.source.beside:
-        items = _with_texts(task, reader, items)
-    shots = reader.items(task.source.shots, task.source.shot)
-    notes = _notes(task, items, dropped)
-    return Loaded(items=items, shots=shots, sha256=reader.sha256, origin=origin, notes=notes)
+    if source.cot_prompts:
+        docs = _with_cot_prompts(task, reader, docs)
+    examples = reader.docs(source.examples, source.is_example)
+    notes = _notes(task, docs, dropped)
+    return EvalData(docs=docs, examples=examples, sha256=reader.sha256, origin=origin, notes=notes)
 
 
-def _root(task: Task, folder: Path) -> Path:
+def _task_folder(task: Task, folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"{folder}: expected a folder with {task.title}'s files, found none; {_advice(task)}"
@@ -171,61 +153,59 @@ def _root(task: Task, folder: Path) -> Path:
     return own if own.is_dir() else folder
 
 
-def _downloads(source: Source) -> list[str]:
+def _hub_files(source: Source) -> list[str]:
     return [
-        name.replace("{subset}", subset)
-        for name in source.download
-        for subset in _for(name, source)
+        pattern.replace("{subset}", subset)
+        for pattern in source.download
+        for subset in _subsets_of(pattern, source)
     ]
 
 
-def _for(name: str, source: Source) -> Sequence[str]:
-    """The subsets that have a file of this name each; "" where one file is for all."""
-    return [subset for subset in source.subsets if subset] if "{subset}" in name else [""]
+def _subsets_of(pattern: str, source: Source) -> Sequence[str]:
+    """Subsets that have a file of this pattern each; "" where one file is for all."""
+    return [subset for subset in source.subsets if subset] if "{subset}" in pattern else [""]
 
 
-def _with_texts(
-    task: Task, reader: _Folder, items: dict[str, tuple[Item, ...]]
-) -> dict[str, tuple[Item, ...]]:
-    found = reader.texts(task.source.beside)
-    if lacking := [subset for subset in items if subset not in found]:
-        raise _missing(task, reader.path, task.source.beside, f" for {listed(lacking)}")
+def _with_cot_prompts(task: Task, reader: _DataFolder, docs: Docs) -> Docs:
+    patterns = task.source.cot_prompts
+    prompts = {subset: text(row, "text", "cot_prompt") for subset, row in reader.rows(patterns)}
+    if missing := [subset for subset in docs if subset not in prompts]:
+        raise _missing_files(task, reader.path, patterns, f" for {listed(missing)}")
     return {
         subset: tuple(
-            Item(id=item.id, subset=subset, fields={**item.fields, "cot": found[subset]})
-            for item in there
+            replace(doc, fields={**doc.fields, "cot": prompts[subset]}) for doc in docs[subset]
         )
-        for subset, there in items.items()
+        for subset in docs
     }
 
 
-def _notes(task: Task, items: Mapping[str, tuple[Item, ...]], dropped: int) -> tuple[str, ...]:
+def _notes(task: Task, docs: Docs, dropped: int) -> tuple[str, ...]:
     notes = []
     if dropped:
         notes.append(f"{dropped} rows were dropped, as they cannot be asked with distinct options")
     expected = [subset for subset in task.source.subsets if subset]
-    if lacking := [subset for subset in expected if subset not in items and "" not in items]:
+    if missing := [subset for subset in expected if subset not in docs and "" not in docs]:
         notes.append(
-            f"{len(expected) - len(lacking)} of {len(expected)} subsets are there; "
-            f"missing: {listed(lacking)}"
+            f"{len(expected) - len(missing)} of {len(expected)} subsets are there; "
+            f"missing: {listed(missing)}"
         )
     return tuple(notes)
 
 
-def _missing(task: Task, folder: Path, names: Sequence[str], of: str = "") -> DataError:
-    there = listed(sorted(file.name for file in folder.iterdir()))
-    expected = " or ".join(names).replace("{subset}", (task.source.subset_of or "").upper())
+def _missing_files(task: Task, folder: Path, patterns: Sequence[str], of: str = "") -> DataError:
+    present = listed(sorted(file.name for file in folder.iterdir()))
+    expected = " or ".join(patterns).replace("{subset}", task.source.subset_field.upper())
     return DataError(
         f"{folder}: expected {task.title}'s files ({expected}){of}, "
-        f"found {there or 'nothing'}; {_advice(task)}"
+        f"found {present or 'nothing'}; {_advice(task)}"
     )
 
 
 def _advice(task: Task) -> str:
-    where = task.source.advice or f"huggingface.co/datasets/{task.source.repo}"
-    return f"download them from {where}"
+    address = task.source.advice or f"huggingface.co/datasets/{task.source.repo}"
+    return f"download them from {address}"
 
 
-def _natural(path: Path) -> tuple[str, int, str]:
-    """Files 1.json, 2.json, …, 10.json in the order of their numbers."""
+def _file_order(path: Path) -> tuple[str, int, str]:
+    """Sorts 1.json, 2.json, …, 10.json by their numbers."""
     return (str(path.parent), int(path.stem) if path.stem.isdecimal() else -1, path.name)

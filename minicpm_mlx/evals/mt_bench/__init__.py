@@ -1,1 +1,1 @@
-"""MT-Bench: questions, answers, a judge, and its chart."""
+"""MT-Bench: questions, answers, judge and chart. The command line imports this."""

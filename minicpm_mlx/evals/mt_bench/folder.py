@@ -1,10 +1,10 @@
-"""The folder of an MT-Bench run, which may have several models in it.
+"""The folder of an MT-Bench run, which may hold several models.
 
-    settings.json                        how each model's answers were made
-    model_answer/MODEL.jsonl             as FastChat has them
+    settings.json                        how each model's answers were generated
+    model_answer/MODEL.jsonl             in FastChat's format
     model_judgment/JUDGE_single.jsonl
 
-Answers that were made otherwise are not gone on with.
+A run resumes only with the settings of the answers that are there.
 """
 
 from __future__ import annotations
@@ -16,75 +16,60 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, InvalidArgumentError
-from ...files.atomic import alone, named_errors
+from ...errors import InvalidArgumentError
+from ...files.atomic import named_errors
 from ..record import (
     ADVICE,
+    FORMAT,
     SETTINGS,
     check_same,
+    open_folder,
+    read_settings,
     write_json,
 )
 
-__all__ = ["answers_path", "judgements_path", "opened"]
-
-FORMAT = 1
+__all__ = ["answers_path", "judgements_path", "open_bench"]
 
 
 @contextmanager
-def opened(folder: Path, model: str, settings: Mapping[str, Any]) -> Iterator[None]:
-    """The folder, made if need be, for one process at a time, to answer as `model` with `settings`.
+def open_bench(folder: Path, model: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """The folder, created if need be, for one process that answers as `model` with `settings`.
 
-    InvalidArgumentError where it has answers of the model that were made otherwise, or nobody knows
-    how; DataError where its settings are no such; StorageError where it cannot be made or another
-    process has it.
+    InvalidArgumentError where it has answers of the model with other or unknown settings;
+    DataError where its settings file is damaged; StorageError where it cannot be created or
+    another process has it.
     """
-    now = json.loads(json.dumps(settings))  # as they are once they have been written and read
-    _made(folder)
-    with alone(folder, folder):
-        models = _read(folder / SETTINGS)
+    now = json.loads(json.dumps(settings))  # as they are after writing and reading
+    path = folder / SETTINGS
+    with open_folder(folder):
+        models = read_settings(path, "models", "MT-Bench")["models"] if path.exists() else {}
         if model in models:
             check_same(folder, f"{model}'s", models[model], now)
-        elif (path := answers_path(folder, model)).exists():
+        elif (answers := answers_path(folder, model)).exists():
             raise InvalidArgumentError(
-                f"{path}: expected {SETTINGS} to say how these answers were made, found nothing of "
-                f"{model} in it; {ADVICE}"
+                f"{answers}: expected {SETTINGS} to say how these answers were generated, found "
+                f"nothing of {model} in it; {ADVICE}"
             )
-        write_json(folder / SETTINGS, {"format": FORMAT, "models": {**models, model: now}})
+        write_json(path, {"format": FORMAT, "models": {**models, model: now}})
         yield
 
 
 def answers_path(folder: Path, model: str) -> Path:
-    """The file of a model's answers; its folder is made."""
-    return _made(folder / "model_answer") / f"{_plain(model)}.jsonl"
+    """The file of a model's answers; creates its folder."""
+    return _subfolder(folder, "model_answer") / f"{_file_name(model)}.jsonl"
 
 
 def judgements_path(folder: Path, judge: str) -> Path:
-    """The file of a judge's judgements, of all models; its folder is made."""
-    return _made(folder / "model_judgment") / f"{_plain(judge)}_single.jsonl"
+    """The file of a judge's judgements of all models; creates its folder."""
+    return _subfolder(folder, "model_judgment") / f"{_file_name(judge)}_single.jsonl"
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Settings by model; none where nothing was begun."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected settings of MT-Bench ({error}); {ADVICE}") from None
-    models = found.get("models") if isinstance(found, dict) else None
-    if not isinstance(models, dict) or not all(isinstance(one, dict) for one in models.values()):
-        raise DataError(f"{path}: expected settings of MT-Bench, found another file; {ADVICE}")
-    if found.get("format") != FORMAT:
-        raise DataError(f"{path}: was written by another version of minicpm-mlx; {ADVICE}")
-    return models
-
-
-def _made(folder: Path) -> Path:
+def _subfolder(folder: Path, name: str) -> Path:
     with named_errors(folder, ADVICE):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        (folder / name).mkdir(exist_ok=True)
+    return folder / name
 
 
-def _plain(name: str) -> str:
-    """A model's name as a file's: no part of it is a folder, or hidden."""
+def _file_name(name: str) -> str:
+    """A model's name as a file name that is no path and not hidden."""
     return re.sub(r"[^\w.+@-]+", "_", name).lstrip(".") or "model"

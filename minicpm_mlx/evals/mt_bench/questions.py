@@ -1,7 +1,7 @@
-"""MT-Bench's files: questions, reference answers and the words its judge is asked with.
+"""Reads MT-Bench's files: questions, reference answers and the judge's prompts.
 
-They are read where the user has put them, as lm-sys/FastChat lays them out in `llm_judge/data`:
-question.jsonl, reference_answer/gpt-4.jsonl and, beside or above them, judge_prompts.jsonl.
+The user's folder has lm-sys/FastChat's layout of `llm_judge/data`: question.jsonl,
+reference_answer/gpt-4.jsonl and, beside or above them, judge_prompts.jsonl.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..data.fields import (
     value,
     wrong,
 )
+from ..data.layouts import raise_error
 
 __all__ = [
     "CATEGORIES",
@@ -26,15 +27,15 @@ __all__ = [
     "BenchQuestion",
     "JudgePrompt",
     "load_bench",
+    "parse_turns",
     "question_id",
-    "turns_of",
 ]
 
 CATEGORIES = (
     "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
 )  # fmt: skip
 WITH_REFERENCE = frozenset(("reasoning", "math", "coding"))
-"""Categories that are judged with GPT-4's own answers beside the model's."""
+"""Categories whose judge sees GPT-4's answers too."""
 
 QUESTIONS = ("question.jsonl", "mt_bench_questions.jsonl")
 REFERENCES = ("reference_answer/gpt-4.jsonl", "mt_bench_reference_gpt4.jsonl")
@@ -42,33 +43,33 @@ PROMPTS = ("judge_prompts.jsonl", "../judge_prompts.jsonl", "mt_bench_judge_prom
 
 SINGLE = ("single-v1", "single-v1-multi-turn")
 SINGLE_WITH_REFERENCE = ("single-math-v1", "single-math-v1-multi-turn")
-"""Names of the judge's prompts for the first turn and for the second."""
+"""Names of the judge's prompts for the first and the second turn."""
 
-PARTS = (
+FIELDS = (
     "question", "answer", "question_1", "question_2", "answer_1", "answer_2", "ref_answer_1",
     "ref_answer_2", "answer_a", "answer_b", "answer_a_1", "answer_a_2", "answer_b_1", "answer_b_2",
 )  # fmt: skip
-"""What the templates have places for; the last six compare two models, which is not done here."""
+"""Fields of the templates; the last six are for comparing two models, which we do not do."""
 
 ADVICE = "give the folder fastchat/llm_judge/data/mt_bench of lm-sys/FastChat"
 
 
 @dataclass(frozen=True)
 class BenchQuestion:
-    """Two requests, the second of which goes on from the answer to the first."""
+    """Two user turns; the second follows the answer to the first."""
 
     id: int
     category: str
     turns: tuple[str, str]
     reference: tuple[str, str] | None
-    """GPT-4's answers, in the categories that are judged with them."""
+    """GPT-4's answers, in the categories with references."""
     temperature: float | None = None
-    """Where the file itself demands one (`required_temperature`)."""
+    """The file's `required_temperature`."""
 
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """What a judge is told and asked; `template` has places for question, answer and so on."""
+    """A prompt of the judge; `template` has fields for question, answer and so on."""
 
     name: str
     system: str
@@ -85,29 +86,28 @@ class Bench:
     """Of each file read, by its name."""
 
     @property
-    def asked(self) -> str:
-        """The SHA-256 of the questions alone."""
+    def questions_sha256(self) -> str:
         return next(digest for name, digest in self.sha256.items() if name in QUESTIONS)
 
     def prompt(self, question: BenchQuestion, turn: int) -> JudgePrompt:
         """The official prompt for a question's turn, 1 or 2."""
-        return self.prompts[_name(question.category, turn)]
+        return self.prompts[_prompt_name(question.category, turn)]
 
 
 def load_bench(folder: str | Path) -> Bench:
-    """Read MT-Bench from a folder in FastChat's layout; nothing is fetched.
+    """Reads MT-Bench from a folder in FastChat's layout; downloads nothing.
 
-    Raises DataError with file and line for what is missing or malformed.
+    DataError with file and line for missing or malformed data.
     """
     reader = _QuestionReader(Path(folder))
-    references = {question_id(row): turns_of(row) for row in reader.rows(REFERENCES)}
-    questions = [_question(row, references) for row in reader.rows(QUESTIONS)]
-    prompts = {prompt.name: prompt for prompt in map(_prompt, reader.rows(PROMPTS))}
+    references = {question_id(row): parse_turns(row) for row in reader.rows(REFERENCES)}
+    questions = [_parse_question(row, references) for row in reader.rows(QUESTIONS)]
+    prompts = {prompt.name: prompt for prompt in map(_parse_prompt, reader.rows(PROMPTS))}
     for question in questions:
         for turn in (1, 2):
-            if (name := _name(question.category, turn)) not in prompts:
+            if (name := _prompt_name(question.category, turn)) not in prompts:
                 raise DataError(
-                    f"{reader.found(PROMPTS)}: expected a prompt {name!r}, found none; {ADVICE}"
+                    f"{reader.find(PROMPTS)}: expected a prompt {name!r}, found none; {ADVICE}"
                 )
     return Bench(tuple(questions), prompts, reader.sha256)
 
@@ -118,53 +118,49 @@ class _QuestionReader:
         self.sha256: dict[str, str] = {}
 
     def rows(self, names: Sequence[str]) -> list[Row]:
-        path = self.found(names)
-        rows = []
-        for row in read_rows(path):
-            if isinstance(row, DataError):
-                raise row
-            rows.append(row)
+        path = self.find(names)
+        rows = [raise_error(row) for row in read_rows(path)]
         self.sha256[path.name] = sha256(path)
         return rows
 
-    def found(self, names: Sequence[str]) -> Path:
+    def find(self, names: Sequence[str]) -> Path:
         for name in names:
             if (path := self.folder / name).is_file():
                 return path
         raise DataError(f"{self.folder}: expected {' or '.join(names)} in it, found none; {ADVICE}")
 
 
-def _name(category: str, turn: int) -> str:
+def _prompt_name(category: str, turn: int) -> str:
     return (SINGLE_WITH_REFERENCE if category in WITH_REFERENCE else SINGLE)[turn - 1]
 
 
 def question_id(row: Row) -> int:
-    """The number of the question that a row is, or answers."""
+    """The id of the question that a row holds or answers."""
     number = value(row, "question_id")
     if not isinstance(number, int) or isinstance(number, bool):
         raise wrong(row, "question_id", "a whole number", number)
     return number
 
 
-def _question(row: Row, references: Mapping[int, tuple[str, str]]) -> BenchQuestion:
+def _parse_question(row: Row, references: Mapping[int, tuple[str, str]]) -> BenchQuestion:
     category = text(row, "category")
     if category not in CATEGORIES:
         raise wrong(row, "category", f"one of {', '.join(CATEGORIES)}", category)
     number = question_id(row)
-    needed = category in WITH_REFERENCE
-    if needed and number not in references:
+    has_reference = category in WITH_REFERENCE
+    if has_reference and number not in references:
         raise DataError(
             f"{row.place}: expected a reference answer for question {number}, found none; {ADVICE}"
         )
     temperature = row.value.get("required_temperature")
     if temperature is not None and not isinstance(temperature, int | float):
         raise wrong(row, "required_temperature", "a number", temperature)
-    reference = references[number] if needed else None
-    return BenchQuestion(number, category, turns_of(row), reference, temperature)
+    reference = references[number] if has_reference else None
+    return BenchQuestion(number, category, parse_turns(row), reference, temperature)
 
 
-def turns_of(row: Row) -> tuple[str, str]:
-    """The two turns of a question or an answer: its own, or those of its first choice."""
+def parse_turns(row: Row) -> tuple[str, str]:
+    """The two turns of a question, or of an answer's first choice."""
     if "choices" not in row.value:
         turns = texts(row, "turns")
     else:
@@ -178,13 +174,13 @@ def turns_of(row: Row) -> tuple[str, str]:
     return turns[0], turns[1]
 
 
-def _prompt(row: Row) -> JudgePrompt:
+def _parse_prompt(row: Row) -> JudgePrompt:
     name, template = text(row, "name"), text(row, "prompt_template")
     try:
-        template.format(**dict.fromkeys(PARTS, ""))
+        template.format(**dict.fromkeys(FIELDS, ""))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
-            f"{row.place}: expected a template with places for {', '.join(PARTS[:6])}, found one "
+            f"{row.place}: expected a template with fields for {', '.join(FIELDS[:6])}, found one "
             f"that cannot be filled in ({error}); {ADVICE}"
         ) from None
     return JudgePrompt(name, text(row, "system_prompt"), template)

@@ -1,4 +1,4 @@
-"""MT-Bench's chart: a model's mean rating in each category, around a circle."""
+"""Draws MT-Bench's radar chart: a model's mean rating in each category."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["draw_radar"]
 
 
 def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
-    """Draw the categories' mean ratings of one or more models as a PNG file at `path`.
+    """Draws the categories' mean ratings of one or more models as a PNG file.
 
-    A category without a rating is drawn at 0. Errors as `check_chart_path`, which tells them
-    before a run; InvalidArgumentError where no model has a rating.
+    A category without a rating is drawn at 0. Errors as `check_chart_path`; InvalidArgumentError
+    where no model has a rating.
     """
     check_chart_path(path)
-    rated = {name: found for name, found in models.items() if found.rated}
+    rated = {name: scores for name, scores in models.items() if scores.rated}
     if not rated:
         raise InvalidArgumentError(f"{path}: not drawn; no answer has a rating yet")
     import matplotlib
@@ -29,18 +29,18 @@ def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    around = [2 * math.pi * place / len(CATEGORIES) for place in range(len(CATEGORIES))]
+    angles = [2 * math.pi * index / len(CATEGORIES) for index in range(len(CATEGORIES))]
     figure, axes = pyplot.subplots(
         figsize=(7, 6), layout="constrained", subplot_kw={"projection": "polar"}
     )
     try:
-        for name, found in rated.items():
-            ratings = [found.categories[category] or 0.0 for category in CATEGORIES]
-            # matplotlib takes dollar signs for formulas, and leaves names that begin with _ out.
+        for name, scores in rated.items():
+            ratings = [scores.categories[category] or 0.0 for category in CATEGORIES]
+            # matplotlib reads dollar signs as formulas, and hides names that begin with _.
             label = name.replace("$", r"\$").lstrip("_") if name.isascii() else "model"
-            axes.plot([*around, 0], [*ratings, ratings[0]], marker=".", label=label)
-            axes.fill(around, ratings, alpha=0.1)
-        axes.set_xticks(around, CATEGORIES)
+            axes.plot([*angles, 0], [*ratings, ratings[0]], marker=".", label=label)
+            axes.fill(angles, ratings, alpha=0.1)
+        axes.set_xticks(angles, CATEGORIES)
         axes.tick_params("x", pad=14)
         axes.set_ylim(0, 10)
         axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.1))

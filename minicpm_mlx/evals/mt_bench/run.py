@@ -1,4 +1,4 @@
-"""MT-Bench: 80 conversations of two turns, answered by a model and rated by a judge.
+"""Runs MT-Bench: 80 conversations of two turns, answered by a model and rated by a judge.
 
     bench = load_bench("fastchat/llm_judge/data/mt_bench")
     result = run(bench, model_of(lm), Path("results"), judge=judge)
@@ -20,8 +20,8 @@ from ...errors import DataError
 from ...files.jsonl import JsonlFile
 from ..data.fields import text
 from ..report.statistics import Interval, bootstrap
-from ..run import described, named
-from .folder import answers_path, judgements_path, opened
+from ..run import describe_model, model_name
+from .folder import answers_path, judgements_path, open_bench
 from .judge import UNRATED, Judgement, judge_answers
 from .judge_client import Endpoint
 from .questions import (
@@ -29,8 +29,8 @@ from .questions import (
     Bench,
     BenchQuestion,
     load_bench,
+    parse_turns,
     question_id,
-    turns_of,
 )
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ TEMPERATURES: Mapping[str, float] = {
 }
 """By category; FastChat's."""
 QUESTIONS = 80
-"""That published figures are means over."""
+"""Number of questions behind published scores."""
 MAX_TOKENS = 1024
-"""Of one answer; FastChat's."""
+"""Tokens of the longest answer; FastChat's."""
 
 Progress = Callable[[int, int], object]
 
 
 class AnswerFunction(Protocol):
-    """How a model is asked: the conversation so far to its next answer."""
+    """Generates a model's next answer in a conversation."""
 
     def __call__(
         self, messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int
@@ -80,16 +80,16 @@ class AnswerFunction(Protocol):
 
 @dataclass(frozen=True)
 class BenchModel:
-    """Who answers."""
+    """The model that answers."""
 
     name: str
     answer: AnswerFunction
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What decides its answers, for JSON: answers that were made otherwise are not gone on with."""
+    """All that decides its answers, for JSON; a run resumes only with the same settings."""
 
 
 def model_of(lm: LM) -> BenchModel:
-    """A loaded model, with its adapter; its own sampling but for the temperature."""
+    """A loaded model with its adapter and its own sampling, at the given temperature."""
 
     def answer(messages: Sequence[Mapping[str, str]], temperature: float, max_tokens: int) -> str:
         sampling = replace(lm.sampling, temperature=temperature, seed=0)  # FastChat's seed
@@ -97,37 +97,37 @@ def model_of(lm: LM) -> BenchModel:
 
     fixed = {"temperature", "seed"}
     sampling = {name: value for name, value in vars(lm.sampling).items() if name not in fixed}
-    return BenchModel(named(lm), answer, {"sampling": sampling, **described(lm)})
+    return BenchModel(model_name(lm), answer, {"sampling": sampling, **describe_model(lm)})
 
 
 @dataclass(frozen=True)
 class BenchScores:
-    """Mean ratings, 1 to 10, as FastChat's `show_result` reckons them; None: nothing was rated."""
+    """Mean ratings, 1 to 10, as FastChat's `show_result` computes them; None: nothing was rated."""
 
     mean: float | None
     """Over both turns of every question."""
     interval: Interval | None
-    """The mean's, by bootstrap of the questions."""
+    """Of the mean, by bootstrap over the questions."""
     turns: tuple[float | None, float | None]
     categories: Mapping[str, float | None]
     questions: int
-    """That were judged, rated or not."""
+    """Questions judged, rated or not."""
     rated: int
     unrated: int
-    """Judgements in which no rating was found."""
+    """Judgements without a rating."""
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a run came to."""
+    """The result of a run."""
 
     answers: Path
-    """The file, as FastChat's `model_answer/MODEL.jsonl`."""
+    """The file, in the format of FastChat's `model_answer/MODEL.jsonl`."""
     judgements: Path | None
-    """The file, as FastChat's `model_judgment/JUDGE_single.jsonl`; None: there was no judge."""
+    """The file, in the format of FastChat's `model_judgment/JUDGE_single.jsonl`; None: no judge."""
     scores: BenchScores | None
     message: str
-    """What was done, in a line, and how to go on where that was not all."""
+    """A line on what was done, and how to continue where something is missing."""
 
 
 def run(
@@ -140,46 +140,51 @@ def run(
     max_tokens: int = MAX_TOKENS,
     progress: Progress = lambda done, of: None,
 ) -> BenchResult:
-    """Answer all questions and have the answers judged; without a judge, stop after the answers.
+    """Answers all questions and has the answers judged; without a judge, stops after the answers.
 
-    Files go to `folder`, made if need be; a run that was broken off goes on from them, and asks the
-    judge anew where it gave no rating. `progress` is told how many answers, then how many
-    judgements there are, and of how many. Errors as `opened`, `answer_questions` and
-    `judge_answers`.
+    Writes to `folder`, created if need be. An interrupted run resumes from its files, and asks the
+    judge again where it gave no rating. Calls `progress` with the number of answers, then of
+    judgements, and their total. Errors as `open_bench`, `answer_questions` and `judge_answers`.
     """
     at_least_one("max_tokens", max_tokens)
     at_least_one("workers", workers)
-    data = {"questions": bench.asked}
+    data = {"questions": bench.questions_sha256}
     settings = {"max_tokens": max_tokens, "sha256": data, **model.settings}
-    with opened(folder, model.name, settings):
+    with open_bench(folder, model.name, settings):
         path = answers_path(folder, model.name)
         answers = answer_questions(
             bench, model.answer, path, model=model.name, max_tokens=max_tokens, progress=progress
         )
         if judge is None:
             message = (
-                f"{len(answers)} answers are in {path}; they are not rated, as no judge was "
-                "given: name an OpenAI-compatible endpoint and run again"
+                f"{len(answers)} answers are in {path}; they are not rated, as there is no judge: "
+                "name an OpenAI-compatible endpoint and run again"
             )
             return BenchResult(path, None, None, message)
-        judged = judgements_path(folder, judge.model)
-        found = scores(
+        judgements = judgements_path(folder, judge.model)
+        means = scores(
             judge_answers(
-                bench, answers, judge, judged, model=model.name, workers=workers, progress=progress
+                bench,
+                answers,
+                judge,
+                judgements,
+                model=model.name,
+                workers=workers,
+                progress=progress,
             )
         )
-    return BenchResult(path, judged, found, _said(found, judge.model, judged))
+    return BenchResult(path, judgements, means, _message(means, judge.model, judgements))
 
 
-def _said(found: BenchScores, judge: str, path: Path) -> str:
-    count = found.rated + found.unrated
-    if found.rated == 0:
+def _message(means: BenchScores, judge: str, path: Path) -> str:
+    count = means.rated + means.unrated
+    if means.rated == 0:
         return (
             f"none of {count} judgements by {judge} has a rating, so there is no score; {path} has "
-            "what it said: run again to ask anew, or name another judge"
+            "its replies: run again to ask once more, or name another judge"
         )
-    again = "; run again to ask for the others anew" if found.unrated else ""
-    return f"{found.rated} of {count} judgements by {judge} have a rating{again}"
+    again = "; run again to ask for the others once more" if means.unrated else ""
+    return f"{means.rated} of {count} judgements by {judge} have a rating{again}"
 
 
 def answer_questions(
@@ -191,29 +196,27 @@ def answer_questions(
     max_tokens: int = MAX_TOKENS,
     progress: Progress = lambda done, of: None,
 ) -> dict[int, tuple[str, str]]:
-    """Both answers to every question, by question; each is added to the file `path` as it comes.
+    """Both answers to every question, by question; appends each to the file `path`.
 
-    Questions that the file has answers to are not asked again: `run` sees to it that they were made
-    in the same way. DataError where it is damaged, or its answers are another model's.
+    Questions with answers in the file are not asked again; `run` checks that they had the same
+    settings. DataError where the file is damaged, or its answers are another model's.
     """
-    lines = JsonlFile(path)
-    found = {}
-    for row in lines.rows:
+    file = JsonlFile(path)
+    recorded = {}
+    for row in file.rows:
         if (other := text(row, "model_id")) != model:
             raise DataError(
                 f"{row.place}: expected answers of {model}, found one of {other}; give another file"
             )
-        found[question_id(row)] = turns_of(row)
-    found = {
-        question.id: found[question.id] for question in bench.questions if question.id in found
-    }
-    progress(len(found), len(bench.questions))
+        recorded[question_id(row)] = parse_turns(row)
+    answers = {q.id: recorded[q.id] for q in bench.questions if q.id in recorded}
+    progress(len(answers), len(bench.questions))
     for question in bench.questions:
-        if question.id not in found:
-            found[question.id] = _converse(question, answer, max_tokens)
-            lines.add(_record(question, found[question.id], model))
-            progress(len(found), len(bench.questions))
-    return found
+        if question.id not in answers:
+            answers[question.id] = _converse(question, answer, max_tokens)
+            file.add(_record(question, answers[question.id], model))
+            progress(len(answers), len(bench.questions))
+    return answers
 
 
 def _converse(question: BenchQuestion, answer: AnswerFunction, max_tokens: int) -> tuple[str, str]:
@@ -241,15 +244,15 @@ def _record(question: BenchQuestion, turns: tuple[str, str], model: str) -> dict
 
 
 def scores(judgements: Sequence[Judgement]) -> BenchScores:
-    """Means of the ratings over everything, by turn and by category, without the unrated."""
+    """Mean ratings of all judgements, by turn and by category, without the unrated."""
     rated = [judgement for judgement in judgements if judgement.score != UNRATED]
     by_question: dict[int, list[float]] = {}
     for judgement in rated:
         by_question.setdefault(judgement.question, []).append(judgement.score)
-    whole = [sum(found) / len(found) for found in by_question.values()]
+    means = [sum(ratings) / len(ratings) for ratings in by_question.values()]
     return BenchScores(
         mean=_mean(judgement.score for judgement in rated),
-        interval=bootstrap({"": whole}) if whole else None,
+        interval=bootstrap({"": means}) if means else None,
         turns=(
             _mean(judgement.score for judgement in rated if judgement.turn == 1),
             _mean(judgement.score for judgement in rated if judgement.turn == 2),
@@ -265,5 +268,5 @@ def scores(judgements: Sequence[Judgement]) -> BenchScores:
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,4 +1,4 @@
-"""A report's chart: each set's score with its interval, beside the published one."""
+"""Draws a report: each task's score with its interval, beside the published score."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["draw_scores"]
 
 
 def draw_scores(report: Report, path: Path) -> None:
-    """Draw the sets' scores as a PNG file at `path`; errors as `check_chart_path`.
+    """Draws the tasks' scores as a PNG file; errors as `check_chart_path`.
 
-    InvalidArgumentError where nothing is scored yet.
+    InvalidArgumentError where no question is scored yet.
     """
     check_chart_path(path)
     if not report.tasks:
@@ -34,17 +34,17 @@ def draw_scores(report: Report, path: Path) -> None:
         above = [score.high - score.mean for score in scores]
         name = str(report.model["name"]).replace("$", r"\$").lstrip("_")
         axes.bar(
-            [place - 0.2 for place in range(count)],
+            [index - 0.2 for index in range(count)],
             [score.mean for score in scores],
             0.4,
             yerr=[below, above],
             capsize=3,
             label=name or "model",
         )
-        known = [(i, task.published) for i, task in enumerate(report.tasks) if task.published]
+        published = [(i, task.published) for i, task in enumerate(report.tasks) if task.published]
         axes.bar(
-            [place + 0.2 for place, _ in known],
-            [figure.value for _, figure in known],
+            [index + 0.2 for index, _ in published],
+            [figure.value for _, figure in published],
             0.4,
             label=f"{report.beside}, README",
         )

@@ -1,4 +1,4 @@
-"""Two runs of the same questions: which is better, how sure that is, and what changed."""
+"""Compares two runs question by question: which is better, how sure that is, what changed."""
 
 from __future__ import annotations
 
@@ -11,96 +11,93 @@ from ...errors import DataError
 from ..record import Key, Record, RunRecord
 from .statistics import Comparison, compare, over_subsets
 
-__all__ = ["Compared", "Paired", "compare_runs"]
+__all__ = ["PartComparison", "RunComparison", "compare_runs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
-    """A part of both runs."""
+class PartComparison:
+    """A part that both runs have."""
 
     questions: int
-    """That both have scored."""
+    """Questions that both runs have scored."""
     first: float
-    """Their score in percent: the mean over the subsets, as in a report."""
+    """The first run's score of these questions in percent, averaged over subsets as in a report."""
     second: float
     comparison: Comparison
-    """Of the two, from 0 to 1."""
+    """Of the scores from 0 to 1."""
     gained: tuple[Key, ...]
     """Subset and id of questions whose score rose from the first run to the second."""
     lost: tuple[Key, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """Two runs."""
-
+class RunComparison:
     models: tuple[str, str]
-    """What was run, and the folder."""
-    parts: Mapping[str, Paired]
+    """Each run's model and folder."""
+    parts: Mapping[str, PartComparison]
     """By name, such as "mmlu.gen"."""
     notes: tuple[str, ...]
-    """What was not compared, and what was asked otherwise."""
+    """Questions not compared, and settings that differ."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compare_runs(first: str | Path, second: str | Path) -> Compared:
-    """Compare the parts that two folders of runs share, question by question.
+def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
+    """Compares the parts that two folders of runs share.
 
-    DataError where a folder holds no run, they share nothing, or a question of one is another in
-    the other.
+    DataError where a folder holds no run, the runs share no question, or a question differs.
     """
     runs = RunRecord.read(first), RunRecord.read(second)
-    parts: dict[str, Paired] = {}
+    parts: dict[str, PartComparison] = {}
     notes: list[str] = []
     if runs[0].settings["model"]["identity"] == runs[1].settings["model"]["identity"]:
         notes.append("both are runs of the same model")
     if alone := sorted(runs[0].parts.keys() ^ runs[1].parts.keys()):
-        notes.append(f"in one of the runs alone: {', '.join(alone)}")
+        notes.append(f"in only one of the runs: {', '.join(alone)}")
     for name in (name for name in runs[0].parts if name in runs[1].parts):
-        notes += _otherwise(name, runs[0].parts[name], runs[1].parts[name])
+        notes += _differences(name, runs[0].parts[name], runs[1].parts[name])
         records = runs[0].records(name), runs[1].records(name)
         common = sorted(records[0].keys() & records[1].keys())
-        if left := len(records[0].keys() ^ records[1].keys()):
-            notes.append(f"{name}: questions scored in one of the runs alone: {left}")
+        if count := len(records[0].keys() ^ records[1].keys()):
+            notes.append(f"{name}: questions scored in only one of the runs: {count}")
         if common:
-            parts[name] = _paired(name, records[0], records[1], common)
+            parts[name] = _compare_part(name, records[0], records[1], common)
     if not parts:
         raise DataError(
             f"{first} and {second}: expected runs with questions in common, found none; run "
             "the same tasks with the same seed and limit"
         )
     models = f"{runs[0].model} ({first})", f"{runs[1].model} ({second})"
-    return Compared(models=models, parts=parts, notes=tuple(notes))
+    return RunComparison(models=models, parts=parts, notes=tuple(notes))
 
 
-def _otherwise(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """What was set otherwise, so that more than the model may differ."""
-    told = ("limit", "notes", "origin", "questions", "sandbox", "sha256", "subjects")
+def _differences(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, so that more than the model may change the scores."""
+    ignored = ("limit", "notes", "origin", "questions", "sandbox", "sha256", "subjects")
     differing = [
         f"{key} {first.get(key)} and {second.get(key)}"
-        for key in sorted({*first, *second} - set(told))
+        for key in sorted({*first, *second} - set(ignored))
         if first.get(key) != second.get(key)
     ]
-    return [f"{name} was asked otherwise: {', '.join(differing)}"] if differing else []
+    return [f"{name} ran with other settings: {', '.join(differing)}"] if differing else []
 
 
-def _paired(
+def _compare_part(
     name: str, first: Mapping[Key, Record], second: Mapping[Key, Record], common: list[Key]
-) -> Paired:
+) -> PartComparison:
     for key in common:
         for field in ("gold", "options", "right"):
             if first[key].get(field) != second[key].get(field):
                 raise DataError(
-                    f"{name}: question {' '.join(filter(None, key))} is another in each run; "
+                    f"{name}: question {' '.join(filter(None, key))} differs between the runs; "
                     "compare runs of the same data"
                 )
     before = [float(first[key]["score"]) for key in common]
     after = [float(second[key]["score"]) for key in common]
     pairs = list(zip(common, before, after, strict=True))
     subsets = [subset for subset, _ in common]
-    return Paired(
+    return PartComparison(
         questions=len(common),
         first=100 * over_subsets(_by_subset(first, common)),
         second=100 * over_subsets(_by_subset(second, common)),
@@ -111,7 +108,7 @@ def _paired(
 
 
 def _by_subset(records: Mapping[Key, Record], keys: Sequence[Key]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for key in keys:
-        found.setdefault(key[0], []).append(float(records[key]["score"]))
-    return found
+        scores.setdefault(key[0], []).append(float(records[key]["score"]))
+    return scores

@@ -1,8 +1,8 @@
-"""The figures of MiniCPM's README, to hold one's own against.
+"""The scores that MiniCPM's README publishes.
 
-Its three tables in one; each model stands once. Of the two ways in which multiple choice was
-scored the README gives the higher; a star marks perplexity (our "ppl"). The figures of
-Gemini Nano-3B are from its own report ("r").
+Joins its three tables; each model appears once. The README scores multiple choice in two ways and
+gives the higher; a star marks perplexity (our "ppl"). The scores of Gemini Nano-3B are from its own
+report ("r").
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Baichuan2-7B-Chat        53.28   53.5     53  21.34  32.32  25.25   6.32  37.46 
 Deepseek-7B-chat         46.95  49.72  51.67  40.85  48.48  48.52   4.26   35.7  76.85  63.05 76.68*
 Llama2-7B-Chat           34.54  32.64  47.64  14.02   27.4  21.15   2.08  35.54  74.28  54.78 75.65*
 """
-"""Model, then the columns above; "-" where the README has none."""
+"""Model, then the columns above; "-": the README has none."""
 
 MEANS = """
 Llama2-7B                35.40  36.21 31.765
@@ -67,7 +67,7 @@ Baichuan2-7B-Chat        44.68  42.74  53.39
 Deepseek-7B-chat         49.34  49.56 48.335
 Llama2-7B-Chat           38.16  39.17  33.59
 """
-"""Model, mean of all, of English, of Chinese, as the README has them."""
+"""Model, then the README's means of all, of English, of Chinese."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class PublishedRow:
     """The scores of one model."""
 
     average: float | None
-    """Over all eleven columns; None where the README has no mean."""
+    """Over all eleven columns; None: the README has no mean."""
     english: float | None
     chinese: float | None
     figures: Mapping[str, Figure]
-    """By task name; a column that is empty is left out."""
+    """By task name, without empty columns."""
 
 
 def _row(means: list[str], cells: list[str]) -> PublishedRow:
@@ -103,7 +103,7 @@ def _row(means: list[str], cells: list[str]) -> PublishedRow:
     )
 
 
-def _read() -> dict[str, PublishedRow]:
+def _parse_tables() -> dict[str, PublishedRow]:
     scores = [line.rsplit(None, len(TASKS)) for line in SCORES.strip().split("\n")]
     means = [line.rsplit(None, 3) for line in MEANS.strip().split("\n")]
     return {
@@ -111,8 +111,8 @@ def _read() -> dict[str, PublishedRow]:
     }
 
 
-PUBLISHED: Mapping[str, PublishedRow] = MappingProxyType(_read())
-"""By the README's name of the model, in its order."""
+PUBLISHED: Mapping[str, PublishedRow] = MappingProxyType(_parse_tables())
+"""By the README's model name, in its order."""
 
 MT_BENCH: Mapping[str, float] = MappingProxyType(
     {

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals for one run, and whether two runs of the same items differ."""
+"""Confidence intervals of a score, and tests of whether two runs of the same items differ."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ...arguments import at_least_one, number, shown
 from ...errors import InvalidArgumentError
 
 Z_95 = 1.959963984540054
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+"""95 % of a normal distribution lie within this many standard deviations of its mean."""
 RESAMPLES = 10_000
 CHUNK = 1 << 22
-"""Numbers drawn at once while resampling, so that large sets fit in memory."""
+"""Numbers drawn at a time while resampling, so that large sets fit in memory."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where the true one lies 95 times in a hundred."""
+    """A mean with its 95 % interval."""
 
     mean: float
     low: float
@@ -29,15 +29,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs of the same items."""
+    """The difference between two runs of the same items."""
 
     difference: float
-    """The second run's mean less the first's."""
+    """The second run's mean minus the first's."""
     low: float
     high: float
-    """The difference's 95 % interval."""
+    """Ends of the difference's 95 % interval."""
     p: float
-    """How likely so large a difference would be, were there none, in either direction."""
+    """Two-sided: the chance of so large a difference if the runs were equally good."""
     method: str
     """"mcnemar" where each score is 0 or 1, else "bootstrap"."""
 
@@ -45,7 +45,7 @@ class Comparison:
 def wilson(right: float, count: int, z: float = Z_95) -> Interval:
     """Wilson's score interval of a share: `right` of `count` items.
 
-    It stays within 0 and 1 and is sound at few items. E. B. Wilson, JASA 22 (1927).
+    It stays within 0 and 1 and holds for few items. E. B. Wilson, JASA 22 (1927).
     InvalidArgumentError unless 0 <= right <= count and count >= 1.
     """
     if not 0 <= number("right", right) <= at_least_one("count", count):
@@ -68,9 +68,9 @@ def bootstrap(
 ) -> Interval:
     """The interval of the plain mean over subsets of each subset's mean score.
 
-    Items are drawn anew within each subset, as many as it has: its percentile interval. One subset
-    gives the interval of a mean. A set in which every subset scores alike throughout has an
-    interval of no width: `wilson` says more there. InvalidArgumentError where there is no item.
+    Resamples the items within each subset and takes percentiles. One subset gives the interval of
+    a mean. Where all items of each subset have one score the interval has no width; use `wilson`
+    there. InvalidArgumentError where there is no item.
     """
     if not subsets:
         raise InvalidArgumentError("expected one subset or more, got none; nothing was scored")
@@ -83,11 +83,12 @@ def bootstrap(
 
 
 def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
-    """McNemar's exact test of two runs that scored the same items 0 or 1: its two-sided p.
+    """The two-sided p of McNemar's exact test of two runs that scored the same items 0 or 1.
 
-    Items on which the runs agree say nothing; of the others, each is as likely to go either way
-    where the runs are equally good: twice the binomial tail, at most 1. Q. McNemar, Psychometrika
-    12 (1947). InvalidArgumentError unless the runs are as long as each other, of 0 and 1 alone.
+    Uses only the items on which the runs differ. If the runs are equally good, each of those goes
+    either way with the same chance: p is twice the binomial tail, at most 1. Q. McNemar,
+    Psychometrika 12 (1947). InvalidArgumentError unless the runs have equal length and scores of 0
+    and 1.
     """
     before, after = _pair(first, second)
     if not _binary(before, after):
@@ -98,11 +99,10 @@ def mcnemar(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def matched(gained: int, lost: int, count: int, z: float = Z_95) -> tuple[float, float]:
-    """The interval of the difference of two shares of the same `count` items, `gained` of which
-    went from 0 to 1 and `lost` from 1 to 0.
+    """The interval of the difference of two shares of the same `count` items.
 
-    It is sound at few items, and where none differ. A. Agresti and Y. Min, Statistics in Medicine
-    24 (2005).
+    `gained` items went from 0 to 1, `lost` from 1 to 0. Holds for few items, and where none differ.
+    A. Agresti and Y. Min, Statistics in Medicine 24 (2005).
     """
     # Half an item is added to each of the four cells.
     difference = (gained - lost) / (count + 2)
@@ -119,13 +119,13 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Whether the second of two runs on the same items, in the same order, scores better or worse.
+    """Compares two runs on the same items, in the same order.
 
-    Where `subsets` has each item's, the difference is the plain mean over them, and p is McNemar's
-    of all items together. The interval is `matched`'s of one subset, else the pairs' bootstrap
-    within each. Where a score is neither 0 nor 1, p is the share of bootstrap samples, of the
-    pairs' differences moved to a mean of nothing, that come out as far from 0 as what was found
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 16.4). Errors as `mcnemar`.
+    `subsets` names each item's subset; the difference is the plain mean over subsets, and p is
+    McNemar's of all items together. The interval is `matched`'s for one subset, else the bootstrap
+    of the pairs within each. With scores other than 0 and 1, p comes from bootstrap samples of the
+    pairs' differences shifted to a mean of 0: the share of samples at least as far from 0 as the
+    difference (Efron and Tibshirani, An Introduction to the Bootstrap, 16.4). Errors as `mcnemar`.
     """
     before, after = _pair(first, second)
     differences = after - before
@@ -142,7 +142,7 @@ def compare(
                 int(np.sum(after > before)), int(np.sum(after < before)), len(names)
             )
     else:
-        # One more on both sides: no number of draws shows that a chance is nothing at all.
+        # Plus one on both sides: no number of draws shows that a chance is zero.
         farther = np.sum(np.abs(drawn - mean) >= abs(mean) * (1 - 1e-12))
         p, method = (int(farther) + 1) / (resamples + 1), "bootstrap"
     return Comparison(mean, float(low), float(high), p, method)
@@ -150,7 +150,7 @@ def compare(
 
 def _resampled(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """Means of `resamples` samples of `scores`, drawn with replacement: (resamples,)."""
-    if _binary(scores):  # counts of a draw are binomial, which is the same and far quicker
+    if _binary(scores):  # the count of ones is binomial: the same, and far quicker
         return generator.binomial(len(scores), scores.mean(), resamples) / len(scores)
     rows = max(1, CHUNK // len(scores))
     means = [
@@ -161,9 +161,12 @@ def _resampled(scores: np.ndarray, generator: np.random.Generator, resamples: in
 
 
 def _binomial_tail(least: int, count: int) -> float:
-    """Twice the chance of `least` heads or fewer in `count` throws of a coin, at most 1."""
-    # In whole numbers: exact for any count, where floats would vanish.
-    ways = sum(math.comb(count, k) for k in range(least + 1))
+    """Twice the chance of `least` heads or fewer in `count` tosses of a coin, at most 1."""
+    # In integers: exact for any count, where floats would underflow.
+    ways = binomial = 1
+    for k in range(least):
+        binomial = binomial * (count - k) // (k + 1)
+        ways += binomial
     return min(1.0, 2 * ways / 2**count)
 
 

@@ -1,4 +1,4 @@
-"""A report as tables: Markdown to read, comma-separated values for programs."""
+"""Formats a report as tables: Markdown for people, CSV for programs."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ __all__ = ["as_csv", "as_markdown", "scores_table"]
 
 
 def as_markdown(report: Report) -> str:
-    """The whole report."""
     adapter = report.model.get("adapter")
     title = report.model["name"] + (f" with {adapter}" if adapter else "")
-    parts = [f"# {_plain(title)}", scores_table(report), _marks(report), _how(report)]
-    parts += [table for task in report.tasks for table in _subsets(task)]
+    parts = [f"# {_plain(title)}", scores_table(report), _notes(report), _method(report)]
+    parts += [table for task in report.tasks for table in _subset_tables(task)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def scores_table(report: Report) -> str:
-    """Scores and means in percent, beside the published ones."""
+    """Scores and means in percent, beside the published scores."""
     rows = []
     for task in report.tasks:
         part, figure = task.part, task.published
@@ -48,14 +47,14 @@ def scores_table(report: Report) -> str:
         cells = [f"{mean.score.mean:.2f}", _ends(mean.score), published, difference]
         rows.append([MEANS[name], *cells, f"{mean.sets} set{'s' * (mean.sets != 1)}"])
     head = ["set", "score", "95 %", f"{report.beside}, README", "difference", "questions"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
-def _marks(report: Report) -> str:
+def _notes(report: Report) -> str:
     lines = [
-        "\\* ppl: the options' probabilities were compared; else replies were read. Of both, the "
-        "higher counts. A set's score is the mean over its subsets; the published means are those "
-        "of the same sets."
+        "\\* ppl: scored by comparing the options' probabilities, the others by their replies; the "
+        "higher of both counts. A set's score is the mean over its subsets; the published means "
+        "are those of the same sets."
     ]
     unfinished = [task.title for task in report.tasks if task.part.done < task.part.of]
     if unfinished:
@@ -63,12 +62,12 @@ def _marks(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _how(report: Report) -> str:
+def _method(report: Report) -> str:
     lines = [
-        "## How",
+        "## Method",
         "",
         f"- model: {_plain(report.model['name'])}, identity {report.model['identity']}",
-        f"- program: {', '.join(f'{name} {is_}' for name, is_ in report.program.items())}",
+        f"- program: {', '.join(f'{name} {number}' for name, number in report.program.items())}",
     ]
     for task in report.tasks:
         for part in task.parts.values():
@@ -76,7 +75,7 @@ def _how(report: Report) -> str:
                 f"- {task.title}: {part.score.mean:.2f} ({_ends(part.score)}) of {_count(part)} "
                 f"questions; {_plain(sentence(part.settings))}"
             )
-            lines += [f"  - {_plain(note)}" for note in _notes(part)]
+            lines += [f"  - {_plain(note)}" for note in _part_notes(part)]
             lines += [
                 f"  - data: {_plain(name)}, SHA-256 {digest}"
                 for name, digest in part.settings["sha256"].items()
@@ -84,30 +83,30 @@ def _how(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _notes(part: PartReport) -> Iterator[str]:
+def _part_notes(part: PartReport) -> Iterator[str]:
     yield from part.settings["notes"]
     if "sandbox" in part.settings:
-        yield f"programs were held by {part.settings['sandbox']}"
+        yield f"sandbox of the programs: {part.settings['sandbox']}"
     if part.cut:
-        yield f"replies cut at their length: {part.cut}"
+        yield f"replies cut at the longest length: {part.cut}"
     if part.fewer_shots:
-        yield f"questions with fewer examples, for want of room in the context: {part.fewer_shots}"
+        yield f"questions with fewer examples, to fit the context: {part.fewer_shots}"
     if part.unasked:
         yield f"questions longer than the context, counted as wrong: {part.unasked}"
 
 
-def _subsets(task: TaskReport) -> Iterator[str]:
+def _subset_tables(task: TaskReport) -> Iterator[str]:
     for part in task.parts.values():
         if part.subsets:
             rows = [
                 [name, f"{score.mean:.2f}", _ends(score)] for name, score in part.subsets.items()
             ]
             yield f"## {task.title}, {part.mode}"
-            yield _table(["subset", "score", "95 %"], rows)
+            yield markdown_table(["subset", "score", "95 %"], rows)
 
 
 def as_csv(report: Report) -> str:
-    """A row for each set, subset and mean; scores in percent."""
+    """A row for each task, subset and mean; scores in percent."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = "task mode subset score low high questions of counted published published_mode"
@@ -116,19 +115,19 @@ def as_csv(report: Report) -> str:
         figure = task.published
         for mode, part in task.parts.items():
             begin, counted = [task.name, mode], int(mode == task.counted)
-            known = [figure.value, figure.mode] if figure else ["", ""]
+            published = [figure.value, figure.mode] if figure else ["", ""]
             writer.writerow(
-                [*begin, "", *_numbers(part.score), part.done, part.of, counted, *known]
+                [*begin, "", *_numbers(part.score), part.done, part.of, counted, *published]
             )
             for name, score in part.subsets.items():
                 writer.writerow([*begin, name, *_numbers(score), "", "", counted, "", ""])
     for name, mean in report.means.items():
-        published = "" if mean.published is None else f"{mean.published:.4f}"
-        writer.writerow([name, "", "", *_numbers(mean.score), "", "", "", published, ""])
+        value = "" if mean.published is None else f"{mean.published:.4f}"
+        writer.writerow([name, "", "", *_numbers(mean.score), "", "", "", value, ""])
     return out.getvalue()
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -154,5 +153,5 @@ def _star(mode: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name that a folder may have, on one line and without Markdown of its own."""
+    """A folder's name on one line, without Markdown of its own."""
     return " ".join(text.split()).replace("|", "/").replace("<", "&lt;")

@@ -12,7 +12,7 @@ from .tables import as_csv, as_markdown
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json, report.md, report.csv and, with matplotlib, report.png; their paths."""
+    """Writes report.json, .md, .csv and, with matplotlib, .png; returns their paths."""
     write_json(folder / "report.json", report.to_json())
     write_text(folder / "report.md", as_markdown(report))
     write_text(folder / "report.csv", as_csv(report))

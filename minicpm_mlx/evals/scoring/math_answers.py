@@ -1,9 +1,9 @@
-"""Answers of MATH problems, made comparable as text.
+"""Normalises answers of MATH problems, so that they can be compared as text.
 
-Two published normalisations, one after the other: that of Minerva (Lewkowycz et al. 2022,
-arXiv:2206.14858, appendix D.1) and that of MATH (Hendrycks et al. 2021, arXiv:2103.03874).
-The order of their steps matters; each is written from its description. One liberty: MATH's renaming
-of commands comes first, as Minerva removes words ("ft" for feet) from the middle of \\left.
+Applies two published normalisations in turn: Minerva's (Lewkowycz et al. 2022, arXiv:2206.14858,
+appendix D.1) and MATH's (Hendrycks et al. 2021, arXiv:2103.03874). Both are written from their
+descriptions, and the order of the steps matters. One deviation: MATH's renaming of commands comes
+first, as Minerva removes words ("ft" for feet) from the middle of \\left.
 """
 
 from __future__ import annotations
@@ -28,41 +28,17 @@ _REPLACED = (
     (r"\leq", "<"),
     (r"\le", "<"),
 )
-_WORDS = [
-    "square",
-    "ways",
-    "integers",
-    "dollars",
-    "mph",
-    "inches",
-    "ft",
-    "hours",
-    "km",
-    "units",
-    "\\ldots",
-    "sue",
-    "points",
-    "feet",
-    "minutes",
-    "digits",
-    "cents",
-    "degrees",
-    "cm",
-    "gm",
-    "pounds",
-    "meters",
-    "meals",
-    "edges",
-    "students",
-    "childrentickets",
-    "multiples",
-]
+_WORDS = (
+    *("square", "ways", "integers", "dollars", "mph", "inches", "ft", "hours", "km", "units"),
+    *("\\ldots", "sue", "points", "feet", "minutes", "digits", "cents", "degrees", "cm", "gm"),
+    *("pounds", "meters", "meals", "edges", "students", "childrentickets", "multiples"),
+)
 _MARKS = (
     *(r"\text{s}", r"\text{.}", "\\text{\ns}", r"\text{}^2", r"\text{}^3", "\\text{\n}"),
     *(r"\text{}", r"\mathrm{th}", r"^\circ", r"^{\circ}", r"\;", r",\!", "{,}", '"', r"\dots"),
     *("\n", "\r", "\f"),
 )
-"""Removed one after the other: what one leaves behind may be the next."""
+"""Removed in this order: removing one may produce the next."""
 
 _WRAPPED = tuple(re.compile(rf"\\{name}\{{(.*?)\}}") for name in ("text", "textbf", "overline"))
 _BOXED = re.compile(r"\\boxed\{(.*)\}")
@@ -74,11 +50,11 @@ _INNERMOST = (
 
 
 def final_answer(text: str) -> str:
-    """The answer of a solution, or of the inside of its box, in normal form.
+    """The normal form of a solution's answer, or of the content of its box.
 
-    From the last line up, the first sentence that concludes something; else the text before the
-    first full stop. As sentences end at every full stop, so do decimal numbers: 3.14 becomes 3, on
-    both sides of a comparison.
+    Searches from the last line up for a sentence that concludes something; without one, takes the
+    text before the first full stop. Every full stop ends a sentence, so 3.14 becomes 3, on both
+    sides of a comparison.
     """
     answer = _minerva(_conclusion(text))
     try:
@@ -88,20 +64,20 @@ def final_answer(text: str) -> str:
 
 
 def boxed(solution: str) -> str | None:
-    r"""What the last \boxed{…} or \fbox{…} of a worked solution holds; None where there is none."""
+    r"""The content of the last \boxed{…} or \fbox{…} of a solution; None where there is none."""
     for command in (r"\boxed", r"\fbox"):
-        _, found, rest = solution.rpartition(command)
-        if found:
+        if command in solution:
+            rest = solution.rpartition(command)[2]
             break
     else:
         return None
     if rest.startswith(" "):  # "\boxed 5", up to the end of the formula
         return re.split(r"[$\n]", rest, maxsplit=1)[0].strip()
     depth = 0
-    for place, character in enumerate(rest):
+    for index, character in enumerate(rest):
         depth += (character == "{") - (character == "}")
         if not depth:
-            return rest[1:place] if place else None
+            return rest[1:index] if index else None
     return None
 
 
@@ -122,10 +98,10 @@ def _minerva(answer: str) -> str:
     for wrapper in (*_WRAPPED, _BOXED):
         answer = wrapper.sub(r"\1", answer)
     for inner in _INNERMOST:
-        if found := inner.findall(answer):
-            answer = found[-1]
+        if matches := inner.findall(answer):
+            answer = matches[-1]
     answer = answer.strip()
-    # A reply may have lost its backslashes, and the f with them as a form feed.
+    # A reply may have lost its backslashes, and "\f" became a form feed, removed above.
     if "rac" in answer and r"\frac" not in answer:
         answer = answer.replace("rac", r"\frac")
     answer = re.sub("frac([^{])([^{])", r"frac{\1}{\2}", answer)
@@ -135,14 +111,14 @@ def _minerva(answer: str) -> str:
 
 
 def _hendrycks(answer: str) -> str:
-    """ValueError where units or a fraction make no sense."""
+    """Raises ValueError for more than one unit, or a fraction or root without numbers."""
     for removed in ("\n", r"\!"):
         answer = answer.replace(removed, "")
     answer = _commands(answer.replace("\\\\", "\\"))
     for removed in (r"^{\circ}", r"^\circ", r"\$"):
         answer = answer.replace(removed, "")
     if (units := answer.count(r"\text{ ")) > 1:
-        raise ValueError(f"expected units once, found them {units} times")
+        raise ValueError(f"expected one unit, found {units}")
     answer = answer.split(r"\text{ ")[0].replace(r"\%", "")
     answer = answer.replace(" .", " 0.").replace("{.", "{0.")
     if answer.startswith("."):
@@ -155,39 +131,41 @@ def _hendrycks(answer: str) -> str:
 
 
 def _commands(answer: str) -> str:
-    r"""Every fraction as \frac, and brackets of every size as plain ones."""
+    r"""Writes every fraction as \frac, and brackets of every size as plain ones."""
     answer = answer.replace("tfrac", "frac").replace("dfrac", "frac")
     return answer.replace(r"\left", "").replace(r"\right", "")
 
 
 def _roots(answer: str) -> str:
-    r"""\sqrt3 as \sqrt{3}."""
+    r"""Writes \sqrt3 as \sqrt{3}."""
     first, *rest = answer.split(r"\sqrt")
     if not all(rest):
         raise ValueError(r"expected a number under \sqrt, found the end")
-    braced = [part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}" for part in rest]
+    braced = [root if root[0] == "{" else f"{{{root[0]}}}{root[1:]}" for root in rest]
     return r"\sqrt".join([first, *braced])
 
 
 def _fractions(answer: str) -> str:
-    r"""\frac12 and \frac1{2} as \frac{1}{2}."""
+    r"""Writes \frac12 and \frac1{2} as \frac{1}{2}."""
     first, *rest = answer.split(r"\frac")
     if not all(rest):
         raise ValueError(r"expected two numbers after \frac, found the end")
-    if any(len(part) < 2 for part in rest if part[0] != "{"):
+    if any(len(fraction) < 2 for fraction in rest if fraction[0] != "{"):
         return answer
     return r"\frac".join([first, *map(_braced, rest)])
 
 
-def _braced(part: str) -> str:
-    over, under = part[0], part[1:2]
+def _braced(fraction: str) -> str:
+    over, under = fraction[0], fraction[1:2]
     if over == "{":
-        return part
-    return f"{{{over}}}{part[1:]}" if under == "{" else f"{{{over}}}{{{under}}}{part[2:]}"
+        return fraction
+    if under == "{":
+        return f"{{{over}}}{fraction[1:]}"
+    return f"{{{over}}}{{{under}}}{fraction[2:]}"
 
 
 def _slash(answer: str) -> str:
-    r"""3/4 as \frac{3}{4}, of plain integers alone."""
-    if plain := re.fullmatch(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)", answer):
-        return rf"\frac{{{plain[1]}}}{{{plain[2]}}}"
+    r"""Writes 3/4 as \frac{3}{4}, for plain integers only."""
+    if match := re.fullmatch(r"(0|-?[1-9][0-9]*)/(0|-?[1-9][0-9]*)", answer):
+        return rf"\frac{{{match[1]}}}{{{match[2]}}}"
     return answer

@@ -1,4 +1,4 @@
-"""How a parsed reply becomes 1.0 or 0.0, and log probabilities a choice; as UltraEval has it."""
+"""UltraEval's metrics: score an extracted answer, and choose an option by log probabilities."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def prefix_match(reply: str, gold: str) -> float:
 
 
 def exact_match(reply: str, gold: str) -> float:
-    """Whether reply and answer are the same but for spaces; an empty reply is wrong."""
-    found = reply.strip().replace(" ", "")
-    return float(bool(found) and found == gold.strip().replace(" ", ""))
+    """Whether reply and answer are equal, spaces aside; an empty reply is wrong."""
+    text = reply.strip().replace(" ", "")
+    return float(bool(text) and text == gold.strip().replace(" ", ""))
 
 
 def in_match(reply: str, answers: Collection[str]) -> float:
-    """Whether the reply is one of the answers, in whatever case."""
+    """Whether the reply is one of the answers, in any case."""
     return float(reply.strip().lower() in {answer.strip().lower() for answer in answers})
 
 
 def qa_match(reply: str, gold: str, answer: str, question: str) -> float:
     """Whether the reply names the letter of `gold`, "(B)", or begins with the option's text.
 
-    The letter must be the first word of the first line, in parentheses or bare. Before the text is
-    looked for, a repetition of the question is taken off.
+    The letter must be the first word of the first line, in parentheses or bare. A repetition of the
+    question is removed before the text is compared.
     """
     text = reply.strip()
     word = text.split("\n")[0].split(" ")[0].rstrip(".")
@@ -49,14 +49,14 @@ def qa_match(reply: str, gold: str, answer: str, question: str) -> float:
 
 
 def total_loss(logprobs: Sequence[Sequence[float]]) -> list[float]:
-    """For each option, minus the sum of its log probabilities; not normalised by length."""
+    """The negative sum of each option's log probabilities, not normalised by length."""
     return [_finite(-sum(option)) for option in logprobs]
 
 
 def mean_loss_past_prefix(logprobs: Sequence[Sequence[float]]) -> list[float]:
-    """For each option, minus the mean over the tokens after those equal for all options.
+    """Each option's negative mean log probability, without leading tokens equal for all options.
 
-    An option of which nothing is left counts as infinitely unlikely.
+    An option without any other token counts as infinitely unlikely.
     """
     same = takewhile(lambda column: len(set(column)) == 1, zip(*logprobs, strict=False))
     start = sum(1 for _ in same)
@@ -65,7 +65,7 @@ def mean_loss_past_prefix(logprobs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def smallest(losses: Sequence[float]) -> int:
-    """The place of the least; of equals the first."""
+    """Index of the smallest loss; the first of equal ones."""
     return min(range(len(losses)), key=losses.__getitem__)
 
 

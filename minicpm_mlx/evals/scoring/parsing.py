@@ -1,6 +1,6 @@
-"""From a reply to what is scored, for code, GSM8K and BBH; UltraEval's rules, in our words.
+"""Extracts code, numbers and answers from replies, by UltraEval's rules.
 
-Without stop strings a model often goes on after its answer, so the rules cut first.
+Without stop strings a model often continues after its answer, so each rule cuts the reply first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STATED_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 
 
 def next_definition(reply: str) -> re.Match[str] | None:
-    """Where a reply first leaves the function it was to complete."""
+    """The first line outside the function that the reply completes."""
     return _NEXT_DEFINITION.search(reply)
 
 
@@ -31,16 +31,16 @@ def stated_number(reply: str) -> re.Match[str] | None:
 
 
 def humaneval_body(reply: str) -> str:
-    """The reply up to the first line that leaves the function it was to complete."""
-    found = next_definition(reply)
-    return reply[: found.start()] if found else reply
+    """The reply up to the first line outside the function that it completes."""
+    match = next_definition(reply)
+    return reply[: match.start()] if match else reply
 
 
 def mbpp_code(reply: str) -> str:
-    """The reply without the next problem, whose docstring the model makes up.
+    """The reply without the next problem, whose docstring the model invents.
 
-    With an odd number of triple quotes: all before the first. With an even number they are pairs,
-    and all before the first pair that a `def` follows is kept; where none follows, everything.
+    With an odd number of triple quotes, keeps all text before the first. With an even number, keeps
+    all text before the first pair with a `def` after it; without such a pair, everything.
     """
     quotes = [match.start() for match in re.finditer('"""', reply)]
     if len(quotes) % 2:
@@ -52,27 +52,27 @@ def mbpp_code(reply: str) -> str:
 
 
 def grade_school_number(reply: str) -> str:
-    """The number that a solution in GSM8K's manner arrives at.
+    """The result of a solution in GSM8K's format.
 
-    That after "#### ", else the first word after the last ">>" (of "<<3*4=12>>12"), else that after
-    the last "=", else the last word of digits alone, else the reply as it is.
+    Takes the number after "#### ", else the first word after the last ">>" (of "<<3*4=12>>12"),
+    else the first word after the last "=", else the last word of digits, else the whole reply.
     """
     if stated := stated_number(reply):
         return stated[1].replace(",", "")
     for mark in (">>", "="):
-        _, found, rest = reply.rpartition(mark)
-        if found and (words := rest.split()):
+        _, separator, rest = reply.rpartition(mark)
+        if separator and (words := rest.split()):
             return words[0].strip("$").replace(",", "").rstrip(".").strip()
     return next((word for word in reversed(reply.split()) if word.isdigit()), reply.strip())
 
 
 def bbh_answer(reply: str) -> str:
-    """Of the first paragraph, what follows the last words that announce an answer."""
+    """The text after the last announcement of an answer in the first paragraph."""
     text = reply.strip().split("\n\n")[0].strip()
     for announcement in ("So the answer is", "answer is", "答案是"):
-        _, found, rest = text.rpartition(announcement)
-        if found:
+        _, separator, rest = text.rpartition(announcement)
+        if separator:
             text = rest.strip()
-            if announcement.startswith("So"):  # the sentence that the examples end with
+            if announcement.startswith("So"):  # the last sentence of the examples
                 text = text.rstrip(".").strip()
     return text

@@ -1,4 +1,4 @@
-"""All tasks, in the order of the published table."""
+"""All tasks, in the order of the published table. Only `evals` and its users import this."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from types import MappingProxyType
 
 from ..task import Task
 from .arc import ARC_CHALLENGE, ARC_EASY
-from .bbh import BBH
-from .bbh_cot import BBH_COT
-from .ceval import CEVAL
-from .cmmlu import CMMLU
+from .bbh import BBH, BBH_COT
+from .exams import CEVAL, CMMLU, MMLU
 from .gsm8k import GSM8K
 from .hellaswag import HELLASWAG
 from .humaneval import HUMANEVAL
 from .math import MATH
 from .mbpp import MBPP
-from .mmlu import MMLU
 
 __all__ = ["TASKS"]
 

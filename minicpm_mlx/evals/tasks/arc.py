@@ -7,87 +7,84 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text, value, wrong
-from ..question import Item, Question
-from ..scoring.early_stop import after_name
+from ..question import Doc, Question
+from ..scoring.early_stop import after_option
 from ..scoring.metrics import qa_match
-from ..task import Choice, Source, Task
-from .exams import ask_english
+from ..task import MultipleChoice, Source, Task
+from .exams import format_english
 
 __all__ = ["ARC_CHALLENGE", "ARC_EASY"]
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """Question, three to five options and the place of the right one.
+def _parse_row(row: Row) -> Mapping[str, Any]:
+    """Question, three to five options and the index of the correct one.
 
-    The authors' layout has the options inside the question, the hub's beside it; labels are letters
-    or numbers, whichever the examination had.
+    The authors' layout has the options inside the question, the hub's beside it. Labels are
+    letters or numbers, as in the exam.
     """
     stem = value(row, "question")
     if isinstance(stem, dict):
-        row = Row(row.place, {**row.value, "question": stem.get("stem"), **_inside(stem)})
+        row = Row(row.place, {**row.value, "question": stem.get("stem"), **_nested_choices(stem)})
     choices = value(row, "choices")
     if not isinstance(choices, dict):
         raise wrong(row, "choices", "options with 'text' and 'label'", choices)
-    inner = Row(row.place, choices)
-    options, labels = list(value(inner, "text")), list(value(inner, "label"))
+    columns = Row(row.place, choices)
+    options, labels = list(value(columns, "text")), list(value(columns, "label"))
     key = text(row, "answerKey")
     if key not in labels or len(options) != len(labels):
         raise wrong(row, "answerKey", f"one of {', '.join(map(str, labels))}", key)
     return {"question": text(row, "question"), "choices": options, "answer": labels.index(key)}
 
 
-def _inside(question: Mapping[str, Any]) -> Mapping[str, Any]:
-    listed = question.get("choices")
-    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+def _nested_choices(question: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = question.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         return {}
-    columns = ("text", "label")
-    return {"choices": {name: [each.get(name) for each in listed] for name in columns}}
+    names = ("text", "label")
+    return {"choices": {name: [choice.get(name) for choice in choices] for name in names}}
 
 
-def choice(item: Item) -> Choice:
-    """The options' texts after the question."""
-    fields = item.fields
+def _multiple_choice(doc: Doc) -> MultipleChoice:
+    fields = doc.fields
     prompt = f"Question: {fields['question']}\nAnswer: "
-    return Choice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
+    return MultipleChoice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
 
 
-def names_gold(parsed: str, question: Question) -> float:
-    """qa_match."""
-    fields = question.item.fields
-    right = fields["choices"][fields["answer"]]
-    return qa_match(parsed, question.gold, right, fields["question"])
+def _metric(parsed: str, question: Question) -> float:
+    fields = question.doc.fields
+    option = fields["choices"][fields["answer"]]
+    return qa_match(parsed, question.gold, option, fields["question"])
 
 
-def is_named(reply: str, question: Question) -> bool:
-    """Whether more of the reply could not change what it names."""
-    fields = question.item.fields
-    return after_name(reply, question, fields["choices"][fields["answer"]], fields["question"])
+def _early_stop(reply: str, question: Question) -> bool:
+    fields = question.doc.fields
+    return after_option(reply, question, fields["choices"][fields["answer"]], fields["question"])
 
 
-def _arc(name: str, title: str, part: str) -> Task:
+def _arc(name: str, title: str, folder: str) -> Task:
     return Task(
         name=name,
         title=title,
         language="en",
-        shots={"gen": 0, "ppl": 0},
+        few_shot={"gen": 0, "ppl": 0},
         source=Source(
             repo="allenai/ai2_arc",
-            download=(f"{part}/test/0000.parquet",),
-            items=(
-                f"{part}/{part}-Test.jsonl",
-                f"ARC-V1-Feb2018-2/{part}/{part}-Test.jsonl",
-                f"{part}-Test.jsonl",
-                f"{part}/test*.parquet",
-                f"{part}/test/*.parquet",
+            download=(f"{folder}/test/0000.parquet",),
+            questions=(
+                f"{folder}/{folder}-Test.jsonl",
+                f"ARC-V1-Feb2018-2/{folder}/{folder}-Test.jsonl",
+                f"{folder}-Test.jsonl",
+                f"{folder}/test*.parquet",
+                f"{folder}/test/*.parquet",
                 f"{name}.jsonl",
             ),
-            read=read_row,
-            name_of="id",
+            parse_row=_parse_row,
+            id_field="id",
         ),
-        ask=ask_english,
-        match=names_gold,
-        enough=is_named,
-        choice=choice,
+        format_doc=format_english,
+        metric=_metric,
+        early_stop=_early_stop,
+        multiple_choice=_multiple_choice,
     )
 
 

@@ -9,17 +9,16 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..question import Item, Question
+from ..question import Doc, Question
 from ..scoring.early_stop import after_number
 from ..scoring.metrics import exact_match
 from ..scoring.parsing import grade_school_number
-from ..task import CODE, Example, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task
 
 __all__ = ["GSM8K"]
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """Question and worked solution, which ends with its number."""
+def _parse_row(row: Row) -> Mapping[str, Any]:
     solution = text(row, "answer")
     if not re.search(r"####.*\d", solution):
         raise DataError(
@@ -29,23 +28,16 @@ def read_row(row: Row) -> Mapping[str, Any]:
     return {"question": text(row, "question"), "answer": solution}
 
 
-def ask(item: Item) -> Example:
-    """The whole solution stands in an example; its number is compared."""
-    solution = item.fields["answer"]
-    return Example(
-        input=f"Question: {item.fields['question']}\nAnswer: ",
+def _format_doc(doc: Doc) -> DocText:
+    solution = doc.fields["answer"]
+    return DocText(
+        input=f"Question: {doc.fields['question']}\nAnswer: ",
         output=solution,
         gold=grade_school_number(solution),
     )
 
 
-def number(reply: str, question: Question) -> str:
-    """The number a reply arrives at."""
-    return grade_school_number(reply)
-
-
-def is_gold(parsed: str, question: Question) -> float:
-    """exact_match."""
+def _metric(parsed: str, question: Question) -> float:
     return exact_match(parsed, question.gold)
 
 
@@ -53,29 +45,29 @@ GSM8K = Task(
     name="gsm8k",
     title="GSM8K",
     language="en",
-    shots={"gen": 8},
+    few_shot={"gen": 8},
     source=Source(
         repo="openai/gsm8k",
         download=("main/test/0000.parquet", "main/train/0000.parquet"),
-        items=(
+        questions=(
             "grade_school_math/data/test.jsonl",
             "gsm8k.jsonl",
             "main/test*.parquet",
             "main/test/*.parquet",
             "test.jsonl",
         ),
-        shots=(
+        examples=(
             "grade_school_math/data/train.jsonl",
             "gsm8k_train.jsonl",
             "main/train*.parquet",
             "main/train/*.parquet",
             "train.jsonl",
         ),
-        read=read_row,
+        parse_row=_parse_row,
     ),
-    ask=ask,
-    settings=CODE,
-    read=number,
-    match=is_gold,
-    enough=after_number,
+    format_doc=_format_doc,
+    sampling=CODE_SAMPLING,
+    postprocess=lambda reply, question: grade_school_number(reply),
+    metric=_metric,
+    early_stop=after_number,
 )

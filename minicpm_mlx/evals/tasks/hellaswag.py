@@ -8,80 +8,77 @@ from typing import Any
 from ...files.rows import Row
 from ..data.fields import (
     LETTERS,
-    answer_place,
+    answer_index,
     text,
     texts,
 )
-from ..question import Item, Question
-from ..scoring.early_stop import after_name
+from ..question import Doc, Question
+from ..scoring.early_stop import after_option
 from ..scoring.metrics import mean_loss_past_prefix, qa_match
-from ..task import Choice, Example, Source, Task
+from ..task import DocText, MultipleChoice, Source, Task
 from .exams import REQUIREMENT, lettered
 
 __all__ = ["HELLASWAG"]
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """What happens, its endings and the place of the real one."""
+def _parse_row(row: Row) -> Mapping[str, Any]:
     endings = texts(row, "endings")
     return {
         "context": f"{text(row, 'activity_label')}: {text(row, 'ctx')}",
         "choices": endings,
-        "answer": answer_place(row, "label", len(endings)),
+        "answer": answer_index(row, "label", len(endings)),
     }
 
 
-def ask(item: Item) -> Example:
-    """The context begins with a space, as it was."""
+def _format_doc(doc: Doc) -> DocText:
+    # The space before the context is UltraEval's.
     prompt = (
-        f"Context:\n {item.fields['context']}\nQuestion:\nWhich ending makes the most sense?\n"
-        f"{REQUIREMENT}Options:\n{lettered(item.fields['choices'])}Answer:\n"
+        f"Context:\n {doc.fields['context']}\nQuestion:\nWhich ending makes the most sense?\n"
+        f"{REQUIREMENT}Options:\n{lettered(doc.fields['choices'])}Answer:\n"
     )
-    gold = f"({LETTERS[item.fields['answer']]})"
-    return Example(input=prompt, output=gold, gold=gold)
+    gold = f"({LETTERS[doc.fields['answer']]})"
+    return DocText(input=prompt, output=gold, gold=gold)
 
 
-def choice(item: Item) -> Choice:
-    """The endings after the context."""
-    fields = item.fields
+def _multiple_choice(doc: Doc) -> MultipleChoice:
+    fields = doc.fields
     prompt = f"{fields['context']} "
-    return Choice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
+    return MultipleChoice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
 
 
-def names_gold(parsed: str, question: Question) -> float:
-    """qa_match, where the context is what may be repeated."""
-    fields = question.item.fields
+def _metric(parsed: str, question: Question) -> float:
+    """Scores by qa_match; a reply may repeat the context first."""
+    fields = question.doc.fields
     right = fields["choices"][fields["answer"]]
     return qa_match(parsed, question.gold, right, fields["context"])
 
 
-def is_named(reply: str, question: Question) -> bool:
-    """Whether more of the reply could not change what it names."""
-    fields = question.item.fields
-    return after_name(reply, question, fields["choices"][fields["answer"]], fields["context"])
+def _early_stop(reply: str, question: Question) -> bool:
+    fields = question.doc.fields
+    return after_option(reply, question, fields["choices"][fields["answer"]], fields["context"])
 
 
 HELLASWAG = Task(
     name="hellaswag",
     title="HellaSwag",
     language="en",
-    shots={"gen": 0, "ppl": 0},
+    few_shot={"gen": 0, "ppl": 0},
     source=Source(
         repo="Rowan/hellaswag",
         download=("default/validation/0000.parquet",),
-        items=(
+        questions=(
             "hellaswag_val.jsonl",
             "data/hellaswag_val.jsonl",
             "data/validation*.parquet",
             "default/validation/*.parquet",
             "hellaswag.jsonl",
         ),
-        read=read_row,
-        name_of="ind",
+        parse_row=_parse_row,
+        id_field="ind",
     ),
-    ask=ask,
-    match=names_gold,
-    enough=is_named,
-    choice=choice,
+    format_doc=_format_doc,
+    metric=_metric,
+    early_stop=_early_stop,
+    multiple_choice=_multiple_choice,
     loss=mean_loss_past_prefix,
 )

@@ -7,32 +7,31 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text
-from ..question import Item, Question
+from ..question import Doc, Question
 from ..scoring.early_stop import after_body
 from ..scoring.parsing import humaneval_body
-from ..task import CODE, Example, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task
 
 __all__ = ["HUMANEVAL"]
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """What the model completes, and what checks it."""
+def _parse_row(row: Row) -> Mapping[str, Any]:
     names = ("prompt", "entry_point", "canonical_solution", "test")
     return {name: text(row, name) for name in names}
 
 
-def ask(item: Item) -> Example:
-    """The function's beginning, without the newline that ends it."""
-    solution = item.fields["canonical_solution"]
-    return Example(input=item.fields["prompt"].strip(), output="\n" + solution, gold=solution)
+def _format_doc(doc: Doc) -> DocText:
+    # Without the newline that ends the prompt, as in UltraEval.
+    solution = doc.fields["canonical_solution"]
+    return DocText(input=doc.fields["prompt"].strip(), output="\n" + solution, gold=solution)
 
 
-def program(reply: str, question: Question) -> str:
-    """The function's beginning with its newline, the reply up to where it leaves it, the checks.
+def _program(reply: str, question: Question) -> str:
+    """The prompt with its newline, the body from the reply, and the checks.
 
-    So both a reply that goes on at the end of the prompt and one that starts a line fit.
+    A reply that continues the prompt's last line fits, and one that starts a new line.
     """
-    fields = question.item.fields
+    fields = question.doc.fields
     body = fields["prompt"] + humaneval_body(reply)
     return f"{body}\n{fields['test']}\ncheck({fields['entry_point']})"
 
@@ -41,11 +40,11 @@ HUMANEVAL = Task(
     name="humaneval",
     title="HumanEval",
     language="en",
-    shots={"gen": 0},
+    few_shot={"gen": 0},
     source=Source(
         repo="openai/openai_humaneval",
         download=("openai_humaneval/test/0000.parquet",),
-        items=(
+        questions=(
             "HumanEval.jsonl.gz",
             "data/HumanEval.jsonl.gz",
             "HumanEval.jsonl",
@@ -53,11 +52,11 @@ HUMANEVAL = Task(
             "openai_humaneval/test/*.parquet",
             "humaneval.jsonl",
         ),
-        read=read_row,
-        name_of="task_id",
+        parse_row=_parse_row,
+        id_field="task_id",
     ),
-    ask=ask,
-    settings=CODE,
-    read=program,
-    enough=after_body,
+    format_doc=_format_doc,
+    sampling=CODE_SAMPLING,
+    postprocess=_program,
+    early_stop=after_body,
 )

@@ -8,12 +8,12 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..question import Item, Question
+from ..question import Doc, Question
 from ..scoring.math_answers import boxed, final_answer
 from ..scoring.metrics import exact_match
-from ..task import CODE, Example, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task
 
-__all__ = ["MATH", "SUBJECTS"]
+__all__ = ["MATH"]
 
 SUBJECTS = (
     "algebra",
@@ -26,11 +26,11 @@ SUBJECTS = (
 )
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """Problem, worked solution and the inside of its box; some copies have the answer alone."""
-    there = {name.lower() for name in row.value}
-    solution = text(row, "solution") if "solution" in there else ""
-    answer = text(row, "answer") if "answer" in there else boxed(text(row, "solution", "answer"))
+def _parse_row(row: Row) -> Mapping[str, Any]:
+    """Problem, solution and answer; some copies have the answer without a solution."""
+    names = {name.lower() for name in row.value}
+    solution = text(row, "solution") if "solution" in names else ""
+    answer = text(row, "answer") if "answer" in names else boxed(text(row, "solution", "answer"))
     if answer is None:
         raise DataError(
             f"{row.place}: expected \\boxed{{…}} in 'solution', found none; "
@@ -39,24 +39,18 @@ def read_row(row: Row) -> Mapping[str, Any]:
     return {"problem": text(row, "problem"), "solution": solution, "answer": answer}
 
 
-def ask(item: Item) -> Example:
-    """The worked solution, where there is one, and the answer in normal form as in the reply."""
-    gold = final_answer(item.fields["answer"])
+def _format_doc(doc: Doc) -> DocText:
+    """The answer is brought to the normal form of the replies' answers."""
+    gold = final_answer(doc.fields["answer"])
     conclusion = f"\nFinal Answer: The final answer is ${gold}$. I hope it is correct."
-    return Example(
-        input=f"Problem: {item.fields['problem']}\nSolution: ",
-        output=(item.fields["solution"] + conclusion).lstrip("\n"),
+    return DocText(
+        input=f"Problem: {doc.fields['problem']}\nSolution: ",
+        output=(doc.fields["solution"] + conclusion).lstrip("\n"),
         gold=gold,
     )
 
 
-def answer(reply: str, question: Question) -> str:
-    """The reply's conclusion in normal form."""
-    return final_answer(reply)
-
-
-def is_gold(parsed: str, question: Question) -> float:
-    """exact_match."""
+def _metric(parsed: str, question: Question) -> float:
     return exact_match(parsed, question.gold)
 
 
@@ -64,11 +58,11 @@ MATH = Task(
     name="math",
     title="MATH",
     language="en",
-    shots={"gen": 4},
+    few_shot={"gen": 4},
     source=Source(
         repo="EleutherAI/hendrycks_math",
         download=("{subset}/test/0000.parquet", "{subset}/train/0000.parquet"),
-        items=(
+        questions=(
             "test/{subset}/*.json",
             "MATH/test/{subset}/*.json",
             "test/{subset}.json*",
@@ -77,7 +71,7 @@ MATH = Task(
             "math.jsonl",
             "math500.jsonl",
         ),
-        shots=(
+        examples=(
             "train/{subset}/*.json",
             "MATH/train/{subset}/*.json",
             "train/{subset}.json*",
@@ -85,12 +79,12 @@ MATH = Task(
             "{subset}/train/*.parquet",
             "math_train.jsonl",
         ),
-        read=read_row,
+        parse_row=_parse_row,
         subsets=(*SUBJECTS, ""),
-        subset_of="subject",
+        subset_field="subject",
     ),
-    ask=ask,
-    settings=CODE,
-    read=answer,
-    match=is_gold,
+    format_doc=_format_doc,
+    sampling=CODE_SAMPLING,
+    postprocess=lambda reply, question: final_answer(reply),
+    metric=_metric,
 )

@@ -1,7 +1,7 @@
 """MBPP, sanitized: 427 small functions with tests (Austin et al. 2021, arXiv:2108.07732); pass@1.
 
-All 427 problems are asked, as in the published table: those of the original's training and prompt
-splits too. Its problems 2 to 10 are meant as examples and are the examples here.
+All 427 problems are asked, as in the published table, those of the training and prompt splits
+included. Problems 2 to 10 are the examples, as the set intends.
 """
 
 from __future__ import annotations
@@ -11,47 +11,45 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text, texts, value
-from ..question import Item, Question
+from ..question import Doc, Question
 from ..scoring.parsing import mbpp_code
-from ..task import CODE, Example, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task
 
 __all__ = ["MBPP"]
 
 
-def read_row(row: Row) -> Mapping[str, Any]:
-    """Problem, solution and tests; imports and set-up where the layout has them."""
-    there = {name.lower() for name in row.value}
+def _parse_row(row: Row) -> Mapping[str, Any]:
+    """Problem, solution and tests; some layouts have imports and set-up code."""
+    names = {name.lower() for name in row.value}
     number = value(row, "task_id")
     return {
         "task_id": number,
         "text": text(row, "prompt", "text"),
         "code": text(row, "code"),
         "test_list": texts(row, "test_list"),
-        "test_imports": texts(row, "test_imports") if "test_imports" in there else [],
-        "test_setup_code": text(row, "test_setup_code") if "test_setup_code" in there else "",
+        "test_imports": texts(row, "test_imports") if "test_imports" in names else [],
+        "test_setup_code": text(row, "test_setup_code") if "test_setup_code" in names else "",
     }
 
 
-def is_example(fields: Mapping[str, Any]) -> bool:
-    """Whether the set means a problem as an example."""
+def _is_example(fields: Mapping[str, Any]) -> bool:
     return int(fields["task_id"]) <= 10
 
 
-def ask(item: Item) -> Example:
-    """Problem and tests as a docstring."""
-    tests = "\n".join(item.fields["test_list"])
-    docstring = f'"""{item.fields["text"]}\n{tests}"""'
-    return Example(input=docstring, output=item.fields["code"], gold=item.fields["code"])
+def _format_doc(doc: Doc) -> DocText:
+    tests = "\n".join(doc.fields["test_list"])
+    docstring = f'"""{doc.fields["text"]}\n{tests}"""'
+    return DocText(input=docstring, output=doc.fields["code"], gold=doc.fields["code"])
 
 
-def program(reply: str, question: Question) -> str:
-    """The docstring, the reply without the next problem, the tests with what they import.
+def _program(reply: str, question: Question) -> str:
+    """The docstring, the reply's code, and the tests with their imports.
 
-    A docstring that ends in a quote of its last test, as one in a hundred does, is no Python: it is
-    left out. UltraEval kept it, so that no reply could pass.
+    About one docstring in a hundred ends in a quote of its last test, which is no valid Python; it
+    is left out. UltraEval kept it, so that no reply could pass.
     """
-    fields = question.item.fields
-    docstring = ask(question.item).input
+    fields = question.doc.fields
+    docstring = _format_doc(question.doc).input
     inside = docstring[3:-3]
     lines = [] if '"""' in inside or inside.endswith(('"', "\\")) else [docstring]
     setup = [*fields["test_imports"], fields["test_setup_code"]]
@@ -62,31 +60,31 @@ MBPP = Task(
     name="mbpp",
     title="MBPP",
     language="en",
-    shots={"gen": 3},
+    few_shot={"gen": 3},
     source=Source(
         repo="google-research-datasets/mbpp",
         download=tuple(
             f"sanitized/{split}/0000.parquet" for split in ("train", "test", "validation", "prompt")
         ),
-        items=(
+        questions=(
             "sanitized-mbpp.json",
             "mbpp/sanitized-mbpp.json",
             "sanitized/*.parquet",
             "sanitized/*/*.parquet",
             "mbpp.jsonl",
         ),
-        shots=(
+        examples=(
             "sanitized-mbpp.json",
             "mbpp/sanitized-mbpp.json",
             "sanitized/prompt*.parquet",
             "sanitized/prompt/*.parquet",
             "mbpp_fewshot.jsonl",
         ),
-        read=read_row,
-        shot=is_example,
-        name_of="task_id",
+        parse_row=_parse_row,
+        is_example=_is_example,
+        id_field="task_id",
     ),
-    ask=ask,
-    settings=CODE,
-    read=program,
+    format_doc=_format_doc,
+    sampling=CODE_SAMPLING,
+    postprocess=_program,
 )
