@@ -95,6 +95,7 @@ def evaluate(
     """
     if context.invoked_subcommand is not None:
         return
+    from minicpm_mlx.arguments import limits
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.report.tables import scores_table
     from minicpm_mlx.evals.run import model_name, prepare, run
@@ -124,6 +125,7 @@ def evaluate(
             width=batch,
         )
         return
+    limits(EvalSettings)["width"].check("--batch", batch)
     settings = EvalSettings(
         tasks=_listed(tasks),
         mode=mode,

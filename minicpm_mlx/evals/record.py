@@ -160,7 +160,7 @@ def open_run(folder: str | Path) -> Iterator[RunRecord]:
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[None]:
-    """Creates a folder and keeps other processes from it; DownloadError where either fails."""
+    """Creates a folder and keeps other processes from it; StorageError where either fails."""
     with named_errors(path, ADVICE):
         path.mkdir(parents=True, exist_ok=True)
     with alone(path, path):

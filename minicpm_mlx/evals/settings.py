@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..arguments import at_least_one, shown, whole
+from ..arguments import check_limits, limited, shown
 from ..engine import WIDTH, Sampling
 from ..errors import InvalidArgumentError
 from .task import Task
@@ -40,16 +40,16 @@ class EvalSettings:
     mode: str = "gen"
     """"gen" (scores generated replies), "ppl" (compares options) or "both"; in "both" a task
     without "ppl" runs in "gen"."""
-    limit: int | None = None
+    limit: int | None = limited(None, whole=True, least=1)
     """Most questions of a subset, drawn by the seed; a lower limit draws a part of a higher one's.
     None: all."""
     subjects: tuple[str, ...] = ()
     """Subsets to run, of the tasks that have any; empty: all."""
-    shots: int | None = None
+    shots: int | None = limited(None, whole=True, least=0)
     """Few-shot examples before a question in "gen"; None: as many as UltraEval."""
     sampling: str = "greedy"
     """"greedy", or "ultraeval": UltraEval's temperature and top_p for each task."""
-    seed: int = 0
+    seed: int = limited(0, whole=True, least=0)
     """Draws questions, examples and sampled tokens."""
     chat_template: bool = False
     """Ask each question as a user message in the model's template; UltraEval uses none."""
@@ -57,7 +57,7 @@ class EvalSettings:
     """Generate replies to their end, also where the score is decided earlier."""
     allow_code: bool = False
     """Run programs that the model writes, in the sandbox."""
-    width: int = WIDTH
+    width: int = limited(WIDTH, whole=True, least=1)
     """Replies generated at a time; changes no reply."""
     parts: tuple[TaskPart, ...] = field(init=False, repr=False)
 
@@ -67,13 +67,7 @@ class EvalSettings:
                 raise InvalidArgumentError(
                     f"{name} must be one of {', '.join(choices)}, got {shown(choice)}"
                 )
-        at_least_one("width (--batch)", self.width)
-        if self.limit is not None:
-            at_least_one("limit", self.limit)
-        for name in ("seed", "shots"):
-            value = getattr(self, name)
-            if value is not None and whole(name, value) < 0:
-                raise InvalidArgumentError(f"{name} must be 0 or more, got {shown(value)}")
+        check_limits(self)
         parts = tuple(part for name in self._task_names() for part in self._parts_of(name))
         object.__setattr__(self, "parts", parts)
         self._check_parts()

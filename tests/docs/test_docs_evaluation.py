@@ -72,7 +72,9 @@ def test_every_option_named_in_the_guide_exists(name: str) -> None:
 @pytest.mark.parametrize("name", GUIDES)
 def test_the_table_of_sets_is_the_librarys(name: str) -> None:
     shown = {row[0].strip("`"): (row[2], row[3]) for row in rows(name, r"`\w+`")}
-    have = {task.name: (", ".join(task.modes), str(task.few_shot["gen"])) for task in TASKS.values()}
+    have = {
+        task.name: (", ".join(task.modes), str(task.few_shot["gen"])) for task in TASKS.values()
+    }
     assert shown == have
     assert {*TASKS} - {*ALL} == {"bbh_cot"}
 

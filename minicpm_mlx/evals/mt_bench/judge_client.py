@@ -19,7 +19,7 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...arguments import at_least_one, number, shown
+from ...arguments import check_limits, limited, shown
 from ...errors import DownloadError, InvalidArgumentError
 
 __all__ = ["Endpoint", "key_from"]
@@ -70,11 +70,11 @@ class Endpoint:
     url: str
     model: str
     key: str | None = None
-    timeout: float = 600.0
+    timeout: float = limited(600.0, above=0, most=86400)
     """Seconds to wait for a reply."""
-    attempts: int = 8
+    attempts: int = limited(8, whole=True, least=1)
     """Attempts before giving up."""
-    wait: float = 1.0
+    wait: float = limited(1.0, above=0, most=86400)
     """Seconds before the second attempt; each later wait is twice as long, up to a minute."""
     on_retry: Callable[[str], object] = field(default=lambda reason: None, compare=False)
     """Called with the reason of another attempt and its wait, in the thread of the request."""
@@ -100,12 +100,7 @@ class Endpoint:
             raise InvalidArgumentError(
                 f"the key would be sent to {host} unencrypted; use https, or give no key"
             )
-        at_least_one("attempts", self.attempts)
-        for name, seconds in (("timeout", self.timeout), ("wait", self.wait)):
-            if not 0 < number(name, seconds) <= 86400:
-                raise InvalidArgumentError(
-                    f"{name} must be more than 0 seconds and at most a day, got {shown(seconds)}"
-                )
+        check_limits(self)
 
     def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """The model's reply to `messages`; sends `options` (temperature, max_tokens) unchanged.
