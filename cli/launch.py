@@ -2,71 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .render.theme import console
+from minicpm_mlx.errors import InvalidArgumentError
+
+COMMANDS = "dpo", "generate", "lora", "serve"
+"""Commands that several processes can share."""
+RANK = (
+    "import sys; sys.path[:] = filter(None, sys.path); sys.argv[0] = 'minicpm-mlx'; "
+    "from minicpm_mlx.cli.main import as_rank; as_rank()"
+)
+"""Program of each rank: the command line, importing nothing from the current folder."""
 
 
 def launch(
     command: Annotated[
-        list[str] | None,
-        typer.Argument(help="lora, dpo or generate, and its arguments, after `--`."),
+        list[str] | None, typer.Argument(help="lora, dpo, generate or serve.")
     ] = None,
-    ranks: Annotated[
-        int | None, typer.Option("-n", help="Processes; of a hostfile by default one a host.")
-    ] = None,
-    hostfile: Annotated[
-        Path | None, typer.Option("--hostfile", help="The machines, as mlx.launch reads them.")
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option("--backend", help="ring (the default), jaccl, jaccl-ring or mpi.")
-    ] = None,
-    starting_port: Annotated[
-        int | None, typer.Option("--starting-port", help="The first port; one more for each rank.")
-    ] = None,
-    python: Annotated[
-        str | None, typer.Option("--python", help="Python on the other machines, if not as here.")
-    ] = None,
+    ranks: Annotated[int | None, typer.Option("-n", help="Processes on this machine.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Machines, one process each.")] = None,
+    backend: Annotated[str | None, typer.Option(help="ring (the default), jaccl, mpi…")] = None,
+    starting_port: Annotated[int | None, typer.Option(help="First port of the ranks.")] = None,
+    python: Annotated[str | None, typer.Option(help="Python on the other machines.")] = None,
 ) -> None:
     """Run a command as several processes that share the work: launch -n 2 -- lora --data …
 
     The first prints as usual; of the others only errors are shown. One that fails ends all.
+    Hostfiles and backends are those of mlx.launch.
     """
-    from minicpm_mlx.distributed.launcher import launch as launched
+    from minicpm_mlx.distributed.launcher import run_python
 
-    ended = launched(
-        command or [],
-        ranks=ranks,
-        hostfile=hostfile,
-        backend=backend,
-        starting_port=starting_port,
-        python=python,
-    )
-    for rank, name in ended.killed:
-        line = f"minicpm-mlx: rank {rank} was ended by {name}; the launch ended with it"
-        console(stderr=True).print(line)
-    if ended.status == 130:
+    name, *_ = command = command or [""]
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InvalidArgumentError(f"launch needs a command to run: one of {known}; got {name!r}")
+    if (ranks is None) == (hostfile is None):
+        raise InvalidArgumentError("launch needs a number of processes (-n), or a hostfile")
+    program = ["-c", RANK, *command]
+    status = run_python(program, ranks, hostfile, backend, starting_port, python)
+    if status == 130:
         raise KeyboardInterrupt  # which ranks do not say of themselves
-    sys.exit(ended.status)
-
-
-def as_rank() -> None:
-    """The command line, as each rank of a launch runs it."""
-    from minicpm_mlx.distributed.processes import end_with_the_launcher
-
-    from .main import main
-
-    end_with_the_launcher()
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code and "OMPI_COMM_WORLD_SIZE" in os.environ:
-            # MPI's own end is a meeting: it would wait for ranks that do not know of the failure.
-            sys.stderr.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else 1)
-        raise
+    sys.exit(status)

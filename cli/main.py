@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -107,6 +110,34 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
 
 
+def as_rank() -> None:
+    """Run the command line as one rank of a launch: only rank 0 reads input and prints results."""
+    from minicpm_mlx.distributed import collectives
+
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if collectives.rank():
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code and "OMPI_COMM_WORLD_SIZE" in os.environ:
+            # MPI's own end is a meeting: it would wait for ranks that do not know of the failure.
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        raise
+
+
+def _end_with(launcher: int) -> None:
+    """End this process when its parent, the launcher, has ended, even killed."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)  # it may save its work
+    os._exit(1)
+
+
 def _mend_streams() -> None:
     """Lets a command run with standard input or error closed; it cannot do without output."""
     for number in range(3):  # else the next file to be opened takes the number; MLX refuses 0
@@ -132,7 +163,7 @@ def _check_arguments() -> None:
 
 
 def _interrupted(*, newline: bool = False) -> NoReturn:
-    from minicpm_mlx.distributed.processes import LAUNCHED
+    from minicpm_mlx.distributed.collectives import LAUNCHED
 
     if LAUNCHED in os.environ:
         sys.exit(130)  # the launcher says so
@@ -142,5 +173,7 @@ def _interrupted(*, newline: bool = False) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
+    if os.environ.get("MLX_RANK", "0") != "0":
+        time.sleep(1)  # rank 0 may fail of the same: then the launcher ends us
     print("minicpm-mlx: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import DistributedError
-from .processes import GRACE, LAUNCHED
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -34,6 +33,9 @@ VARIABLES = {
     "OMPI_COMM_WORLD_SIZE": "mpi",
 }
 """Variables by which a launcher tells its processes what to talk by, and that backend's name."""
+
+LAUNCHED = "MINICPM_MLX_LAUNCHED"
+"""Variable that our launcher sets for every rank."""
 
 HASH = 32  # bytes of a SHA-256
 
@@ -203,5 +205,5 @@ def _met() -> Iterator[None]:
 def lost(error: RuntimeError) -> DistributedError:
     """The error for a rank that has gone, in the words of `error`, after a while."""
     if LAUNCHED in os.environ:
-        time.sleep(4 * GRACE)  # our launcher ends this rank: what the other said is the cause
+        time.sleep(2)  # our launcher ends this rank: what the other said is the cause
     return DistributedError(f"rank {rank()} lost the others ({error}); see what another rank said")
