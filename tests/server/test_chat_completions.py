@@ -120,15 +120,20 @@ def test_logit_bias_and_penalties_change_what_is_said(tiny_server, tiny):
         assert text_of(chat(tiny_server, max_tokens=12, **{name: 2.0})) != plain
 
 
-def test_options_of_vllm_are_known(server, demo):
-    [paris] = demo.tokenizer.encode(" Paris", add_bos=False)
-    assert chat(server, FRANCE, max_tokens=12, min_tokens=10)["usage"]["completion_tokens"] >= 10
-    endless = chat(server, FRANCE, max_tokens=12, ignore_eos=True)
-    assert endless["usage"]["completion_tokens"] == 12
-    stopped = chat(server, FRANCE, max_tokens=12, stop_token_ids=[paris])
-    assert text_of(stopped) == "The capital of France is"
-    assert stopped["choices"][0]["finish_reason"] == "stop"
-    assert chat(server, max_tokens=1, top_k=-1, min_p=0.1, skip_special_tokens=True)
+def test_options_of_vllm_are_known(tiny_server, tiny):
+    def ask(**options: Any) -> tuple[str, str, int]:
+        answer = chat(tiny_server, max_tokens=6, **options)
+        reason = answer["choices"][0]["finish_reason"]
+        return text_of(answer), reason, answer["usage"]["completion_tokens"]
+
+    reply, (eos,) = tiny.generate(STORY, max_tokens=6), tiny.tokenizer.eos_ids
+    end_at = {"logit_bias": {str(eos): 100}}
+    assert ask(**end_at) == ("", "stop", 0)
+    assert ask(**end_at, ignore_eos=True)[1:] == ("length", 6)
+    assert ask(**end_at, min_tokens=3)[2] == 3
+    before = tiny.tokenizer.decode(reply.token_ids[:2])
+    assert ask(stop_token_ids=[reply.token_ids[2]]) == (before, "stop", 2)
+    assert ask(top_k=-1, min_p=0.1, skip_special_tokens=True)[0] == reply.text
 
 
 def test_roles_and_parts_are_read(tiny_server):
