@@ -1,4 +1,4 @@
-"""A run's state on the disk: what is needed to go on as if it had never stopped."""
+"""Saves and loads the full state of a run, so that it can resume exactly."""
 
 from __future__ import annotations
 
@@ -18,105 +18,105 @@ from ..weights import safetensors
 
 Arrays = dict[str, mx.array]
 
-KEPT = 2
-"""Checkpoints that are kept, the latest ones."""
+KEEP = 2
+"""The latest checkpoints to keep."""
 
 ADVICE = "give another folder (--adapter-path)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int = 0
-    """Steps done; which samples are next follows from it."""
+    """Steps done; they decide which samples come next."""
     tokens: int = 0
-    """Read, padding not counted."""
+    """Tokens read, without padding."""
     best: float | None = None
     """Lowest validation loss."""
     best_step: int = 0
     worse: int = 0
     """Validations since the lowest."""
     skipped: int = 0
-    """Steps that were left out one after the other, as their gradients were not finite."""
+    """Consecutive steps skipped because their gradients were not finite."""
     rolled_back: int = 0
-    """Times that a checkpoint was gone back to without a sound step since."""
+    """Rollbacks to a checkpoint without a successful step since."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All of a run."""
+    """The full state of a run."""
 
     parameters: Arrays
-    """Those that are trained."""
+    """The trained ones."""
     optimizer: Arrays
     progress: TrainingProgress
     folder: Path | None = None
-    """Where it was read."""
+    """The checkpoint it was loaded from."""
 
 
 def save(folder: Path, state: TrainingState, fingerprint: Mapping[str, Any]) -> Path:
-    """Write a checkpoint of the run in `folder`, and delete old ones; where it is.
+    """Writes a checkpoint in `folder`, deletes old ones, and returns its path.
 
-    StorageError: it cannot be written; older ones are then as they were.
+    StorageError: it cannot be written; older checkpoints stay as they are.
     """
-    place = folder / f"step-{state.progress.step:07d}"
-    if place.exists():  # of a run that came as far before it was rolled back
-        shutil.rmtree(place)
+    path = folder / f"step-{state.progress.step:07d}"
+    if path.exists():  # from before a rollback
+        shutil.rmtree(path)
 
-    def make(partial: Path) -> None:
+    def write(partial: Path) -> None:
         mx.save_safetensors(str(partial / "parameters.safetensors"), state.parameters)
         mx.save_safetensors(str(partial / "optimizer.safetensors"), state.optimizer)
         record = {"progress": asdict(state.progress), "run": dict(fingerprint)}
         (partial / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-    make_whole(place, make, ADVICE)
-    for older in checkpoints(folder)[:-KEPT]:
+    make_whole(path, write, ADVICE)
+    for older in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(older, ignore_errors=True)
-    return place
+    return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those of the run in `folder`, oldest first."""
+    """The checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name))
 
 
 def delete_partial(folder: Path) -> None:
-    """Delete what processes that were killed left half written in `folder`, which is no other's."""
-    for half in folder.glob(".step-*"):
-        shutil.rmtree(half, ignore_errors=True)
+    """Deletes checkpoints in `folder` that a killed process left half written."""
+    for partial in folder.glob(".step-*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(folder: Path, fingerprint: Mapping[str, Any]) -> TrainingState | None:
-    """The latest checkpoint of the run in `folder`; None: there is none.
+    """Loads the latest checkpoint in `folder`; None if there is none.
 
-    InvalidArgumentError: it is of a run that differs in what decides its steps. ConfigError,
-    WeightsError: it is damaged.
+    InvalidArgumentError: the run's settings differ from `fingerprint`. ConfigError: the checkpoint
+    is damaged.
     """
-    found = checkpoints(folder)
-    if not found:
+    paths = checkpoints(folder)
+    if not paths:
         return None
-    path = found[-1] / "config.json"
+    path = paths[-1]
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
         progress, run = TrainingProgress(**record["progress"]), dict(record["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path.parent, f"{path.name}: {error}") from None
-    _compare(folder.parent, run, fingerprint)
+        raise damaged(path, f"config.json: {error}") from None
+    _check_same_run(folder.parent, run, fingerprint)
     try:
         parameters, optimizer = (
-            {name: tensor.load() for name, tensor in safetensors.read(found[-1] / file).items()}
+            {name: tensor.load() for name, tensor in safetensors.read(path / file).items()}
             for file in ("parameters.safetensors", "optimizer.safetensors")
         )
     except WeightsError as error:
-        raise damaged(found[-1], str(error)) from None
-    return TrainingState(parameters, optimizer, progress, found[-1])
+        raise damaged(path, str(error)) from None
+    return TrainingState(parameters, optimizer, progress, path)
 
 
-def damaged(place: Path, what: object) -> ConfigError:
-    """The error for a checkpoint that is not what was saved."""
+def damaged(path: Path, problem: object) -> ConfigError:
+    """The error for a checkpoint that cannot be used."""
     return ConfigError(
-        f"{place}: expected a checkpoint's state ({what}); delete {place.name} to go on from the "
+        f"{path}: expected a checkpoint's state ({problem}); delete {path.name} to resume from the "
         "one before"
     )
 
@@ -134,28 +134,29 @@ OPTIONS = {
     "method layers": "--num-layers",
     "loss loss": "--loss",
 }
-"""What decides a run's steps, as its user gives it."""
+"""Command line options by setting, where the name differs."""
 
 
-def _compare(folder: Path, run: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """InvalidArgumentError where a run was begun with something else."""
-    before, now = _flat(run), _flat(wanted)
+def _check_same_run(folder: Path, run: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises InvalidArgumentError if a run was started with other settings."""
+    before, now = _flatten(run), _flatten(expected)
     hashes = {"base": "another model", "data": "other training or validation data"}
     for name in sorted(before.keys() | now.keys(), key=lambda name: (name in hashes, name)):
         if before.get(name) == now.get(name):
             continue
         option = OPTIONS.get(name, f"--{name.rpartition(' ')[2].replace('_', '-')}")
-        values = f"another {option}: it was {before.get(name)}, and is {now.get(name)}"
+        change = f"another {option}: it was {before.get(name)}, and is {now.get(name)}"
         raise InvalidArgumentError(
-            f"--resume: the run in {folder} was begun with {hashes.get(name, values)}; give what "
-            "it was begun with, or another --adapter-path"
+            f"--resume: the run in {folder} was started with {hashes.get(name, change)}; give its "
+            "original options, or another --adapter-path"
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= (
-            _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return found
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name} ")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,11 +1,13 @@
-"""Attention and SiLU that can be differentiated, with NumPy's exponentials: for x86 processors.
+"""Training on a CPU: immediate evaluation, and on x86 NumPy's exponentials.
 
-MLX takes 20 ns for an exponential there (see exponentials.py). What the gradient needs again is
-computed again, so that only the inputs are kept, as MLX's own attention does.
+All CPU-specific choices of training are made here; on a GPU these functions leave work to MLX.
+MLX takes 20 ns for an exponential on x86 (see model/kernels/cpu_softmax.py). The kernels recompute
+what their gradients need, so that only inputs are kept, as MLX's own attention does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -17,9 +19,33 @@ from ..model.kernels.cpu_softmax import Floats
 from ..model.transformer import MLP, Model
 
 
+def are_faster() -> bool:
+    """Whether the kernels here are faster than MLX's."""
+    return device.slow_exponentials()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `function` for a GPU; compiling for a CPU takes seconds and gains nothing."""
+    return function if device.on_cpu() else mx.compile(function)
+
+
+def evaluate(*arrays: object) -> None:
+    """Evaluates arrays on a CPU, which has no other work meanwhile, to free memory early."""
+    if device.on_cpu():
+        mx.eval(arrays)
+
+
+def detach(array: mx.array) -> mx.array:
+    """Copies the values of `array` on a CPU. MLX holds all inputs of an array while it
+    differentiates; a copy has none."""
+    if not device.on_cpu():
+        return array
+    return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
+
+
 def use_fast_kernels(model: Model) -> None:
-    """Have `model` compute attention and SiLU here, where MLX would be slower."""
-    if not device.slow_exponentials():
+    """Makes `model` compute attention and SiLU here, if that is faster."""
+    if not are_faster():
         return
     for block in model.layers:
         block.self_attn.attention = attention
@@ -28,60 +54,63 @@ def use_fast_kernels(model: Model) -> None:
             mlp.activation = silu_times
 
 
+def loss_and_gradient(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Cross-entropy (n,) and its gradient (n, V) for logits (n, V), which are overwritten."""
+    target_logits = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    mx.eval(target_logits, logits)
+    probabilities, logs = cpu_softmax.softmax(logits)
+    rows = np.array(probabilities, copy=False)
+    rows[np.arange(len(rows)), np.array(targets)] -= 1
+    return logs - target_logits, probabilities
+
+
 def attention(
     q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """As mx.fast.scaled_dot_product_attention; arguments as in exponentials.attention."""
+    """Like mx.fast.scaled_dot_product_attention; arguments as in cpu_softmax.attention."""
     B, H, T, _ = q.shape
     S = k.shape[2]
 
     @mx.custom_function
-    def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return _values(cpu_softmax.attention(q, k, v, scale=scale, mask=mask))
+    def forward(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        out = cpu_softmax.attention(q, k, v, scale=scale, mask=mask)
+        return mx.array(np.array(out))  # detached: see `detach`
 
-    @attend.vjp
-    def gradients(inputs: list[mx.array], above: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+    @forward.vjp
+    def backward(inputs: list[mx.array], above: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         q, k, _ = inputs
-        texts = []
-        for number in range(B):  # one at a time, as each needs several times its T * S
-            one = slice(number, number + 1)
-            seen = mask[one] if isinstance(mask, mx.array) and len(mask) == B else mask
-            weights = cpu_softmax.probabilities(q[one], k[one], scale=scale, mask=seen)
-            arrays = [np.array(array[number]) for array in (*inputs, above)]
-            looked = np.array(weights, copy=False)[0]
-            texts.append(_attention_gradients(looked, *arrays, scale=scale))
-        return tuple(mx.array(np.stack(parts)) for parts in zip(*texts, strict=True))
+        gradients = []
+        for index in range(B):  # one text at a time: each needs several times T * S
+            text = slice(index, index + 1)
+            own_mask = mask[text] if isinstance(mask, mx.array) and len(mask) == B else mask
+            weights = cpu_softmax.probabilities(q[text], k[text], scale=scale, mask=own_mask)
+            arrays = [np.array(array[index]) for array in (*inputs, above)]
+            values = np.array(weights, copy=False)[0]
+            gradients.append(_attention_gradients(values, *arrays, scale=scale))
+        return tuple(mx.array(np.stack(texts)) for texts in zip(*gradients, strict=True))
 
     if q.dtype != mx.float32 or B * H * T * S < cpu_softmax.FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    out: Any = attend(q, k, v)
+    out: Any = forward(q, k, v)
     return out
-
-
-def _values(array: mx.array) -> mx.array:
-    """`array`, of which MLX does not know what it was made of: it holds all of that while it
-    differentiates."""
-    return mx.array(np.array(array))
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def _attention_gradients(
     weights: Floats, q: Floats, k: Floats, v: Floats, above: Floats, *, scale: float
 ) -> tuple[Floats, Floats, Floats]:
-    """With respect to q (H, T, D), k and v (K, S, D), of the gradient `above` at the output.
-
-    `weights` (H, T, S) says how much each query looked at each key.
-    """
+    """Gradients of q (H, T, D), k and v (K, S, D), given that of the output, `above` (H, T, D),
+    and the attention weights (H, T, S)."""
     H, T, D = q.shape
     K, S, _ = k.shape
     weights, above = weights.reshape(K, -1, S), above.reshape(K, -1, D)
     dv = weights.swapaxes(-1, -2) @ above
-    change = above @ v.swapaxes(-1, -2)  # (K, H / K * T, S)
-    change -= np.einsum("kts,kts->kt", change, weights)[..., None]
-    change *= weights
-    change *= scale
-    dk = change.swapaxes(-1, -2) @ q.reshape(K, -1, D)
-    return (change @ k).reshape(H, T, D), dk, dv
+    scores = above @ v.swapaxes(-1, -2)  # (K, H / K * T, S)
+    scores -= np.einsum("kts,kts->kt", scores, weights)[..., None]
+    scores *= weights
+    scores *= scale
+    dk = scores.swapaxes(-1, -2) @ q.reshape(K, -1, D)
+    return (scores @ k).reshape(H, T, D), dk, dv
 
 
 @mx.custom_function
@@ -99,15 +128,14 @@ def _silu_gradients(
     gates, ups, aboves = (np.asarray(array).reshape(-1, F) for array in (gate, up, above))
     to_gate, to_up = np.empty(gates.shape, np.float32), np.empty(gates.shape, np.float32)
     rows = cpu_softmax.BLOCK // F + 1
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # exp(100) is inf, and what is divided by it 0
+    with np.errstate(over="ignore", invalid="ignore"):  # exp(100) is inf, and 1 / inf is 0
         for start in range(0, len(gates), rows):
-            at = slice(start, start + rows)
-            sigmoid = 1 / (1 + np.exp(-gates[at]))
-            silu = gates[at] * sigmoid
-            np.multiply(aboves[at], silu, out=to_up[at])
-            np.multiply(aboves[at] * ups[at], sigmoid + silu * (1 - sigmoid), out=to_gate[at])
+            block = slice(start, start + rows)
+            sigmoid = 1 / (1 + np.exp(-gates[block]))
+            silu = gates[block] * sigmoid
+            slope = sigmoid + silu * (1 - sigmoid)
+            np.multiply(aboves[block], silu, out=to_up[block])
+            np.multiply(aboves[block] * ups[block], slope, out=to_gate[block])
     return mx.array(to_gate).reshape(gate.shape), mx.array(to_up).reshape(gate.shape)
 
 

@@ -1,8 +1,8 @@
-"""Cross-entropy over a large vocabulary, some tokens at a time, so that logits are never all held.
+"""Cross-entropy over a large vocabulary, in chunks of tokens, so that not all logits are held.
 
-The gradient with respect to a token's hidden state needs the same probabilities as its loss, so it
-is computed along with it, and logits are computed once. The head itself is not trained in most
-runs; where it is, the logits are computed again for its gradient.
+The gradient with respect to a token's hidden state needs the same probabilities as its loss, so
+both are computed together and logits are computed once. If the head is trained too, which most runs
+do not do, logits are computed again for its gradient.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from .. import device
-from ..model.kernels import cpu_softmax
 from ..model.transformer import Model
+from . import cpu_kernels
 
 CHUNK = 1 << 24
-"""Logits that are held at once: 64 MB in float32."""
+"""Logits held at once: 64 MB in float32."""
+
+MatMul = Callable[[mx.array], mx.array]
 
 
 def token_losses(
@@ -29,129 +29,118 @@ def token_losses(
     targets: mx.array,
     *,
     gradients: bool = True,
-    at_once: bool = False,
+    eager: bool = False,
 ) -> mx.array:
-    """Of hidden states (N, hidden) the cross-entropy of `targets` (N,), in nats: (N,), float32.
+    """Cross-entropy of `targets` (N,) given hidden states (N, hidden): (N,), float32, in nats.
 
-    Without `gradients` it takes less time and cannot be differentiated. `at_once` computes values
-    rather than a graph, as a CPU is faster with; not inside of mx.compile.
+    Without `gradients` it is faster but not differentiable. `eager` lets a CPU compute each chunk
+    at once, which is faster there; not within another transformation of MLX.
     """
     config = model.config
     head = model.model.embed_tokens if config.tie_word_embeddings else model.lm_head
     hidden = hidden / config.logit_divisor
-    parts = _Parts(targets, max(CHUNK // config.vocab_size, 1), at_once)
+    chunks = _Chunks(targets, max(CHUNK // config.vocab_size, 1), eager)
     if not gradients:
-        to_logits, _ = _both_ways(head)
-        return parts.losses(to_logits, hidden)
+        return chunks.losses(_head_matmuls(head)[0], hidden)
     if "weight" in head.trainable_parameters():
-        return _with_head(hidden, head.weight, parts)
-    return _frozen(hidden, head, parts)
+        return _losses_with_trained_head(hidden, head.weight, chunks)
+    return _losses_with_frozen_head(hidden, head, chunks)
 
 
-def _frozen(hidden: mx.array, head: nn.Module, parts: _Parts) -> mx.array:
-    to_logits, back = _both_ways(head)
+def _losses_with_frozen_head(hidden: mx.array, head: nn.Module, chunks: _Chunks) -> mx.array:
+    to_logits, to_hidden = _head_matmuls(head)
 
     @mx.custom_function
-    def losses(hidden: mx.array) -> tuple[mx.array, mx.array]:
-        found: list[mx.array] = []
+    def forward(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        losses: list[mx.array] = []
         gradients: list[mx.array] = []
-        for states, targets in parts.of(hidden, found, gradients):
-            loss, change = parts.loss_and_change(to_logits(states), targets)
-            found.append(parts.kept(loss))
-            gradients.append(parts.kept(back(change.astype(hidden.dtype))))
-        return mx.concatenate(found), mx.concatenate(gradients)
+        for states, targets in chunks.of(hidden, losses, gradients):
+            loss, gradient = chunks.loss_and_gradient(to_logits(states), targets)
+            losses.append(chunks.detach(loss))
+            gradients.append(chunks.detach(to_hidden(gradient.astype(hidden.dtype))))
+        return mx.concatenate(losses), mx.concatenate(gradients)
 
-    @losses.vjp
-    def gradients(
-        _: mx.array, above: tuple[mx.array, mx.array], made: tuple[mx.array, mx.array]
+    @forward.vjp
+    def backward(
+        _: mx.array, above: tuple[mx.array, mx.array], outputs: tuple[mx.array, mx.array]
     ) -> mx.array:
-        return above[0][:, None].astype(made[1].dtype) * made[1]
+        gradients = outputs[1]
+        return above[0][:, None].astype(gradients.dtype) * gradients
 
-    both: Any = losses(hidden)
-    return both[0]
+    outputs: Any = forward(hidden)
+    return outputs[0]
 
 
-def _with_head(hidden: mx.array, weight: mx.array, parts: _Parts) -> mx.array:
+def _losses_with_trained_head(hidden: mx.array, weight: mx.array, chunks: _Chunks) -> mx.array:
     @mx.custom_function
-    def losses(hidden: mx.array, weight: mx.array) -> mx.array:
-        return parts.losses(lambda x: x @ weight.T, hidden)
+    def forward(hidden: mx.array, weight: mx.array) -> mx.array:
+        return chunks.losses(lambda x: x @ weight.T, hidden)
 
-    @losses.vjp
-    def gradients(
-        inputs: list[mx.array], above: mx.array, _: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    @forward.vjp
+    def backward(inputs: list[mx.array], above: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
         hidden, weight = inputs
         to_hidden: list[mx.array] = []
         to_weight = [mx.zeros(weight.shape, mx.float32)]
-        begin = 0
-        for states, targets in parts.of(hidden, to_hidden, to_weight):
-            change = parts.loss_and_change(states @ weight.T, targets)[1]
-            change = change * above[begin : begin + len(targets), None]
-            change = change.astype(weight.dtype)
-            to_hidden.append(parts.kept(change @ weight))
-            to_weight[0] = parts.kept(to_weight[0] + change.T @ states)
-            begin += len(targets)
+        start = 0
+        for states, targets in chunks.of(hidden, to_hidden, to_weight):
+            _, gradient = chunks.loss_and_gradient(states @ weight.T, targets)
+            gradient = gradient * above[start : start + len(targets), None]
+            gradient = gradient.astype(weight.dtype)
+            to_hidden.append(chunks.detach(gradient @ weight))
+            to_weight[0] = chunks.detach(to_weight[0] + gradient.T @ states)
+            start += len(targets)
         return mx.concatenate(to_hidden), to_weight[0].astype(weight.dtype)
 
-    found: Any = losses(hidden, weight)
-    return found
+    losses: Any = forward(hidden, weight)
+    return losses
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Some tokens at a time."""
+class _Chunks:
+    """Computes a chunk of tokens at a time."""
 
     targets: mx.array
     rows: int
-    """Tokens in a part."""
-    at_once: bool
+    """Tokens in a chunk."""
+    eager: bool
 
-    def of(self, hidden: mx.array, *made: list[mx.array]) -> Iterator[tuple[mx.array, mx.array]]:
-        """Parts of hidden states and targets, each after what was `made` of the one before: else
-        MLX may hold the logits of many."""
+    def of(self, hidden: mx.array, *results: list[mx.array]) -> Iterator[tuple[mx.array, mx.array]]:
+        """Yields chunks of hidden states and targets. Each depends on the `results` of the chunk
+        before it; otherwise MLX may hold the logits of many chunks."""
         for start in range(0, len(hidden), self.rows):
-            at = slice(start, start + self.rows)
-            before = [arrays[-1] for arrays in made if arrays]
-            states = mx.depends([hidden[at]], before)[0] if before else hidden[at]
-            yield states, self.targets[at]
+            chunk = slice(start, start + self.rows)
+            before = [arrays[-1] for arrays in results if arrays]
+            states = mx.depends([hidden[chunk]], before)[0] if before else hidden[chunk]
+            yield states, self.targets[chunk]
 
-    def losses(self, to_logits: Callable[[mx.array], mx.array], hidden: mx.array) -> mx.array:
-        """Of all, not to be differentiated."""
-        found: list[mx.array] = []
-        for states, targets in self.of(hidden, found):
-            found.append(self.kept(self.loss_and_change(to_logits(states), targets)[0]))
-        return mx.concatenate(found)
+    def losses(self, to_logits: MatMul, hidden: mx.array) -> mx.array:
+        """Not differentiable."""
+        losses: list[mx.array] = []
+        for states, targets in self.of(hidden, losses):
+            losses.append(self.detach(self.loss_and_gradient(to_logits(states), targets)[0]))
+        return mx.concatenate(losses)
 
-    def loss_and_change(self, logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
-        """Of logits (n, V) the losses (n,) and their gradients (n, V), in float32."""
+    def loss_and_gradient(self, logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+        """Returns losses (n,) and their gradients (n, V) for logits (n, V), in float32."""
         logits = logits.astype(mx.float32)
-        of_targets = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        if self.at_once and device.slow_exponentials():
-            mx.eval(of_targets, logits)
-            probabilities, logs = cpu_softmax.softmax(logits)
-            rows = np.array(probabilities, copy=False)
-            rows[np.arange(len(rows)), np.array(targets)] -= 1
-            return logs - of_targets, probabilities
+        if self.eager and cpu_kernels.are_faster():
+            return cpu_kernels.loss_and_gradient(logits, targets)
+        target_logits = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         logs = mx.logsumexp(logits, axis=-1)
         probabilities = mx.exp(logits - logs[:, None])
-        return logs - of_targets, probabilities.at[mx.arange(len(targets)), targets].add(-1)
+        gradient = probabilities.at[mx.arange(len(targets)), targets].add(-1)
+        return logs - target_logits, gradient
 
-    def kept(self, array: mx.array) -> mx.array:
-        """`array`; its values alone if they are wanted at once. MLX holds whatever an array was
-        made of while it differentiates."""
-        if not self.at_once:
-            return array
-        return mx.array(np.array(array.astype(mx.float32))).astype(array.dtype)
+    def detach(self, array: mx.array) -> mx.array:
+        return cpu_kernels.detach(array) if self.eager else array
 
 
-def _both_ways(
-    head: nn.Module,
-) -> tuple[Callable[[mx.array], mx.array], Callable[[mx.array], mx.array]]:
+def _head_matmuls(head: nn.Module) -> tuple[MatMul, MatMul]:
     """Multiplication by the head's matrix (V, hidden), transposed and not."""
     if not isinstance(head, (nn.QuantizedEmbedding, nn.QuantizedLinear)):
         return lambda x: x @ head.weight.T, lambda x: x @ head.weight
 
-    def times(x: mx.array, transpose: bool) -> mx.array:
+    def matmul(x: mx.array, transpose: bool) -> mx.array:
         return mx.quantized_matmul(
             x,
             head.weight,
@@ -163,4 +152,4 @@ def _both_ways(
             mode=head.mode,
         )
 
-    return lambda x: times(x, True), lambda x: times(x, False)
+    return lambda x: matmul(x, True), lambda x: matmul(x, False)

@@ -1,8 +1,8 @@
-"""A model's loss and its gradients: of the whole graph at once, or a layer at a time.
+"""Losses and gradients of a model: of the whole graph, or layer by layer.
 
-A layer at a time, only the inputs of layers are kept, and each is computed again for its gradients
-(checkpointing; Chen et al., arXiv 1604.06174). That is done outside of MLX's transformations, so
-that values are at hand, and a CPU can use NumPy's exponentials (see kernels.py).
+Layer by layer, only the inputs of the layers are kept, and each layer is computed again for its
+gradients (checkpointing; Chen et al., arXiv 1604.06174). MLX's transformations see one layer at a
+time, so values are available between layers and a CPU can use NumPy (see cpu_kernels.py).
 """
 
 from __future__ import annotations
@@ -13,49 +13,45 @@ from functools import partial
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from .. import device
 from ..model.rope import Rotation
-from ..model.transformer import (
-    Block,
-    Mask,
-    Model,
-    prepare,
-)
+from ..model.transformer import Block, Mask, Model, prepare
+from . import cpu_kernels
 from .cross_entropy import token_losses
 from .data.batches import TrainingBatch
 
 Arrays = dict[str, mx.array]
 
-Tail = Callable[[mx.array], Arrays]
-"""Losses of tokens (N,) to sums over samples, among them "loss"."""
+Reduction = Callable[[mx.array], Arrays]
+"""Reduces the losses of tokens (N,) to sums over samples, among them "loss"."""
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def set_parameters(model: Model, parameters: Arrays) -> None:
-    """Put parameters in the model, by name."""
+    """Sets parameters of the model by name."""
     model.update(tree_unflatten(list(parameters.items())))
 
 
 def batch_losses(model: Model, batch: TrainingBatch) -> mx.array:
-    """The cross-entropy of each token of `batch` that counts: (N,), in nats; not differentiable."""
-    decoder = model.model
-    x = decoder.embed_tokens(batch.ids) * decoder.scale_emb
-    rotate, mask = _shared(model, batch)
-    for layer in decoder.layers:
+    """Cross-entropy of the batch's targets: (N,), in nats; not differentiable."""
+    rotate, mask = _rope_and_mask(model, batch)
+    x = model.model.embed_tokens(batch.ids) * model.model.scale_emb
+    for layer in model.layers:
         x = layer(x, rotate, mask, None)
-        _settle(x)
-    return _last(model, batch, x, gradients=False)
+        cpu_kernels.evaluate(x)
+    return _target_losses(model, batch, x, gradients=False)
 
 
 def full_gradients(
-    model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
+    model: Model, parameters: Arrays, batch: TrainingBatch, reduction: Reduction, total: mx.array
 ) -> tuple[Arrays, Arrays]:
-    """The sums that `tail` gives, and the gradients of its loss divided by `total`."""
+    """Returns the sums of `reduction`, and the gradients of its loss divided by `total`."""
 
     def loss(parameters: Arrays) -> tuple[mx.array, Arrays]:
         set_parameters(model, parameters)
         hidden = model.hidden(batch.ids)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-        sums = tail(token_losses(model, hidden, batch.targets))
+        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.positions]  # (N, hidden)
+        sums = reduction(token_losses(model, hidden, batch.targets))
         return sums["loss"] / total, sums
 
     (_, sums), gradients = mx.value_and_grad(loss)(parameters)
@@ -63,78 +59,72 @@ def full_gradients(
 
 
 def layerwise_gradients(
-    model: Model, parameters: Arrays, batch: TrainingBatch, tail: Tail, total: mx.array
+    model: Model, parameters: Arrays, batch: TrainingBatch, reduction: Reduction, total: mx.array
 ) -> tuple[Arrays, Arrays]:
-    """The same, a layer at a time."""
+    """Like `full_gradients`, layer by layer."""
     set_parameters(model, parameters)
-    decoder, found = model.model, dict[str, mx.array]()
-    inside = [_inside(parameters, number) for number in range(len(decoder.layers))]
-    ends = {n: a for n, a in parameters.items() if not n.startswith("model.layers.")}
-    embedding = "model.embed_tokens.weight"
-    trained = [number for number, own in enumerate(inside) if own]
-    first = 0 if embedding in ends else min(trained, default=len(inside))
-    rotate, mask = _shared(model, batch)
-    x = decoder.embed_tokens(batch.ids) * decoder.scale_emb
+    layers, scale = model.layers, model.model.scale_emb
+    by_layer = [_layer_parameters(parameters, index) for index in range(len(layers))]
+    outer = {n: a for n, a in parameters.items() if not n.startswith("model.layers.")}
+    trained = [index for index, own in enumerate(by_layer) if own]
+    # Gradients need not reach the layers below the first that is trained.
+    first = 0 if EMBEDDING in outer else min(trained, default=len(layers))
+    rotate, mask = _rope_and_mask(model, batch)
+    x = model.model.embed_tokens(batch.ids) * scale
     inputs = []
-    for number, layer in enumerate(decoder.layers):
-        if number >= first:
+    for index, layer in enumerate(layers):
+        if index >= first:
             inputs.append(x)
         x = layer(x, rotate, mask, None)
-        _settle(x)
+        cpu_kernels.evaluate(x)
 
-    def end(ends: Arrays, x: mx.array) -> tuple[mx.array, Arrays]:
-        set_parameters(model, ends)
-        sums = tail(_last(model, batch, x))
+    def loss(outer: Arrays, x: mx.array) -> tuple[mx.array, Arrays]:
+        set_parameters(model, outer)
+        sums = reduction(_target_losses(model, batch, x))
         return sums["loss"] / total, sums
 
-    (_, sums), (found_at_end, above) = mx.value_and_grad(end, argnums=(0, 1))(ends, x)
-    found |= found_at_end
-    _settle(sums, found, above)
-    for number in reversed(range(first, len(inside))):
-        own = inside[number]
-        names = list(own)
-        run = partial(_run, decoder.layers[number], names, rotate, mask)
-        (x,) = mx.depends([inputs.pop()], [above])  # or MLX may compute all layers again at first
-        _, changes = mx.vjp(run, [*own.values(), x], [above])
-        *of_own, above = changes
-        prefix = f"model.layers.{number}."
-        found |= {prefix + name: array for name, array in zip(names, of_own, strict=True)}
-        _settle(found, above)
-    if embedding in ends:
-        rows = mx.zeros(ends[embedding].shape).at[batch.ids].add(above * decoder.scale_emb)
-        found[embedding] = found[embedding] + rows.astype(found[embedding].dtype)
+    (_, sums), (gradients, above) = mx.value_and_grad(loss, argnums=(0, 1))(outer, x)
+    gradients = dict(gradients)
+    cpu_kernels.evaluate(sums, gradients, above)
+    for index in reversed(range(first, len(layers))):
+        names, values = list(by_layer[index]), list(by_layer[index].values())
+        run = partial(_run_layer, layers[index], names, rotate, mask)
+        # Without this dependency MLX may compute all layers again before the first gradient.
+        (x,) = mx.depends([inputs.pop()], [above])
+        _, (*own_gradients, above) = mx.vjp(run, [*values, x], [above])
+        full_names = [f"model.layers.{index}.{name}" for name in names]
+        gradients |= dict(zip(full_names, own_gradients, strict=True))
+        cpu_kernels.evaluate(gradients, above)
+    if EMBEDDING in outer:  # a tied embedding already has the gradient of the head
+        rows = mx.zeros(outer[EMBEDDING].shape).at[batch.ids].add(above * scale)
+        head = gradients[EMBEDDING]
+        gradients[EMBEDDING] = head + rows.astype(head.dtype)
     set_parameters(model, parameters)
-    return sums, {name: found[name] for name in parameters}
+    return sums, {name: gradients[name] for name in parameters}
 
 
-def _run(
+def _run_layer(
     layer: Block, names: list[str], rotate: Rotation, mask: Mask, *values: mx.array
 ) -> mx.array:
-    """`layer` of values for the parameters so named, and for its input."""
-    *own, x = values
-    layer.update(tree_unflatten(list(zip(names, own, strict=True))))
+    """Runs `layer` as a function of its parameters, named `names`, and of its input."""
+    *parameters, x = values
+    layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
     return layer(x, rotate, mask, None)
 
 
-def _inside(parameters: Arrays, number: int) -> Arrays:
-    prefix = f"model.layers.{number}."
+def _layer_parameters(parameters: Arrays, index: int) -> Arrays:
+    prefix = f"model.layers.{index}."
     return {n.removeprefix(prefix): a for n, a in parameters.items() if n.startswith(prefix)}
 
 
-def _shared(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
+def _rope_and_mask(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
     rotate, mask, _ = prepare(model.model.rope, batch.ids, None, len(model.layers), None)
     return rotate, mask
 
 
-def _last(model: Model, batch: TrainingBatch, x: mx.array, *, gradients: bool = True) -> mx.array:
-    """What the last layer made, to the losses of the tokens that count."""
+def _target_losses(
+    model: Model, batch: TrainingBatch, x: mx.array, *, gradients: bool = True
+) -> mx.array:
+    """Maps the output of the last layer to the losses of the targets."""
     hidden = model.model.norm(x.reshape(-1, x.shape[-1])[batch.positions])
-    return token_losses(
-        model, hidden, batch.targets, gradients=gradients, full_gradients=device.on_cpu()
-    )
-
-
-def _settle(*arrays: object) -> None:
-    """Compute at once, where nothing else goes on meanwhile, so that memory is free again."""
-    if device.on_cpu():
-        mx.eval(arrays)
+    return token_losses(model, hidden, batch.targets, gradients=gradients, eager=True)

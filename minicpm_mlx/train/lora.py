@@ -1,7 +1,7 @@
-"""Low-rank adapters that are trained: LoRA, rsLoRA and DoRA.
+"""Trainable low-rank adapters: LoRA, rsLoRA and DoRA.
 
 Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732; Liu et al., arXiv 2402.09353. They
-go on the model in the form it is read in, whose names they are saved under.
+wrap the projections of the unfused model, and are saved under its names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arguments import at_least_one, number, shown
+from ..arguments import check_limits, limited, shown
 from ..errors import InvalidArgumentError
 from ..model.adapters import dense, shape_of
 from ..model.config import Config
@@ -31,53 +31,47 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
-    """Which parameters are trained."""
+    """Selects the parameters to train."""
 
     kind: str = "lora"
-    """`lora`, `dora`, or `full`: all of them, with no adapter."""
-    rank: int = 8
-    alpha: float | None = None
-    """The product of the two matrices is multiplied by alpha / rank; by default twice the rank."""
+    """`lora`, `dora`, or `full`: every parameter, without an adapter."""
+    rank: int = limited(8, least=1, whole=True)
+    alpha: float | None = limited(None, above=0, below=math.inf)
+    """The product of the two matrices is scaled by alpha / rank; twice the rank by default."""
     rank_stabilized: bool = False
-    """Multiply by alpha / sqrt(rank) instead (rsLoRA)."""
-    dropout: float = 0.0
-    """Share of an adapter's inputs that is left out, in training alone."""
-    layers: int | None = None
-    """How many, counted from the last; None: all."""
+    """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
+    dropout: float = limited(0.0, least=0, below=1)
+    """Share of an adapter's inputs that is dropped in training."""
+    layers: int | None = limited(None, least=1, whole=True)
+    """Number of layers to train, counted from the last; None: all."""
     modules: tuple[str, ...] | None = None
-    """Names of projections; None: all of attention and feed-forward (of experts none)."""
+    """Names of projections; None: all of attention and MLP, but none of experts."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidArgumentError(
                 f"method must be one of {', '.join(KINDS)}, got {shown(self.kind)}"
             )
-        at_least_one("rank", self.rank)
-        if self.layers is not None:
-            at_least_one("num-layers", self.layers)
-        if not 0 <= number("dropout", self.dropout) < 1:
-            raise InvalidArgumentError(f"dropout must be in [0, 1), got {self.dropout:g}")
-        if self.alpha is not None and not 0 < number("alpha", self.alpha) < math.inf:
-            raise InvalidArgumentError(f"alpha must be more than 0, got {self.alpha:g}")
-        if self.kind != "full":
-            return
-        for option in fields(self):
-            known = option.name in ("kind", "layers")
-            if not known and getattr(self, option.name) != option.default:
+        check_limits(self)
+        for option in fields(self) if self.kind == "full" else ():
+            is_common = option.name in ("kind", "layers")
+            if not is_common and getattr(self, option.name) != option.default:
                 raise InvalidArgumentError(
                     f"{option.name.replace('_', '-')} is for adapters; full trains every matrix"
                 )
 
     @property
     def scale(self) -> float:
-        """By which the product of the two matrices is multiplied."""
+        """The factor of the product of the two matrices."""
         alpha = 2 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
 
 class LoRALinear(nn.Module):
-    """A projection with an adapter: layer(x) + scale (x a) b, and in DoRA each output given the
-    length `m`, which is learned, in the place of its row's."""
+    """A projection with an adapter: layer(x) + scale (x a) b.
+
+    DoRA also rescales each output so that its row of the merged matrix has the learned length `m`.
+    """
 
     def __init__(self, layer: nn.Module, method: LoRAConfig):
         super().__init__()
@@ -88,8 +82,8 @@ class LoRALinear(nn.Module):
         self.lora_a = mx.random.uniform(-(width**-0.5), width**-0.5, (width, method.rank))
         self.lora_b = mx.zeros((method.rank, out))
         if method.kind == "dora":
-            self._lengths = mx.square(dense(layer)).sum(axis=1)  # squared, of the rows
-            self.m = mx.sqrt(self._lengths)
+            self._squared_lengths = mx.square(dense(layer)).sum(axis=1)  # (out,)
+            self.m = mx.sqrt(self._squared_lengths)
 
     def __call__(self, x: mx.array) -> mx.array:
         if not self.on:
@@ -107,21 +101,24 @@ class LoRALinear(nn.Module):
         return out * gain if bias is None else (out - bias) * gain + bias
 
     def _row_lengths(self, dtype: mx.Dtype) -> mx.array:
-        """Of W + scale (a b)T (out,), without making it; what the layer is given is in `dtype`."""
+        """Lengths of the rows of W + scale (a b)^T: (out,), computed without that matrix.
+
+        |w + d|^2 = |w|^2 + 2 w d + |d|^2; inputs of the layer are cast to `dtype`.
+        """
         bias = self.layer.get("bias")
-        through = self.layer(self.lora_a.T.astype(dtype))  # W a, transposed: (rank, out)
+        projected = self.layer(self.lora_a.T.astype(dtype))  # (W a)^T: (rank, out)
         if bias is not None:
-            through = through - bias
+            projected = projected - bias
         b = self.scale * self.lora_b
-        products = (through.astype(mx.float32) * b).sum(axis=0)
+        products = (projected.astype(mx.float32) * b).sum(axis=0)
         squares = ((self.lora_a.T @ self.lora_a @ b) * b).sum(axis=0)
-        return mx.sqrt(mx.maximum(self._lengths + 2 * products + squares, 1e-12))
+        return mx.sqrt(mx.maximum(self._squared_lengths + 2 * products + squares, 1e-12))
 
 
 def prepare_model(model: Model, method: LoRAConfig) -> None:
-    """Freeze `model` but for what `method` trains; adapters, in float32, are put on.
+    """Freezes all parameters but those that `method` trains, and adds adapters in float32.
 
-    InvalidArgumentError: no such layers or modules.
+    InvalidArgumentError: the model lacks the layers or modules.
     """
     check(method, model.config)
     blocks = model.layers
@@ -133,15 +130,15 @@ def prepare_model(model: Model, method: LoRAConfig) -> None:
                 block.unfreeze()
         return
     model.freeze()
-    chosen = targets(model, method)
+    paths = adapter_paths(model, method)
     for path, module in list(model.named_modules()):
-        if path in chosen:
+        if path in paths:
             adapted = LoRALinear(module, method)
             replace(model, path, adapted)
             mx.eval(adapted.parameters())
 
 
-def targets(model: Model, method: LoRAConfig) -> set[str]:
+def adapter_paths(model: Model, method: LoRAConfig) -> set[str]:
     """Paths of the projections that get an adapter."""
     names = method.modules or projections(model.config)
     first = len(model.layers) - (method.layers or len(model.layers))
@@ -156,20 +153,21 @@ def targets(model: Model, method: LoRAConfig) -> set[str]:
 
 
 def check(method: LoRAConfig, config: Config) -> None:
-    """InvalidArgumentError where a model has no such layers or modules."""
+    """Raises InvalidArgumentError if the model lacks the layers or modules."""
     if (method.layers or 0) > config.num_hidden_layers:
         raise InvalidArgumentError(
             f"num-layers: this model has {config.num_hidden_layers} layers, got {method.layers}"
         )
     names = projections(config)
-    if strange := set(method.modules or ()) - set(names):
+    if unknown := set(method.modules or ()) - set(names):
         raise InvalidArgumentError(
-            f"modules: expected some of {', '.join(names)}, got {min(strange)!r}"
+            f"modules: expected some of {', '.join(names)}, got {min(unknown)!r}"
         )
 
 
 def projections(config: Config) -> tuple[str, ...]:
-    """Names of those that can have an adapter: experts, which inference stacks, can not."""
+    """Names of the projections that can have an adapter; not those of experts, which inference
+    stacks."""
     return ATTENTION if config.num_experts else ATTENTION + MLP
 
 
@@ -182,46 +180,47 @@ def _refuse_packed(model: Model) -> None:
 
 
 def adapters(model: Model) -> Iterator[tuple[str, LoRALinear]]:
-    """Those on `model`, by the path of what they are on."""
+    """Yields the adapters with the paths of their projections."""
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             yield path, module
 
 
 def seed_dropout(model: Model, key: mx.array) -> None:
-    """Have the adapters on `model` leave out inputs as `key` says, each others.
+    """Gives each adapter a dropout key derived from `key`.
 
-    It is the same however often they are computed, as checkpointing needs.
+    A fixed key makes every computation of a layer drop the same inputs, as checkpointing requires.
     """
-    found = [module for _, module in adapters(model) if module.dropout]
-    for module, own in zip(found, mx.random.split(key, len(found)) if found else (), strict=True):
-        module._key = own
+    modules = [module for _, module in adapters(model) if module.dropout]
+    if modules:
+        for module, own_key in zip(modules, mx.random.split(key, len(modules)), strict=True):
+            module._key = own_key
 
 
 @contextmanager
 def without_adapters(model: Model) -> Iterator[None]:
-    """The model as it was, for the time being."""
-    found = [module for _, module in adapters(model)]
-    for module in found:
+    """Turns adapters off, which leaves the base model."""
+    modules = [module for _, module in adapters(model)]
+    for module in modules:
         module.on = False
     try:
         yield
     finally:
-        for module in found:
+        for module in modules:
             module.on = True
 
 
 def adapter_weights(model: Model, method: LoRAConfig) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """The adapters on `model` in mlx-lm's layout: tensors, and the configuration beside them."""
+    """Returns the tensors and the configuration of the adapters in mlx-lm's layout."""
     tensors, keys = {}, set()
     first = len(model.layers)
     for path, module in adapters(model):
         for name in ("lora_a", "lora_b", "m"):
             if name in module:
                 tensors[f"{path}.{name}"] = module[name]
-        _, _, number, inside = path.split(".", 3)
-        first = min(first, int(number))
-        keys.add(inside)
+        _, _, index, key = path.split(".", 3)
+        first = min(first, int(index))
+        keys.add(key)
     config = {
         "fine_tune_type": method.kind,
         "num_layers": len(model.layers) - first,

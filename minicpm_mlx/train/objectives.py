@@ -1,8 +1,8 @@
-"""Losses over preferences, of the log probabilities of whole replies.
+"""Training objectives: cross-entropy, and losses over preferences.
 
-DPO: Rafailov et al., arXiv 2305.18290; smoothed labels: Mitchell 2023; IPO: Azar et al., arXiv
+DPO: Rafailov et al., arXiv 2305.18290; label smoothing: Mitchell 2023; IPO: Azar et al., arXiv
 2310.12036; ORPO: Hong et al., arXiv 2403.07691; KTO: Ethayarajh et al., arXiv 2402.01306. The
-reference model is the one that is trained, with its adapter off.
+reference model is the trained model with its adapter off.
 """
 
 from __future__ import annotations
@@ -22,20 +22,58 @@ from .data.samples import Item, Labelled, Sample
 
 LOSSES = ("dpo", "ipo", "orpo", "kto")
 
+Sums = dict[str, mx.array]
+"""The loss, under "loss", and other metrics, summed over samples or tokens."""
+
+
+class Objective(Protocol):
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of `sums`."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `sums` needs the batch's log probabilities under the reference model."""
+
+    def batch(self, items: Sequence[Item]) -> TrainingBatch:
+        """Turns samples into arrays."""
+
+    def weight(self, items: Sequence[Item]) -> float:
+        """The divisor that turns sums over `items` into means."""
+
+    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
+        """Reduces the losses (N,) of the batch's targets; differentiable."""
+
+
+class CrossEntropy:
+    """The mean over all tokens that count, in nats: all tokens of an epoch have equal weight."""
+
+    metrics = ("loss",)
+    needs_reference = False
+
+    def batch(self, items: Sequence[Item]) -> TrainingBatch:
+        return batch_of(sequences(items))
+
+    def weight(self, items: Sequence[Item]) -> float:
+        return sum(sample.targets for sample in sequences(items))
+
+    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
+        return {"loss": (losses * batch.weights).sum()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceLoss:
-    """An objective (see objective.py) over pairs, or of `kto` over labelled replies."""
+    """An objective over pairs, or for `kto` over labelled replies."""
 
     loss: str = "dpo"
     """One of LOSSES."""
     beta: float | None = None
-    """How much a reply's probability is to change; by default 0.1. Of `orpo` the weight of the
-    preference beside the cross-entropy of the chosen replies."""
+    """How much the probability of a reply may change; 0.1 by default. For `orpo`, the weight of the
+    preference term beside the cross-entropy of the chosen replies."""
     label_smoothing: float = 0.0
-    """Of `dpo`: the share of pairs that may be the wrong way round."""
+    """`dpo` only: the share of pairs whose order may be wrong."""
     length_normalized: bool = False
-    """Of `dpo` and `ipo`: log probabilities are means over tokens, not sums."""
+    """`dpo` and `ipo` only: log probabilities are means over tokens instead of sums."""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -54,9 +92,12 @@ class PreferenceLoss:
             raise InvalidArgumentError(f"length-normalized is for dpo and ipo, not {self.loss}")
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """Names of what `sums` gives."""
+    def metrics(self) -> tuple[str, ...]:
         return ("loss", "accuracy", "kl" if self.loss == "kto" else "margin")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.loss != "orpo"
 
     @property
     def strength(self) -> float:
@@ -75,77 +116,75 @@ class PreferenceLoss:
         batch = batch_of(samples + _mismatched(samples))
         return replace(batch, labels=mx.array([item.good for item in labelled]))
 
-    @property
-    def compares(self) -> bool:
-        """With the model as it was."""
-        return self.loss != "orpo"
-
     def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
-        ours = -batch.by_text(losses)
+        # Both halves of the batch: chosen and rejected replies, or for kto matched and mismatched.
+        log_probs = -batch.by_text(losses)  # (B,)
         counts = mx.maximum(batch.by_text(mx.ones_like(losses)), 1)
         if self.loss == "orpo":
-            return orpo(*_halves(ours), *_halves(counts), self.strength)
+            return orpo(*_halves(log_probs), *_halves(counts), self.strength)
         assert batch.reference is not None
-        gain = ours - batch.reference
+        log_ratios = log_probs - batch.reference
         if self.loss == "kto":
             assert batch.labels is not None
-            return kto(*_halves(gain), batch.labels, self.strength)
+            return kto(*_halves(log_ratios), batch.labels, self.strength)
         if self.length_normalized:
-            gain = gain / counts
-        chosen, rejected = _halves(gain)
+            log_ratios = log_ratios / counts
+        chosen, rejected = _halves(log_ratios)
         if self.loss == "ipo":
             return ipo(chosen, rejected, self.strength)
         return dpo(chosen, rejected, self.strength, self.label_smoothing)
 
 
+# Arguments are (N,), in nats. A log ratio is the log probability of a reply under the model minus
+# that under the reference model.
+
+
 def dpo(chosen: mx.array, rejected: mx.array, beta: float, smoothing: float = 0.0) -> Sums:
-    """Of how much more likely each reply (N,) is than to the reference, in nats."""
+    """DPO from log ratios."""
     margin = beta * (chosen - rejected)
     loss = -(1 - smoothing) * nn.log_sigmoid(margin) - smoothing * nn.log_sigmoid(-margin)
-    return {"loss": loss.sum()} | _told(chosen, rejected, beta)
+    return _pair_sums(loss, margin)
 
 
 def ipo(chosen: mx.array, rejected: mx.array, beta: float) -> Sums:
-    """The same; the margin is pulled to 1 / (2 beta)."""
-    loss = mx.square(chosen - rejected - 1 / (2 * beta))
-    return {"loss": loss.sum()} | _told(chosen, rejected, beta)
+    """IPO from log ratios; it pulls their difference to 1 / (2 beta)."""
+    difference = chosen - rejected
+    return _pair_sums(mx.square(difference - 1 / (2 * beta)), beta * difference)
 
 
 def orpo(
     chosen: mx.array, rejected: mx.array, tokens: mx.array, others: mx.array, beta: float
 ) -> Sums:
-    """Of log probabilities (N,) and numbers of tokens (N,): cross-entropy of the chosen replies and
-    beta times that of the odds between both."""
+    """ORPO from log probabilities and token counts: the cross-entropy of the chosen replies plus
+    beta times that of the odds ratio."""
     chosen, rejected = chosen / tokens, rejected / others
-    odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
-    loss = -chosen - beta * nn.log_sigmoid(odds)
-    told = {"accuracy": (odds > 0).astype(mx.float32).sum(), "margin": odds.sum()}
-    return {"loss": loss.sum()} | told
+    log_odds_ratio = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
+    return _pair_sums(-chosen - beta * nn.log_sigmoid(log_odds_ratio), log_odds_ratio)
 
 
-def _log_of_rest(log: mx.array) -> mx.array:
-    """log(1 - exp(log)), for logarithms of probabilities short of 1."""
-    return mx.log(-mx.expm1(mx.minimum(log, -1e-6)))
+def kto(log_ratios: mx.array, mismatched: mx.array, good: mx.array, beta: float) -> Sums:
+    """KTO from the log ratios of replies, and of replies to other prompts.
 
-
-def kto(gain: mx.array, mismatched: mx.array, good: mx.array, beta: float) -> Sums:
-    """Of how much more likely replies (N,) and replies to other prompts are than to the reference.
-
-    The latter's mean says how far the model is from the reference anyway. Good and bad replies
-    weigh the same.
+    The mean of the latter estimates the KL divergence from the reference model. Good and bad
+    replies have equal weight.
     """
-    far = mx.stop_gradient(mx.maximum(mismatched.mean(), 0))
-    value = mx.where(good, mx.sigmoid(beta * (gain - far)), mx.sigmoid(beta * (far - gain)))
-    told = {
-        "kl": far * len(gain),
-        "accuracy": (mx.where(good, gain > far, gain < far)).astype(mx.float32).sum(),
+    kl = mx.stop_gradient(mx.maximum(mismatched.mean(), 0))
+    gain = mx.where(good, log_ratios - kl, kl - log_ratios)
+    return {
+        "loss": (1 - mx.sigmoid(beta * gain)).sum(),
+        "kl": kl * len(log_ratios),
+        "accuracy": (gain > 0).astype(mx.float32).sum(),
     }
-    return {"loss": (1 - value).sum()} | told
 
 
-def _told(chosen: mx.array, rejected: mx.array, beta: float) -> Sums:
-    margin = beta * (chosen - rejected)
-    return {"accuracy": (margin > 0).astype(mx.float32).sum(), "margin": margin.sum()}
+def _pair_sums(loss: mx.array, margin: mx.array) -> Sums:
+    accuracy = (margin > 0).astype(mx.float32)
+    return {"loss": loss.sum(), "accuracy": accuracy.sum(), "margin": margin.sum()}
+
+
+def _log_complement(log_prob: mx.array) -> mx.array:
+    """log(1 - exp(log_prob)), with log_prob at most -1e-6, so that the result is finite."""
+    return mx.log(-mx.expm1(mx.minimum(log_prob, -1e-6)))
 
 
 def _halves(array: mx.array) -> tuple[mx.array, mx.array]:
@@ -154,57 +193,15 @@ def _halves(array: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _mismatched(samples: Sequence[Sample]) -> list[Sample]:
-    """Each prompt with the reply to the one before."""
-    found = []
-    for place, sample in enumerate(samples):
-        begin = sample.mask.index(True)
-        other = samples[place - 1]
-        start = other.mask.index(True)
-        found.append(
+    """Combines each prompt with the reply of the sample before it."""
+    mismatched = []
+    for index, sample in enumerate(samples):
+        other = samples[index - 1]
+        prompt, reply = sample.mask.index(True), other.mask.index(True)
+        mismatched.append(
             Sample(
-                ids=sample.ids[:begin] + other.ids[start:],
-                mask=sample.mask[:begin] + other.mask[start:],
+                ids=sample.ids[:prompt] + other.ids[reply:],
+                mask=sample.mask[:prompt] + other.mask[reply:],
             )
         )
-    return found
-
-
-Sums = dict[str, mx.array]
-"""The loss, under "loss", and whatever else is told of, summed."""
-
-
-class Objective(Protocol):
-    """See the module's text."""
-
-    @property
-    def told(self) -> tuple[str, ...]:
-        """Names of the sums."""
-
-    @property
-    def compares(self) -> bool:
-        """Whether `sums` wants to know what the model made of the texts before it was trained."""
-
-    def batch(self, items: Sequence[Item]) -> TrainingBatch:
-        """Samples as arrays."""
-
-    def weight(self, items: Sequence[Item]) -> float:
-        """By which their sums are to be divided, together with those of others."""
-
-    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
-        """Of the losses (N,) of the tokens of `batch` that count; differentiable."""
-
-
-class CrossEntropy:
-    """The mean over all tokens that count, in nats: every token of an epoch weighs the same."""
-
-    told = ("loss",)
-    compares = False
-
-    def batch(self, items: Sequence[Item]) -> TrainingBatch:
-        return batch_of(sequences(items))
-
-    def weight(self, items: Sequence[Item]) -> float:
-        return sum(sample.targets for sample in sequences(items))
-
-    def sums(self, losses: mx.array, batch: TrainingBatch) -> Sums:
-        return {"loss": (losses * batch.weights).sum()}
+    return mismatched

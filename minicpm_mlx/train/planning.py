@@ -1,11 +1,12 @@
-"""A run from what its user gave: the rest follows from the data, the model and this machine."""
+"""Plans a run: fills in what the user left open from the data, the model and this machine."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
-from ..arguments import at_least_one, number, whole
+from ..arguments import check_limits, limited
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..model.config import Config
@@ -17,21 +18,22 @@ from .objectives import CrossEntropy, Objective, PreferenceLoss
 from .optimizer import Optimizer, Schedule
 
 SAMPLES = 4
-"""A step, by default."""
+"""Samples of a step by default."""
 
 EPOCHS = 3
+"""Epochs by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """What the user gave; None: choose."""
+    """The user's options; None lets `plan_for` choose."""
 
-    iters: int | None = None
-    epochs: float | None = None
-    batch_size: int | None = None
-    accumulate: int | None = None
+    iters: int | None = limited(None, least=1, whole=True)
+    epochs: float | None = limited(None, above=0, below=math.inf)
+    batch_size: int | None = limited(None, least=1, whole=True)
+    accumulate: int | None = limited(None, least=1, whole=True)
     checkpointing: bool | None = None
-    learning_rate: float | None = None
+    learning_rate: float | None = limited(None, above=0, below=math.inf)
     schedule: str = "cosine"
     warmup: int | None = None
     optimizer: str = "adamw"
@@ -43,80 +45,120 @@ class TrainingOptions:
     patience: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_limits(self)
+        Optimizer(self.optimizer, self.weight_decay)  # checks both
+        if self.iters is not None and self.epochs is not None:
+            raise InvalidArgumentError("--iters and --epochs both set the length; leave one out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """All settings of a run; sizes are per process."""
+
+    steps: int = limited(MISSING, least=1, whole=True)
+    batch_size: int = limited(4, least=1, whole=True)
+    """Samples in memory at once."""
+    accumulate: int = limited(1, least=1, whole=True)
+    """Batches per step."""
+    schedule: Schedule = field(default_factory=Schedule)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    clip: float = limited(1.0, above=0)
+    """Largest joint norm of a step's gradients."""
+    checkpointing: bool = False
+    """Compute layers again for their gradients instead of keeping their activations."""
+    report_every: int = limited(10, least=1, whole=True)
+    evaluate_every: int = limited(100, least=1, whole=True)
+    save_every: int = limited(100, least=1, whole=True)
+    patience: int | None = limited(None, least=1, whole=True)
+    """Validations without a lower loss after which the run ends; None: never."""
+    seed: int = limited(0, least=0, most=2**64 - 1, whole=True)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if self.schedule.warmup >= self.steps > 1:
+            raise InvalidArgumentError(
+                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
+            )
+
+    @property
+    def samples_a_step(self) -> int:
+        """Over all processes."""
+        return self.batch_size * self.accumulate * collectives.size()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that decide the steps, and must not change when a run is resumed."""
+        free = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
+        settings = {name: value for name, value in asdict(self).items() if name not in free}
+        return settings | {"processes": collectives.size()}
+
 
 def plan_for(
     data: Data,
-    wishes: TrainingOptions,
+    options: TrainingOptions,
     config: Config,
     method: LoRAConfig,
     *,
     dtype: str | None = None,
 ) -> tuple[TrainingPlan, TrainingMemory]:
-    """The run over `data` of a model, so that it fits in memory if it can, and what it needs.
+    """Returns a plan that fits in memory if one can, and its memory estimate.
 
-    InvalidArgumentError: wishes that contradict each other.
+    InvalidArgumentError: the options contradict the data or the model.
     """
     check(method, config)
-    Optimizer(wishes.optimizer, wishes.weight_decay)  # or it says what is wrong
-    if wishes.iters is not None and wishes.epochs is not None:
-        raise InvalidArgumentError("--iters and --epochs both say how long; leave one")
-    if wishes.patience is not None and not data.valid:
+    if options.patience is not None and not data.valid:
         raise InvalidArgumentError("--patience needs a validation set, and there is none")
-    if wishes.iters is not None:
-        at_least_one("iters", wishes.iters)
-    if wishes.batch_size is not None:
-        at_least_one("batch-size", wishes.batch_size)
-    needed = fit_to_memory(
+    samples = min(SAMPLES, len(data.train))
+    memory = fit_to_memory(
         config,
         method,
-        samples=min(SAMPLES, len(data.train)),
-        batch_size=wishes.batch_size,
-        checkpointing=wishes.checkpointing,
+        samples=samples,
+        batch_size=options.batch_size,
+        checkpointing=options.checkpointing,
         length=max(map(length, [*data.train, *data.valid])),
         kind=data.kind,
-        optimizer=wishes.optimizer,
+        optimizer=options.optimizer,
         dtype=dtype,
     )
-    size, checkpointing = needed.batch_size, needed.checkpointing
-    accumulate = wishes.accumulate
-    if accumulate is None:
-        few = min(SAMPLES, len(data.train))
-        accumulate = max(1, few // (size * collectives.size()))
-    a_step = size * at_least_one("grad-accumulation-steps", accumulate)
-    per_epoch = -(-len(data.train) // (a_step * collectives.size()))
-    steps = wishes.iters
+    accumulate = _or(
+        options.accumulate, max(1, samples // (memory.batch_size * collectives.size()))
+    )
+    steps = options.iters
     if steps is None:
-        epochs = EPOCHS if wishes.epochs is None else number("epochs", wishes.epochs)
-        if not 0 < epochs < float("inf"):
-            raise InvalidArgumentError(f"epochs must be more than 0, got {epochs:g}")
+        samples_a_step = memory.batch_size * accumulate * collectives.size()
+        per_epoch = -(-len(data.train) // samples_a_step)
+        epochs = EPOCHS if options.epochs is None else options.epochs
         steps = max(1, round(epochs * per_epoch))
-    usual = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 2e-4
-    warmup = wishes.warmup if wishes.warmup is not None else min(100, steps // 20)
-    often = max(1, -(-steps // 10))
+    learning_rate = options.learning_rate
+    if learning_rate is None:
+        learning_rate = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 2e-4
+    tenth = -(-steps // 10)
     plan = TrainingPlan(
         steps=steps,
-        batch_size=size,
+        batch_size=memory.batch_size,
         accumulate=accumulate,
-        checkpointing=checkpointing,
+        checkpointing=memory.checkpointing,
         schedule=Schedule(
-            kind=wishes.schedule,
-            peak=usual if wishes.learning_rate is None else wishes.learning_rate,
-            warmup=warmup,
+            kind=options.schedule,
+            peak=learning_rate,
+            warmup=_or(options.warmup, min(100, steps // 20)),
         ),
-        optimizer=wishes.optimizer,
-        weight_decay=wishes.weight_decay,
-        clip=wishes.clip,
-        report_every=_or(wishes.report_every, min(10, max(1, steps // 20))),
-        evaluate_every=_or(wishes.evaluate_every, often),
-        save_every=_or(wishes.save_every, often),
-        patience=wishes.patience,
-        seed=wishes.seed,
+        optimizer=options.optimizer,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+        report_every=_or(options.report_every, min(10, max(1, steps // 20))),
+        evaluate_every=_or(options.evaluate_every, tenth),
+        save_every=_or(options.save_every, tenth),
+        patience=options.patience,
+        seed=options.seed,
     )
-    return plan, needed
+    return plan, memory
 
 
-def _or(given: int | None, usual: int) -> int:
-    return usual if given is None else given
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def objective_for(
@@ -127,9 +169,9 @@ def objective_for(
     label_smoothing: float = 0.0,
     length_normalized: bool = False,
 ) -> Objective:
-    """What is made small on data of a kind ("sft", "preference" or "kto").
+    """Returns the objective for data of a kind: "sft", "preference" or "kto".
 
-    InvalidArgumentError: options of another.
+    InvalidArgumentError: the options are for another kind.
     """
     if kind == "sft":
         if loss is not None or beta is not None or label_smoothing or length_normalized:
@@ -144,60 +186,3 @@ def objective_for(
         label_smoothing=label_smoothing,
         length_normalized=length_normalized,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """How a run goes; sizes are of one process."""
-
-    steps: int
-    batch_size: int = 4
-    """Samples in memory at once."""
-    accumulate: int = 1
-    """Batches a step."""
-    schedule: Schedule = field(default_factory=Schedule)
-    optimizer: str = "adamw"
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest norm of a step's gradients together."""
-    checkpointing: bool = False
-    """Compute layers again for their gradients, rather than keep what they computed."""
-    report_every: int = 10
-    evaluate_every: int = 100
-    save_every: int = 100
-    patience: int | None = None
-    """Validations without a lower loss after which the run ends; None: never."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, option in {
-            "steps": "iters",
-            "batch_size": "batch-size",
-            "accumulate": "grad-accumulation-steps",
-            "report_every": "steps-per-report",
-            "evaluate_every": "steps-per-eval",
-            "save_every": "save-every",
-        }.items():
-            at_least_one(option, getattr(self, name))
-        if self.patience is not None:
-            at_least_one("patience", self.patience)
-        if not number("clip", self.clip) > 0:
-            raise InvalidArgumentError(f"clip must be more than 0, got {self.clip:g}")
-        if not 0 <= whole("seed", self.seed) < 2**64:
-            raise InvalidArgumentError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
-        if self.schedule.warmup >= self.steps > 1:
-            raise InvalidArgumentError(
-                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
-            )
-
-    @property
-    def samples_a_step(self) -> int:
-        """Over all processes."""
-        return self.batch_size * self.accumulate * collectives.size()
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the steps, and must not change when a run is resumed."""
-        kept = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
-        found = {name: value for name, value in asdict(self).items() if name not in kept}
-        return found | {"processes": collectives.size()}

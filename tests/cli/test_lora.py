@@ -290,20 +290,20 @@ def test_a_dry_run_shows_and_writes_nothing(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--iters", "3", "--epochs", "1"), "--iters and --epochs both say how long"),
+        (("--iters", "3", "--epochs", "1"), "--iters and --epochs both set the length"),
         (("--rank", "0"), "rank must be 1 or more"),
         (("--fine-tune-type", "qlora"), "method must be one of lora, dora, full, got 'qlora'"),
         (("--fine-tune-type", "full", "--rank", "4"), "rank is for adapters"),
         (("--modules", "w1"), "modules: expected some of"),
         (("--loss", "dpo"), "are for preferences"),
-        (("--batch-size", "0"), "batch-size must be 1 or more"),
+        (("--batch-size", "0"), "batch_size must be 1 or more"),
         (("--iters", "-5"), "iters must be 1 or more"),
-        (("--steps-per-eval", "0"), "steps-per-eval must be 1 or more"),
-        (("--seed", str(2**64)), "seed must be from 0"),
-        (("--alpha", "inf"), "alpha must be more than 0"),
+        (("--steps-per-eval", "0"), "evaluate_every must be 1 or more"),
+        (("--seed", str(2**64)), "seed must be between 0 and"),
+        (("--alpha", "inf"), "alpha must be above 0"),
         (("--iters", "3", "--warmup", "3"), "warmup must be less than the 3 steps"),
         (("--replies", "-1"), "replies must be 0 or more"),
-        (("--resume",), "has no checkpoint to go on from"),
+        (("--resume",), "has no checkpoint to resume from"),
         (("--report", "mlflow"), "report must be one of"),
         (("--optimizer", "adam"), "optimizer must be one of"),
         (("--lr-schedule", "step"), "lr-schedule must be one of"),
@@ -335,13 +335,13 @@ def test_a_run_is_not_written_over(
     assert command(*words(model, data, folder, *SHORT)) == 0
     before = (folder / "adapters.safetensors").read_bytes()
     assert command(*words(model, data, folder, *SHORT)) == 1
-    assert "--resume goes on with it" in capsys.readouterr().err
+    assert "--resume continues it" in capsys.readouterr().err
     assert command(*words(model, data, folder, *SHORT, "--seed", "1", "--resume")) == 1
-    assert "begun with another --seed: it was 0, and is 1" in capsys.readouterr().err
+    assert "started with another --seed: it was 0, and is 1" in capsys.readouterr().err
     assert (folder / "adapters.safetensors").read_bytes() == before
     shutil.rmtree(folder / "checkpoints")
     assert command(*words(model, data, folder, *SHORT)) == 1
-    assert "holds adapters.safetensors already" in capsys.readouterr().err
+    assert "already holds adapters.safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["model", "config.json", "adapter_model.safetensors", "README.md"])
@@ -352,7 +352,7 @@ def test_a_folder_that_holds_something_is_left_alone(
     for kind in ("lora", "full"):
         how = (*SHORT, "--fine-tune-type", kind)
         assert command(*words(model, data, tmp_path, *how)) == 1
-        assert f"holds {name} already" in capsys.readouterr().err
+        assert f"already holds {name}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "mine"
 

@@ -138,7 +138,7 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
     trained = [event for event in told if isinstance(event, Trained)]
     assert [event.step for event in trained] == [3, 6, 9, 12]
     assert trained[-1].loss < trained[0].loss
-    order = found.order
+    order = found.sampler
     tokens = sum(len(TRAIN[n].ids) for step in range(12) for n in order.at(step))
     assert trained[-1].tokens == found.progress.tokens == tokens
     assert trained[-1].epoch == 2.0
@@ -206,7 +206,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
     before = signal.getsignal(signal.SIGINT)
     assert part.run() is (steps == PLAN.steps)  # nothing is left to do
     assert signal.getsignal(signal.SIGINT) is before
-    assert any(isinstance(event, Noted) and "ending after" in event.text for event in told)
+    assert any(isinstance(event, Noted) and "stopping after" in event.text for event in told)
     again = trainer(tmp_path / "part")
     assert again.resume()
     assert again.progress.step == steps
@@ -264,7 +264,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_said(
     spoil(monkeypatch, found, {5})
     run(found)
     assert [event.text for event in told if isinstance(event, Noted)] == [
-        "step 5 left out: its loss or gradients are not finite"
+        "step 5 skipped: its loss or gradients are not finite"
     ]
     assert all(mx.isfinite(array).all().item() for array in found.parameters.values())
     losses = [event.loss for event in told if isinstance(event, Trained)]
@@ -279,7 +279,7 @@ def test_after_repeated_failures_a_checkpoint_is_gone_back_to(
     spoil(monkeypatch, found, {7, 8, 9})
     run(found)
     notes = [event.text for event in told if isinstance(event, Noted)]
-    assert notes[3] == "gone back to the weights of step 6, with the samples that follow"
+    assert notes[3] == "rolled back to the weights of step 6"
     assert found.progress.step == 12
     assert found.progress.rolled_back == 0
 
@@ -298,7 +298,7 @@ def test_failures_without_end_end_the_run(
 
 def spoil(patch: pytest.MonkeyPatch, found: Trainer, steps: set[int]) -> None:
     """Make the gradients of these steps NaN."""
-    gradients = found._gradients
+    gradients = found._sums_and_gradients
 
     def spoiled(*arguments: Any) -> Any:
         sums, change = gradients(*arguments)
@@ -306,7 +306,7 @@ def spoil(patch: pytest.MonkeyPatch, found: Trainer, steps: set[int]) -> None:
             change = {name: array * mx.nan for name, array in change.items()}
         return sums, change
 
-    patch.setattr(found, "_gradients", spoiled)
+    patch.setattr(found, "_sums_and_gradients", spoiled)
 
 
 def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
@@ -338,9 +338,9 @@ def test_another_run_cannot_be_resumed_by_mistake(whole: Trainer, tmp_path: Path
         replace(PLAN, schedule=Schedule(peak=1.0)),
         replace(PLAN, steps=13),
     ):
-        with pytest.raises(InvalidArgumentError, match=r"--resume: .* begun with another"):
+        with pytest.raises(InvalidArgumentError, match=r"--resume: .* started with another"):
             trainer(whole.folder, other).resume()
-    with pytest.raises(InvalidArgumentError, match="begun with other training or"):
+    with pytest.raises(InvalidArgumentError, match="started with other training or"):
         trainer(whole.folder, identity={"data": "x"}).resume()
     assert not trainer(tmp_path / "none").resume()
 
@@ -357,11 +357,11 @@ def test_a_damaged_checkpoint_is_a_named_error(whole: Trainer, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "iters must be 1 or more"),
-        ({"batch_size": 0}, "batch-size must be 1 or more"),
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"patience": 0}, "patience must be 1 or more"),
-        ({"clip": 0.0}, "clip must be more than 0"),
-        ({"seed": -1}, "seed must be from 0"),
+        ({"clip": 0.0}, "clip must be above 0"),
+        ({"seed": -1}, "seed must be between 0 and"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -409,8 +409,8 @@ def test_clipping_keeps_directions() -> None:
     ("wrong", "message"),
     [
         ({"kind": "step"}, "lr-schedule must be one of cosine"),
-        ({"peak": 0.0}, "learning-rate must be more than 0"),
-        ({"peak": float("nan")}, "learning-rate must be more than 0"),
+        ({"peak": 0.0}, "peak must be above 0"),
+        ({"peak": float("nan")}, "peak must be above 0"),
         ({"warmup": -1}, "warmup must be 0 or more"),
     ],
 )
