@@ -387,7 +387,7 @@ def test_what_gets_no_better_is_kept_and_said(
     said = capsys.readouterr()
     before, *after = (event.loss for event in validations(folder))
     assert after == [before, before]
-    assert "no better than before" in said.err
+    assert "never improved" in said.err
     assert f"no validation loss was below that before training, {before:.4f}: the last" in said.out
     assert "best validation" not in said.out
     assert "to chat with the result" in said.out
