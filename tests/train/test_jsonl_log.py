@@ -204,7 +204,7 @@ def test_what_is_no_log_is_named_with_its_line_and_kept(
     path = tmp_path / "log.jsonl"
     content = f"{to_line(Started(step=0, steps=1))}\n{line}\n"
     path.write_text(content)
-    with pytest.raises(InvalidArgumentError, match=rf"log\.jsonl, line 2: no event.*{reason}"):
+    with pytest.raises(InvalidArgumentError, match=rf"log\.jsonl, line 2: not an event.*{reason}"):
         JsonLog(path)
     assert path.read_text() == content
 

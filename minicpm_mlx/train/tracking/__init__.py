@@ -1,1 +1,1 @@
-"""What a run reports: events, the JSONL log, trackers, the loss curve."""
+"""Reports of a run: events, the JSONL log, trackers, the loss curve."""

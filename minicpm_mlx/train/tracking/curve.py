@@ -1,4 +1,4 @@
-"""The curve of a run: a line of text while it goes on, a chart of its log afterwards."""
+"""Draws the loss curve: as a line of text during a run, as a chart of its log afterwards."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .jsonl_log import ADVICE, LogRecord
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MEMORY = 0.9
-"""Of the smoothed loss: how much of it a new measurement leaves as it was."""
+"""Decay of the exponential moving average of the loss."""
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Numbers as blocks from ▁ (the least) to █ (the largest), at most `width` of them.
+    """Draws numbers as blocks from ▁ (least) to █ (largest), at most `width` of them.
 
-    Longer sequences are averaged piece by piece. A space stands for what is not finite, and ▄ for
-    all where there is one value alone.
+    Longer sequences are averaged in pieces. A value that is not finite becomes a space; if all
+    values are equal, they become ▄.
     """
     count = min(len(values), at_least_one("width", width))
     edges = [len(values) * i // count for i in range(count + 1)] if count else []
@@ -42,14 +42,14 @@ def _mean(values: Sequence[float]) -> float:
 def _block(height: float, low: float, high: float) -> str:
     if math.isnan(height):
         return " "
-    span = high / 2 - low / 2  # halves, so that it stays finite
+    span = high / 2 - low / 2  # high - low could overflow
     if not span:
         return BLOCKS[3]
     return BLOCKS[min(int((height / 2 - low / 2) / span * len(BLOCKS)), len(BLOCKS) - 1)]
 
 
 def smoothed(values: Sequence[float]) -> Iterator[float]:
-    """Each value's running mean, in which older ones count less and less; NaN leaves it be."""
+    """Yields the exponential moving average, corrected for its start; NaN is ignored."""
     total = weight = 0.0
     for value in values:
         if math.isfinite(value):
@@ -59,11 +59,11 @@ def smoothed(values: Sequence[float]) -> Iterator[float]:
 
 
 def draw_curve(log: Sequence[LogRecord], path: Path, name: str = "") -> None:
-    """Draw losses and learning rate against steps as a PNG file at `path`, whole or not at all.
+    """Draws losses and learning rate over steps as a PNG file at `path`.
 
-    `log` is what `read_log` returns; `name` is the title, where matplotlib's font has its letters.
-    Errors as `check_chart_path`, which tells them before a run; InvalidArgumentError where the
-    log holds no step of training.
+    `log` comes from `read_log`; `name` is the title, if it is ASCII, as matplotlib's font may lack
+    other letters. Errors as `check_chart_path`; InvalidArgumentError if the log has no training
+    step.
     """
     check_chart_path(path)
     trained = [record.event for record in log if isinstance(record.event, Trained)]
@@ -82,15 +82,15 @@ def draw_curve(log: Sequence[LogRecord], path: Path, name: str = "") -> None:
         if name.isascii() and name.isprintable():
             axes.set_title(name, parse_math=False)  # a folder's name may hold dollar signs
         with named_errors(path, ADVICE):
-            write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
+            write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
     finally:
         pyplot.close(figure)
 
 
 def _draw_losses(axes: Any, trained: Sequence[Trained], validated: Sequence[Validated]) -> None:
     steps, losses = [event.step for event in trained], [event.loss for event in trained]
-    few = len(steps) < 30
-    axes.plot(steps, losses, color="C0", alpha=0.35, marker="." if few else "", label="training")
+    marker = "." if len(steps) < 30 else ""
+    axes.plot(steps, losses, color="C0", alpha=0.35, marker=marker, label="training")
     axes.plot(steps, list(smoothed(losses)), color="C0", label="training, smoothed")
     if validated:
         points = [event.step for event in validated], [event.loss for event in validated]

@@ -1,4 +1,7 @@
-"""What a run says of itself as it goes on; who listens may print it, log it or draw it."""
+"""Events that a run emits, for listeners that print, log or plot them.
+
+The names of these classes, in lower case, are the kinds of events in log.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,40 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """Before the first step, or the first after resuming."""
+    """Before the first step of a new or resumed run."""
 
     step: int
-    """Steps already done: 0, or where the run was resumed."""
+    """Steps already done; more than 0 in a resumed run."""
     steps: int
-    """Steps in all."""
+    """Steps of the whole run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """After some optimizer steps."""
+    """After every few optimizer steps."""
 
     step: int
     """Steps done."""
     loss: float
-    """Mean over the tokens (or pairs) since the last such event."""
+    """Mean over the tokens (or pairs) since the last event of this kind."""
     learning_rate: float
     gradient_norm: float
     """Before clipping, of the last step."""
     tokens: int
-    """Read since the run began, padding not counted."""
+    """Tokens read since the run began, without padding."""
     tokens_per_second: float
-    """Since the last such event."""
+    """Since the last event of this kind."""
     epoch: float
-    """Passes over the data, such as 1.5."""
+    """Fractional number of passes over the data."""
     peak_memory: int
-    """Most bytes MLX has held since the run began."""
+    """In bytes, since the run began."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Of preferences, such as reward margin and accuracy."""
+    """Further metrics, such as margin and accuracy of preferences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
-    """After measuring on the validation set."""
+    """After an evaluation on the validation set."""
 
     step: int
     loss: float
@@ -61,7 +64,7 @@ class Saved:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """What the model replies to a validation prompt, before and after training."""
+    """The reply to a validation prompt, before or after training."""
 
     step: int
     prompt: str
@@ -70,7 +73,7 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Noted:
-    """Something a person should know: a step skipped for NaN, a rollback, an early stop."""
+    """A message for the user: a skipped step, a rollback, an early stop."""
 
     step: int
     text: str

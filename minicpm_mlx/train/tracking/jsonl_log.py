@@ -1,4 +1,4 @@
-"""A run's events as lines of JSON: appended as they come, read back to draw them or to go on."""
+"""Logs the events of a run as lines of JSON, and reads them back."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ...files.strict_json import StrictJson
 from .events import Event, Started
 
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
-"""Events by the name they have in a log."""
-
+"""Event classes by their name in a log."""
 
 ADVICE = "give another place"
 
@@ -32,11 +31,11 @@ class LogRecord:
 
 
 class JsonLog:
-    """A listener that appends each event to the file `path`, on the disk before it returns.
+    """A listener that appends each event to the file `path`.
 
-    A run that begins at step n first drops what the file says of steps after n, which will be
-    written again; one that begins at 0 drops everything. InvalidArgumentError where `path` holds
-    something else or cannot be one; StorageError where it cannot be written.
+    A run that starts at step n first deletes the events after step n, which it will log again; one
+    that starts at 0 deletes all. InvalidArgumentError: `path` holds another file, or its folder is
+    missing. StorageError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,77 +52,76 @@ class JsonLog:
             file.write(f"{to_line(event)}\n".encode())
 
     def _rewind(self, step: int) -> None:
-        old = _lines(self.path) if self.path.exists() else ()
-        kept = [line for line, record in old if step and record.event.step <= step]
-        content = b"".join(line + b"\n" for line in kept)
+        lines = _read(self.path) if step and self.path.exists() else ()
+        content = b"".join(line + b"\n" for line, record in lines if record.event.step <= step)
         with named_errors(self.path, ADVICE):
-            write_whole(self.path, lambda part: part.write_bytes(content))
+            write_whole(self.path, lambda partial: partial.write_bytes(content))
 
 
 def to_line(event: Event, moment: float | None = None) -> str:
-    """One line of JSON without its end: the kind of event, the time, and the event's fields.
+    """Formats an event as one line of JSON: kind, time, and fields.
 
-    `moment` is in seconds since 1970, by default now. JSON has no NaN: such numbers are null.
+    `moment` is in seconds since 1970, by default now. NaN and infinity become null.
     """
     head = {
         "event": type(event).__name__.lower(),
         "time": time.time() if moment is None else moment,
     }
-    line = json.dumps(_plain({**head, **asdict(event)}), ensure_ascii=False, allow_nan=False)
-    # A file's name may hold bytes that are no text; \\udc80 is how JSON writes what they become.
+    line = json.dumps(_to_json({**head, **asdict(event)}), ensure_ascii=False, allow_nan=False)
+    # A file name may hold bytes that are not text; JSON can write their surrogates as \\udc80.
     return line.encode(errors="backslashreplace").decode()
 
 
 def read_log(path: Path) -> list[LogRecord]:
-    """What a log says, in its order; a last line that was cut off is left out.
+    """Reads a log in order, without a last line that was cut off.
 
-    InvalidArgumentError where the file cannot be read or a line is no event.
+    InvalidArgumentError: the file cannot be read, or a line is not an event.
     """
-    return [record for _, record in _lines(path)]
+    return [record for _, record in _read(path)]
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
 
 
-def _lines(path: Path) -> list[tuple[bytes, LogRecord]]:
+def _read(path: Path) -> list[tuple[bytes, LogRecord]]:
     if path.exists() and not path.is_file():  # a device or a pipe may have no end
         raise InvalidArgumentError(f"{path}: expected a file, found something else")
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
-    found = []
+    records = []
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                found.append((line, _record(line)))
+                records.append((line, _parse(line)))
         except ValueError as error:
-            if number == len(lines):  # what a process was writing when it was killed
+            if number == len(lines):  # the process was killed while writing it
                 break
             raise InvalidArgumentError(
-                f"{path}, line {number}: no event of a training run ({error}); expected a log as "
-                "JsonLog writes it; give another file"
+                f"{path}, line {number}: not an event of a training run ({error}); expected a log "
+                "as JsonLog writes it; give another file"
             ) from None
-    return found
+    return records
 
 
-def _record(line: bytes) -> LogRecord:
+def _parse(line: bytes) -> LogRecord:
     row = StrictJson().whole(line.decode())
     name = row.get("event") if isinstance(row, dict) else None
     if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"expected an object whose event is one of {', '.join(KINDS)}")
     kind = KINDS[name]
     types = get_type_hints(kind)
-    fields = {field: _field(row, field, types[field]) for field in types}
-    return LogRecord(_field(row, "time", float), kind(**fields))
+    fields = {field: _parse_field(row, field, types[field]) for field in types}
+    return LogRecord(_parse_field(row, "time", float), kind(**fields))
 
 
-def _field(row: dict[str, Any], name: str, kind: Any) -> Any:
+def _parse_field(row: dict[str, Any], name: str, kind: Any) -> Any:
     try:
         return READERS[kind](row[name])
     except (KeyError, TypeError, OverflowError):
@@ -139,7 +137,7 @@ def _number(value: Any) -> float:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    return {name: _number(one) for name, one in _exactly(dict)(value).items()}
+    return {name: _number(item) for name, item in _exactly(dict)(value).items()}
 
 
 def _exactly(kind: type) -> Callable[[Any], Any]:
@@ -159,4 +157,4 @@ READERS: dict[Any, Callable[[Any], Any]] = {
     Path: lambda value: Path(_exactly(str)(value)),
     dict[str, float]: _numbers,
 }
-"""By a field's type: its value as JSON to what it was."""
+"""Parsers of JSON values, by the type of a field."""

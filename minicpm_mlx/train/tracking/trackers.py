@@ -1,7 +1,8 @@
-"""A run's numbers for the trackers people watch runs with: TensorBoard, Weights & Biases, SwanLab.
+"""Sends the metrics of a run to TensorBoard, Weights & Biases or SwanLab.
 
-None of them is uploaded to unless its user has logged in to it on this machine; without that the
-run is kept in a folder that the tracker's own `sync` command uploads later.
+Nothing is uploaded unless the user is logged in on this machine; otherwise the run is kept in a
+folder that the tracker's own `sync` command can upload later. (mlx-lm's callbacks for wandb and
+SwanLab ask for a login, write to the terminal, and never finish the run.)
 """
 
 from __future__ import annotations
@@ -20,73 +21,68 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ...errors import InvalidArgumentError, MissingPackageError
-from .events import (
-    Event,
-    Started,
-    Trained,
-    Validated,
-)
+from .events import Event, Started, Trained, Validated
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "swanlab": "swanlab"}
-"""By tracker: the package that writes for it. tensorboardX needs but numpy and protobuf."""
+"""The package of each tracker. tensorboardX needs only numpy and protobuf."""
 
 PROJECT = "minicpm-mlx"
 
 
 @dataclass(frozen=True)
-class Sink:
-    """Where numbers go."""
+class MetricsWriter:
+    """An open run of a tracker."""
 
     write: Callable[[int, Mapping[str, float]], object]
-    """At a step, numbers by name."""
+    """Writes metrics by name, at a step."""
     close: Callable[[], object]
     advice: str
-    """How to look at them."""
+    """How to view the metrics."""
 
 
-Opener = Callable[[Any, str, Mapping[str, Any], Path, int], Sink]
-"""Opens a sink: its package, the run's name and settings, a folder, steps already done."""
+Opener = Callable[[Any, str, Mapping[str, Any], Path, int], MetricsWriter]
+"""Opens a writer, given the package, the run's name and settings, a folder, and steps done."""
 
 
 class Tracker:
-    """A listener that passes a run's numbers on; open from its first event until `close`.
+    """A listener that writes the metrics of a run, from its first event until `close`.
 
-    What each number is called: see `metrics`. A resumed run goes on in the same TensorBoard curve,
-    and is a run of its own elsewhere.
+    See `metrics` for their names. A resumed run continues the same TensorBoard curve, and is a new
+    run elsewhere.
     """
 
-    def __init__(self, open_sink: Callable[[int], Sink]) -> None:
-        self._open = open_sink
-        self._sink: Sink | None = None
+    def __init__(self, open_writer: Callable[[int], MetricsWriter]) -> None:
+        self._open = open_writer
+        self._writer: MetricsWriter | None = None
 
     def __call__(self, event: Event) -> None:
-        if self._sink is None:
-            self._sink = self._open(event.step if isinstance(event, Started) else 0)
-        if found := metrics(event):
-            self._sink.write(event.step, found)
+        if self._writer is None:
+            self._writer = self._open(event.step if isinstance(event, Started) else 0)
+        if values := metrics(event):
+            self._writer.write(event.step, values)
 
     @property
     def advice(self) -> str:
-        """How to look at the numbers; empty before the first event."""
-        return self._sink.advice if self._sink else ""
+        """How to view the metrics; empty before the first event."""
+        return self._writer.advice if self._writer else ""
 
     def close(self) -> None:
-        """Write what is held back; does nothing the second time."""
-        if self._sink is not None:
-            self._sink.close()
-        self._sink = None
+        """Flushes the metrics. Further calls do nothing."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
 
 
 def tracker(name: str, run_name: str, config: Mapping[str, Any], folder: Path) -> Tracker:
-    """A listener for the tracker `name`, which keeps its files in `folder`.
+    """Returns a listener for the tracker `name`, which keeps its files in `folder`.
 
-    `config` holds the run's settings: what JSON can hold. InvalidArgumentError for a name that is
-    none of PACKAGES; MissingPackageError, at once, where its package is not installed.
+    `config` holds the run's settings. InvalidArgumentError: `name` is not in PACKAGES;
+    MissingPackageError: its package is not installed.
     """
     if name not in PACKAGES:
         raise InvalidArgumentError(f"report must be one of {', '.join(PACKAGES)}, got {name!r}")
     package = PACKAGES[name]
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it looks up where to, offline
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a server, offline
     try:
         module = import_module(package)
     except ImportError:
@@ -96,12 +92,12 @@ def tracker(name: str, run_name: str, config: Mapping[str, Any], folder: Path) -
 
 
 def metrics(event: Event) -> dict[str, float]:
-    """The numbers of an event by name, such as "train/loss" and "valid/loss"; NaN is left out.
+    """The finite numbers of an event by name, such as "train/loss" and "valid/loss".
 
-    Memory is in GB of 10⁹ bytes; speed in tokens a second.
+    Memory is in GB of 10⁹ bytes, speed in tokens per second.
     """
     if isinstance(event, Trained):
-        found = {
+        values = {
             "train/loss": event.loss,
             "train/learning_rate": event.learning_rate,
             "train/gradient_norm": event.gradient_norm,
@@ -112,30 +108,32 @@ def metrics(event: Event) -> dict[str, float]:
             **{f"train/{name}": value for name, value in event.extra.items()},
         }
     elif isinstance(event, Validated):
-        found = {"valid/loss": event.loss}
-        found |= {f"valid/{name}": value for name, value in event.extra.items()}
+        values = {"valid/loss": event.loss}
+        values |= {f"valid/{name}": value for name, value in event.extra.items()}
     else:
         return {}
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 def _tensorboard(
     module: Any, run_name: str, config: Mapping[str, Any], folder: Path, step: int
-) -> Sink:
-    # What a run that was resumed had written of later steps is hidden.
+) -> MetricsWriter:
+    # Hides the steps that the run will repeat after resuming.
     purge = {"purge_step": step + 1} if step else {}
     writer = module.SummaryWriter(logdir=str(folder), flush_secs=10, **purge)
-    shown = json.dumps({"name": run_name, **config}, ensure_ascii=False, indent=2)
-    writer.add_text("settings", "\n".join(f"    {line}" for line in shown.split("\n")), step)
+    text = json.dumps({"name": run_name, **config}, ensure_ascii=False, indent=2)
+    writer.add_text("settings", "\n".join(f"    {line}" for line in text.split("\n")), step)
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
+    def write(step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
             writer.add_scalar(name, value, step)
 
-    return Sink(write, writer.close, f"tensorboard --logdir '{folder}'")
+    return MetricsWriter(write, writer.close, f"tensorboard --logdir '{folder}'")
 
 
-def _wandb(module: Any, run_name: str, config: Mapping[str, Any], folder: Path, step: int) -> Sink:
+def _wandb(
+    module: Any, run_name: str, config: Mapping[str, Any], folder: Path, step: int
+) -> MetricsWriter:
     mode = os.environ.get("WANDB_MODE") or ("online" if _wandb_login() else "offline")
     folder.mkdir(parents=True, exist_ok=True)
     run = module.init(
@@ -144,19 +142,21 @@ def _wandb(module: Any, run_name: str, config: Mapping[str, Any], folder: Path, 
         config=dict(config),
         dir=str(folder),
         mode=mode,
-        # The terminal is ours: what it shows is neither written over nor sent anywhere.
+        # wandb must not draw over the progress display, nor upload it.
         settings=module.Settings(silent=True, console="off"),
     )
-    kept = Path(run.dir).parent
+    run_folder = Path(run.dir).parent
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
-        run.log(dict(numbers), step=step)
+    def write(step: int, values: Mapping[str, float]) -> None:
+        run.log(dict(values), step=step)
 
-    return Sink(write, run.finish, f"wandb sync '{kept}'" if run.offline else str(run.url))
+    return MetricsWriter(
+        write, run.finish, f"wandb sync '{run_folder}'" if run.offline else str(run.url)
+    )
 
 
 def _wandb_login() -> bool:
-    """Whether there is a key to upload with: in the environment, or from `wandb login`."""
+    """Whether the environment or `wandb login` provides a key to upload with."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -167,28 +167,28 @@ def _wandb_login() -> bool:
 
 def _swanlab(
     module: Any, run_name: str, config: Mapping[str, Any], folder: Path, step: int
-) -> Sink:
-    found = module.Settings(terminal={"proxy_type": "none"})  # the terminal is ours
-    offline = found.mode == "online" and not found.api_key
+) -> MetricsWriter:
+    settings = module.Settings(terminal={"proxy_type": "none"})  # do not record the terminal
+    offline = settings.mode == "online" and not settings.api_key
     folder.mkdir(parents=True, exist_ok=True)
-    with redirect_stdout(sys.stderr):  # results alone go to standard output
+    with redirect_stdout(sys.stderr):  # standard output is for results
         run = module.init(
-            project=found.project.name or PROJECT,
+            project=settings.project.name or PROJECT,
             name=run_name,
             config=dict(config),
             log_dir=str(folder),
-            mode="offline" if offline else found.mode,
-            settings=found,
+            mode="offline" if offline else settings.mode,
+            settings=settings,
         )
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
-        run.log(dict(numbers), step=step)
+    def write(step: int, values: Mapping[str, float]) -> None:
+        run.log(dict(values), step=step)
 
     def close() -> None:
         with redirect_stdout(sys.stderr):
             run.finish()
 
-    return Sink(write, close, f"swanlab sync '{folder}/run-…'" if offline else "")
+    return MetricsWriter(write, close, f"swanlab sync '{folder}/run-…'" if offline else "")
 
 
 OPENERS: dict[str, Opener] = {"tensorboard": _tensorboard, "wandb": _wandb, "swanlab": _swanlab}
