@@ -31,7 +31,7 @@ def main() -> None:
     import mlx.core as mx
 
     import minicpm_mlx as mm
-    from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
+    from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared_prefix_length
     from minicpm_mlx.evals.data.load import load
     from minicpm_mlx.evals.examples import draw_examples
     from minicpm_mlx.evals.option_scores import encode_options
@@ -49,7 +49,7 @@ def main() -> None:
             mx.eval(own - mx.logsumexp(logits[:-1], axis=-1))
 
     def together(lists: list[list[list[int]]]) -> None:
-        list(score(lm.model, [Alternatives(texts, shared(texts)) for texts in lists]))
+        list(score(lm.model, [Alternatives(texts, shared_prefix_length(texts)) for texts in lists]))
 
     for name in ("arc_easy", "hellaswag"):
         task = TASKS[name]

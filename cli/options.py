@@ -74,7 +74,7 @@ def load(
 
     select(dtype, device, quiet=quiet)
     config = mm.Config.load(folder_of(resolve(model)))
-    memory.check(memory.plan(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
+    memory.check_fits(memory.estimate(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
     with nullcontext() if quiet else _notice(f"loading {model} …"):
         return mm.load(model, dtype=dtype, device=device, **how)
 

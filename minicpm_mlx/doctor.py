@@ -11,7 +11,7 @@ import mlx.core as mx
 from . import device
 from .errors import MiniCPMError
 from .loading.store import kept_folder
-from .memory import MemoryEstimate, plan
+from .memory import MemoryEstimate, estimate
 from .model.config import Config
 from .model_cards import cache_dir, cards
 
@@ -46,7 +46,7 @@ def kept_plans() -> dict[str, MemoryEstimate]:
         with suppress(MiniCPMError):
             folder = kept_folder(card)
             if folder is not None:
-                plans[card.name] = plan(Config.load(folder), context=card.context)
+                plans[card.name] = estimate(Config.load(folder), context=card.context)
     return plans
 
 

@@ -1,8 +1,8 @@
-"""What a model needs in memory, known from its config before anything is loaded."""
+"""Estimates of the memory a model needs, from its config alone, and sizes derived from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -13,15 +13,15 @@ from .model.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes, at the longest conversation."""
+    """Bytes needed for a conversation of `context` tokens."""
 
     weights: int
     cache: int
     """Keys and values of `context` tokens."""
     working: int
-    """Activations of a chunk of the prompt, at most; an estimate."""
+    """Activations while a chunk of the prompt is read."""
     available: int
-    """What this machine has free now."""
+    """Free memory of this machine now."""
     context: int
     """Tokens."""
 
@@ -35,32 +35,33 @@ class MemoryEstimate:
 
     @property
     def tokens_that_fit(self) -> int:
-        """The longest context for which there is room."""
-        left = self.available - self.weights - self.working
-        return max(left * self.context // max(self.cache, 1), 0)
+        """The longest context that fits."""
+        room = self.available - self.weights - self.working
+        return max(room * self.context // max(self.cache, 1), 0)
 
 
-def plan(
+def estimate(
     config: Config,
     *,
     dtype: str | None = None,
     context: int | None = None,
     kv_bits: int | None = None,
 ) -> MemoryEstimate:
-    """The plan of a model run here, fused, in `dtype` or what this machine prefers."""
+    """Estimate for the fused model, in `dtype` or the one this machine prefers."""
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype)
     tokens = min(context or config.context_length, config.context_length)
-    width = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
+    numbers = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
     bits = float(8 * compute.size)
-    if kv_bits is not None:  # a scale and a bias for each group
-        bits = kv_bits + 2 * bits / group_of(config.head_dim)
-    working = working_memory(config, CHUNK, compute.size) + 8 * config.vocab_size
-    if device.on_cpu():  # where attention holds its scores
-        working += 4 * CHUNK * min(tokens, CHUNK * 8) * config.num_attention_heads * compute.size
+    if kv_bits is not None:  # and a scale and a bias for each group
+        bits = kv_bits + 2 * bits / kv_group_size(config.head_dim)
+    working = working_memory(config, PREFILL_CHUNK, compute.size) + 8 * config.vocab_size
+    if device.on_cpu():  # attention on a CPU holds its scores, for several passes' keys at most
+        scores = PREFILL_CHUNK * min(tokens, PREFILL_CHUNK * 8) * config.num_attention_heads
+        working += 4 * scores * compute.size
     return MemoryEstimate(
         weights=weight_bytes(config, compute),
-        cache=int(tokens * width * bits / 8),
+        cache=int(tokens * numbers * bits / 8),
         working=working,
         available=device.available_memory(),
         context=tokens,
@@ -68,38 +69,38 @@ def plan(
 
 
 def weight_bytes(config: Config, compute: mx.Dtype) -> int:
-    """What the weights take, computed with in `compute`; packed ones stay so but on a CPU."""
+    """Bytes of the weights in memory; packed ones stay packed except on a CPU."""
     count, packing = parameter_count(config), config.quantization
     if packing is None or device.unpack_to(compute, count) is not None:
         return count * compute.size
     return int(count * packing.bits_per_weight / 8)
 
 
-def check(found: MemoryEstimate) -> None:
-    """Refuse what cannot fit, with what would."""
-    if found.fits:
+def check_fits(needed: MemoryEstimate) -> None:
+    """Raise InvalidArgumentError with advice if there is not enough memory."""
+    if needed.fits:
         return
-    room = found.tokens_that_fit
-    if found.weights + found.working > found.available or room < 256:
+    context = needed.tokens_that_fit
+    if needed.weights + needed.working > needed.available or context < 256:
         advice = "close other programs, or take a smaller or more tightly quantized model"
     else:
-        advice = f"--context {room // 128 * 128} fits; --kv-bits 8 halves what a token takes"
+        advice = f"--context {context // 128 * 128} fits; --kv-bits 8 halves what a token takes"
     raise InvalidArgumentError(
-        f"not enough memory: {found.weights / 1e9:.1f} GB of weights, {found.cache / 1e9:.1f} GB "
-        f"of cache for {found.context} tokens and {found.working / 1e9:.1f} GB to work with, "
-        f"{found.available / 1e9:.1f} GB free; {advice}"
+        f"not enough memory: {needed.weights / 1e9:.1f} GB of weights, {needed.cache / 1e9:.1f} GB "
+        f"of cache for {needed.context} tokens and {needed.working / 1e9:.1f} GB to work with, "
+        f"{needed.available / 1e9:.1f} GB free; {advice}"
     )
 
 
 def fitting_context(config: Config, kv_bits: int | None = None) -> int:
-    """Tokens of context for which a model that is loaded already finds room."""
-    found = plan(config, kv_bits=kv_bits)
-    left = found.available - found.working
-    return min(found.context, max(left * found.context // max(found.cache, 1), 0))
+    """Return the longest context in tokens that fits beside a model that is already loaded."""
+    needed = estimate(config, kv_bits=kv_bits)
+    room = replace(needed, weights=0).tokens_that_fit
+    return min(needed.context, room)
 
 
 def parameter_count(config: Config) -> int:
-    """Weights of the model, one embedding counted once."""
+    """Number of weights; an embedding that is also the head counts once."""
     H, D, F = config.hidden_size, config.head_dim, config.intermediate_size
     queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
     attention = 2 * H * queries + 2 * H * keys
@@ -112,28 +113,26 @@ def parameter_count(config: Config) -> int:
     return embeddings + config.num_hidden_layers * layer + H
 
 
-CHUNK = 512
-"""Prompt tokens a forward pass, at least where memory allows, and at most on a CPU: there more gain
-no speed."""
+PREFILL_CHUNK = 512
+"""Default number of prompt tokens a forward pass; on a CPU more are no faster."""
 
 
 def working_memory(config: Config, tokens: int, size: int) -> int:
-    """Bytes of activations while `tokens` are read at once, at most, in numbers of `size` bytes; an
-    estimate."""
+    """Estimate the bytes of activations while `tokens` are read at once, `size` bytes a number."""
     experts = config.num_experts_per_tok if config.num_experts else 1
     widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
     return 2 * tokens * widths * size
 
 
-def chunk_of(config: Config) -> int:
-    """Prompt tokens to read at once: as many as take a twentieth of the memory there is."""
+def prefill_chunk(config: Config) -> int:
+    """Return how many prompt tokens to read at once, for a twentieth of the free memory."""
     if device.on_cpu():
-        return CHUNK
+        return PREFILL_CHUNK
     room = device.available_memory() // 20
-    sizes = (4 * CHUNK, 2 * CHUNK, CHUNK, CHUNK // 2)
-    return next((n for n in sizes if working_memory(config, n, 2) <= room), CHUNK // 4)
+    sizes = (4 * PREFILL_CHUNK, 2 * PREFILL_CHUNK, PREFILL_CHUNK, PREFILL_CHUNK // 2)
+    return next((n for n in sizes if working_memory(config, n, 2) <= room), PREFILL_CHUNK // 4)
 
 
-def group_of(head_dim: int) -> int:
-    """Numbers that share a scale where heads of this width are kept in few bits."""
+def kv_group_size(head_dim: int) -> int:
+    """Numbers that share a scale in a quantized key-value cache."""
     return 32 if head_dim % 64 else 64

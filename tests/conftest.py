@@ -77,12 +77,12 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter that changes what the demo says, in mlx-lm's layout; it was never trained."""
     import mlx.core as mx
 
-    from minicpm_mlx.model.adapters import places
+    from minicpm_mlx.model.adapters import find_projections
 
     folder = tmp_path_factory.mktemp("adapter")
     mx.random.seed(3)
     tensors = {}
-    for name, place in places(demo.model).items():
+    for name, place in find_projections(demo.model).items():
         if name.endswith("v_proj"):
             out = place.rows.stop - place.rows.start
             tensors[f"{name}.lora_a"] = mx.random.normal((place.width, 2)) * 0.1

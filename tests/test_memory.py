@@ -25,7 +25,7 @@ def test_parameters_are_counted_as_they_are(case: str) -> None:
 
 
 def test_the_demo_takes_what_was_planned(demo: mm.LM) -> None:
-    found = memory.plan(demo.config, context=1000)
+    found = memory.estimate(demo.config, context=1000)
     held = sum(array.nbytes for array in parameters(demo.model).values())
     assert found.weights == pytest.approx(held, rel=0.01)
     session = demo.session()
@@ -41,7 +41,7 @@ def test_the_demo_takes_what_was_planned(demo: mm.LM) -> None:
 
 def test_a_cache_in_few_bits_is_planned_smaller(demo: mm.LM) -> None:
     full, eight, four = (
-        memory.plan(demo.config, context=512, kv_bits=bits) for bits in (None, 8, 4)
+        memory.estimate(demo.config, context=512, kv_bits=bits) for bits in (None, 8, 4)
     )
     for bits, found in ((8, eight), (4, four)):
         session = demo.session(kv_bits=bits)
@@ -53,13 +53,13 @@ def test_a_cache_in_few_bits_is_planned_smaller(demo: mm.LM) -> None:
 def test_what_cannot_fit_is_refused_with_what_can(
     demo: mm.LM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = memory.plan(demo.config, context=8000)
-    memory.check(found)
+    found = memory.estimate(demo.config, context=8000)
+    memory.check_fits(found)
     tight = replace(found, available=found.total - found.cache // 2)
     with pytest.raises(InvalidArgumentError, match=r"--context 39\d\d fits; --kv-bits 8"):
-        memory.check(tight)
+        memory.check_fits(tight)
     with pytest.raises(InvalidArgumentError, match="take a smaller"):
-        memory.check(replace(found, available=found.weights))
+        memory.check_fits(replace(found, available=found.weights))
 
 
 def test_packed_weights_are_planned_as_their_files(
@@ -69,7 +69,9 @@ def test_packed_weights_are_planned_as_their_files(
     config = Config.load(demo_folder)
     # The demo keeps scales in 32 bits and its embedding in 8: the plan is of the usual 16 and 4.
     assert (
-        0.5 < memory.plan(config).weights / (demo_folder / "model.safetensors").stat().st_size < 1
+        0.5
+        < memory.estimate(config).weights / (demo_folder / "model.safetensors").stat().st_size
+        < 1
     )
 
 
@@ -77,7 +79,7 @@ def test_a_context_is_bounded_by_the_memory_left(
     demo: mm.LM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert memory.fitting_context(demo.config) == demo.config.context_length
-    full = memory.plan(demo.config)
+    full = memory.estimate(demo.config)
     monkeypatch.setattr(device, "available_memory", lambda: full.working + full.cache // 4)
     assert memory.fitting_context(demo.config) == pytest.approx(full.context / 4, rel=0.01)
     small = memory.fitting_context(demo.config)

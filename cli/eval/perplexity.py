@@ -34,10 +34,10 @@ def ppl(
 ) -> None:
     """Perplexity of a text, and how far a model is from the one it was made from."""
     from minicpm_mlx.arguments import at_least_one
-    from minicpm_mlx.engine.scoring.perplexity import checked, score
+    from minicpm_mlx.engine.scoring.perplexity import check_windows, score
     from minicpm_mlx.errors import InvalidArgumentError
 
-    checked(context, stride)
+    check_windows(context, stride)
     if limit is not None:
         at_least_one("limit", limit)
     words = options.text_of(text)

@@ -106,7 +106,7 @@ def decode_step(config: dict[str, Any]) -> Counter[str]:
         fused = fuse(model)
     session = Session(fused.config)
     sampler = Sampler(Sampling(), [1], fused.config.vocab_size)
-    session.read(fused, [1, 2, 3], 3)
+    next(session.prefill(fused, [1, 2, 3], length=3, chunk=3))
 
     def step() -> list[mx.array]:
         logits = fused.logits(fused.hidden(mx.array([[5]]), session.cache))

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from ..device import available_memory
 from ..doctor import examine
-from ..engine import Batch, LanguageModel, Lookup, Sampling, Session, Speculation, generate
+from ..engine import Batch, LanguageModel, PromptLookup, Sampling, Session, Speculation, generate
 from ..errors import InvalidArgumentError
 from ..memory import parameter_count
 from .chips import GB
@@ -245,7 +245,7 @@ def _seconds(subject: MeasuredModel, work: Work) -> float:
     if known:
         for _ in generate(model, text[:known], max_tokens=1, session=session):
             pass
-    speculation = Speculation(Lookup()) if work.guess else None
+    speculation = Speculation(PromptLookup()) if work.guess else None
     stream = generate(
         model, text, max_tokens=1 + work.gen, session=session, speculation=speculation
     )
@@ -286,7 +286,7 @@ def _ids(model: LanguageModel, count: int, seed: int) -> list[int]:
 def _cache_bytes(subject: MeasuredModel) -> float:
     """Bytes of keys and values a token of context."""
     session = Session(subject.model.config, subject.kv_bits)
-    session.read(subject.model, [1], 1)
+    next(session.prefill(subject.model, [1], length=1, chunk=1))
     used = [part for c in session.cache for part in (*c.used(c.keys), *c.used(c.values))]
     return float(sum(part.nbytes for part in used))
 

@@ -13,7 +13,7 @@ from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model.fused import FusedModel, fuse
 from ..model.kernels.cpu_gemv import split_matrices
-from ..model.packing import dequantize, packed_as
+from ..model.packing import apply_packing, dequantize
 from ..model.transformer import Model
 from ..weights.load import parameters
 
@@ -55,7 +55,9 @@ def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
     if isinstance(shape, str) and shape not in SHAPES:
         raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
     config = Config.from_dict(SHAPES[shape]) if isinstance(shape, str) else shape
-    memory.check(memory.plan(replace(config, quantization=PACKING), dtype=dtype, context=256))
+    memory.check_fits(
+        memory.estimate(replace(config, quantization=PACKING), dtype=dtype, context=256)
+    )
     compute = device.choose_dtype(mx.bfloat16, dtype)
     model = _packed(config)
     model.load_weights(list(random_arrays(config, compute).items()))
@@ -77,7 +79,7 @@ def _packed(config: Config) -> Model:
     """A model in 4 bits, groups of 64, whose values are never computed."""
     model = Model(config)
     matrices = [name for name, array in parameters(model).items() if array.ndim == 2]
-    packed_as(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), PACKING))
+    apply_packing(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), PACKING))
     return model
 
 

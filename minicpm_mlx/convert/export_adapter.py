@@ -16,7 +16,7 @@ import mlx.core as mx
 from ..errors import InvalidArgumentError
 from ..files.atomic import make_whole, named_errors, write_whole
 from ..loading.store import folder_of
-from ..model.adapters import Adapter, located, places
+from ..model.adapters import Adapter, find_projections, locate_deltas
 from ..model.config import Config
 from ..model.transformer import Model
 from ..model_cards import Card, resolve
@@ -52,7 +52,7 @@ def export_adapter(
     card = resolve(str(model))
     config = Config.load(folder_of(card))
     found = read_adapter(Path(adapter).expanduser())
-    located(Model(config), found)  # MLX makes none of its weights
+    locate_deltas(Model(config), found)  # MLX makes none of its weights
     if layout == "gguf":
         with named_errors(target, "give another name"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _peft(adapter: Adapter, config: Config, card: Card) -> Written:
 def _targets(modules: set[str], config: Config) -> list[str]:
     """PEFT's target_modules: last names, where all modules so called are meant, else full ones."""
     last = {module.rpartition(".")[2] for module in modules}
-    meant = {name for name in places(Model(config)) if name.rpartition(".")[2] in last}
+    meant = {name for name in find_projections(Model(config)) if name.rpartition(".")[2] in last}
     return sorted(last if meant == modules else modules)
 
 

@@ -24,9 +24,9 @@ from ..files.atomic import make_whole
 from ..lm.lm import LM
 from ..loading.load import load
 from ..loading.store import folder_of
-from ..model.adapters import Adapter, Delta, located
+from ..model.adapters import Adapter, LoRADelta, locate_deltas
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS, unpack
+from ..model.packing import PACKED_NAMES, unpack
 from ..model.transformer import Model
 from ..model_cards import resolve
 from ..quantization.repack import repack
@@ -136,7 +136,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False
     for which what has no scales is dense. WeightsError where the adapter does not fit.
     """
     config = checkpoint.config
-    located(Model(config), adapter)  # MLX makes none of its weights
+    locate_deltas(Model(config), adapter)  # MLX makes none of its weights
     how = checkpoint.packings
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in checkpoint.tensors.items():
@@ -145,7 +145,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False
         if delta is None or part == "bias":
             tensors[name] = tensor
         elif part == "weight":
-            parts = {p: t for p in PARTS if (t := checkpoint.tensors.get(f"{module}.{p}"))}
+            parts = {p: t for p in PACKED_NAMES if (t := checkpoint.tensors.get(f"{module}.{p}"))}
             change = Change(delta, f"{adapter.folder}: {printable(module)}")
             new = _matrix(parts, how.get(module), change, dequantize)
             tensors |= {f"{module}.{p}": made for p, made in new.items()}
@@ -156,7 +156,7 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False
 class Change:
     """What an adapter does to one matrix, to be merged into it."""
 
-    delta: Delta
+    delta: LoRADelta
     where: str
     """For messages."""
 

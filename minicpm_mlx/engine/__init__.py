@@ -3,43 +3,43 @@
 from .batching.batch import WIDTH, Batch
 from .batching.prefix_cache import PrefixCache
 from .batching.requests import (
-    Event,
-    Failed,
-    Read,
+    NewToken,
+    PrefillDone,
     Request,
-    Token,
+    RequestEvent,
+    RequestFailed,
 )
 from .batching.scheduler import ClosedError, QueueFullError, Scheduler
-from .draft_model import Draft
+from .draft_model import DraftModel
 from .generate import generate
 from .grammar import Grammar
 from .kv_cache import KVCache
-from .logprobs import Scored
+from .logprobs import TokenLogprob
 from .sampling import Sampler, Sampling
 from .session import LanguageModel, Session
-from .speculative import Lookup, Speculation
+from .speculative import PromptLookup, Speculation
 
 __all__ = [
     "WIDTH",
     "Batch",
     "ClosedError",
-    "Draft",
-    "Event",
-    "Failed",
+    "DraftModel",
     "Grammar",
     "KVCache",
     "LanguageModel",
-    "Lookup",
+    "NewToken",
+    "PrefillDone",
     "PrefixCache",
+    "PromptLookup",
     "QueueFullError",
-    "Read",
     "Request",
+    "RequestEvent",
+    "RequestFailed",
     "Sampler",
     "Sampling",
     "Scheduler",
-    "Scored",
     "Session",
     "Speculation",
-    "Token",
+    "TokenLogprob",
     "generate",
 ]

@@ -1,4 +1,4 @@
-"""Guesses by a smaller model of the same vocabulary."""
+"""Draft tokens from a smaller model of the same vocabulary."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from .generate import generate
 from .session import LanguageModel, Session
 
 
-class Draft:
-    """Guesses what a smaller model would say, greedily."""
+class DraftModel:
+    """Drafts greedily with `model`."""
 
     def __init__(self, model: LanguageModel, vocab_size: int):
         self.model, self.vocab_size = model, vocab_size
         self.session = Session(model.config)
 
-    def find(self, text: Sequence[int]) -> int:
-        """It always has a guess, none surer than another."""
+    def confidence(self, text: Sequence[int]) -> int:
+        """Return 1: there is always a draft, and all are alike."""
         return 1
 
-    def guess(self, text: Sequence[int], count: int) -> list[int]:
+    def propose(self, text: Sequence[int], count: int) -> list[int]:
         tokens = generate(
             self.model, text, max_tokens=count, session=self.session, vocab_size=self.vocab_size
         )

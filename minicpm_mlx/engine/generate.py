@@ -1,4 +1,4 @@
-"""One stream: prompt ids in, one id at a time out, with the device kept a step ahead."""
+"""Generation of a single stream, one token id at a time, with the device kept a step ahead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..arguments import at_least_one, expect
 from ..errors import InvalidArgumentError, NumericsError
-from ..memory import chunk_of
+from ..memory import prefill_chunk
 from ..model.config import Config
 from .grammar import Grammar
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
@@ -34,29 +34,28 @@ def generate(
     """Continue `prompt` by up to `max_tokens` ids, greedily unless `sampling` says otherwise.
 
     An id of `eos` is yielded and ends the stream. `session` carries the cache from one call to the
-    next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. `speculation` may
-    make it faster, and leaves the text as it is. `grammar`, which is used up, says what may be
-    drawn. `chunk` tokens of the prompt are read at once, by
-    default as many as memory has room for. The length of the context is the caller's affair:
-    a model runs on beyond it, only worse.
+    next. Ids from `vocab_size` on, rows that pad the embedding, are never drawn. `speculation`
+    makes it faster without changing the text. `grammar`, which is used up, restricts the tokens.
+    The prompt is read in chunks of `chunk` tokens, by default as large as memory allows. The
+    caller must watch the context length: beyond it a model continues, only worse.
 
     Each `next` may come from another thread. Raises InvalidArgumentError for an empty prompt, ids
-    the model does not have, arguments of a wrong kind, or a session that is in use or another
-    model's; and NumericsError when the model produces NaN.
+    outside the vocabulary, arguments of a wrong type, or a session that is in use or belongs to
+    another model; and NumericsError when the model produces NaN.
     """
-    _check(model.config, prompt)
+    _check_prompt(model.config, prompt)
     max_tokens = at_least_one("max_tokens", max_tokens)
     sampling = Sampling() if sampling is None else sampling
     expect("sampling", sampling, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
     session = Session(model.config) if session is None else session
     expect("session", session, Session, "a Session, as a model's session() gives")
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
-    sampler = partial(Sampler, sampling, prompt, vocab_size, grammar=grammar, eos=eos)
-    stream = Stream(model, session, sampler, speculation)
-    return _limited(stream, prompt, max_tokens, eos, chunk or chunk_of(model.config))
+    create_sampler = partial(Sampler, sampling, prompt, vocab_size, grammar=grammar, eos=eos)
+    stream = Stream(model, session, create_sampler, speculation)
+    return _generate(stream, prompt, max_tokens, eos, chunk or prefill_chunk(model.config))
 
 
-def _check(config: Config, prompt: Sequence[int]) -> None:
+def _check_prompt(config: Config, prompt: Sequence[int]) -> None:
     if not prompt:
         raise InvalidArgumentError("the prompt is empty; expected at least one token")
     if not all(0 <= token < config.vocab_size for token in prompt):
@@ -66,105 +65,109 @@ def _check(config: Config, prompt: Sequence[int]) -> None:
         )
 
 
-def _limited(
+def _generate(
     stream: Stream, prompt: Sequence[int], max_tokens: int, eos: Collection[int], chunk: int
 ) -> Generator[int, None, None]:
+    """Yield tokens up to the end of the reply, with the session reserved."""
     with stream.session.reserved(stream.model):
-        for made, token in enumerate(stream.tokens(prompt, max_tokens, chunk), 1):
+        for count, token in enumerate(stream.tokens(prompt, max_tokens, chunk), 1):
             if token == NOT_A_NUMBER:
                 raise NumericsError(
                     "the model produced NaN; expected numbers. Are the weights damaged, or is "
                     "float16 too narrow for them (try --dtype bfloat16 or float32)?"
                 )
             yield token
-            if token in eos or made == max_tokens:
+            if token in eos or count == max_tokens:
                 return
 
 
 class Stream:
-    """The passes of one stream, and what is known between them."""
+    """The forward passes of one stream, and the state between them."""
 
     def __init__(
         self,
         model: LanguageModel,
         session: Session,
-        sampler: Callable[[], Sampler],
+        create_sampler: Callable[[], Sampler],
         speculation: Speculation | None,
     ):
-        """`sampler` is made by the thread that draws first, since random numbers are."""
         self.model, self.session, self.speculation = model, session, speculation
-        self.make_sampler = sampler
+        self.create_sampler = create_sampler
         self.text: list[int] = []
-        self.end = 0
-        """Length that the text may reach."""
+        self.max_length = 0
 
     def tokens(self, prompt: Sequence[int], max_tokens: int, chunk: int) -> Iterator[int]:
-        """The tokens after `prompt`; more than `max_tokens` must not be asked for."""
-        self.text, self.end = list(prompt), len(prompt) + max_tokens
-        self.sampler = self.make_sampler()
-        token, guesses = self._read(prompt, chunk), list[int]()
-        ahead = False  # the first token waits for nothing
+        """Yield the tokens after `prompt`; the caller must not ask for more than `max_tokens`.
+
+        Each step is launched before the token of the last one is read back, so that the device
+        never waits for Python. That is not done while a draft is pending, which may make the step
+        superfluous: drafts are verified in a pass of their own.
+        """
+        self.text, self.max_length = list(prompt), len(prompt) + max_tokens
+        # Here rather than before: random state belongs to the thread that first uses it.
+        self.sampler = self.create_sampler()
+        token, draft = self._prefill(prompt, chunk), list[int]()
+        run_ahead = False  # the first token is not delayed by the next step's launch
         while True:
-            # A step is launched before the last token is known, so that the device never waits for
-            # Python; but where a guess may come true, which would make it superfluous.
             start = time.perf_counter()
-            more = ahead and not guesses and len(self.text) + 1 < self.end
-            following = self._step(token) if more else None
+            has_room = len(self.text) + 1 < self.max_length
+            next_token = self._step(token) if run_ahead and not draft and has_room else None
             value = int(token.item())  # type: ignore[arg-type]
-            if following is not None:
+            if next_token is not None:
                 self.session.ids.append(value)
                 if self.speculation:
-                    self.speculation.stepped(time.perf_counter() - start)
+                    self.speculation.record_step(time.perf_counter() - start)
             self.text.append(value)
             yield value
-            confirmed = guesses[1:] if guesses and guesses[0] == value else []
-            guesses = confirmed if guesses else self._guesses()
-            if following is not None:
-                token = following
+            confirmed = draft[1:] if draft and draft[0] == value else []
+            draft = confirmed if draft else self._draft_tokens()
+            if next_token is not None:
+                token = next_token
                 continue
-            while guesses:
-                yield from self._verified(guesses)
-                guesses = self._guesses()
-            token, ahead = self._step(mx.array([self.text[-1]])), True
+            while draft:
+                yield from self._verify(draft)
+                draft = self._draft_tokens()
+            token, run_ahead = self._step(mx.array([self.text[-1]])), True
             self.session.ids.append(self.text[-1])
 
-    def _read(self, prompt: Sequence[int], chunk: int) -> mx.array:
-        """Read the prompt; the first token (1,)."""
-        for begin in range(self.session.rewind(prompt), len(prompt), chunk):
-            part = prompt[begin : begin + chunk]
-            hidden = self.session.read(self.model, part, len(prompt))
-        token = self.sampler(self.model.logits(hidden)[:, -1])
-        mx.async_eval(token, self.sampler.state)
+    def _prefill(self, prompt: Sequence[int], chunk: int) -> mx.array:
+        """Read the prompt; return the first token (1,)."""
+        tokens = prompt[self.session.rewind(prompt) :]
+        for hidden in self.session.prefill(self.model, tokens, len(prompt), chunk):
+            last = hidden[:, -1]  # (1, hidden)
+        token = self.sampler(self.model.logits(last))
+        mx.async_eval(token, self.sampler.arrays)
         return token
 
     def _step(self, token: mx.array) -> mx.array:
-        """Launch the pass that reads `token` (1,); the next token."""
+        """Launch the pass that reads `token` (1,); return the next token, not computed yet."""
         hidden = self.model.hidden(token[None], self.session.cache)
-        following = self.sampler(self.model.logits(hidden)[:, -1])
-        mx.async_eval(following, self.sampler.state)
+        next_token = self.sampler(self.model.logits(hidden)[:, -1])
+        mx.async_eval(next_token, self.sampler.arrays)
         if self.speculation:
             self.speculation.passes += 1
-        return following
+        return next_token
 
-    def _guesses(self) -> list[int]:
-        """What is worth checking at the next pass."""
+    def _draft_tokens(self) -> list[int]:
         threshold = self.session.threshold
-        limit = self.end if threshold is None else min(self.end, threshold)
+        limit = self.max_length if threshold is None else min(self.max_length, threshold)
         room = limit - len(self.text) - 1  # beyond a threshold, each position is rotated anew
-        return self.speculation.guesses(self.text, room) if self.speculation and room > 0 else []
+        if self.speculation is None or room <= 0:
+            return []
+        return self.speculation.draft_tokens(self.text, room)
 
-    def _verified(self, guesses: list[int]) -> Iterator[int]:
-        """Read the last token and the guesses in one pass; those that are right, and one more."""
+    def _verify(self, draft: list[int]) -> Iterator[int]:
+        """Read the last token and the draft in one pass; yield the accepted tokens and one more."""
         assert self.speculation
         start = time.perf_counter()
-        read = [self.text[-1], *guesses]
+        read = [self.text[-1], *draft]
         hidden = self.model.hidden(mx.array([read]), self.session.cache)
-        values = self.sampler.check(self.model.logits(hidden)[0], guesses)
-        mx.eval([layer.state for layer in self.session.cache], self.sampler.state)
+        tokens = self.sampler.verify(self.model.logits(hidden)[0], draft)
+        mx.eval([layer.state for layer in self.session.cache], self.sampler.arrays)
         for layer in self.session.cache:
-            layer.trim(len(read) - len(values))
-        self.session.ids.extend(read[: len(values)])
-        self.speculation.checked(len(guesses), len(values) - 1, time.perf_counter() - start)
-        for value in values:
-            self.text.append(value)
-            yield value
+            layer.trim(len(read) - len(tokens))
+        self.session.ids.extend(read[: len(tokens)])
+        self.speculation.record_verified(len(draft), len(tokens) - 1, time.perf_counter() - start)
+        for token in tokens:
+            self.text.append(token)
+            yield token

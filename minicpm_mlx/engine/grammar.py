@@ -1,4 +1,4 @@
-"""What a text may say, token by token."""
+"""The interface of grammars, which restrict the next token, and their masks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 
 class Grammar(Protocol):
-    """Follows one text and says which tokens may come next.
+    """Follows one text and restricts its next token.
 
-    `allowed` and `accept` raise InvalidArgumentError where following it takes more than its limits
-    permit, or where nothing may follow.
+    `allowed` and `accept` raise InvalidArgumentError where parsing exceeds the grammar's limits,
+    or where no token may follow.
     """
 
     @property
     def ended(self) -> bool:
-        """Only end of text may follow."""
+        """Whether only the end of text may follow."""
         ...
 
     def allowed(self) -> np.ndarray:
-        """The tokens that may come next: uint32 words, token t at bit t % 32 of word t // 32."""
+        """Return the allowed tokens as uint32 words: token t is bit t % 32 of word t // 32."""
         ...
 
     def accept(self, token: int) -> None:
@@ -29,18 +29,18 @@ class Grammar(Protocol):
         ...
 
     def rollback(self, tokens: int) -> None:
-        """Take the last `tokens` back."""
+        """Undo the last `tokens` accepted."""
         ...
 
     def copy(self) -> Grammar:
-        """One that goes on from here by itself."""
+        """Return an independent copy in the same state."""
         ...
 
 
 def masked(logits: mx.array, bits: np.ndarray) -> mx.array:
-    """Logits (V,) with tokens that are not allowed at -inf; unpacked on the device.
+    """Return logits (V,) with -inf for tokens that `bits` do not allow, unpacked on the device.
 
-    What `bits` do not reach to, rows that pad the embedding, is not allowed.
+    Tokens beyond the end of `bits`, rows that pad the embedding, are not allowed.
     """
     missing = -(-logits.size // 32) - bits.size
     if missing > 0:

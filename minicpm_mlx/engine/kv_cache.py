@@ -1,7 +1,6 @@
 """The key-value cache of one stream, with the interface of mlx-lm's caches.
 
-mlx-lm's own would do; importing it costs the better part of a second, which the first token of a
-single stream should not wait for.
+mlx-lm's own would do, but importing it delays the first token by the better part of a second.
 """
 
 from __future__ import annotations
@@ -10,73 +9,74 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from ..memory import group_of
+from ..memory import kv_group_size
 
-Parts = tuple[mx.array, ...]
+KVArrays = tuple[mx.array, ...]
 """Keys or values: one array (B, K, T, D), or codes, scales and biases of as many positions."""
 
 
 class KVCache:
     """Keys and values of one layer, (B, K, T, D).
 
-    Room is added a quarter at a time, so that a text of any length is copied a few times in all.
-    With `bits` (8 or 4) they are kept in that many.
+    The buffers grow by a quarter, so that a long text is copied only a few times in all. With
+    `bits` (8 or 4) keys and values are quantized.
     """
 
     step = 256
-    """Positions that room is a multiple of."""
+    """Buffers hold a multiple of this many positions."""
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
         self.group_size = 64
-        self.keys: Parts = ()
-        self.values: Parts = ()
+        self.keys: KVArrays = ()
+        self.values: KVArrays = ()
         self.offset = 0
 
-    def append(self, keys: mx.array, values: mx.array) -> tuple[Parts, Parts]:
-        """Append keys and values (B, K, T, D); return the parts of all there are."""
-        self.group_size = group_of(keys.shape[-1])
+    def append(self, keys: mx.array, values: mx.array) -> tuple[KVArrays, KVArrays]:
+        """Append keys and values (B, K, T, D); return the arrays of all positions."""
+        self.group_size = kv_group_size(keys.shape[-1])
         start, self.offset = self.offset, self.offset + keys.shape[2]
-        self.keys = self._written(self.keys, self._packed(keys), start)
-        self.values = self._written(self.values, self._packed(values), start)
+        self.keys = self._write(self.keys, self._packed(keys), start)
+        self.values = self._write(self.values, self._packed(values), start)
         return self.used(self.keys), self.used(self.values)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values (B, K, T, D); return all there are, dense."""
+        """Append keys and values (B, K, T, D); return all, dense (B, K, S, D)."""
         k, v = self.append(keys, values)
         return self.dense(k).astype(keys.dtype), self.dense(v).astype(values.dtype)
 
-    def dense(self, parts: Parts) -> mx.array:
-        """Keys or values (B, K, T, D) from their parts."""
+    def dense(self, arrays: KVArrays) -> mx.array:
+        """Return keys or values (B, K, T, D), unpacked."""
         if self.bits is None:
-            return parts[0]
-        codes, scales, biases = parts
+            return arrays[0]
+        codes, scales, biases = arrays
         return mx.dequantize(codes, scales, biases, group_size=self.group_size, bits=self.bits)
 
-    def used(self, parts: Parts) -> Parts:
-        """The positions written so far."""
-        return tuple(part[..., : self.offset, :] for part in parts)
+    def used(self, buffers: KVArrays) -> KVArrays:
+        """Return the positions written so far."""
+        return tuple(buffer[..., : self.offset, :] for buffer in buffers)
 
-    def _packed(self, x: mx.array) -> Parts:
+    def _packed(self, x: mx.array) -> KVArrays:
         if self.bits is None:
             return (x,)
         return tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits))
 
-    def _written(self, room: Parts, new: Parts, start: int) -> Parts:
-        """`new` put at position `start` of `room`, which is enlarged where it is too small."""
+    def _write(self, buffers: KVArrays, new: KVArrays, start: int) -> KVArrays:
+        """Write `new` at position `start`; return the buffers, larger ones where they were full."""
         end = start + new[0].shape[2]
-        if not room:
-            room = tuple(self._room(part, end) for part in new)
-        elif end > (before := room[0].shape[2]):
-            more = max(end, before + before // 4) - start
-            room = tuple(
-                mx.concatenate([old[..., :start, :], self._room(old, more)], axis=2) for old in room
+        if not buffers:
+            buffers = tuple(self._allocate(array, end) for array in new)
+        elif end > (capacity := buffers[0].shape[2]):
+            more = max(end, capacity + capacity // 4) - start
+            buffers = tuple(
+                mx.concatenate([buffer[..., :start, :], self._allocate(buffer, more)], axis=2)
+                for buffer in buffers
             )
-        for old, part in zip(room, new, strict=True):
-            old[..., start:end, :] = part
-        return room
+        for buffer, array in zip(buffers, new, strict=True):
+            buffer[..., start:end, :] = array
+        return buffers
 
-    def _room(self, like: mx.array, positions: int) -> mx.array:
+    def _allocate(self, like: mx.array, positions: int) -> mx.array:
         B, K, _, D = like.shape
         rounded = -(-positions // self.step) * self.step
         return mx.zeros((B, K, rounded, D), like.dtype)
@@ -84,7 +84,7 @@ class KVCache:
     def make_mask(
         self, T: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """The attention mask for the next T positions."""
+        """Return the attention mask for the next T positions."""
         if window_size is not None:
             raise ValueError("KVCache has no sliding window; expected window_size=None")
         if return_array:
@@ -96,7 +96,7 @@ class KVCache:
         return True
 
     def trim(self, n: int) -> int:
-        """Forget the last n positions; the next update overwrites them."""
+        """Drop the last n positions; return how many were dropped."""
         n = min(n, self.offset)
         self.offset -= n
         return n
@@ -107,7 +107,7 @@ class KVCache:
         return [*self.keys, *self.values]
 
     def restore(self, arrays: Sequence[mx.array]) -> None:
-        """Take over what `[*used(keys), *used(values)]` of a cache of as many bits was."""
+        """Load `[*used(keys), *used(values)]` of a cache with the same bits."""
         half = len(arrays) // 2
         self.keys, self.values = tuple(arrays[:half]), tuple(arrays[half:])
         self.offset = arrays[0].shape[2]

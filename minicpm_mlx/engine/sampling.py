@@ -1,4 +1,4 @@
-"""Logits to the next token, on the device."""
+"""Sampling: from logits to the next token, on the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_A_NUMBER = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn; the order of the filters is that of transformers."""
+    """Settings for drawing the next token; filters apply in the order of transformers."""
 
     temperature: float = limited(0.0, least=0, most=100)
     """Divides the logits; 0 takes the likeliest token (greedy), and of the other fields only the
@@ -64,16 +64,16 @@ class SamplerState(NamedTuple):
 
     key: mx.array
     """State of the random numbers."""
-    made: int = 0
+    num_tokens: int = 0
     """Tokens drawn so far."""
     seen: mx.array | None = None
-    """(V,) whether a token is in the text; None where that does not matter."""
+    """(V,) whether a token is in the text; None without a repetition penalty."""
     counts: mx.array | None = None
-    """(V,) how often a token is in the reply; None where that does not matter."""
+    """(V,) how often a token is in the reply; None without the penalties that need it."""
 
 
 class Sampler:
-    """Draws tokens for one stream, and remembers what of its text bears on the next one.
+    """Draws the tokens of one stream.
 
     No token of `eos` is drawn before `min_tokens` others were. With a `grammar`, tokens that it
     does not allow are never drawn; it must not be given to a second stream.
@@ -96,126 +96,142 @@ class Sampler:
         seen = counts = None
         if sampling.repetition_penalty != 1.0:
             seen = mx.zeros((vocab_size,), mx.bool_)
-            known = [token for token in prompt if token < vocab_size]
-            seen[mx.array(known, mx.uint32)] = True
+            seen[mx.array([token for token in prompt if token < vocab_size], mx.uint32)] = True
         if sampling.frequency_penalty or sampling.presence_penalty:
             counts = mx.zeros((vocab_size,), mx.float32)
-        self.past = SamplerState(mx.random.key(seed), seen=seen, counts=counts)
-        self.bias = self._of(sampling.logit_bias)
-        self.no_end = self._of(dict.fromkeys(self.eos, -mx.inf)) if min_tokens else None
-        self.unread: mx.array | None = None
-        """The last token (1,), which the grammar does not know yet."""
+        self.state = SamplerState(mx.random.key(seed), seen=seen, counts=counts)
+        self.bias = self._dense(sampling.logit_bias)
+        self.eos_bias = self._dense(dict.fromkeys(self.eos, -mx.inf)) if min_tokens else None
+        self.last: mx.array | None = None
+        """The last token (1,), which the grammar has not accepted yet."""
 
-    def _of(self, values: Mapping[int, float]) -> mx.array | None:
-        """(V,) these values, and 0 elsewhere."""
-        known = {token: value for token, value in values.items() if token < self.vocab_size}
-        if not known:
+    def _dense(self, values: Mapping[int, float]) -> mx.array | None:
+        """(V,) with these values and 0 elsewhere; None where all are 0."""
+        values = {token: value for token, value in values.items() if token < self.vocab_size}
+        if not values:
             return None
         array = mx.zeros((self.vocab_size,))
-        array[mx.array(list(known))] = mx.array(list(known.values()))
+        array[mx.array(list(values))] = mx.array(list(values.values()))
         return array
 
     @property
-    def state(self) -> list[mx.array]:
-        """The arrays to evaluate with each token, so that the next may come on another thread."""
-        return [part for part in self.past if isinstance(part, mx.array)]
+    def arrays(self) -> list[mx.array]:
+        """The arrays to evaluate with each token; lazy ones bind the next to this thread."""
+        return [array for array in self.state if isinstance(array, mx.array)]
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """The next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
+        """Draw the next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
         bits = None
         if self.grammar is not None:
-            mx.async_eval(logits)  # the device works on while the grammar waits for the last token
-            self._tell()
+            mx.async_eval(logits)  # the device computes while the grammar waits for the last token
+            self._accept_last()
             bits = self.grammar.allowed()
-        token, self.past = self._next(logits[0], self.past, bits)
-        self.unread = token.reshape(1)
-        return self.unread
+        token, self.state = self._next(logits[0], self.state, bits)
+        self.last = token.reshape(1)
+        return self.last
 
-    def _tell(self) -> None:
-        """Let the grammar know the last token."""
-        last: Any = None if self.unread is None else self.unread.item()
-        if self.grammar is not None and last is not None and self._grows(last):
-            self.grammar.accept(last)
-        self.unread = None
+    def _accept_last(self) -> None:
+        """Advance the grammar by the last token."""
+        if self.grammar is not None and self.last is not None:
+            token: Any = self.last.item()
+            if self._is_text(token):
+                self.grammar.accept(token)
+        self.last = None
 
-    def _grows(self, token: int) -> bool:
+    def _is_text(self, token: int) -> bool:
         return token != NOT_A_NUMBER and token not in self.eos
 
-    def check(self, logits: mx.array, guesses: Sequence[int]) -> list[int]:
-        """The next tokens, from logits (1 + guesses, V) of a pass that read the guesses: those
-        that were right, and one more. Each is what it would have been without them."""
-        self._tell()
-        pasts, tokens = [self.past], []
-        told = 0  # guesses that the grammar was told
-        for row, guess in enumerate((*guesses, None)):
+    def verify(self, logits: mx.array, draft: Sequence[int]) -> list[int]:
+        """Draw from logits (1 + draft, V) of a pass that read `draft`.
+
+        Returns the draft tokens that are accepted, and one more token; each is the one that would
+        have been drawn without a draft.
+        """
+        self._accept_last()
+        # states[i] is the state before row i, if all draft tokens before it are accepted.
+        states, rows = [self.state], list[mx.array]()
+        advanced = 0  # draft tokens that the grammar has accepted
+        for row, draft_token in enumerate((*draft, None)):
             bits = self.grammar.allowed() if self.grammar is not None else None
-            token, past = self._next(logits[row], pasts[-1], bits)
-            tokens.append(token)
-            pasts.append(past if guess is None else self._with(past, pasts[-1], mx.array(guess)))
-            if guess is None:
+            token, after = self._next(logits[row], states[-1], bits)
+            rows.append(token)
+            if draft_token is None:
+                states.append(after)
                 break
+            states.append(self._count(after, states[-1], mx.array(draft_token)))
             if self.grammar is not None and bits is not None:
-                if not bits[guess // 32] >> (guess % 32) & 1 or not self._grows(guess):
-                    break  # it will not be drawn either
-                self.grammar.accept(guess)
-                told += 1
-        drawn: list[int] = mx.stack(tokens).tolist()  # type: ignore[assignment]
-        pairs = enumerate(zip(drawn, guesses, strict=False))
-        right = next((i for i, (token, guess) in pairs if token != guess), len(drawn) - 1)
+                if not _is_allowed(bits, draft_token) or not self._is_text(draft_token):
+                    break  # this row cannot draw it, or ends the text with it
+                self.grammar.accept(draft_token)
+                advanced += 1
+        drawn: list[int] = mx.stack(rows).tolist()  # type: ignore[assignment]
+        pairs = enumerate(zip(drawn, draft, strict=False))
+        accepted = next((i for i, (token, drafted) in pairs if token != drafted), len(drawn) - 1)
         if self.grammar is not None:
-            self.grammar.rollback(told - right)
-        self.past = self._with(pasts[right + 1], pasts[right], tokens[right])
-        self.unread = tokens[right].reshape(1)
-        return drawn[: right + 1]
+            self.grammar.rollback(advanced - accepted)
+        # The key after the last row drawn, but the counts of the token drawn, not of the draft's.
+        self.state = self._count(states[accepted + 1], states[accepted], rows[accepted])
+        self.last = rows[accepted].reshape(1)
+        return drawn[: accepted + 1]
 
     def _next(
-        self, logits: mx.array, past: SamplerState, bits: np.ndarray | None
+        self, logits: mx.array, state: SamplerState, bits: np.ndarray | None
     ) -> tuple[mx.array, SamplerState]:
-        """The next token from logits (V,), and what the one after it depends on."""
-        how, broken = self.sampling, mx.isnan(logits).any()
-        logits = logits[: self.vocab_size].astype(mx.float32)
-        if past.seen is not None:
-            penalty = how.repetition_penalty
-            punished = mx.where(logits > 0, logits / penalty, logits * penalty)
-            logits = mx.where(past.seen, punished, logits)
-        if past.counts is not None:
-            logits = logits - how.frequency_penalty * past.counts
-            logits = logits - how.presence_penalty * (past.counts > 0)
-        if self.bias is not None:
-            logits = logits + self.bias
-        if self.no_end is not None and past.made < self.min_tokens:
-            logits = logits + self.no_end
+        """Draw from logits (V,); return the token and the state after it."""
+        has_nan = mx.isnan(logits).any()
+        logits = self._adjust(logits[: self.vocab_size].astype(mx.float32), state)
         if bits is not None:
             logits = masked(logits, bits)
-        key = past.key
-        if how.temperature == 0:
+        key = state.key
+        if self.sampling.temperature == 0:
             token = mx.argmax(logits)
         else:
-            key, own = mx.random.split(key)
-            token = self._draw(logits, own)
-        token = mx.where(broken, NOT_A_NUMBER, token.astype(mx.int32))
-        return token, self._with(past._replace(key=key), past, token)
+            key, subkey = mx.random.split(key)
+            token = self._draw(logits, subkey)
+        token = mx.where(has_nan, NOT_A_NUMBER, token.astype(mx.int32))
+        return token, self._count(state._replace(key=key), state, token)
 
-    def _with(self, past: SamplerState, before: SamplerState, token: mx.array) -> SamplerState:
-        """`past`, with `token` added to what was `before`."""
-        here = self.ids == token
-        return past._replace(
-            made=before.made + 1,
-            seen=None if before.seen is None else before.seen | here,
-            counts=None if before.counts is None else before.counts + here,
+    def _adjust(self, logits: mx.array, state: SamplerState) -> mx.array:
+        """Apply penalties and biases to logits (V,)."""
+        sampling = self.sampling
+        if state.seen is not None:
+            penalty = sampling.repetition_penalty
+            penalized = mx.where(logits > 0, logits / penalty, logits * penalty)
+            logits = mx.where(state.seen, penalized, logits)
+        if state.counts is not None:
+            logits = logits - sampling.frequency_penalty * state.counts
+            logits = logits - sampling.presence_penalty * (state.counts > 0)
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.eos_bias is not None and state.num_tokens < self.min_tokens:
+            logits = logits + self.eos_bias
+        return logits
+
+    def _count(self, state: SamplerState, before: SamplerState, token: mx.array) -> SamplerState:
+        """Return `state` with the counts of `before` and `token`."""
+        is_token = self.ids == token
+        return state._replace(
+            num_tokens=before.num_tokens + 1,
+            seen=None if before.seen is None else before.seen | is_token,
+            counts=None if before.counts is None else before.counts + is_token,
         )
 
     def _draw(self, logits: mx.array, key: mx.array) -> mx.array:
-        how = self.sampling
+        sampling = self.sampling
         # Less the largest first, so that a tiny temperature makes the others -inf, not all inf.
-        logits = (logits - logits.max()) / max(how.temperature, 1e-30)
-        if how.top_k == 0 and how.top_p == 1 and how.min_p == 0:
+        logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
+        if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
             return mx.random.categorical(logits, key=key)
         order = mx.argsort(-logits)
-        if how.top_k:
-            order = order[: min(how.top_k, self.vocab_size)]
+        if sampling.top_k:
+            order = order[: min(sampling.top_k, self.vocab_size)]
         ranked = logits[order]
         probabilities = mx.softmax(ranked)
-        before = mx.cumsum(probabilities) - probabilities
-        keep = (before < how.top_p) & (probabilities >= how.min_p * probabilities[0])
+        # Of the tokens before each: the token that crosses top_p is kept.
+        cumulative = mx.cumsum(probabilities) - probabilities
+        keep = (cumulative < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[0])
         return order[mx.random.categorical(mx.where(keep, ranked, -mx.inf), key=key)]
+
+
+def _is_allowed(bits: np.ndarray, token: int) -> bool:
+    return bool(bits[token // 32] >> (token % 32) & 1)

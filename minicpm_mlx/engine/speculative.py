@@ -1,9 +1,9 @@
-"""Guesses at the next tokens, checked many at a time in one forward pass.
+"""Speculative decoding: drafts of the next tokens, verified in one forward pass.
 
-A guess never changes what is drawn: every token is drawn from the model's own logits, and a guess
-that it equals has saved a pass. So greedy text is the same with guesses and without, and so is
-sampled text with the same seed; but for rounding, since a pass over several tokens may sum in
-another order than one over one, and tip a tie.
+Drafts never change the text. Every token is drawn from the model's own logits; a draft token that
+equals it has saved a pass. So greedy text, and sampled text with the same seed, is the same with
+and without drafts, except for rounding: a pass over several tokens may sum in another order than a
+pass over one, and tip a tie.
 """
 
 from __future__ import annotations
@@ -12,67 +12,68 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-MOST = 16
-"""Guesses a pass."""
+MAX_DRAFT_TOKENS = 16
+"""Draft tokens a pass."""
 
-SURE = 8
-"""Tokens that were there before, from which on more of them make a guess no surer."""
+MAX_MATCH = 8
+"""Matching tokens beyond which a longer match is no more likely to continue alike."""
 
-PRIOR = {2: 0.4, 3: 0.65}
-"""Share of guesses that come true, until it is known, by how many tokens were there before; else
-0.8."""
+PRIOR_ACCEPTANCE = {2: 0.4, 3: 0.65}
+"""Share of draft tokens accepted, until it is measured, by length of the match; else 0.8."""
 
-RECENT = 16
-"""Places where a pair was seen last that are looked at."""
+MAX_CANDIDATES = 16
+"""Latest occurrences of a pair of tokens that are compared."""
 
 
 class Drafter(Protocol):
-    """Guesses what follows a text."""
+    """Proposes the next tokens of a text."""
 
-    def find(self, text: Sequence[int]) -> int:
-        """How sure a guess would be, as a class of its own: 0 where there is none to make."""
+    def confidence(self, text: Sequence[int]) -> int:
+        """Return a class whose acceptance is measured on its own; 0: there is no draft."""
         ...
 
-    def guess(self, text: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that may follow."""
+    def propose(self, text: Sequence[int], count: int) -> list[int]:
+        """Return up to `count` tokens that may follow, after `confidence` of the same text."""
         ...
 
 
-class Lookup:
-    """Guesses that what followed the last few tokens before follows them again."""
+class PromptLookup:
+    """Proposes what followed the last few tokens where they occurred before (n-gram lookup)."""
 
     def __init__(self) -> None:
         self.ends: dict[tuple[int, int], list[int]] = {}
-        """Where each pair of tokens ended that something followed."""
-        self.known = 1
-        self.found = 0
+        """Positions after each pair of tokens that another token follows."""
+        self.indexed = 1
+        self.match_end = 0
 
-    def find(self, text: Sequence[int]) -> int:
-        """How many tokens before the end were there before, from 2 up to SURE."""
-        for end in range(self.known + 1, len(text)):
+    def confidence(self, text: Sequence[int]) -> int:
+        """Return how many of the last tokens occurred before, from 2 up to MAX_MATCH; else 0."""
+        for end in range(self.indexed + 1, len(text)):
             self.ends.setdefault((text[end - 2], text[end - 1]), []).append(end)
-        self.known = max(self.known, len(text) - 1)
+        self.indexed = max(self.indexed, len(text) - 1)
         best = 0
-        for end in reversed(self.ends.get(tuple(text[-2:]), [])[-RECENT:]):  # type: ignore[arg-type]
-            alike = 2
-            while alike < min(SURE, end) and text[end - 1 - alike] == text[-1 - alike]:
-                alike += 1
-            if alike > best:
-                best, self.found = alike, end
+        candidates = self.ends.get((text[-2], text[-1]), []) if len(text) > 1 else []
+        for end in reversed(candidates[-MAX_CANDIDATES:]):
+            length = 2
+            while length < min(MAX_MATCH, end) and text[end - 1 - length] == text[-1 - length]:
+                length += 1
+            if length > best:
+                best, self.match_end = length, end
         return best
 
-    def guess(self, text: Sequence[int], count: int) -> list[int]:
-        made: list[int] = []
-        for at in range(self.found, self.found + count):  # a text that repeats itself goes on so
-            made.append(text[at] if at < len(text) else made[at - len(text)])
-        return made
+    def propose(self, text: Sequence[int], count: int) -> list[int]:
+        draft: list[int] = []
+        for position in range(self.match_end, self.match_end + count):
+            # A match near the end runs into the draft itself: the text repeats itself.
+            inside = position < len(text)
+            draft.append(text[position] if inside else draft[position - len(text)])
+        return draft
 
 
 class Speculation:
-    """Decides how many guesses are worth a pass, from how often they came true and what they cost;
-    none without a drafter.
+    """Chooses how many tokens to draft, from measured acceptance and cost; none without a drafter.
 
-    Costs are measured as it goes, in seconds; they decide the speed, never the text.
+    Times are in seconds, as passes take them. They decide the speed, never the text.
     """
 
     def __init__(self, drafter: Drafter | None):
@@ -80,49 +81,58 @@ class Speculation:
         self.passes = 0
         """Forward passes after the prompt's."""
         self.slope = 0.1
-        """What a guess adds to a pass, as a share of a plain one."""
-        self.plain: float | None = None
-        """Seconds of a plain pass."""
-        self.hits: dict[int, float] = {}
-        """Share of guesses that came true, of each class of `Drafter.find`."""
-        self.kind = 0
-        self.spent = 0.0  # seconds, on making the guesses
+        """Cost of a draft token, as a share of a plain step."""
+        self.step_seconds: float | None = None
+        """A plain step's."""
+        self.acceptance: dict[int, float] = {}
+        """Share of draft tokens accepted, by class of confidence."""
+        self.confidence = 0
+        self.draft_seconds = 0.0
 
-    def guesses(self, text: Sequence[int], most: int) -> list[int]:
-        """The guesses worth checking next, none where a plain pass is quicker."""
+    def draft_tokens(self, text: Sequence[int], limit: int) -> list[int]:
+        """Return the tokens worth verifying next; none where a plain step is faster."""
         if self.drafter is None:
             return []
         start = time.perf_counter()
-        self.kind = self.drafter.find(text)
-        count = min(self._worth(), most) if self.kind else 0
-        made = self.drafter.guess(text, count) if count > 0 else []
-        self.spent = time.perf_counter() - start
-        return made
+        self.confidence = self.drafter.confidence(text)
+        count = min(self._best_count(), limit) if self.confidence else 0
+        tokens = self.drafter.propose(text, count) if count > 0 else []
+        self.draft_seconds = time.perf_counter() - start
+        return tokens
 
-    def _worth(self) -> int:
-        """The number of guesses that gives most tokens a second."""
-        hit, best, length = self.hits.get(self.kind, PRIOR.get(self.kind, 0.8)), 1.0, 0
-        tokens = 1.0
-        for count in range(1, MOST + 1):
-            tokens += hit**count
+    def _acceptance(self) -> float:
+        prior = PRIOR_ACCEPTANCE.get(self.confidence, 0.8)
+        return self.acceptance.get(self.confidence, prior)
+
+    def _best_count(self) -> int:
+        """Return the number of draft tokens that gives most tokens a second."""
+        acceptance, best_rate, best_count = self._acceptance(), 1.0, 0
+        tokens = 1.0  # expected; the nth draft token counts only if all before it are accepted
+        for count in range(1, MAX_DRAFT_TOKENS + 1):
+            tokens += acceptance**count
             rate = tokens / (1 + self.slope * count)
-            if rate > best * 1.02:
-                best, length = rate, count
-        return length
+            if rate > best_rate * 1.02:  # less is noise, and a longer draft costs more when wrong
+                best_rate, best_count = rate, count
+        return best_count
 
-    def checked(self, guessed: int, right: int, seconds: float) -> None:
-        """Learn from a pass over guesses, so many of them right."""
+    def record_verified(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Learn from a pass that verified `drafted` tokens, the first `accepted` of them right."""
         self.passes += 1
-        hit = self.hits.get(self.kind, PRIOR.get(self.kind, 0.8))
-        for came_true in [True] * right + [False] * (right < guessed):
-            hit += 0.15 * (came_true - hit)
-        self.hits[self.kind] = hit
-        if self.plain:
-            slope = ((seconds + self.spent) / self.plain - 1) / guessed
+        acceptance = self._acceptance()
+        # Tokens after the first wrong one say nothing about the share.
+        for was_accepted in [True] * accepted + [False] * (accepted < drafted):
+            acceptance += 0.15 * (was_accepted - acceptance)
+        self.acceptance[self.confidence] = acceptance
+        if self.step_seconds:
+            slope = ((seconds + self.draft_seconds) / self.step_seconds - 1) / drafted
             self.slope += 0.2 * (min(max(slope, 0.01), 1.0) - self.slope)
 
-    def stepped(self, seconds: float) -> None:
-        """Learn from a plain pass, made while the one before it was waited for."""
-        self.plain = seconds if self.plain is None else self.plain + 0.1 * (seconds - self.plain)
-        for kind, hit in self.hits.items():  # what did not pay is tried again, if seldom
-            self.hits[kind] = hit + 0.002 * (PRIOR.get(kind, 0.8) - hit)
+    def record_step(self, seconds: float) -> None:
+        """Learn from a plain step, which ran while the one before it was waited for."""
+        if self.step_seconds is None:
+            self.step_seconds = seconds
+        self.step_seconds += 0.1 * (seconds - self.step_seconds)
+        # Back towards the prior, slowly: a class that did not pay is tried again now and then.
+        for confidence, acceptance in self.acceptance.items():
+            prior = PRIOR_ACCEPTANCE.get(confidence, 0.8)
+            self.acceptance[confidence] = acceptance + 0.002 * (prior - acceptance)

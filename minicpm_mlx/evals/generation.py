@@ -81,7 +81,7 @@ def _cache_positions(config: Config) -> int:
 
     Halved, since a batch that grows is copied.
     """
-    estimate = memory.plan(config)
+    estimate = memory.estimate(config)
     free = max(estimate.available - estimate.working, 0) // 2
     return free * estimate.context // max(estimate.cache, 1)
 

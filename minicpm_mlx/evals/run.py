@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..engine.scoring.loglikelihood import Alternatives, score, shared
+from ..engine.scoring.loglikelihood import Alternatives, score, shared_prefix_length
 from ..errors import InvalidArgumentError
 from ..lm.fingerprint import identity
 from ..weights.load import parameters
@@ -258,7 +258,7 @@ def _compare_options(lm: LM, task: Task, docs: Sequence[Doc]) -> Iterator[Record
                 too_long.append(question)
             else:
                 asked.append(question)
-                yield Alternatives(texts, shared(texts))
+                yield Alternatives(texts, shared_prefix_length(texts))
 
     for index, scores in score(lm.model, groups(), context=lm.context_length):
         question = asked[index]

@@ -21,8 +21,8 @@ from ..engine import (
     LanguageModel,
     Sampling,
 )
-from ..engine.batching.prefix_cache import common, first
-from ..memory import chunk_of
+from ..engine.batching.prefix_cache import common_prefix_length, slice_cache
+from ..memory import prefill_chunk
 from ..text.tokenizer import Tokenizer
 from .outputs import (
     Completion,
@@ -137,12 +137,12 @@ def replies(
             if not streams:
                 return
             for drawn in batch.step():
-                drawn.check()
+                drawn.raise_error()
                 stream = streams[drawn.stream]
                 ended = stream.add(drawn.token)
-                if not drawn.reason and not ended:
+                if not drawn.finish_reason and not ended:
                     continue
-                if not drawn.reason:
+                if not drawn.finish_reason:
                     batch.remove(drawn.stream)
                 del streams[drawn.stream]
                 yield stream.place, stream.completion()
@@ -184,20 +184,20 @@ class _Heads:
         """Keys and values of what `ids` begin with; read now where the next begin so too."""
         if self.threshold is not None and len(ids) > self.threshold:
             return None  # it is rotated otherwise, by its length
-        have = common(self.ids, ids)
-        coming = common(ids, following)
+        have = common_prefix_length(self.ids, ids)
+        coming = common_prefix_length(ids, following)
         if coming >= have + SHARED:
             self._read(ids[: min(coming, len(ids) - 1)])
             have = len(self.ids)
         have = min(have, len(ids) - 1)
-        return first(self.cache, have) if have >= SHARED else None
+        return slice_cache(self.cache, have) if have >= SHARED else None
 
     def _read(self, ids: Sequence[int]) -> None:
         from mlx_lm.models.cache import KVCache
 
         self.ids = list(ids)
         self.cache = [KVCache() for _ in range(self.model.config.num_hidden_layers)]
-        step = chunk_of(self.model.config)
+        step = prefill_chunk(self.model.config)
         for begin in range(0, len(ids), step):
             part = mx.array([self.ids[begin : begin + step]])
             self.model.hidden(part, self.cache, len(ids))

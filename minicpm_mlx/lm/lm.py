@@ -21,16 +21,16 @@ from ..arguments import (
 )
 from ..engine import (
     WIDTH,
-    Draft,
+    DraftModel,
     Grammar,
-    Lookup,
+    PromptLookup,
     Sampling,
     Session,
     Speculation,
     generate,
 )
 from ..errors import ContextLengthError, InvalidArgumentError
-from ..model.adapters import adapt
+from ..model.adapters import apply_adapter
 from ..model.config import Config
 from ..model.fused import FusedModel
 from ..model.transformer import Model
@@ -93,7 +93,7 @@ class LM:
         Not while a reply is coming. Raises ConfigError or WeightsError, and changes nothing then.
         """
         path = None if folder is None else Path(folder).expanduser().resolve()
-        adapt(self.model, None if path is None else read_adapter(path))
+        apply_adapter(self.model, None if path is None else read_adapter(path))
         self.adapter = path
 
     def session(self, kv_bits: int | None = None) -> Session:
@@ -172,7 +172,9 @@ class LM:
         if not wanted:
             return Speculation(None)
         vocabulary = self.tokenizer.vocab_size
-        return Speculation(Draft(self.draft.model, vocabulary) if self.draft else Lookup())
+        return Speculation(
+            DraftModel(self.draft.model, vocabulary) if self.draft else PromptLookup()
+        )
 
     def _pieces(
         self,

@@ -6,6 +6,7 @@ from functools import partial
 
 import mlx.core as mx
 
+from . import kernels
 from .config import Config
 
 
@@ -17,15 +18,14 @@ class Activation:
 
     def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
         if self.threshold is None:
-            return _silu(gate, up)
-        return _relu(gate, up, mx.array(self.threshold, gate.dtype))
+            return kernels.mlx_silu_mul(gate, up)
+        return _fatrelu_mul(gate, up, mx.array(self.threshold, gate.dtype))
 
-
-@partial(mx.compile, shapeless=True)  # one kernel instead of three
-def _silu(gate: mx.array, up: mx.array) -> mx.array:
-    return gate * mx.sigmoid(gate) * up
+    def for_inference(self) -> kernels.GatedActivation:
+        """Return the fastest form; it may have no gradient."""
+        return kernels.silu_mul() if self.threshold is None else self
 
 
 @partial(mx.compile, shapeless=True)
-def _relu(gate: mx.array, up: mx.array, threshold: mx.array) -> mx.array:
+def _fatrelu_mul(gate: mx.array, up: mx.array, threshold: mx.array) -> mx.array:
     return mx.where(gate > threshold, gate, 0) * up

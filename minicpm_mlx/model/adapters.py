@@ -14,17 +14,17 @@ import mlx.nn as nn
 from ..arguments import printable
 from ..errors import WeightsError
 from .fused import (
+    ConcatenatedLinear,
     FusedMLP,
     FusedModel,
-    Parts,
-    Scaled,
+    ScaledLinear,
 )
 from .kernels.cpu_gemv import SplitLinear
-from .packing import replace
+from .modules import replace_module
 from .transformer import Model
 
 
-class Adapted(nn.Module):
+class AdaptedLinear(nn.Module):
     """A projection with an adapter: layer(x) + (x a) b; in DoRA times `gain`, but for the bias."""
 
     def __init__(self, layer: nn.Module, a: mx.array, b: mx.array):
@@ -39,7 +39,7 @@ class Adapted(nn.Module):
 
 
 @dataclass(frozen=True)
-class Place:
+class ProjectionSlice:
     """Where a projection of the checkpoint is in a model: in these rows of a layer's output."""
 
     path: str
@@ -50,27 +50,27 @@ class Place:
     """By which the output is multiplied there."""
 
 
-def adapt(model: Model | FusedModel, adapter: Adapter | None) -> None:
+def apply_adapter(model: Model | FusedModel, adapter: Adapter | None) -> None:
     """Put `adapter` on `model` in the place of the one it has; None: none.
 
     WeightsError where it does not fit; the model is then as it was.
     """
-    changes = {} if adapter is None else located(model, adapter)
+    changes = {} if adapter is None else locate_deltas(model, adapter)
     for path, module in list(model.named_modules()):
-        if type(module) is Adapted:
-            replace(model, path, module.layer)
+        if type(module) is AdaptedLinear:
+            replace_module(model, path, module.layer)
     modules = dict(model.named_modules())
     norm = model.model.norm if isinstance(model, Model) else model.norm
     for path, deltas in changes.items():
-        replace(model, path, _adapted(modules[path], deltas, norm.weight.dtype))
+        replace_module(model, path, _adapted(modules[path], deltas, norm.weight.dtype))
     mx.eval(model.parameters())
     model.adapter = adapter.digest if adapter else None
 
 
-def beside(model: Model | FusedModel) -> Model | FusedModel:
+def share_weights(model: Model | FusedModel) -> Model | FusedModel:
     """A model of the same arrays that can have an adapter of its own; it has none."""
     twin: Model | FusedModel = _shared(model)
-    adapt(twin, None)
+    apply_adapter(twin, None)
     return twin
 
 
@@ -88,9 +88,11 @@ def _shared(part: Any) -> Any:
     return part
 
 
-def located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple[Place, Delta]]]:
+def locate_deltas(
+    model: Model | FusedModel, adapter: Adapter
+) -> dict[str, list[tuple[ProjectionSlice, LoRADelta]]]:
     """By layer of the model what is changed in it; WeightsError where that cannot be."""
-    known = places(model)
+    known = find_projections(model)
     changes = defaultdict(list)
     for module, delta in adapter.deltas.items():
         place = known.get(module)
@@ -110,7 +112,9 @@ def located(model: Model | FusedModel, adapter: Adapter) -> dict[str, list[tuple
     return changes
 
 
-def _adapted(layer: nn.Module, deltas: list[tuple[Place, Delta]], dtype: mx.Dtype) -> Adapted:
+def _adapted(
+    layer: nn.Module, deltas: list[tuple[ProjectionSlice, LoRADelta]], dtype: mx.Dtype
+) -> AdaptedLinear:
     """One pair of matrices for all that is changed in a layer."""
     out, width = shape_of(layer)
     a = mx.concatenate([delta.a for _, delta in deltas], axis=1)
@@ -123,7 +127,7 @@ def _adapted(layer: nn.Module, deltas: list[tuple[Place, Delta]], dtype: mx.Dtyp
         if delta.magnitude is not None:
             whole = dense(layer)[place.rows] + place.scale * (delta.a @ delta.b).T
             gain[place.rows] = delta.magnitude * place.scale / mx.linalg.norm(whole, axis=1)
-    adapted = Adapted(layer, a.astype(dtype), b.astype(dtype))
+    adapted = AdaptedLinear(layer, a.astype(dtype), b.astype(dtype))
     if any(delta.magnitude is not None for _, delta in deltas):
         adapted.gain = gain.astype(dtype)
         bias = layer(mx.zeros((1, width), dtype))[0]
@@ -132,18 +136,20 @@ def _adapted(layer: nn.Module, deltas: list[tuple[Place, Delta]], dtype: mx.Dtyp
     return adapted
 
 
-def places(model: Model | FusedModel) -> dict[str, Place]:
+def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
     """Where each matrix of the checkpoint is in `model`, by its path in the checkpoint."""
-    known: dict[str, Place] = {}
+    known: dict[str, ProjectionSlice] = {}
 
     def add(path: str, layer: nn.Module, names: dict[str, int], scale: float = 1.0) -> None:
         start = 0
         for name, rows in names.items():
-            known[name] = Place(path, slice(start, start + rows), shape_of(layer)[1], scale)
+            known[name] = ProjectionSlice(
+                path, slice(start, start + rows), shape_of(layer)[1], scale
+            )
             start += rows
 
     if isinstance(model, Model):
-        inside = tuple(f"{p}." for p, m in model.named_modules() if type(m) is Adapted)
+        inside = tuple(f"{p}." for p, m in model.named_modules() if type(m) is AdaptedLinear)
         for path, module in model.named_modules():
             if _is_projection(module) and not path.startswith(inside):
                 add(path, module, {path: shape_of(module)[0]})
@@ -172,7 +178,7 @@ def places(model: Model | FusedModel) -> dict[str, Place]:
 
 
 def _is_projection(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.QuantizedLinear, Adapted))
+    return isinstance(module, (nn.Linear, nn.QuantizedLinear, AdaptedLinear))
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
@@ -205,17 +211,17 @@ def dense(layer: nn.Module) -> mx.array:
 
 def _leaves(layer: nn.Module) -> list[tuple[nn.Module, float]]:
     """The plain or quantized layers that a projection consists of, each with its multiplier."""
-    if isinstance(layer, Parts):
+    if isinstance(layer, ConcatenatedLinear):
         return [leaf for part in layer.parts for leaf in _leaves(part)]
-    if isinstance(layer, Scaled):
+    if isinstance(layer, ScaledLinear):
         return [(leaf, scale * layer.scale) for leaf, scale in _leaves(layer.layer)]
-    if isinstance(layer, Adapted):
+    if isinstance(layer, AdaptedLinear):
         return _leaves(layer.layer)
     return _leaves(layer.linear) if isinstance(layer, SplitLinear) else [(layer, 1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delta:
+class LoRADelta:
     """What an adapter does to a projection W (out, in): W x + b (a x)."""
 
     a: mx.array
@@ -231,7 +237,7 @@ class Adapter:
     """An adapter as read from its folder."""
 
     folder: Path
-    deltas: dict[str, Delta]
+    deltas: dict[str, LoRADelta]
     """By the projection's path in the checkpoint, such as model.layers.0.self_attn.q_proj."""
     digest: str
     """Hash of its files."""

@@ -6,7 +6,8 @@
 - o_proj and down_proj absorb residual_scale / scale_emb (in scales and biases when quantized), and
   the last norm absorbs the logit divisor. float16 no longer overflows.
 - q, k and v become one matrix, gate and up another, and the experts of a mixture are stacked.
-What is left is a Llama with fewer, larger kernels; the test holds it against `model.py`.
+The result is a Llama with fewer, larger kernels; tests compare it with the reference model in
+`transformer.py`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .. import device
+from . import kernels
 from .config import Config
-from .kernels import cpu_softmax
 from .moe import MoE, route
 from .rope import Rotation
 from .transformer import (
     MLP,
     Attention,
     Block,
+    Cache,
     Mask,
     Model,
     attend,
-    prepare,
+    prepare_pass,
 )
 
 
@@ -40,7 +42,7 @@ class FusedModel(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.config = model.config
-        self.adapter: str | None = None  # digest of the one that adapt() put on
+        self.adapter: str | None = None  # digest of the one that apply_adapter() put on
         self.rope = model.model.rope
         self.embed_tokens = model.model.embed_tokens
         self.layers: list[FusedBlock] = []
@@ -49,17 +51,17 @@ class FusedModel(nn.Module):
             self.lm_head = model.lm_head
 
     def __call__(
-        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+        self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
         """Logits (B, T, V) for ids (B, T); see `Model.__call__`."""
         return self.logits(self.hidden(ids, cache, length))
 
     def hidden(
-        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+        self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
         """Last hidden states (B, T, hidden), divided by the logit divisor."""
         x = self.embed_tokens(ids)
-        rotate, mask, caches = prepare(self.rope, ids, cache, len(self.layers), length)
+        rotate, mask, caches = prepare_pass(self.rope, ids, cache, len(self.layers), length)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, rotate, mask, layer_cache)
         return self.norm(x)
@@ -72,7 +74,7 @@ class FusedModel(nn.Module):
 
 
 def fuse(model: Model) -> FusedModel:
-    """Turn `model` into its inference form, using up its layers one by one.
+    """Convert `model` to its inference form, using up its layers one by one.
 
     Peak memory is the result plus one layer; `model` is left empty.
     """
@@ -96,7 +98,7 @@ class FusedBlock(nn.Module):
         for norm in (self.input_layernorm, self.post_attention_layernorm):
             norm.eps = config.rms_norm_eps / config.scale_emb**2
 
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -106,16 +108,15 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.scale = attention.scale
-        self.attention = cpu_softmax.attention if device.slow_exponentials() else None
+        self.attention = kernels.attention()
         self.qkv_proj = join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o_proj = scaled(attention.o_proj, scale)
 
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
         H, K = self.heads, self.kv_heads
-        qkv = self.qkv_proj(x).reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)
-        # q and k rotate alike, so as one (B, H + K, T, D).
-        qk = rotate(qkv[:, : H + K])
+        qkv = self.qkv_proj(x).reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)  # (B, H+2K, T, D)
+        qk = rotate(qkv[:, : H + K])  # q and k rotate alike, so in one kernel
         q, k, v = qk[:, :H], qk[:, H:], qkv[:, H + K :]
         return self.o_proj(attend(q, k, v, self.scale, mask, cache, self.attention))
 
@@ -123,7 +124,7 @@ class FusedAttention(nn.Module):
 class FusedMLP(nn.Module):
     def __init__(self, mlp: MLP, scale: float):
         super().__init__()
-        self.activation = _activation(mlp)
+        self.activation = mlp.activation.for_inference()
         self.gate_up_proj = join([mlp.gate_proj, mlp.up_proj])
         self.down_proj = scaled(mlp.down_proj, scale)
 
@@ -137,9 +138,10 @@ class FusedMoE(nn.Module):
 
     def __init__(self, moe: MoE, scale: float):
         super().__init__()
-        self.k, self.gate, self.activation = moe.k, moe.gate, _activation(moe)
-        self.gate_up = Stacked([join([expert.w1, expert.w3]) for expert in moe.experts])
-        self.down = Stacked([scaled(expert.w2, scale) for expert in moe.experts])
+        self.k, self.gate = moe.k, moe.gate
+        self.activation = moe.activation.for_inference()
+        self.gate_up = StackedLinear([join([expert.w1, expert.w3]) for expert in moe.experts])
+        self.down = StackedLinear([scaled(expert.w2, scale) for expert in moe.experts])
 
     def __call__(self, x: mx.array) -> mx.array:
         chosen, weights = route(self.gate(x), self.k)  # (B, T, k)
@@ -149,18 +151,12 @@ class FusedMoE(nn.Module):
         return (out * weights[..., None].astype(x.dtype)).sum(axis=-2)
 
 
-def _activation(mlp: MLP | MoE) -> Callable[[mx.array, mx.array], mx.array]:
-    if mlp.activation.threshold is None and device.slow_exponentials():
-        return cpu_softmax.silu_times
-    return mlp.activation
-
-
 def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:
     if isinstance(mlp, MLP):
         return FusedMLP(mlp, scale)
     inner: list[nn.Module] = [layer for expert in mlp.experts for layer in (expert.w1, expert.w3)]
     outer: list[nn.Module] = [expert.w2 for expert in mlp.experts]
-    if _alike(inner) and _alike(outer) and _foldable(outer[0]):
+    if _same_form(inner) and _same_form(outer) and _can_absorb_scale(outer[0]):
         return FusedMoE(mlp, scale)
     mlp.residual_scale = scale
     return mlp
@@ -173,8 +169,9 @@ def _fold_norm(model: Model) -> nn.RMSNorm:
     return norm
 
 
-class Parts(nn.Module):
-    """Projections of one input that cannot be one matrix (other bits, an adapter), side by side."""
+class ConcatenatedLinear(nn.Module):
+    """Projections of one input that cannot be one matrix, since their bits differ or one has an
+    adapter."""
 
     def __init__(self, parts: list[nn.Module]):
         super().__init__()
@@ -184,10 +181,10 @@ class Parts(nn.Module):
         return mx.concatenate([part(x) for part in self.parts], axis=-1)
 
 
-class Scaled(nn.Module):
-    """A projection whose output is multiplied, where its weights cannot be.
+class ScaledLinear(nn.Module):
+    """A projection with a scaled output, for layers whose weights cannot absorb the scale.
 
-    Its input is, where no bias comes in between: the raw output of down_proj overflows float16.
+    Without a bias the input is scaled instead: the raw output of down_proj overflows float16.
     """
 
     def __init__(self, layer: nn.Module, scale: float):
@@ -199,19 +196,19 @@ class Scaled(nn.Module):
         return self.layer(x) * self.scale if self.biased else self.layer(x * self.scale)
 
 
-class Stacked(nn.Module):
-    """Alike projections in one array; each row of the input names those it goes through."""
+class StackedLinear(nn.Module):
+    """Projections of one form in one array, of which each input row goes through those chosen."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
         self.layer = _merge(layers, mx.stack)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """x (B, T, 1 or k, 1, in) through layers `chosen` (B, T, k): (B, T, k, 1, out)."""
+        """Project x (B, T, 1 or k, 1, in) by layers `chosen` (B, T, k) to (B, T, k, 1, out)."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             weight, dtype = layer.weight.swapaxes(-1, -2), x.dtype
-            if device.on_cpu():  # whose gather_mm knows float32 alone
+            if device.on_cpu():  # its gather_mm takes float32 only
                 x, weight = x.astype(mx.float32), weight.astype(mx.float32)
             return mx.gather_mm(x, weight, rhs_indices=chosen).astype(dtype)
         return mx.gather_qmm(
@@ -228,14 +225,14 @@ class Stacked(nn.Module):
 
 
 def join(layers: list[nn.Module]) -> nn.Module:
-    """One projection whose output is the outputs of `layers`, which are used up, end to end."""
-    return _merge(layers, mx.concatenate) if _alike(layers) else Parts(layers)
+    """Concatenate the outputs of `layers`, which are used up, into those of one projection."""
+    return _merge(layers, mx.concatenate) if _same_form(layers) else ConcatenatedLinear(layers)
 
 
 def scaled(layer: nn.Module, scale: float) -> nn.Module:
-    """`layer`, used up, with its output multiplied by `scale`."""
-    if not _foldable(layer):
-        return Scaled(layer, scale)
+    """Return `layer`, which is used up, with its output multiplied by `scale`."""
+    if not _can_absorb_scale(layer):
+        return ScaledLinear(layer, scale)
     packed = type(layer) is nn.QuantizedLinear
     for name in ("scales", "biases", "bias") if packed else ("weight", "bias"):
         if name in layer:
@@ -243,14 +240,14 @@ def scaled(layer: nn.Module, scale: float) -> nn.Module:
     return layer
 
 
-def _foldable(layer: nn.Module) -> bool:
-    """Whether a multiplier can go into the weights; the scales of float modes are too coarse."""
+def _can_absorb_scale(layer: nn.Module) -> bool:
+    """Whether the weights can absorb a scale; the scales of float modes are too coarse."""
     kind = type(layer)
     return kind is nn.Linear or (kind is nn.QuantizedLinear and layer.mode == "affine")
 
 
-def _alike(layers: list[nn.Module]) -> bool:
-    """Whether the arrays of `layers` can be merged: plain or packed in the same way."""
+def _same_form(layers: list[nn.Module]) -> bool:
+    """Whether the arrays of `layers` can be merged: all dense, or all packed in the same way."""
 
     def form(layer: nn.Module) -> tuple[Any, ...]:
         packing = tuple(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
@@ -268,5 +265,5 @@ def _merge(layers: list[nn.Module], combine: Callable[[list[mx.array]], mx.array
 
 
 def _times(array: mx.array, scale: float) -> mx.array:
-    """Multiply in float32: a scale rounded to 16 bits would be off by the same share everywhere."""
+    """Multiply in float32: a scale rounded to 16 bits would bias every weight alike."""
     return (array.astype(mx.float32) * scale).astype(array.dtype)

@@ -1,7 +1,7 @@
-"""One model over several processes: each computes some heads, and some of the feed-forward.
+"""Tensor parallelism: each process computes some heads and some of the feed-forward.
 
-(Shoeybi et al., arXiv 1909.08053.) What they make is summed after attention and after the
-feed-forward; embedding, norms and head are the same everywhere.
+After Shoeybi et al., arXiv 1909.08053: results are summed over the processes after attention and
+after the feed-forward; embedding, norms and head are the same on all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .fused import FusedModel
 from .transformer import MLP, Model
 
 
-class Summed(nn.Module):
-    """A part of a layer of which each process computes a share of the sum."""
+class AllReduce(nn.Module):
+    """Attention or feed-forward of which each process computes a share of the sum."""
 
     def __init__(self, part: nn.Module):
         super().__init__()
@@ -30,9 +30,10 @@ class Summed(nn.Module):
 
 
 def shard(model: Model) -> None:
-    """Leave of `model`, whose arrays may be lazy, what this process computes of it.
+    """Reduce `model`, whose arrays may be lazy, to this process's share of it.
 
-    Then, and after `fuse`, it needs `sum_shards`. InvalidArgumentError where it cannot be divided.
+    Call `add_all_reduce` next, after `fuse` if that is wanted. InvalidArgumentError if the model
+    cannot be divided by the number of processes.
     """
     rank, size = collectives.rank(), collectives.size()
     _check(model.config, size)
@@ -54,11 +55,11 @@ def shard(model: Model) -> None:
             _keep_inputs(down, rank, size)
 
 
-def sum_shards(model: Model | FusedModel) -> None:
-    """Have the layers of a model that was sharded sum what the processes make."""
+def add_all_reduce(model: Model | FusedModel) -> None:
+    """Make the layers of a sharded model sum their results over the processes."""
     for block in model.layers:
         layer: Any = block
-        layer.self_attn, layer.mlp = Summed(block.self_attn), Summed(block.mlp)
+        layer.self_attn, layer.mlp = AllReduce(block.self_attn), AllReduce(block.mlp)
 
 
 def _check(config: Config, size: int) -> None:

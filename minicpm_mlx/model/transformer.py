@@ -1,4 +1,4 @@
-"""The MiniCPM transformer, written to be read; `fuse.py` makes the fast form of it.
+"""The MiniCPM transformer, written to be read; `fused.py` makes the fast form of it.
 
 What is unusual about this architecture (muP, maximal update parametrization):
 - the embedding is multiplied by `scale_emb`
@@ -10,20 +10,38 @@ With all three scales at 1 this is a Llama.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import kernels
 from .activations import Activation
 from .config import Config
 from .moe import MoE
 from .rope import Rope, Rotation
 
 Mask = mx.array | str | None
-"""Which positions see which: MLX's "causal", a boolean array (B, 1, T, T), or None for all."""
+"""MLX's "causal", a boolean array (B, 1, T, S) of what a position sees, or None for all."""
+
+
+class Cache(Protocol):
+    """One layer's key-value cache: KVCache, SharedLayerCache or one of mlx-lm's."""
+
+    @property
+    def offset(self) -> int | mx.array:
+        """Positions that are cached, one number or one a row (B,)."""
+        ...
+
+    def make_mask(self, T: int, return_array: bool = False, window_size: int | None = None) -> Mask:
+        """Return the mask of the next T positions."""
+        ...
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values (B, K, T, D); return all, (B, K, S, D)."""
+        ...
 
 
 class Attention(nn.Module):
@@ -31,7 +49,8 @@ class Attention(nn.Module):
         super().__init__()
         D, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
         self.heads, self.kv_heads, self.scale = H, K, D**-0.5
-        self.attention: Callable[..., mx.array] | None = None  # in the place of MLX's
+        # Differentiable; training replaces it where MLX's is slow.
+        self.attention: kernels.Attention = mx.fast.scaled_dot_product_attention
         self.residual_scale = config.residual_scale
         bias = config.attention_bias
         self.q_proj = nn.Linear(config.hidden_size, H * D, bias=bias)
@@ -39,11 +58,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
         self.o_proj = nn.Linear(H * D, config.hidden_size, bias=bias)
 
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
         B, T, _ = x.shape
         q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
         k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
-        v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)
+        v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
         out = attend(rotate(q), rotate(k), v, self.scale, mask, cache, self.attention)
         return self.o_proj(out) * self.residual_scale
 
@@ -71,7 +90,7 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Any) -> mx.array:
+    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -88,10 +107,10 @@ class Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
-        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+        self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
         x = self.embed_tokens(ids) * self.scale_emb  # (B, T, hidden)
-        rotate, mask, caches = prepare(self.rope, ids, cache, len(self.layers), length)
+        rotate, mask, caches = prepare_pass(self.rope, ids, cache, len(self.layers), length)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
             x = layer(x, rotate, mask, layer_cache)
         return self.norm(x)
@@ -103,7 +122,7 @@ class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.adapter: str | None = None  # digest of the one that adapt() put on
+        self.adapter: str | None = None  # digest of the one that apply_adapter() put on
         self.model = Decoder(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -113,20 +132,19 @@ class Model(nn.Module):
         return self.model.layers
 
     def __call__(
-        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+        self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
         """Logits (B, T, V) for ids (B, T).
 
-        `cache` is one key-value cache a layer, ours or mlx-lm's. `length` is the length of the text
-        these ids are part of where it is known beforehand, so that a prompt read in chunks is
-        rotated as if read at once; by default it ends with these ids.
+        `cache` is one key-value cache a layer. `length` is the length of the whole text, for a
+        prompt read in chunks to be rotated as if read at once; by default the text ends with `ids`.
         """
         return self.logits(self.hidden(ids, cache, length))
 
     def hidden(
-        self, ids: mx.array, cache: Sequence[Any] | None = None, length: int | None = None
+        self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
-        """Last hidden states (B, T, hidden), for callers that need few logits or none."""
+        """Last hidden states (B, T, hidden), of which callers compute the logits they need."""
         return self.model(ids, cache, length)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -137,10 +155,10 @@ class Model(nn.Module):
         return self.lm_head(hidden)
 
 
-def prepare(
-    rope: Rope, ids: mx.array, cache: Sequence[Any] | None, layers: int, length: int | None
-) -> tuple[Rotation, Mask, Sequence[Any]]:
-    """What all layers share in a forward pass of `ids`: rotation and mask; and a cache for each."""
+def prepare_pass(
+    rope: Rope, ids: mx.array, cache: Sequence[Cache] | None, layers: int, length: int | None
+) -> tuple[Rotation, Mask, Sequence[Cache | None]]:
+    """Compute once the rotation and mask that all layers share; return them and a cache a layer."""
     T = ids.shape[1]
     if not cache:
         return rope.at(0, T, length or T), "causal" if T > 1 else None, [None] * layers
@@ -155,29 +173,27 @@ def attend(
     v: mx.array,
     scale: float,
     mask: Mask,
-    cache: Any,
-    attention: Callable[..., mx.array] | None = None,
+    cache: Cache | None,
+    attention: kernels.Attention = mx.fast.scaled_dot_product_attention,
 ) -> mx.array:
-    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D).
-
-    `attention` takes the place of MLX's.
-    """
+    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
     B, _, T, _ = q.shape
     if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
-        out = _attend_packed(q, cache.append(k, v), scale, cache)
+        out = _attend_packed(q, k, v, scale, cache)
     else:
         if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        attention = attention or mx.fast.scaled_dot_product_attention
+            k, v = cache.update_and_fetch(k, v)  # (B, K, S, D)
         out = attention(q, k, v, scale=scale, mask=mask)
     return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def _attend_packed(q: mx.array, kept: Any, scale: float, cache: Any) -> mx.array:
-    """One query a head, q (B, H, 1, D), over keys and values in few bits, which stay packed."""
+def _attend_packed(q: mx.array, k: mx.array, v: mx.array, scale: float, cache: Any) -> mx.array:
+    """Attend with one query a head, q (B, H, 1, D), to a packed cache without unpacking it."""
     B, H, _, D = q.shape
-    times = partial(mx.quantized_matmul, group_size=cache.group_size, bits=cache.bits)
-    (k, k_scales, k_biases), (v, v_scales, v_biases) = kept
-    q = (q * scale).reshape(B, k.shape[1], -1, D)  # heads that share keys, together
-    weights = mx.softmax(times(q, k, k_scales, k_biases, transpose=True), axis=-1)
-    return times(weights, v, v_scales, v_biases, transpose=False).reshape(B, H, 1, D)
+    matmul = partial(mx.quantized_matmul, group_size=cache.group_size, bits=cache.bits)
+    keys, values = cache.append(k, v)  # each codes, scales and biases, (B, K, S, D / ...)
+    q = (q * scale).reshape(B, keys[0].shape[1], -1, D)  # the H / K heads that share keys, together
+    # Scores (B, K, H / K, S), then values.
+    (k, k_scales, k_biases), (v, v_scales, v_biases) = keys, values
+    weights = mx.softmax(matmul(q, k, k_scales, k_biases, transpose=True), axis=-1)
+    return matmul(weights, v, v_scales, v_biases, transpose=False).reshape(B, H, 1, D)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..model.config_sections import Quantization
-from ..model.packing import replace
+from ..model.modules import replace_module
 from ..model.transformer import MLP, Block
 from .layerwise import LayerRun, at
 
@@ -79,9 +79,9 @@ def _catch(block: Block, names: list[str], run: LayerRun, xs: list[mx.array]) ->
     """Give each matrix its inputs, under the name that mlx-lm's search looks for."""
     catchers = {name: Catcher(at(block, name)) for name in names}
     for name, catcher in catchers.items():
-        replace(block, name, catcher)
+        replace_module(block, name, catcher)
     for x in xs:
         mx.eval(run(block, x))
     for name, catcher in catchers.items():
         catcher.layer.input_feat = mx.concatenate(catcher.seen)  # (texts, T, in)
-        replace(block, name, catcher.layer)
+        replace_module(block, name, catcher.layer)

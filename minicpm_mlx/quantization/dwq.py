@@ -16,7 +16,8 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 
 from .. import device
-from ..model.packing import dequantize, replace
+from ..model.modules import replace_module
+from ..model.packing import dequantize
 from ..model.transformer import Model
 from ..weights.checkpoint import Checkpoint
 from ..weights.load import assemble, parameters
@@ -110,6 +111,6 @@ def learned(
 def _as_codes(model: Model) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.QuantizedLinear):
-            replace(model, path, Coded(module))
+            replace_module(model, path, Coded(module))
         elif isinstance(module, nn.QuantizedEmbedding):
-            replace(model, path, CodedEmbedding(module))
+            replace_module(model, path, CodedEmbedding(module))

@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS, unpack
+from ..model.packing import PACKED_NAMES, unpack
 from ..model.rope import Rope, Rotation
-from ..model.transformer import Block, Mask, prepare
+from ..model.transformer import Block, Mask, prepare_pass
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
@@ -80,7 +80,7 @@ class Pieces:
     def runner(self, length: int) -> LayerRun:
         """How blocks are run on texts of `length` tokens."""
         ids = mx.zeros((1, length), mx.int32)
-        rotate, mask, _ = prepare(self.rope, ids, None, self.config.num_hidden_layers, None)
+        rotate, mask, _ = prepare_pass(self.rope, ids, None, self.config.num_hidden_layers, None)
         return LayerRun(rotate, mask)
 
     def finish(self, x: mx.array) -> mx.array:
@@ -123,4 +123,6 @@ def dense(
     packing = packings.get(module)
     if packing is None or kind != "weight":
         return tensors[name].load().astype(mx.float32)
-    return unpack({p: t.load() for p in PARTS if (t := tensors.get(f"{module}.{p}"))}, packing)
+    return unpack(
+        {p: t.load() for p in PACKED_NAMES if (t := tensors.get(f"{module}.{p}"))}, packing
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..model.config_sections import Quantization
-from ..model.packing import Parts, unpack
+from ..model.packing import PackedMatrix, unpack
 from .gptq import (
     Floats,
     Packed,
@@ -31,7 +31,7 @@ ENOUGH = 1 / 24
 A new grid has 1/12 on average, as every rounding has."""
 
 
-def repack(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.array]:
+def repack(wanted: mx.array, old: PackedMatrix, packing: Quantization) -> dict[str, mx.array]:
     """`wanted` (out, in), float32, in the packing of `old`, from which it was made."""
     if packing.mode == "affine":
         return _affine(wanted, old, packing)
@@ -41,7 +41,7 @@ def repack(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.
     new = {"weight": weight, "scales": scales}
     groups = (*scales.shape, -1)  # a group fills whole words, so that it can be taken as it is
 
-    def error(parts: Parts) -> mx.array:
+    def error(parts: PackedMatrix) -> mx.array:
         return ((unpack(parts, packing) - wanted) ** 2).reshape(groups).sum(axis=-1)
 
     kept = error(old) <= error(new)
@@ -52,7 +52,7 @@ def repack(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.
     }
 
 
-def _affine(wanted: mx.array, old: Parts, packing: Quantization) -> dict[str, mx.array]:
+def _affine(wanted: mx.array, old: PackedMatrix, packing: Quantization) -> dict[str, mx.array]:
     stored, shape = old["scales"].dtype, old["scales"].shape
     block = np.array(wanted).reshape(-1, packing.group_size)  # (groups, weights)
     scale, bias = (np.array(old[p].astype(mx.float32)).reshape(-1) for p in ("scales", "biases"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..engine.scoring.perplexity import Score, score
+from ..engine.scoring.perplexity import PerplexityScore, score
 from ..errors import ConfigError
 from ..model.config import Config
 from ..weights.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ def receipt(
     weights: int,
     calibration: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any],
-    score: Score,
+    score: PerplexityScore,
 ) -> dict[str, Any]:
     """The receipt of what is in `folder`, made of the `weights` parameters in `source`."""
     size = sum(path.stat().st_size for path in weight_files(folder))
@@ -220,7 +220,7 @@ def quality(
     context: int = CONTEXT,
     *,
     progress: Progress = lambda _: None,
-) -> Score:
+) -> PerplexityScore:
     """What `smaller` makes of a text, with its divergence from `source`; computed in float32.
 
     Of `ids` as many windows of `context` tokens are read as are whole: one at least, so that a

@@ -11,7 +11,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS, replace
+from ..model.modules import replace_module
+from ..model.packing import PACKED_NAMES
 from ..model.transformer import Block
 from .bit_allocation import unit
 from .gptq import (
@@ -43,7 +44,7 @@ def round_nearest(block: nn.Module, plan: Mapping[str, Quantization]) -> None:
     """Replace the matrices of `block` that are in `plan` by packed ones, as MLX rounds."""
     for name, packing in plan.items():
         layer = at(block, name)
-        replace(block, name, module(layer, to_nearest(layer.weight, packing), packing))
+        replace_module(block, name, module(layer, to_nearest(layer.weight, packing), packing))
 
 
 def to_nearest(weight: mx.array, packing: Quantization) -> tuple[mx.array, ...]:
@@ -61,11 +62,11 @@ def round_gptq(
     recorded = {}
     for name, *_ in _reading_alike(plan):
         recorded[name] = Recorder(at(block, name))
-        replace(block, name, recorded[name])
+        replace_module(block, name, recorded[name])
     for x in xs:
         mx.eval(run(block, x), [recorder.hessian for recorder in recorded.values()])
     for name, recorder in recorded.items():
-        replace(block, name, recorder.layer)
+        replace_module(block, name, recorder.layer)
     for members in _reading_alike(plan):
         layers, packing = [at(block, name) for name in members], plan[members[0]]
         weight = mx.concatenate([layer.weight for layer in layers])
@@ -74,7 +75,7 @@ def round_gptq(
         for name, layer, *arrays in zip(
             members, layers, *(mx.split(array, rows.tolist()) for array in found), strict=True
         ):
-            replace(block, name, module(layer, tuple(arrays), packing))
+            replace_module(block, name, module(layer, tuple(arrays), packing))
 
 
 def by_gptq(weight: mx.array, hessian: Floats, packing: Quantization) -> tuple[mx.array, ...]:
@@ -93,7 +94,7 @@ def module(layer: nn.Module, arrays: Sequence[mx.array], packing: Quantization) 
     """The packed form of `layer`, of codes, scales and, if affine, biases."""
     how: Any = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
     made: Any = nn.QuantizedLinear(packing.group_size, packing.group_size, bias=False, **how)
-    for name, array in zip(PARTS, arrays, strict=False):
+    for name, array in zip(PACKED_NAMES, arrays, strict=False):
         made[name] = array
     if "bias" in layer:
         made.bias = layer.bias

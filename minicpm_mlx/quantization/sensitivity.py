@@ -19,7 +19,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..model.config_sections import Quantization
-from ..model.packing import replace
+from ..model.modules import replace_module
 from ..model.transformer import Block
 from ..weights.lazy_tensor import LazyTensor
 from .bit_allocation import CHOICES
@@ -186,7 +186,7 @@ def _backwards(
     """
     taps: dict[str, Any] = {name: Tap(at(block, name)) for name in matrices(block)}
     for name, tap in taps.items():
-        replace(block, name, tap)
+        replace_module(block, name, tap)
 
     def tapped(x: mx.array, *zeros: mx.array | None) -> mx.array:
         for tap, zero in zip(taps.values(), zeros, strict=True):
@@ -208,7 +208,7 @@ def _backwards(
         mx.eval(first, outputs)
         before.append(first)
     for name, tap in taps.items():
-        replace(block, name, tap.layer)
+        replace_module(block, name, tap.layer)
     return {n: Sensitivity(np.array(inputs[n]), np.array(outputs[n])) for n in taps}, before
 
 

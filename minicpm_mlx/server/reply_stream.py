@@ -13,14 +13,14 @@ import mlx.core as mx
 
 from ..engine import (
     ClosedError,
-    Event,
-    Failed,
     Grammar,
+    PrefillDone,
     QueueFullError,
-    Read,
     Request,
+    RequestEvent,
+    RequestFailed,
     Sampling,
-    Scored,
+    TokenLogprob,
 )
 from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
@@ -71,11 +71,11 @@ class Chunk:
     """Of the Ask it belongs to."""
     text: str = ""
     """Text that is certain: whole characters, and no part of a stop string."""
-    tokens: tuple[Scored, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
     """Tokens read since the last part, end of text not counted."""
     pause: float | None = None
     """Seconds since the token before; None for the first, and for a part without a token."""
-    prompt: tuple[Scored, ...] = ()
+    prompt: tuple[TokenLogprob, ...] = ()
     """In the first part where `score_from` was given: the prompt's tokens from there on."""
     finish_reason: str | None = None
     """In the last part: "stop" or "length"."""
@@ -90,8 +90,8 @@ class FullReply:
     """All parts of a reply joined."""
 
     text: str
-    tokens: tuple[Scored, ...]
-    prompt: tuple[Scored, ...]
+    tokens: tuple[TokenLogprob, ...]
+    prompt: tuple[TokenLogprob, ...]
     finish_reason: str
     stopped_by: str | None
     stats: Stats
@@ -107,24 +107,24 @@ class ReplyState:
         )
         self.begun, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
-    def parts(self, event: Event) -> list[Chunk]:
+    def parts(self, event: RequestEvent) -> list[Chunk]:
         """What an event makes certain; ApiError where nothing will come of it."""
-        if isinstance(event, Failed):
+        if isinstance(event, RequestFailed):
             raise refusal_of(event.error)
-        if isinstance(event, Read):
-            self.cached = event.cached
-            prompt = event.scored
-            parts = [Chunk(index=self.index, prompt=prompt)] if prompt or event.last else []
-            return [*parts, self._last()] if event.last else parts
+        if isinstance(event, PrefillDone):
+            self.cached = event.cached_tokens
+            prompt = event.prompt_logprobs
+            parts = [Chunk(index=self.index, prompt=prompt)] if prompt or event.final else []
+            return [*parts, self._last()] if event.final else parts
         now = time.perf_counter()
         pause = now - self.latest if self.latest else None
         self.first, self.latest = self.first or now, now
-        piece = self.transcript.add(event.scored.token)
-        tokens = (event.scored,) if piece.token_ids else ()
+        piece = self.transcript.add(event.token_logprob.token)
+        tokens = (event.token_logprob,) if piece.token_ids else ()
         parts = []
         if tokens:
             parts = [Chunk(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
-        return [*parts, self._last()] if event.reason or self.transcript.ended else parts
+        return [*parts, self._last()] if event.finish_reason or self.transcript.ended else parts
 
     def _last(self) -> Chunk:
         now = time.perf_counter()
@@ -162,17 +162,17 @@ class Replies:
     ):
         self._voices = list(voices)
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[ReplyState, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[ReplyState, RequestEvent]] = asyncio.Queue()
         self._cancel, self._watch = cancel, watch
 
-    def hear(self, told: Sequence[tuple[ReplyState, Event]]) -> None:
+    def hear(self, told: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
         """Take events in, from any thread."""
         try:
             self._loop.call_soon_threadsafe(self._take, told)
         except RuntimeError:  # the loop has ended, and who would listen with it
             self._cancel([voice.request for voice in self._voices])
 
-    def _take(self, told: Sequence[tuple[ReplyState, Event]]) -> None:
+    def _take(self, told: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
         for one in told:
             self._events.put_nowait(one)
 

@@ -15,20 +15,19 @@ from ..arguments import shown
 from ..distributed import collectives
 from ..engine import (
     ClosedError,
-    Event,
-    Failed,
     LanguageModel,
+    PrefillDone,
     PrefixCache,
     QueueFullError,
-    Read,
     Request,
+    RequestEvent,
+    RequestFailed,
     Sampling,
     Scheduler,
-    Scored,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
 from ..lm.lm import LM, sampled
-from ..model.adapters import adapt, beside
+from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter
 from .http.api_error import ApiError
@@ -42,7 +41,7 @@ from .reply_stream import (
     refusal_of,
 )
 
-__all__ = ["Chunk", "FullReply", "GenerationRequest", "Replies", "Scored", "ServedModel", "Service"]
+__all__ = ["Chunk", "FullReply", "GenerationRequest", "Replies", "ServedModel", "Service"]
 
 WIDTH = 16
 """Requests that run at once, unless told otherwise."""
@@ -84,13 +83,13 @@ class Service:
                 "(minicpm-mlx fuse)"
             )
         for name, folder in (adapters or {}).items():
-            models[name] = beside(lm.model)
+            models[name] = share_weights(lm.model)
             try:
-                adapt(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+                apply_adapter(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
             except MiniCPMError as error:
                 raise type(error)(f"--adapter {name}: {error}") from None
             self.names.append(ServedModel(name=f"{base}:{name}", adapter=name))
-        plan = memory.plan(lm.config)
+        plan = memory.estimate(lm.config)
         left = collectives.least(max(plan.available - plan.working, 0))
         prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
         positions = left * 2 // 5 * plan.context // max(plan.cache, 1)
@@ -103,16 +102,16 @@ class Service:
         self.observers: list[Callable[[Chunk], None]] = []
         """Called with every part of every reply."""
         self._voices: dict[Request, tuple[ref[Replies], ReplyState]] = {}
-        self._pools: dict[Request, asyncio.Future[Event]] = {}
+        self._pools: dict[Request, asyncio.Future[RequestEvent]] = {}
         self._scheduler = Scheduler(
             models,
             self._told,
             vocab_size=lm.tokenizer.vocab_size,
             width=width,
             queue=queue,
-            positions=positions,
+            max_positions=positions,
             prefixes=prefixes,
-            together=lm.sharded,
+            distributed=lm.sharded,
         )
         self.follows = lm.sharded and collectives.rank() > 0
         """Another rank of the launch is asked, and this one computes with it."""
@@ -212,9 +211,9 @@ class Service:
             GenerationRequest(prompt=ids, served=served, sampling=greedy, max_tokens=0)
             for ids in prompts
         ]
-        requests = [self._request(ask, "input", pooled=True) for ask in asks]
+        requests = [self._request(ask, "input", embed=True) for ask in asks]
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Event]] = [loop.create_future() for _ in requests]
+        futures: list[asyncio.Future[RequestEvent]] = [loop.create_future() for _ in requests]
         self._pools.update(zip(requests, futures, strict=True))
         try:
             self._submit(requests)
@@ -225,13 +224,13 @@ class Service:
         scale = self.lm.config.logit_divisor if isinstance(self.lm.model, FusedModel) else 1
         means = []
         for event in events:
-            if isinstance(event, Failed):
+            if isinstance(event, RequestFailed):
                 raise refusal_of(event.error)
-            assert isinstance(event, Read)
-            means.append([value * scale for value in event.pooled])
+            assert isinstance(event, PrefillDone)
+            means.append([value * scale for value in event.embedding])
         return means
 
-    def _request(self, ask: GenerationRequest, field: str, pooled: bool = False) -> Request:
+    def _request(self, ask: GenerationRequest, field: str, embed: bool = False) -> Request:
         if not ask.prompt:
             raise ApiError(400, "the prompt is empty; expected at least one token", field=field)
         room = self.context_length - len(ask.prompt)
@@ -257,9 +256,9 @@ class Service:
             eos=frozenset(own) | frozenset(ask.stop_tokens),
             min_tokens=ask.min_tokens,
             grammar=ask.grammar,
-            top=ask.top_logprobs,
-            score_from=ask.score_from,
-            pooled=pooled,
+            top_logprobs=ask.top_logprobs,
+            logprob_start=ask.score_from,
+            embed=embed,
             deadline=None if self.timeout is None else time.monotonic() + self.timeout,
         )
 
@@ -282,7 +281,7 @@ class Service:
         for observer in self.observers:
             observer(part)
 
-    def _told(self, told: Sequence[tuple[Request, Event]]) -> None:
+    def _told(self, told: Sequence[tuple[Request, RequestEvent]]) -> None:
         """What the scheduler says, on its thread."""
         heard = defaultdict(list)
         for request, event in told:
@@ -308,7 +307,7 @@ class Service:
             "running": scheduler.running_count,
             "waiting": scheduler.waiting_count,
             "width": scheduler.width,
-            "positions": scheduler.positions,
+            "positions": scheduler.max_positions,
             "cached_texts": len(scheduler.prefixes),
             "cached_bytes": scheduler.prefixes.nbytes,
             "cache_limit": scheduler.prefixes.limit,
@@ -320,6 +319,6 @@ class Service:
         await asyncio.to_thread(self._scheduler.join)
 
 
-def _settle(future: asyncio.Future[Event], event: Event) -> None:
+def _settle(future: asyncio.Future[RequestEvent], event: RequestEvent) -> None:
     if not future.done():
         future.set_result(event)

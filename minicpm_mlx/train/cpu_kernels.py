@@ -115,7 +115,7 @@ def _attention_gradients(
 
 @mx.custom_function
 def _silu_times(gate: mx.array, up: mx.array) -> mx.array:
-    return cpu_softmax.silu_times(gate, up)
+    return cpu_softmax.silu_mul(gate, up)
 
 
 @_silu_times.vjp

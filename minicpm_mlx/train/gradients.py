@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from ..model.rope import Rotation
-from ..model.transformer import Block, Mask, Model, prepare
+from ..model.transformer import Block, Mask, Model, prepare_pass
 from . import cpu_kernels
 from .cross_entropy import token_losses
 from .data.batches import TrainingBatch
@@ -118,7 +118,7 @@ def _layer_parameters(parameters: Arrays, index: int) -> Arrays:
 
 
 def _rope_and_mask(model: Model, batch: TrainingBatch) -> tuple[Rotation, Mask]:
-    rotate, mask, _ = prepare(model.model.rope, batch.ids, None, len(model.layers), None)
+    rotate, mask, _ = prepare_pass(model.model.rope, batch.ids, None, len(model.layers), None)
     return rotate, mask
 
 

@@ -20,7 +20,7 @@ from ..arguments import check_limits, limited, shown
 from ..errors import InvalidArgumentError
 from ..model.adapters import dense, shape_of
 from ..model.config import Config
-from ..model.packing import replace
+from ..model.modules import replace_module
 from ..model.transformer import Model
 
 KINDS = ("lora", "dora", "full")
@@ -134,7 +134,7 @@ def prepare_model(model: Model, method: LoRAConfig) -> None:
     for path, module in list(model.named_modules()):
         if path in paths:
             adapted = LoRALinear(module, method)
-            replace(model, path, adapted)
+            replace_module(model, path, adapted)
             mx.eval(adapted.parameters())
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from ..arguments import number, printable, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
-from ..model.adapters import Adapter, Delta
+from ..model.adapters import Adapter, LoRADelta
 from . import pytorch_bin, safetensors
 from .lazy_tensor import LazyTensor
 
@@ -141,7 +141,7 @@ def _number(path: Path, name: str, value: object) -> float:
 
 def _delta(
     path: Path, module: str, parts: dict[str, LazyTensor], scale: float, peft: bool
-) -> Delta:
+) -> LoRADelta:
     missing = {"a", "b"} - parts.keys()
     if missing:
         raise WeightsError(f"{path}: {printable(module)} lacks its lora_{min(missing)}")
@@ -159,4 +159,4 @@ def _delta(
             f"{path}: {printable(module)}: lora_a has rank {a.shape[1]} and lora_b {b.shape[0]}"
         )
     magnitude = parts["m"].load().astype(mx.float32) if "m" in parts else None
-    return Delta(a=a, b=b * scale, magnitude=magnitude)
+    return LoRADelta(a=a, b=b * scale, magnitude=magnitude)

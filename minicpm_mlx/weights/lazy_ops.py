@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import WeightsError
 from ..model.config_sections import Quantization
-from ..model.packing import PARTS, unpack
+from ..model.packing import PACKED_NAMES, unpack
 from .checkpoint import Checkpoint
 from .lazy_tensor import LazyTensor
 
@@ -105,7 +105,7 @@ def dense(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _unpacked(tensors: Mapping[str, LazyTensor], module: str, packing: Quantization) -> LazyTensor:
-    parts = {part: t for part in PARTS if (t := tensors.get(f"{module}.{part}"))}
+    parts = {part: t for part in PACKED_NAMES if (t := tensors.get(f"{module}.{part}"))}
     codes, scales = parts["weight"], parts["scales"].dtype
     shape = (*codes.shape[:-1], codes.shape[-1] * 32 // packing.bits)
 

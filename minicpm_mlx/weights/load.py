@@ -19,7 +19,7 @@ from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model.fused import FusedModel
 from ..model.kernels.cpu_gemv import split_matrices
-from ..model.packing import dequantize, packed_as
+from ..model.packing import apply_packing, dequantize
 from ..model.transformer import Model
 from . import gptq_awq, shards
 from .lazy_tensor import LazyTensor
@@ -68,7 +68,7 @@ def load_model(
     if fuse:
         split_matrices(model)
     if shard:
-        tensor_parallel.sum_shards(model)
+        tensor_parallel.add_all_reduce(model)
     return model
 
 
@@ -105,7 +105,7 @@ def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | N
 def _empty(config: Config, tensors: dict[str, LazyTensor]) -> Model:
     """A model whose modules are packed as the tensors are; MLX computes none of its values."""
     model = Model(config)
-    packed_as(model, packings(tensors, config))
+    apply_packing(model, packings(tensors, config))
     return model
 
 

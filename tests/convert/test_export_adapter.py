@@ -19,7 +19,7 @@ from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.errors import InvalidArgumentError, StorageError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
-from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
+from minicpm_mlx.model.adapters import Adapter, LoRADelta, apply_adapter, find_projections
 from minicpm_mlx.model.fused import fuse
 from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.adapters import read_adapter
@@ -84,7 +84,7 @@ def test_ranks_that_differ_are_stated_or_filled_up(tmp_path: Path) -> None:
     found = random_adapter(random_model())
     deltas = dict(found.deltas)
     odd = "model.layers.1.self_attn.q_proj"
-    deltas[odd] = Delta(a=mx.random.normal((64, 5)), b=mx.random.normal((5, 64)))
+    deltas[odd] = LoRADelta(a=mx.random.normal((64, 5)), b=mx.random.normal((5, 64)))
     adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
     written = saved(tmp_path / "adapter", adapter, "peft")
     for layout in ("peft", "mlx"):
@@ -128,7 +128,7 @@ def test_mlx_lm_s_own_loader_reads_it(dora: bool, tmp_path: Path) -> None:
     theirs.eval()
     ours = fuse(random_model())
     plain = ours(IDS)
-    adapt(ours, adapter)
+    apply_adapter(ours, adapter)
     assert not close(plain, ours(IDS))
     assert close(theirs(IDS), ours(IDS))
 
@@ -160,7 +160,7 @@ def test_peft_makes_the_same_logits_of_it(dora: bool, rslora: bool, tmp_path: Pa
     np.testing.assert_allclose(np.array(random_model(**LLAMA)(IDS)), plain, atol=1e-4)
     assert np.abs(expected - plain).max() > 0.1
     ours = fuse(random_model(**LLAMA))
-    adapt(ours, read_adapter(written))
+    apply_adapter(ours, read_adapter(written))
     np.testing.assert_allclose(np.array(ours(IDS)), expected, atol=1e-4)
 
 
@@ -215,10 +215,10 @@ def test_llama_cpp_says_the_same_with_it(
     lm = mm.load(folder)
     mx.random.seed(3)
     deltas = {}
-    for name, place in places(lm.model).items():
+    for name, place in find_projections(lm.model).items():
         out = place.rows.stop - place.rows.start
         a = mx.random.normal((place.width, 4)) / place.width**0.5
-        deltas[name] = Delta(a=a, b=mx.random.normal((4, out)) * strength)
+        deltas[name] = LoRADelta(a=a, b=mx.random.normal((4, out)) * strength)
     adapter = saved(tmp_path / "adapter", Adapter(folder=tmp_path, deltas=deltas, digest=""), "mlx")
     export_adapter(adapter, tmp_path / "lora.gguf", "gguf", model=folder)
     ids = lm.encode([{"role": "user", "content": "Count from one to twenty."}])
@@ -237,7 +237,7 @@ def test_a_gguf_adapter_has_the_base_file_s_names_and_rows(tmp_path: Path) -> No
     model = base(tmp_path / "base", num_key_value_heads=2)
     deltas = dict(random_adapter(random_model(num_key_value_heads=2)).deltas)
     odd = "model.layers.1.mlp.down_proj"
-    deltas[odd] = Delta(a=mx.random.normal((96, 5)), b=mx.random.normal((5, 64)))
+    deltas[odd] = LoRADelta(a=mx.random.normal((96, 5)), b=mx.random.normal((5, 64)))
     adapter = Adapter(folder=tmp_path, deltas=deltas, digest="")
     written = saved(tmp_path / "adapter", adapter, "peft")
     export_adapter(written, tmp_path / "lora.gguf", "gguf", model=model)
@@ -264,7 +264,7 @@ def test_a_gguf_adapter_has_the_base_file_s_names_and_rows(tmp_path: Path) -> No
 
 HEAD = Adapter(
     folder=Path("adapter"),
-    deltas={"lm_head": Delta(a=mx.ones((64, 2)), b=mx.ones((2, 512)))},
+    deltas={"lm_head": LoRADelta(a=mx.ones((64, 2)), b=mx.ones((2, 512)))},
     digest="",
 )
 

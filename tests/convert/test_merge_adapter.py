@@ -18,7 +18,7 @@ from minicpm_mlx.convert import merge_adapter
 from minicpm_mlx.convert.merge_adapter import Survival, fuse_adapter, merged
 from minicpm_mlx.engine.scoring.perplexity import score
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
-from minicpm_mlx.model.adapters import Adapter, Delta, adapt, places
+from minicpm_mlx.model.adapters import Adapter, LoRADelta, apply_adapter, find_projections
 from minicpm_mlx.model.config_sections import PACKINGS, Quantization
 from minicpm_mlx.model.packing import quantize, unpack
 from minicpm_mlx.quantization.repack import repack
@@ -72,7 +72,7 @@ def written(source: Path, adapter: Adapter, folder: Path, **how: Any) -> Path:
 
 def on_top(source: Path, adapter: Adapter) -> mx.array:
     model = load_model(source)
-    adapt(model, adapter)
+    apply_adapter(model, adapter)
     return model(IDS)
 
 
@@ -321,11 +321,11 @@ def test_an_adapter_on_experts_is_merged_and_checked(tmp_path: Path, demo_folder
     source = talking(tmp_path, demo_folder, None, **MOE)
     made = random_model(**SPEAKS, **MOE)
     deltas = {
-        name: Delta(
+        name: LoRADelta(
             a=mx.random.normal((place.width, 2)),
             b=mx.random.normal((2, place.rows.stop - place.rows.start)) * 0.02,
         )
-        for name, place in places(made).items()
+        for name, place in find_projections(made).items()
         if "experts" in name
     }
     adapter = saved(tmp_path / "adapter", Adapter(folder=source, deltas=deltas, digest=""), "mlx")

@@ -389,7 +389,7 @@ def test_memory_shown_is_what_is_shared_out(
     for mac, tokens, remembered in shown:
         total = int(mac.removesuffix(" GB")) * 2**30 * 3 // 4
         monkeypatch.setattr(device, "available_memory", lambda total=total: total)
-        plan = memory.plan(config, dtype="float16")
+        plan = memory.estimate(config, dtype="float16")
         left = plan.available - plan.weights - plan.working
         positions = left * 2 // 5 * plan.context // plan.cache
         assert int(tokens.replace(",", "")) == positions // 100 * 100

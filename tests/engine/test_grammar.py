@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minicpm_mlx import load_model
-from minicpm_mlx.engine import Batch, Lookup, Sampling, Speculation, generate
+from minicpm_mlx.engine import Batch, PromptLookup, Sampling, Speculation, generate
 from support.data import GOLDEN
 
 PROMPT = [1, 5, 9, 200, 31, 7, 5, 9, 200, 31]
@@ -70,21 +70,21 @@ def test_only_what_is_allowed_is_drawn(model: Any, how: Sampling) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_guesses_change_nothing(model: Any, how: Sampling) -> None:
+def test_drafts_change_nothing(model: Any, how: Sampling) -> None:
     plain = list(generate(model, PROMPT, max_tokens=80, sampling=how, grammar=Stairs()))
 
-    class Always(Lookup):
-        """Guesses what is right, wrong and forbidden in turn."""
+    class Mixed(PromptLookup):
+        """Proposes tokens that are right, wrong and forbidden in turn."""
 
-        def find(self, text: Any) -> int:
+        def confidence(self, text: Any) -> int:
             return 8
 
-        def guess(self, text: Any, count: int) -> list[int]:
+        def propose(self, text: Any, count: int) -> list[int]:
             at = len(text) - len(PROMPT)
             right = plain[at : at + min(count, 4)]
             return [*right[: at % 5], (at * 7) % V][:count] if right else []
 
-    speculation = Speculation(Always())
+    speculation = Speculation(Mixed())
     grammar = Stairs()
     told = generate(
         model, PROMPT, max_tokens=80, sampling=how, grammar=grammar, speculation=speculation
@@ -133,7 +133,7 @@ def test_a_grammar_that_fails_ends_its_own_stream_alone(model: Any) -> None:
     bound = batch.add(PROMPT, max_tokens=12, sampling=Sampling(), grammar=Fails())
     got: dict[int, list[int]] = {free: [], bound: []}
     errors = []
-    while batch.draws:
+    while batch.samplers:
         for drawn in batch.step():
             if drawn.error:
                 errors.append(drawn)

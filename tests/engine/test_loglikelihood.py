@@ -13,7 +13,7 @@ import pytest
 
 import minicpm_mlx as mm
 from minicpm_mlx.convert.checkpoint import convert
-from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared
+from minicpm_mlx.engine.scoring.loglikelihood import Alternatives, score, shared_prefix_length
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.option_scores import encode_options, loglikelihoods
@@ -64,7 +64,7 @@ def made_up(vocabulary: int, seed: int) -> list[Alternatives]:
         texts = [head + some(rng.randrange(8)) for _ in range(rng.randrange(1, 5))]
         if rng.random() < 0.2:
             texts.append(head)
-        groups.append(Alternatives(texts, 1 if rng.random() < 0.3 else shared(texts)))
+        groups.append(Alternatives(texts, 1 if rng.random() < 0.3 else shared_prefix_length(texts)))
     return [*groups, Alternatives([[3]]), Alternatives([[], [1, 2]]), Alternatives([])]
 
 
@@ -100,7 +100,7 @@ def test_what_questions_share_is_read_once() -> None:
     groups = []
     for number in range(20):
         texts = [[*head, 210 + number, 300, 10 + k, 20] for k in range(4)]
-        groups.append(Alternatives(texts, shared(texts)))
+        groups.append(Alternatives(texts, shared_prefix_length(texts)))
     assert len(dict(score(model, groups))) == 20
     read = sum(rows * steps for rows, steps in model.read)
     assert read <= 200 + 20 * 3 + 20 * 4 * 2
@@ -166,7 +166,9 @@ def test_choices_are_those_of_transformers(
     reference = llama_of(demo_folder, tmp_path)
     questions = [task.question(item, mode="ppl") for item in loaded.docs[""]]
     lists = [encode_options(demo.tokenizer, one.prompt, one.options) for one in questions]
-    found = dict(score(demo.model, [Alternatives(texts, shared(texts)) for texts in lists]))
+    found = dict(
+        score(demo.model, [Alternatives(texts, shared_prefix_length(texts)) for texts in lists])
+    )
     everything = loglikelihoods(
         demo, [one.prompt for one in questions], [one.options for one in questions]
     )

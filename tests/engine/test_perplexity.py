@@ -104,7 +104,9 @@ def test_a_model_that_gives_no_numbers_is_named() -> None:
 
 
 def test_a_loss_beyond_all_numbers_is_infinite_perplexity() -> None:
-    assert perplexity.Score(tokens=1, context=2, stride=2, loss=710.0).perplexity == float("inf")
+    assert perplexity.PerplexityScore(
+        tokens=1, context=2, stride=2, loss=710.0
+    ).perplexity == float("inf")
 
 
 @pytest.mark.parametrize(

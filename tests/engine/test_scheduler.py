@@ -14,16 +14,17 @@ import pytest
 
 from minicpm_mlx import load_model
 from minicpm_mlx.engine import (
+    Batch,
     ClosedError,
-    Event,
-    Failed,
+    NewToken,
+    PrefillDone,
     PrefixCache,
     QueueFullError,
-    Read,
     Request,
+    RequestEvent,
+    RequestFailed,
     Sampling,
     Scheduler,
-    Token,
     generate,
 )
 from minicpm_mlx.errors import NumericsError
@@ -36,41 +37,41 @@ class Ear:
     """Hears what a scheduler tells, by request."""
 
     def __init__(self) -> None:
-        self.told: Queue[tuple[Request, Event]] = Queue()
-        self.heard: dict[Request, list[Event]] = {}
+        self.told: Queue[tuple[Request, RequestEvent]] = Queue()
+        self.heard: dict[Request, list[RequestEvent]] = {}
 
-    def __call__(self, told: list[tuple[Request, Event]]) -> None:
+    def __call__(self, told: list[tuple[Request, RequestEvent]]) -> None:
         for one in told:
             self.told.put(one)
 
-    def next(self, seconds: float = 30) -> tuple[Request, Event]:
+    def next(self, seconds: float = 30) -> tuple[Request, RequestEvent]:
         request, event = self.told.get(timeout=seconds)
         self.heard.setdefault(request, []).append(event)
         return request, event
 
-    def until_end(self, requests: Sequence[Request]) -> list[list[Event]]:
+    def until_end(self, requests: Sequence[Request]) -> list[list[RequestEvent]]:
         """All that is said of requests, until each has ended."""
         while not all(ended(self.heard.get(one, [])) for one in requests):
             self.next()
         return [self.heard[one] for one in requests]
 
 
-def ended(events: Sequence[Event]) -> bool:
+def ended(events: Sequence[RequestEvent]) -> bool:
     last = events[-1] if events else None
     return (
-        isinstance(last, Failed)
-        or (isinstance(last, Token) and last.reason is not None)
-        or (isinstance(last, Read) and last.last)
+        isinstance(last, RequestFailed)
+        or (isinstance(last, NewToken) and last.finish_reason is not None)
+        or (isinstance(last, PrefillDone) and last.final)
     )
 
 
-def tokens(events: Sequence[Event]) -> list[int]:
-    return [event.scored.token for event in events if isinstance(event, Token)]
+def tokens(events: Sequence[RequestEvent]) -> list[int]:
+    return [event.token_logprob.token for event in events if isinstance(event, NewToken)]
 
 
-def cached(events: Sequence[Event]) -> int:
-    (read,) = (event for event in events if isinstance(event, Read))
-    return read.cached
+def cached(events: Sequence[RequestEvent]) -> int:
+    (read,) = (event for event in events if isinstance(event, PrefillDone))
+    return read.cached_tokens
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,12 @@ def model() -> Any:
 @contextmanager
 def running(model: Any, **options: Any) -> Iterator[tuple[Scheduler, Ear]]:
     ear = Ear()
-    wanted = {"width": 4, "queue": 50, "positions": 10**6, "prefixes": PrefixCache(10**8)} | options
+    wanted = {
+        "width": 4,
+        "queue": 50,
+        "max_positions": 10**6,
+        "prefixes": PrefixCache(10**8),
+    } | options
     models = wanted.pop("models", {None: model})
     scheduler = Scheduler(models, ear, vocab_size=model.config.vocab_size, **wanted)
     scheduler.start()
@@ -152,7 +158,7 @@ def test_no_more_is_remembered_than_there_is_room_for(model: Any) -> None:
         ear.until_end(requests)
         assert 0 < prefixes.nbytes <= 400_000
         assert prefixes.nbytes == sum(
-            layer.nbytes for _, cache in prefixes._kept.values() for layer in cache
+            layer.nbytes for _, cache in prefixes._entries.values() for layer in cache
         )
         scheduler.flush()
         last = ask([11, *range(1, 40)], 3)
@@ -163,29 +169,34 @@ def test_no_more_is_remembered_than_there_is_room_for(model: Any) -> None:
 def test_as_many_texts_are_remembered_as_can_be_compared_with(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minicpm_mlx.engine.batching.prefix_cache.MOST", 3)
+    monkeypatch.setattr("minicpm_mlx.engine.batching.prefix_cache.MAX_ENTRIES", 3)
     prefixes = PrefixCache(10**8)
     requests = [ask([n, 7], 2) for n in range(6)]
     with running(model, width=1, prefixes=prefixes) as (scheduler, ear):
         scheduler.submit(requests)
         ear.until_end(requests)
         assert len(prefixes) == 3
-        assert [prefixes.common(None, [n, 7]) for n in range(6)] == [0, 0, 0, 2, 2, 2]
+        assert [prefixes.match_length(None, [n, 7]) for n in range(6)] == [0, 0, 0, 2, 2, 2]
 
 
 def test_log_probabilities_are_the_models_own(model: Any) -> None:
     prompt = [1, 300, *range(40, 75)]
-    request = ask(prompt, 3, top=4, score_from=0, sampling=Sampling(temperature=1.5, seed=1))
+    request = ask(
+        prompt, 3, top_logprobs=4, logprob_start=0, sampling=Sampling(temperature=1.5, seed=1)
+    )
     with running(model) as (scheduler, ear):
         scheduler.submit([request])
         (events,) = ear.until_end([request])
-    (read,) = (event for event in events if isinstance(event, Read))
+    (read,) = (event for event in events if isinstance(event, PrefillDone))
     said = tokens(events)
     assert said == alone(model, prompt, 3, sampling=request.sampling)
     text = [*prompt, *said]
     logits = model(mx.array([text])).astype(mx.float32)[0]
     wanted = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-    scored = [*read.scored, *(event.scored for event in events if isinstance(event, Token))]
+    scored = [
+        *read.prompt_logprobs,
+        *(event.token_logprob for event in events if isinstance(event, NewToken)),
+    ]
     assert [one.token for one in scored] == text
     assert scored[0].logprob is None
     for place, one in enumerate(scored[1:]):
@@ -197,31 +208,33 @@ def test_log_probabilities_are_the_models_own(model: Any) -> None:
 
 def test_scores_may_begin_anywhere_and_use_what_is_known(model: Any) -> None:
     prompt = list(range(1, 200))
-    whole = ask(prompt, 0, score_from=0)
+    whole = ask(prompt, 0, logprob_start=0)
     with running(model) as (scheduler, ear):
         scheduler.submit([whole])
         ((all_read,),) = ear.until_end([whole])
         for start in (1, 2, 100, 198):
-            part = ask(prompt, 0, score_from=start)
+            part = ask(prompt, 0, logprob_start=start)
             scheduler.submit([part])
             ((read,),) = ear.until_end([part])
-            assert isinstance(read, Read)
-            assert isinstance(all_read, Read)
-            assert read.cached == start - 1
-            assert [one.token for one in read.scored] == prompt[start:]
-            got = [one.logprob for one in read.scored]
-            assert got == pytest.approx([one.logprob for one in all_read.scored[start:]], abs=1e-4)
+            assert isinstance(read, PrefillDone)
+            assert isinstance(all_read, PrefillDone)
+            assert read.cached_tokens == start - 1
+            assert [one.token for one in read.prompt_logprobs] == prompt[start:]
+            got = [one.logprob for one in read.prompt_logprobs]
+            assert got == pytest.approx(
+                [one.logprob for one in all_read.prompt_logprobs[start:]], abs=1e-4
+            )
 
 
 def test_the_mean_of_hidden_states_is_that_of_one_pass(model: Any) -> None:
     prompt = list(range(1, 100))
-    request = ask(prompt, 0, pooled=True)
+    request = ask(prompt, 0, embed=True)
     with running(model) as (scheduler, ear):
         scheduler.submit([request])
         ((read,),) = ear.until_end([request])
-    assert isinstance(read, Read)
+    assert isinstance(read, PrefillDone)
     wanted = np.array(model.hidden(mx.array([prompt]))[0].mean(axis=0))
-    np.testing.assert_allclose(read.pooled, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read.embedding, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_no_end_before_the_fewest_tokens(model: Any) -> None:
@@ -252,7 +265,7 @@ def test_a_cancelled_request_is_silent_and_frees_its_place(model: Any) -> None:
     with running(model, width=1) as (scheduler, ear):
         endless, waiting, last = ask([1, 2, 3], 100_000), ask([4], 100_000), ask([5], 3)
         scheduler.submit([endless, waiting, last])
-        while not isinstance(ear.next()[1], Token):
+        while not isinstance(ear.next()[1], NewToken):
             pass
         scheduler.cancel([endless, waiting])
         (events,) = ear.until_end([last])
@@ -271,14 +284,14 @@ def test_what_takes_too_long_is_given_up_where_it_is(model: Any) -> None:
     with running(model, width=1) as (scheduler, ear):
         scheduler.submit(late)
         for events in ear.until_end(late):
-            assert isinstance(events[-1], Failed)
+            assert isinstance(events[-1], RequestFailed)
             assert isinstance(events[-1].error, TimeoutError)
 
 
 def test_requests_wait_until_memory_has_room(model: Any) -> None:
     requests = [ask([n], 59) for n in range(1, 6)]
     most = 0
-    with running(model, positions=130) as (scheduler, ear):
+    with running(model, max_positions=130) as (scheduler, ear):
         scheduler.submit(requests)
         while not all(ended(ear.heard.get(one, [])) for one in requests):
             ear.next()
@@ -308,7 +321,7 @@ def test_nan_fails_a_request_and_the_next_is_heard() -> None:
     with running(sound, models={None: sound, "broken": broken}) as (scheduler, ear):
         scheduler.submit(requests)
         bad, good = ear.until_end(requests)
-    assert isinstance(bad[-1], Failed)
+    assert isinstance(bad[-1], RequestFailed)
     assert isinstance(bad[-1].error, NumericsError)
     assert tokens(good) == alone(sound, [1, 2], 5)
 
@@ -317,13 +330,13 @@ def test_an_error_of_the_device_fails_its_streams_and_no_later_ones(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(model) as (scheduler, ear):
-        lane, request = scheduler.lanes[None], ask([1, 2], 5)
-        step = lane.step
-        monkeypatch.setattr(lane, "step", lambda _: 1 / 0)
+        request = ask([1, 2], 5)
+        step = Batch.step
+        monkeypatch.setattr(Batch, "step", lambda _: 1 / 0)
         scheduler.submit([request])
         (events,) = ear.until_end([request])
-        assert isinstance(events[-1], Failed)
-        monkeypatch.setattr(lane, "step", step)
+        assert isinstance(events[-1], RequestFailed)
+        monkeypatch.setattr(Batch, "step", step)
         request = ask([1, 2], 5)
         scheduler.submit([request])
         assert tokens(*ear.until_end([request])) == alone(model, [1, 2], 5)
@@ -348,6 +361,6 @@ def test_closing_gives_up_what_takes_longer(model: Any) -> None:
         ear.next()
         scheduler.close(0.1)
         (events,) = ear.until_end([request])
-        assert isinstance(events[-1], Failed)
+        assert isinstance(events[-1], RequestFailed)
         assert isinstance(events[-1].error, ClosedError)
         scheduler.join()

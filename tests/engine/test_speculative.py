@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.bench.measure import PASSAGE
-from minicpm_mlx.engine import Draft, Lookup, Sampling, Session, Speculation, generate
-from minicpm_mlx.engine.speculative import MOST, SURE
+from minicpm_mlx.engine import DraftModel, PromptLookup, Sampling, Session, Speculation, generate
+from minicpm_mlx.engine.speculative import MAX_DRAFT_TOKENS, MAX_MATCH
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.loading.load import _check_vocabulary
 from minicpm_mlx.model.config import Config
@@ -36,10 +36,10 @@ class Oracle:
     def __init__(self, text: Sequence[int], seed: int, wrong: float = 0.3):
         self.text, self.random, self.wrong = text, random.Random(seed), wrong
 
-    def find(self, text: Sequence[int]) -> int:
+    def confidence(self, text: Sequence[int]) -> int:
         return 1
 
-    def guess(self, text: Sequence[int], count: int) -> list[int]:
+    def propose(self, text: Sequence[int], count: int) -> list[int]:
         coming = self.text[len(text) : len(text) + self.random.randint(0, count)]
         return [
             t if self.random.random() > self.wrong else self.random.randrange(500) for t in coming
@@ -49,8 +49,8 @@ class Oracle:
 class Eager(Speculation):
     """Guesses whether it pays or not."""
 
-    def _worth(self) -> int:
-        return MOST
+    def _best_count(self) -> int:
+        return MAX_DRAFT_TOKENS
 
 
 def checked(model: Any, how: Sampling, **options: Any) -> None:
@@ -175,40 +175,40 @@ def test_sampling_s_distribution_is_unchanged() -> None:
 @settings(deadline=None, max_examples=200)
 @given(text=st.lists(st.integers(0, 3), min_size=1, max_size=60), step=st.integers(1, 7))
 def test_lookup_finds_the_longest_run_that_was_there_before(text: list[int], step: int) -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     for length in [*range(1, len(text), step), len(text)]:  # as the text grows
-        alike = lookup.find(text[:length])
+        alike = lookup.confidence(text[:length])
     best = 0
     for end in range(2, len(text)):
         size = 0
-        while size < min(SURE, end) and text[end - 1 - size] == text[-1 - size]:
+        while size < min(MAX_MATCH, end) and text[end - 1 - size] == text[-1 - size]:
             size += 1
         best = max(best, size if size >= 2 else 0)
     if len(text) <= 16:  # it looks at the last few places only
         assert alike == best
     assert alike <= best
     if alike:
-        guess = lookup.guess(text, 12)
+        guess = lookup.propose(text, 12)
         assert len(guess) == 12
         whole = [*text, *guess]
-        assert guess == whole[lookup.found : lookup.found + 12]
+        assert guess == whole[lookup.match_end : lookup.match_end + 12]
 
 
 def test_guesses_that_do_not_come_true_end_and_those_that_do_grow() -> None:
     text = [1, 2, 3, 4, 1, 2, 3]
-    good, bad = Speculation(Lookup()), Speculation(Lookup())
+    good, bad = Speculation(PromptLookup()), Speculation(PromptLookup())
     for speculation, right in ((good, True), (bad, False)):
-        speculation.stepped(1.0)
+        speculation.record_step(1.0)
         for _ in range(30):
-            guesses = speculation.guesses(text, 100)
+            guesses = speculation.draft_tokens(text, 100)
             if guesses:
-                speculation.checked(len(guesses), len(guesses) * right, 1.3)
-    assert len(good.guesses(text, 100)) == MOST
-    assert bad.guesses(text, 100) == []
-    assert good.guesses(text, 3) == [4, 1, 2]
+                speculation.record_verified(len(guesses), len(guesses) * right, 1.3)
+    assert len(good.draft_tokens(text, 100)) == MAX_DRAFT_TOKENS
+    assert bad.draft_tokens(text, 100) == []
+    assert good.draft_tokens(text, 3) == [4, 1, 2]
     for _ in range(1000):  # and are tried again one day
-        bad.stepped(1.0)
-    assert bad.guesses(text, 100)
+        bad.record_step(1.0)
+    assert bad.draft_tokens(text, 100)
 
 
 def test_the_demo_quotes_in_fewer_passes(demo: mm.LM) -> None:
@@ -243,8 +243,8 @@ def test_a_draft_model_of_the_same_vocabulary(demo: mm.LM, demo_folder: Any) -> 
 def test_a_draft_guesses_what_its_model_says() -> None:
     model = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
     plain = list(generate(model, PROMPT, max_tokens=20))
-    draft = Draft(model, model.config.vocab_size)
-    assert draft.guess(PROMPT, 4) == plain[:4]
-    assert draft.guess([*PROMPT, *plain[:6]], 3) == plain[6:9]
-    assert draft.guess([*PROMPT, 3], 2) != []
+    draft = DraftModel(model, model.config.vocab_size)
+    assert draft.propose(PROMPT, 4) == plain[:4]
+    assert draft.propose([*PROMPT, *plain[:6]], 3) == plain[6:9]
+    assert draft.propose([*PROMPT, 3], 2) != []
     assert isinstance(model.config, Config)

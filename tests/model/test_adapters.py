@@ -15,15 +15,16 @@ from mlx.utils import tree_flatten
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ConfigError, WeightsError
 from minicpm_mlx.model.adapters import (
-    Adapted,
+    AdaptedLinear,
     Adapter,
-    adapt,
+    apply_adapter,
     dense,
-    places,
+    find_projections,
 )
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse
-from minicpm_mlx.model.packing import quantize, replace
+from minicpm_mlx.model.modules import replace_module
+from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights import adapters
 from minicpm_mlx.weights.adapters import read_adapter
@@ -44,7 +45,7 @@ def merged(model: Model, adapter: Adapter) -> Model:
             plain.weight = weight
             if "bias" in module:
                 plain.bias = module.bias
-            replace(model, name, plain)
+            replace_module(model, name, plain)
     return model
 
 
@@ -79,14 +80,14 @@ def test_an_adapter_does_what_merged_weights_do(
         if model.config.num_experts and not isinstance(model, Model):
             names = {n for n in adapter.deltas if "experts" not in n and "mlp" not in n}
             assert names == adapter.deltas.keys()
-        adapt(model, adapter)
+        apply_adapter(model, adapter)
         assert close(model(IDS), expected)
-        adapt(model, random_adapter(base(), seed=6))  # in its place, not on top of it
-        adapt(model, adapter)
+        apply_adapter(model, random_adapter(base(), seed=6))  # in its place, not on top of it
+        apply_adapter(model, adapter)
         assert close(model(IDS), expected)
-        adapt(model, None)
+        apply_adapter(model, None)
         assert mx.array_equal(model(IDS), before)
-        assert not any(type(module) is Adapted for _, module in model.named_modules())
+        assert not any(type(module) is AdaptedLinear for _, module in model.named_modules())
 
 
 @pytest.mark.parametrize("kind", ["LoRALinear", "DoRALinear"])
@@ -100,7 +101,7 @@ def test_mlx_lm_s_own_layers_agree(kind: str, tmp_path: Path) -> None:
         if name.endswith(("q_proj", "o_proj", "up_proj")):
             adapted = layer.from_base(module, r=4, scale=3.0, dropout=0.0)
             adapted.lora_b = mx.random.normal(adapted.lora_b.shape) * 0.01
-            replace(theirs, name, adapted)
+            replace_module(theirs, name, adapted)
             parts = [p for p in ("lora_a", "lora_b", "m") if p in adapted]
             tensors |= {f"{name}.{part}": adapted[part] for part in parts}
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
@@ -110,7 +111,7 @@ def test_mlx_lm_s_own_layers_agree(kind: str, tmp_path: Path) -> None:
     expected = theirs(IDS)
     assert not close(expected, random_model()(IDS))
     for mine in (random_model(), fuse(random_model())):
-        adapt(mine, read_adapter(tmp_path))
+        apply_adapter(mine, read_adapter(tmp_path))
         assert close(mine(IDS), expected)
 
 
@@ -132,7 +133,7 @@ def test_peft_s_layout_is_read(tmp_path: Path, rslora: bool, dora: bool) -> None
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": rslora}))
     expected = merged(random_model(), adapter)(IDS)
     model = fuse(random_model())
-    adapt(model, read_adapter(tmp_path))
+    apply_adapter(model, read_adapter(tmp_path))
     assert close(model(IDS), expected)
 
 
@@ -178,7 +179,7 @@ def test_what_is_no_adapter_for_this_model_is_refused(
     before = model(IDS)
     folder = written(tmp_path, tensors, **config)
     with pytest.raises((ConfigError, WeightsError), match=message):
-        adapt(model, read_adapter(folder))
+        apply_adapter(model, read_adapter(folder))
     assert mx.array_equal(model(IDS), before)
 
 
@@ -287,7 +288,7 @@ def test_names_are_the_checkpoint_s() -> None:
     model = random_model(tie_word_embeddings=False)
     arrays: Any = tree_flatten(model.parameters())
     matrices = {n.removesuffix(".weight") for n, a in arrays if a.ndim == 2 and "embed" not in n}
-    assert places(model).keys() == matrices == places(fuse(model)).keys()
+    assert find_projections(model).keys() == matrices == find_projections(fuse(model)).keys()
 
 
 @pytest.mark.parametrize(

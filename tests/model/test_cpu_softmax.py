@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.model.kernels import cpu_softmax
-from minicpm_mlx.model.kernels.cpu_softmax import attention, silu_times
+from minicpm_mlx.model.kernels.cpu_softmax import attention, silu_mul
 from support.data import same
 
 
@@ -54,7 +54,7 @@ def test_a_row_that_sees_nothing_is_finite() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 7), (2, 5, 64), (1, 3, 2, 1, 9)])
 def test_silu_is_mlx_s(shape: tuple[int, ...], dtype: mx.Dtype) -> None:
     gate, up = (mx.random.normal(shape).astype(dtype) * 100 for _ in range(2))
-    mine, theirs = silu_times(gate, up), gate * mx.sigmoid(gate) * up
+    mine, theirs = silu_mul(gate, up), gate * mx.sigmoid(gate) * up
     same(mine.astype(mx.float32), theirs.astype(mx.float32), 1e-4)
     halves = mx.split(mx.concatenate([gate, up], axis=-1), 2, axis=-1)  # not contiguous
-    assert mx.array_equal(silu_times(*halves), silu_times(gate, up))
+    assert mx.array_equal(silu_mul(*halves), silu_mul(gate, up))

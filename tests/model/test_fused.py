@@ -11,15 +11,15 @@ from minicpm_mlx import load_model
 from minicpm_mlx.engine import KVCache
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import (
+    ConcatenatedLinear,
     FusedMLP,
     FusedModel,
     FusedMoE,
-    Parts,
-    Scaled,
+    ScaledLinear,
     fuse,
 )
 from minicpm_mlx.model.moe import MoE
-from minicpm_mlx.model.packing import dequantize, packed_as, quantize
+from minicpm_mlx.model.packing import apply_packing, dequantize, quantize
 from minicpm_mlx.model.transformer import Model
 from support.data import CASES, GOLDEN
 from support.random_models import IDS, MOE, random_model, set_arrays
@@ -133,8 +133,8 @@ def test_quantized_experts_meet_only_their_tokens() -> None:
 def test_coarse_scales_absorb_no_multiplier(mode: str) -> None:
     layer = fuse(packed(random_model(), 4, 32 if mode == "mxfp4" else 16, mode)).layers[0]
     assert type(layer.self_attn.qkv_proj) is nn.QuantizedLinear
-    assert type(layer.self_attn.o_proj) is Scaled
-    assert type(layer.mlp.down_proj) is Scaled
+    assert type(layer.self_attn.o_proj) is ScaledLinear
+    assert type(layer.mlp.down_proj) is ScaledLinear
 
 
 PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"]
@@ -156,13 +156,13 @@ def test_projections_packed_otherwise_stay_apart(other: str, how: str) -> None:
         rest = dict.fromkeys(
             paths - {f"model.layers.1.{other}"}, Quantization(bits=4, group_size=32)
         )
-        packed_as(model, rest | ({f"model.layers.1.{other}": ways[how]} if how in ways else {}))
+        apply_packing(model, rest | ({f"model.layers.1.{other}": ways[how]} if how in ways else {}))
         return model
 
     twin, fused = both(mixed)
     assert gap(twin, fused) < 1e-3
     attention, mlp = fused.layers[1].self_attn, fused.layers[1].mlp
-    apart = [type(layer) is Parts for layer in (attention.qkv_proj, mlp.gate_up_proj)]
+    apart = [type(layer) is ConcatenatedLinear for layer in (attention.qkv_proj, mlp.gate_up_proj)]
     assert apart == [other in PROJECTIONS[:3], other in PROJECTIONS[4:6]]
     dequantize(fused, mx.float32)
     assert gap(twin, fused) < 1e-3
@@ -182,7 +182,7 @@ def test_experts_packed_otherwise_are_not_stacked(weight: str, experts: str) -> 
         }
         for expert in range(4) if experts == "all" else [2]:
             how[f"model.layers.1.mlp.experts.{expert}.{weight}"] = eight
-        packed_as(model, how)
+        apply_packing(model, how)
         return model
 
     twin, fused = both(mixed)

@@ -12,10 +12,11 @@ from mlx.utils import tree_flatten
 
 from minicpm_mlx import device, load_model
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.model import packing as quantizing
+from minicpm_mlx.model import packing as packing_module
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
-from minicpm_mlx.model.packing import dequantize, packed_as, quantize
+from minicpm_mlx.model.kernels import cpu_unpack
+from minicpm_mlx.model.packing import apply_packing, dequantize, quantize
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
@@ -32,9 +33,9 @@ def random(*shape: int) -> mx.array:
 
 
 def unpacked(packed: mx.array, scales: mx.array, biases: mx.array, bits: int) -> mx.array:
-    dense, fills = quantizing._unpack_on_cpu(packed, scales, biases, bits)
-    for fill in fills:
-        quantizing._fill(fill)
+    dense, jobs = cpu_unpack.unpack(packed, scales, biases, bits)
+    for job in jobs:
+        job.run()
     return dense
 
 
@@ -75,7 +76,7 @@ def test_unpacking_covers_more_than_one_block() -> None:
 def test_dequantized_layers_compute_as_packed_ones_do(
     monkeypatch: pytest.MonkeyPatch, on_cpu: bool, bits: int, group: int, mode: str
 ) -> None:
-    monkeypatch.setattr(quantizing, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(packing_module, "on_cpu", lambda: on_cpu)
     packing = Quantization(bits=bits, group_size=group, mode=mode)
     mx.random.seed(4)
     layers = nn.Sequential(nn.Embedding(50, 128), nn.Linear(128, 192), nn.Linear(192, 64, False))
@@ -138,7 +139,7 @@ def test_packing_as_told_passes_over_what_cannot_be_packed() -> None:
     model = Model(Config.load(GOLDEN / "minicpm_2b_like"))
     wide = Quantization(bits=4, group_size=128)
     paths = ["model.norm", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj", "nowhere"]
-    packed_as(model, dict.fromkeys(paths, wide))
+    apply_packing(model, dict.fromkeys(paths, wide))
     found = {name for name in names(model) if name.endswith("scales")}
     assert found == {"model.layers.0.mlp.up_proj.scales"}
 

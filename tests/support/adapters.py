@@ -11,8 +11,8 @@ import pytest
 
 from minicpm_mlx.model.adapters import (
     Adapter,
-    Delta,
-    places,
+    LoRADelta,
+    find_projections,
 )
 from minicpm_mlx.model.transformer import Model
 
@@ -25,10 +25,10 @@ LORA = {"fine_tune_type": "lora", "lora_parameters": {"rank": 3, "scale": 2.0, "
 def random_adapter(model: Model, *, dora: bool = False, seed: int = 5) -> Adapter:
     mx.random.seed(seed)
     deltas = {}
-    for name, place in places(model).items():
+    for name, place in find_projections(model).items():
         if name.endswith(TARGETS):
             out = place.rows.stop - place.rows.start
-            deltas[name] = Delta(
+            deltas[name] = LoRADelta(
                 a=mx.random.normal((place.width, 3)),
                 b=mx.random.normal((3, out)) * 0.02,
                 magnitude=mx.random.uniform(0.5, 2, (out,)) if dora else None,

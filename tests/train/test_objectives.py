@@ -271,7 +271,7 @@ def test_gradients_of_dora_on_packed_weights_are_those_of_all_logits_at_once(
 def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path: Any) -> None:
     import json
 
-    from minicpm_mlx.model.adapters import adapt
+    from minicpm_mlx.model.adapters import apply_adapter
     from minicpm_mlx.model.fused import fuse
     from minicpm_mlx.weights.adapters import read_adapter
 
@@ -296,7 +296,7 @@ def test_what_is_saved_is_what_was_trained(kind: str, bits: int | None, tmp_path
     with lora.without_adapters(model):
         assert mx.array_equal(model(ids), base()(ids))
     for plain in (base(), fuse(base())):
-        adapt(plain, read_adapter(tmp_path))
+        apply_adapter(plain, read_adapter(tmp_path))
         assert mx.abs(plain(ids) - wanted).max().item() < 1e-3
 
 

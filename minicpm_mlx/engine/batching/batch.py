@@ -1,4 +1,4 @@
-"""Many streams at once, joining and leaving as they come and end: mlx-lm's BatchGenerator."""
+"""Continuous batching with mlx-lm's BatchGenerator: streams join and leave between steps."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ...errors import NumericsError
-from ...memory import CHUNK
+from ...memory import PREFILL_CHUNK
 from ..grammar import Grammar
-from ..logprobs import Scored, Scores
+from ..logprobs import LogprobRows, TokenLogprob
 from ..sampling import NOT_A_NUMBER, Sampler, Sampling
 from ..session import LanguageModel
 from .requests import Request
 
 WIDTH = 8
-"""Streams that advance together, unless told otherwise."""
+"""Default number of streams that advance together."""
 
 
 class StreamCache(NamedTuple):
-    """What a stream has read."""
+    """The tokens a stream has read, with their keys and values."""
 
     ids: list[int]
     cache: list[Any]
-    """Their keys and values, a cache a layer, mlx-lm's."""
+    """One mlx-lm cache a layer."""
 
 
-class Drawn(NamedTuple):
-    """A token of one stream."""
+class StreamToken(NamedTuple):
+    """A token drawn for one stream."""
 
     stream: int
     token: int
     """NOT_A_NUMBER where none could be drawn."""
-    reason: str | None
-    """"stop" or "length" where it is the stream's last."""
-    scored: Scored | None = None
-    """The token with its log probability, where the stream was added with `top`."""
-    kept: StreamCache | None = None
-    """With the last token."""
+    finish_reason: str | None = None
+    """"stop" or "length" with the stream's last token."""
+    token_logprob: TokenLogprob | None = None
+    """Set where the stream was added with `top_logprobs`."""
+    cache: StreamCache | None = None
+    """Set with the last token."""
     error: Exception | None = None
-    """What the stream's grammar raised."""
+    """Raised by the stream's grammar."""
 
-    def check(self) -> None:
-        """Raise what went wrong: NumericsError where the model produced NaN."""
+    def raise_error(self) -> None:
+        """Raise the grammar's error, or NumericsError where the model produced NaN."""
         if self.error:
             raise self.error
         if self.token == NOT_A_NUMBER:
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
 
 
 class Batch:
-    """Streams of one model; `step` advances all that run, up to `width`, and the rest wait."""
+    """Streams of one model; `step` advances up to `width` of them, and the rest wait."""
 
     def __init__(
         self,
@@ -62,16 +62,16 @@ class Batch:
         *,
         vocab_size: int | None = None,
         width: int = WIDTH,
-        chunk: int = CHUNK,
-        agree: Callable[[mx.array], mx.array] | None = None,
+        chunk: int = PREFILL_CHUNK,
+        synchronize: Callable[[mx.array], mx.array] | None = None,
     ):
-        """`agree` makes of a token (1,) that was drawn the one that is taken."""
-        # Here, since importing it takes the better part of a second.
+        """`synchronize` maps a drawn token (1,) to the one that all ranks take."""
+        # Imported here because it takes the better part of a second.
         from mlx_lm.generate import BatchGenerator
 
         self.vocab_size = vocab_size or model.config.vocab_size
-        self.agree = agree
-        self.draws: dict[int, _Draw] = {}
+        self.synchronize = synchronize
+        self.samplers: dict[int, _StreamSampler] = {}
         self.generator: Any = BatchGenerator(
             model,  # type: ignore[arg-type]
             completion_batch_size=width,
@@ -89,102 +89,116 @@ class Batch:
         eos: Collection[int] = (),
         min_tokens: int = 0,
         grammar: Grammar | None = None,
-        top: int | None = None,
+        top_logprobs: int | None = None,
         cache: list[Any] | None = None,
     ) -> int:
-        """Begin a stream when there is room for it; its number.
+        """Add a stream, which begins when there is room for it; return its number.
 
-        `top` asks for each token's log probability and those of the `top` likeliest. `cache` holds
-        keys and values of the prompt's first tokens, fewer than all (mlx-lm's caches, not changed).
+        `top_logprobs` asks for each token's log probability and that many of the likeliest tokens.
+        `cache` holds keys and values of the prompt's first tokens, not of all (mlx-lm's caches,
+        which are not changed).
         """
         from mlx_lm.generate import StopSequences
 
-        known = cache[0].offset if cache else 0
-        sampler = Sampler(
-            sampling, prompt, self.vocab_size, grammar=grammar, eos=eos, min_tokens=min_tokens
+        cached = cache[0].offset if cache else 0
+        sampler = _StreamSampler(
+            Sampler(
+                sampling, prompt, self.vocab_size, grammar=grammar, eos=eos, min_tokens=min_tokens
+            ),
+            top_logprobs,
+            self.synchronize,
         )
-        draw = _Draw(sampler, top, self.agree)
-        (number,) = self.generator.insert(
-            [list(prompt[known:])],
+        (stream,) = self.generator.insert(
+            [list(prompt[cached:])],
             max_tokens=[max_tokens],
             caches=[cache],
-            all_tokens=[list(prompt[:known])],
-            samplers=[draw],
-            logits_processors=[[draw.adjust]],
+            all_tokens=[list(prompt[:cached])],
+            samplers=[sampler],
+            logits_processors=[[sampler.process_logits]],
             stop_sequences=[StopSequences([[token] for token in eos])],
         )
-        self.draws[int(number)] = draw
-        return int(number)
+        self.samplers[int(stream)] = sampler
+        return int(stream)
 
-    def step(self) -> list[Drawn]:
-        """The next token of each stream that runs, and more of each prompt that is being read; no
-        tokens while all are."""
-        _, tokens = self.generator.next()
-        return [self._drawn(found) for found in tokens]
+    def step(self) -> list[StreamToken]:
+        """Draw the next token of each running stream, and read more of each waiting prompt.
 
-    def _drawn(self, found: Any) -> Drawn:
-        draw = self.draws[found.uid]
-        scored = draw.scores.popleft().of(found.token) if draw.top is not None else None
-        kept = None
-        if found.finish_reason:
-            del self.draws[found.uid]
-            kept = StreamCache(found.all_tokens, found.prompt_cache)
-        error = draw.error if found.token == NOT_A_NUMBER else None
-        return Drawn(found.uid, found.token, found.finish_reason, scored, kept, error)
+        Returns no tokens while all streams are still reading.
+        """
+        _, responses = self.generator.next()
+        return [self._stream_token(response) for response in responses]
 
-    def tokens(self) -> Iterator[Drawn]:
-        """All tokens of all streams as they come; NumericsError where the model produces NaN."""
-        while self.draws:
-            for drawn in self.step():
-                drawn.check()
-                yield drawn
+    def _stream_token(self, response: Any) -> StreamToken:
+        sampler = self.samplers[response.uid]
+        token_logprob = cache = None
+        if sampler.top_logprobs is not None:
+            (token_logprob,) = sampler.logprobs.popleft().to_list([response.token])
+        if response.finish_reason:
+            del self.samplers[response.uid]
+            cache = StreamCache(response.all_tokens, response.prompt_cache)
+        # The sampler is a step ahead: its error belongs to the token that could not be drawn.
+        error = sampler.error if response.token == NOT_A_NUMBER else None
+        return StreamToken(
+            response.uid, response.token, response.finish_reason, token_logprob, cache, error
+        )
 
-    def kept(self, stream: int) -> StreamCache:
-        """What a stream has read so far, a copy."""
+    def tokens(self) -> Iterator[StreamToken]:
+        """Yield the tokens of all streams as they come; NumericsError where the model has NaN."""
+        while self.samplers:
+            for token in self.step():
+                token.raise_error()
+                yield token
+
+    def extract(self, stream: int) -> StreamCache:
+        """Return a copy of what a stream has read so far."""
         cache, ids = self.generator.extract_cache([stream])[stream]
         return StreamCache(list(ids), cache)
 
     def remove(self, stream: int) -> None:
         """End a stream early."""
         self.generator.remove([stream])
-        self.draws.pop(stream, None)
+        self.samplers.pop(stream, None)
 
     def close(self) -> None:
         self.generator.close()
 
 
-class _Draw:
-    """Draws from the logits themselves, as a stream of its own would.
+class _StreamSampler:
+    """Draws from the logits themselves, as generate() does for a single stream.
 
-    BatchGenerator draws from their logarithms instead; so the token is drawn where it would have
-    logits adjusted, which are then no longer needed.
+    BatchGenerator samples from log probabilities instead. So the token is drawn earlier, where
+    BatchGenerator would have the logits adjusted, and handed over when it asks for a sample.
     """
 
     def __init__(
-        self, sampler: Sampler, top: int | None, agree: Callable[[mx.array], mx.array] | None
+        self,
+        sampler: Sampler,
+        top_logprobs: int | None,
+        synchronize: Callable[[mx.array], mx.array] | None,
     ):
-        self.sampler, self.top, self.agree = sampler, top, agree
-        self.scores: deque[Scores] = deque()
-        """Of the tokens drawn and not told yet."""
+        self.sampler, self.top_logprobs, self.synchronize = sampler, top_logprobs, synchronize
+        self.logprobs: deque[LogprobRows] = deque()
+        """Of the tokens drawn and not returned yet."""
         self.error: Exception | None = None
-        """What the grammar raised; the other streams go on."""
+        """Raised by the grammar; the other streams continue."""
 
-    def adjust(self, _: mx.array, logits: mx.array) -> mx.array:
-        self.token = self._next(logits)
-        if self.agree:
-            self.token = self.agree(self.token)
-        if self.top is not None:
+    def process_logits(self, _: mx.array, logits: mx.array) -> mx.array:
+        """Draw the next token from logits (1, V); the logits returned are not used."""
+        self.token = self._draw(logits)
+        if self.synchronize:
+            self.token = self.synchronize(self.token)
+        if self.top_logprobs is not None:
             logits = logits[:, : self.sampler.vocab_size]
-            self.scores.append(Scores(logits, mx.maximum(self.token, 0), self.top))
+            self.logprobs.append(LogprobRows(logits, mx.maximum(self.token, 0), self.top_logprobs))
         return mx.zeros((1, 1))
 
-    def _next(self, logits: mx.array) -> mx.array:
+    def _draw(self, logits: mx.array) -> mx.array:
         if self.error is None:
             try:
                 return self.sampler(logits)
             except Exception as error:
                 self.error = error
-        # The logits are waited for nevertheless: other ranks do too.
+        # Still depends on the logits: the sums between ranks in them must run on every rank.
         return mx.depends(mx.array([NOT_A_NUMBER], mx.int32), logits)
 
     def __call__(self, _: mx.array) -> mx.array:
@@ -192,16 +206,21 @@ class _Draw:
 
 
 class AdapterBatch:
-    """Streams of one model (an adapter has its own), in a batch that is made when first needed."""
+    """The requests that run with one adapter, in a batch that is created when first needed."""
 
-    def __init__(self, model: LanguageModel, make: Callable[[], Batch]):
-        self.model, self._make = model, make
-        self.batch: Batch | None = None
-        self.streams: dict[int, Request] = {}
+    def __init__(self, model: LanguageModel, create_batch: Callable[[], Batch]):
+        self.model, self._create_batch = model, create_batch
+        self._batch: Batch | None = None
+        self.requests: dict[int, Request] = {}
+        """By their stream's number."""
+
+    @property
+    def batch(self) -> Batch:
+        self._batch = self._batch or self._create_batch()
+        return self._batch
 
     def add(self, request: Request, cache: list[Any] | None) -> None:
-        """Begin a stream; `cache` holds its prompt but for the last token."""
-        self.batch = self.batch or self._make()
+        """Start the reply; `cache` holds the prompt but for its last token."""
         stream = self.batch.add(
             request.prompt,
             max_tokens=request.max_tokens,
@@ -209,42 +228,30 @@ class AdapterBatch:
             eos=request.eos,
             min_tokens=request.min_tokens,
             grammar=request.grammar,
-            top=request.top,
+            top_logprobs=request.top_logprobs,
             cache=cache,
         )
-        self.streams[stream] = request
+        self.requests[stream] = request
 
-    def step(self) -> list[Drawn]:
-        """The next token of every stream."""
-        assert self.batch
-        return self.batch.step()
-
-    def cancel(self, numbers: set[int]) -> list[tuple[Request, StreamCache]]:
-        """End streams early, by their requests' numbers; what they have read."""
-        assert self.batch or not self.streams
-        gone = [stream for stream, one in self.streams.items() if one.number in numbers]
-        return [self._ended(stream) for stream in gone]
-
-    def _ended(self, stream: int) -> tuple[Request, StreamCache]:
-        assert self.batch
-        request, kept = self.streams[stream], self.batch.kept(stream)
-        self.remove(stream)
-        return request, kept
+    def cancel(self, request_ids: set[int]) -> list[tuple[Request, StreamCache]]:
+        """End requests early; return them with what they have read."""
+        canceled = []
+        for stream, request in list(self.requests.items()):
+            if request.request_id in request_ids:
+                canceled.append((request, self.batch.extract(stream)))
+                self.remove(stream)
+        return canceled
 
     def remove(self, stream: int) -> None:
         """End a stream early."""
-        assert self.batch
         self.batch.remove(stream)
-        del self.streams[stream]
+        del self.requests[stream]
 
-    def reset(self) -> list[Request]:
-        """Give up all streams, whose requests are returned, after something went wrong."""
-        lost = list(self.streams.values())
-        self.close()
-        return lost
-
-    def close(self) -> None:
-        if self.batch:
-            self.batch.close()
-        self.batch = None
-        self.streams.clear()
+    def close(self) -> list[Request]:
+        """Drop the batch and return the requests that were running in it."""
+        requests = list(self.requests.values())
+        if self._batch:
+            self._batch.close()
+        self._batch = None
+        self.requests.clear()
+        return requests

@@ -1,4 +1,4 @@
-"""A prompt, read a chunk at a time; and what is asked of its own tokens."""
+"""Chunked prefill of one request, with the log probabilities or the embedding of its prompt."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..logprobs import Scored, Scores
-from ..session import LanguageModel
-from .requests import Read, Request
+from ..logprobs import LogprobRows, TokenLogprob
+from ..session import LanguageModel, prefill
+from .requests import PrefillDone, Request
 
-ROWS = 64
+LOGIT_ROWS = 64
 """Positions whose logits are computed at once; those of a whole chunk would fill the memory."""
 
 
 class Prefill:
-    """Reads the prompt of `request`; `cache` holds keys and values of what need not be read.
+    """Reads the prompt of `request`; `cache` holds its first tokens, from the prefix cache.
 
     The last token is left to the batch where a reply follows.
     """
@@ -25,43 +25,47 @@ class Prefill:
 
         self.model, self.request = model, request
         self.cache = cache or [KVCache() for _ in range(model.config.num_hidden_layers)]
-        self.at = self.cached = self.cache[0].offset
+        self.position = self.cached_tokens = self.cache[0].offset
         self.end = len(request.prompt) - (request.max_tokens > 0)
-        self.scored: list[Scored] = []
-        if request.score_from == 0:
-            self.scored.append(Scored(request.prompt[0]))
-        self.total = mx.zeros((model.config.hidden_size,))
+        self.prompt_logprobs: list[TokenLogprob] = []
+        if request.logprob_start == 0:
+            self.prompt_logprobs.append(TokenLogprob(request.prompt[0]))
+        self.hidden_sum = mx.zeros((model.config.hidden_size,))
 
     @property
     def done(self) -> bool:
-        return self.at == self.end
+        return self.position == self.end
 
     def advance(self, chunk: int) -> int:
-        """Read up to `chunk` more tokens; how many."""
-        part = self.request.prompt[self.at : min(self.at + chunk, self.end)]
-        hidden = self.model.hidden(mx.array([part]), self.cache)[0]  # (T, hidden)
-        if self.request.score_from is not None:
-            self._score(hidden, self.request.score_from)
-        if self.request.pooled:
-            self.total = self.total + hidden.astype(mx.float32).sum(axis=0)
-        mx.eval([layer.state for layer in self.cache], self.total)
-        self.at += len(part)
-        return len(part)
+        """Read up to `chunk` more tokens; return how many were read."""
+        tokens = self.request.prompt[self.position : min(self.position + chunk, self.end)]
+        (hidden,) = prefill(self.model, tokens, self.cache, chunk=chunk)
+        hidden = hidden[0]  # (T, hidden)
+        if self.request.logprob_start is not None:
+            self._score(hidden, self.request.logprob_start)
+        if self.request.embed:
+            self.hidden_sum = self.hidden_sum + hidden.astype(mx.float32).sum(axis=0)
+        mx.eval(self.hidden_sum)
+        self.position += len(tokens)
+        return len(tokens)
 
-    def _score(self, hidden: mx.array, score_from: int) -> None:
-        """Score the tokens that follow the positions of hidden (T, hidden), from `score_from`."""
-        prompt, top = self.request.prompt, self.request.top or 0
-        start = max(self.at + 1, score_from)
-        end = min(self.at + len(hidden) + 1, len(prompt))
-        for begin in range(start, end, ROWS):
-            tokens = list(prompt[begin : min(begin + ROWS, end)])
-            row = begin - 1 - self.at
+    def _score(self, hidden: mx.array, logprob_start: int) -> None:
+        """Score the tokens that follow the positions of hidden (T, hidden)."""
+        prompt, top = self.request.prompt, self.request.top_logprobs or 0
+        start = max(self.position + 1, logprob_start)
+        end = min(self.position + len(hidden) + 1, len(prompt))
+        for begin in range(start, end, LOGIT_ROWS):
+            tokens = list(prompt[begin : min(begin + LOGIT_ROWS, end)])
+            row = begin - 1 - self.position
             logits = self.model.logits(hidden[row : row + len(tokens)])
-            self.scored.extend(Scores(logits, mx.array(tokens), top).rows(tokens))
+            self.prompt_logprobs.extend(LogprobRows(logits, mx.array(tokens), top).to_list(tokens))
 
-    @property
-    def result(self) -> Read:
-        """Once all is read."""
-        mean: Any = (self.total / len(self.request.prompt)).tolist()
-        pooled = tuple(mean) if self.request.pooled else ()
-        return Read(self.cached, tuple(self.scored), pooled, last=not self.request.max_tokens)
+    def result(self) -> PrefillDone:
+        """Return the event that reports the prompt, once all of it is read."""
+        mean: Any = (self.hidden_sum / len(self.request.prompt)).tolist()
+        return PrefillDone(
+            self.cached_tokens,
+            tuple(self.prompt_logprobs),
+            tuple(mean) if self.request.embed else (),
+            final=not self.request.max_tokens,
+        )

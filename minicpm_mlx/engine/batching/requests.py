@@ -1,4 +1,4 @@
-"""What the scheduler is asked, and what it tells."""
+"""Requests to the scheduler, its events, and the plan of a step that ranks exchange."""
 
 from __future__ import annotations
 
@@ -9,123 +9,117 @@ from itertools import count
 from typing import NamedTuple
 
 from ..grammar import Grammar
-from ..logprobs import Scored
+from ..logprobs import TokenLogprob
 from ..sampling import Sampling
 
 
 @dataclass(kw_only=True, eq=False)
 class Request:
-    """One text to be read, and continued where `max_tokens` is not 0."""
+    """A prompt to read, and to continue unless `max_tokens` is 0."""
 
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     adapter: str | None = None
-    """Name of the model that reads it; None is the one without adapter."""
+    """Name of the adapter to use; None: the model without one."""
     eos: frozenset[int] = frozenset()
-    """Tokens that end it."""
+    """Tokens that end the reply."""
     min_tokens: int = 0
-    """Tokens before one of `eos` may come."""
+    """Tokens to generate before one of `eos` may come."""
     grammar: Grammar | None = None
-    top: int | None = None
-    """With each token its log probability, and this many of the likeliest."""
-    score_from: int | None = None
-    """Log probabilities of the prompt's tokens from this position on."""
-    pooled: bool = False
-    """The mean of the last hidden states is wanted, and nothing else."""
+    top_logprobs: int | None = None
+    """Report each token's log probability and this many of the likeliest tokens; None: neither."""
+    logprob_start: int | None = None
+    """Report log probabilities of the prompt's tokens from this position on."""
+    embed: bool = False
+    """Report the mean of the last hidden states; generate nothing."""
     deadline: float | None = None
-    """When it is given up, by time.monotonic()."""
-    number: int = field(default_factory=count().__next__)
-    """By which it is known, also to other ranks."""
+    """Time at which the request is given up, by time.monotonic()."""
+    request_id: int = field(default_factory=count().__next__)
+    """Identifies the request on all ranks."""
 
     @property
-    def size(self) -> int:
-        """Positions that it may take."""
+    def max_positions(self) -> int:
+        """Positions in the key-value cache that the request may take."""
         return len(self.prompt) + self.max_tokens
 
     @property
-    def reusable(self) -> int:
-        """Tokens of the prompt that need not be read where they are known: more matters of those
-        that are scored, or whose hidden states count."""
-        if self.pooled:
+    def reusable_tokens(self) -> int:
+        """Tokens of the prompt that may come from the prefix cache.
+
+        A scored token needs the logits of the position before it, an embedding all hidden states.
+        """
+        if self.embed:
             return 0
-        most = len(self.prompt) - (self.max_tokens > 0)
-        return most if self.score_from is None else max(min(self.score_from - 1, most), 0)
+        limit = len(self.prompt) - (self.max_tokens > 0)  # the last token's logits start the reply
+        if self.logprob_start is None:
+            return limit
+        return max(min(self.logprob_start - 1, limit), 0)
 
 
-class Read(NamedTuple):
+class PrefillDone(NamedTuple):
     """The prompt has been read."""
 
-    cached: int
-    """Tokens of it that were known already."""
-    scored: tuple[Scored, ...] = ()
-    """The prompt's tokens from `score_from` on."""
-    pooled: tuple[float, ...] = ()
-    """The mean of the last hidden states (hidden)."""
-    last: bool = False
-    """Nothing follows."""
+    cached_tokens: int
+    """Tokens of the prompt that came from the prefix cache."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The prompt's tokens from `logprob_start` on."""
+    embedding: tuple[float, ...] = ()
+    """Mean of the last hidden states, (hidden,)."""
+    final: bool = False
+    """Whether this is the request's last event."""
 
 
-class Token(NamedTuple):
+class NewToken(NamedTuple):
     """A token of the reply."""
 
-    scored: Scored
-    reason: str | None = None
-    """"stop" or "length": nothing follows."""
+    token_logprob: TokenLogprob
+    finish_reason: str | None = None
+    """"stop" or "length" with the last event."""
 
 
-class Failed(NamedTuple):
-    """It came to nothing; nothing follows."""
+class RequestFailed(NamedTuple):
+    """The request has failed; this is its last event."""
 
     error: Exception
 
 
-Event = Read | Token | Failed
+RequestEvent = PrefillDone | NewToken | RequestFailed
 
 
 @dataclass
 class StepPlan:
-    """Taken in before a turn."""
+    """Changes to apply before a step; all ranks of a launch apply the same."""
 
     submit: list[Request] = field(default_factory=list)
     cancel: list[int] = field(default_factory=list)
-    """Numbers of requests to give up."""
+    """Ids of the requests to give up."""
     flush: bool = False
-    """Forget what was read before."""
-    end: bool = False
-    """There is no turn any more."""
-    rate: float = 0
-    """Tokens of prompts that are read in a second, about."""
+    """Empty the prefix cache."""
+    stop: bool = False
+    """End the loop instead of stepping."""
+    prefill_rate: float = 0
+    """Rank 0's estimate of prompt tokens a second; chunks must be alike on all ranks."""
 
     def to_bytes(self) -> bytes:
-        """For other ranks: of a request only what they need to compute with the first."""
-        requests = [
-            (r.number, [*r.prompt], r.max_tokens, r.adapter, [*r.eos], r.score_from, r.pooled)
-            for r in self.submit
-        ]
-        return json.dumps([requests, self.cancel, self.flush, self.end, self.rate]).encode()
+        """Serialize for the other ranks; of a request only what their passes depend on."""
+        requests = [{name: getattr(r, name) for name in _SHARED_FIELDS} for r in self.submit]
+        fields = [requests, self.cancel, self.flush, self.stop, self.prefill_rate]
+        return json.dumps(fields, default=list).encode()  # a list for the frozenset `eos`
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StepPlan:
         requests, *rest = json.loads(data)
-        return cls([_request(*fields) for fields in requests], *rest)
+        return cls([Request(**{**r, "eos": frozenset(r["eos"])}) for r in requests], *rest)
 
 
-def _request(
-    number: int,
-    prompt: Sequence[int],
-    max_tokens: int,
-    adapter: str | None,
-    eos: Sequence[int],
-    score_from: int | None,
-    pooled: bool,
-) -> Request:
-    return Request(
-        number=number,
-        prompt=prompt,
-        max_tokens=max_tokens,
-        adapter=adapter,
-        eos=frozenset(eos),
-        score_from=score_from,
-        pooled=pooled,
-    )
+_SHARED_FIELDS = (
+    "request_id",
+    "prompt",
+    "max_tokens",
+    "adapter",
+    "eos",
+    "logprob_start",
+    "embed",
+)
+"""Rank 0 alone draws tokens, so the other ranks need neither sampling nor grammar."""

@@ -1,9 +1,8 @@
-"""Requests of many clients, read and continued together: one thread that alone uses the device.
+"""Continuous batching of many clients' requests, on the one thread that uses the device.
 
-A turn takes in what has come, gives up what is cancelled or late, lets waiting requests begin where
-there is room, and advances all that run: a token of every reply, and a chunk of every prompt that
-is being read, small enough that replies do not stutter and a client that leaves frees its place at
-once.
+A step applies what has come in (new, canceled and expired requests), admits waiting requests while
+there is room, draws a token for every running reply, and reads a chunk of the prompts. Chunks are
+small enough that replies do not stutter and that a client that disconnects frees its place at once.
 """
 
 from __future__ import annotations
@@ -20,88 +19,84 @@ import mlx.core as mx
 
 from ...distributed import collectives
 from ...errors import MiniCPMError
-from ...memory import CHUNK
-from ..logprobs import Scored
+from ...memory import PREFILL_CHUNK
+from ..logprobs import TokenLogprob
 from ..session import LanguageModel
-from .batch import AdapterBatch, Batch, StreamCache
+from .batch import AdapterBatch, Batch, StreamCache, StreamToken
 from .prefill import Prefill
-from .prefix_cache import PrefixCache, common
-from .requests import (
-    Event,
-    Failed,
-    Request,
-    StepPlan,
-    Token,
-)
+from .prefix_cache import PrefixCache, common_prefix_length
+from .requests import NewToken, Request, RequestEvent, RequestFailed, StepPlan
 
-Told = list[tuple[Request, Event]]
+RequestEvents = list[tuple[Request, RequestEvent]]
 
-PAUSE = 0.1
-"""Seconds that a chunk of a prompt may keep the replies waiting, about."""
+PREFILL_SECONDS = 0.1
+"""Time for prompts in a step while replies are running; it delays their next tokens."""
 
-SILENCE = 0.2
-"""Seconds that it may take while no reply is coming: until a client that has left is noticed."""
+IDLE_PREFILL_SECONDS = 0.2
+"""The same while none is running; it delays the notice that a client has disconnected."""
 
-SMALLEST = 64
-"""Tokens that are worth to be read at once: half as many take almost as long."""
+MIN_CHUNK = 64
+"""Smallest chunk of a prompt: half as many tokens take almost as long."""
 
-SHARED = 64
-"""Tokens that two prompts begin with alike from which on it is worth to read them once."""
+MIN_SHARED_PREFIX = 64
+"""Tokens two prompts must have in common for one to wait for the other's prefill."""
 
 
 class QueueFullError(MiniCPMError):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class ClosedError(MiniCPMError):
-    """The scheduler takes no requests any more."""
+    """The scheduler takes no more requests."""
 
 
 class Scheduler:
-    """Serves requests; `tell` hears what becomes of them, on the scheduler's thread.
+    """Serves requests and reports their events to `on_events`, on the scheduler's thread.
 
-    `models` are those there are, by adapter (None: without one). Up to `width` requests run at
-    once, in up to `positions` of cache altogether; up to `queue` more wait. `prefixes` remembers
-    what was read. With `together` the ranks of a launch, which have all been given the same, serve
-    as one: rank 0 is asked and tells, the others follow.
+    `models` are the models by adapter name (None: without one). Up to `width` requests run at once
+    and take up to `max_positions` of key-value cache together; up to `queue` more wait. If
+    `distributed`, the ranks of a launch, all constructed alike, serve as one: rank 0 takes requests
+    and reports, the others follow its plans.
     """
 
     def __init__(
         self,
         models: Mapping[str | None, LanguageModel],
-        tell: Callable[[Told], None],
+        on_events: Callable[[RequestEvents], None],
         *,
         vocab_size: int,
         width: int,
         queue: int,
-        positions: int,
+        max_positions: int,
         prefixes: PrefixCache,
-        together: bool = False,
+        distributed: bool = False,
     ):
-        self.tell, self.width, self.queue, self.positions = tell, width, queue, positions
-        self.prefixes = prefixes
+        self.on_events, self.width, self.queue = on_events, width, queue
+        self.max_positions, self.prefixes = max_positions, prefixes
         self.waiting: deque[Request] = deque()
-        self.readers: list[Prefill] = []
-        agree = collectives.of_rank_0 if together else None
-
-        def batch(model: LanguageModel) -> Batch:
-            return Batch(model, vocab_size=vocab_size, width=width, agree=agree)
-
-        self.lanes = {
-            name: AdapterBatch(model, partial(batch, model)) for name, model in models.items()
+        self.prefills: list[Prefill] = []
+        create = partial(
+            Batch,
+            vocab_size=vocab_size,
+            width=width,
+            synchronize=collectives.of_rank_0 if distributed else None,
+        )
+        self.batches = {
+            adapter: AdapterBatch(model, partial(create, model))
+            for adapter, model in models.items()
         }
-        self.rate = SMALLEST / PAUSE
-        """Tokens of prompts that are read in a second, about."""
+        self.prefill_rate = MIN_CHUNK / PREFILL_SECONDS
+        """Prompt tokens a second, as last measured."""
         self.running_count = self.waiting_count = 0
-        """Requests that run and wait, for other threads to see."""
-        self._together = together
-        self._told: Told = []
+        """For other threads to read."""
+        self._distributed = distributed
+        self._events: RequestEvents = []
         self._inbox: SimpleQueue[StepPlan] = SimpleQueue()
-        self._open, self._lock = 0, Lock()  # requests that have not ended
-        self._late: float | None = None  # when requests are given up, once closed
+        self._open, self._lock = 0, Lock()  # requests submitted and not finished
+        self._close_at: float | None = None  # set by close()
         self._thread = Thread(target=self.run, name="scheduler", daemon=True)
 
-    # What other threads call.
+    # Called by other threads.
 
     def start(self) -> None:
         self._thread.start()
@@ -109,7 +104,7 @@ class Scheduler:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue all of `requests`, or none: QueueFullError, or ClosedError."""
         with self._lock:
-            if self._late is not None:
+            if self._close_at is not None:
                 raise ClosedError("this server is shutting down")
             if self._open + len(requests) > self.queue + self.width:
                 raise QueueFullError(
@@ -120,84 +115,88 @@ class Scheduler:
         self._inbox.put(StepPlan(submit=list(requests)))
 
     def cancel(self, requests: Sequence[Request]) -> None:
-        """Give requests up, wherever they are; nothing more is told of them."""
+        """Give requests up, waiting or running; they report no more events."""
         if requests:
-            self._inbox.put(StepPlan(cancel=[request.number for request in requests]))
+            self._inbox.put(StepPlan(cancel=[request.request_id for request in requests]))
 
     def flush(self) -> None:
-        """Forget what was read before."""
+        """Empty the prefix cache."""
         self._inbox.put(StepPlan(flush=True))
 
     def close(self, seconds: float) -> None:
-        """Take no more requests, let those there are finish for `seconds`, and end."""
+        """Take no more requests, give those open `seconds` to finish, then end the thread."""
         with self._lock:
-            late = time.monotonic() + seconds
-            self._late = late if self._late is None else min(self._late, late)
-        self._inbox.put(StepPlan())
+            close_at = time.monotonic() + seconds
+            self._close_at = close_at if self._close_at is None else min(self._close_at, close_at)
+        self._inbox.put(StepPlan())  # wakes the thread
 
     def join(self) -> None:
         self._thread.join()
 
-    # What the thread does.
+    # The scheduler's own thread.
 
     @property
     def running(self) -> list[Request]:
-        streams = [one for lane in self.lanes.values() for one in lane.streams.values()]
-        return [*(reader.request for reader in self.readers), *streams]
+        replies = [r for batch in self.batches.values() for r in batch.requests.values()]
+        return [*(prefill.request for prefill in self.prefills), *replies]
 
     def run(self) -> None:
-        """Serve until closed; `start` has another thread do it."""
-        follows = self._together and collectives.rank() > 0
+        """Serve until closed; `start` runs this on a thread."""
+        follows = self._distributed and collectives.rank() > 0
         while True:
-            plan = StepPlan() if follows else self._plan()
-            if self._together:
-                told = collectives.broadcast(plan.to_bytes())
-                plan = StepPlan.from_bytes(told) if follows else plan
-            if plan.end:
+            plan = StepPlan() if follows else self._next_plan()
+            if self._distributed:
+                data = collectives.broadcast(plan.to_bytes())
+                plan = StepPlan.from_bytes(data) if follows else plan
+            if plan.stop:
                 break
             try:
-                self.turn(plan)
-            except Exception as error:  # a client must hear of it, whatever it is
-                self._fail(error)
+                self.step(plan)
+            except Exception as error:  # whatever it is, the clients must learn of it
+                self._fail_all(error)
                 if follows:
                     raise
-        for lane in self.lanes.values():
-            lane.close()
+        for batch in self.batches.values():
+            batch.close()
 
-    def _plan(self) -> StepPlan:
-        """What has come since the last turn; waits while there is nothing to do."""
-        plan = StepPlan(rate=self.rate)
+    def _next_plan(self) -> StepPlan:
+        """Collect what has come since the last step; wait while there is nothing to do."""
+        plan = StepPlan(prefill_rate=self.prefill_rate)
         while True:
-            if self._late is not None and not self._open:
-                return StepPlan(end=True)
-            new = plan.submit or plan.cancel or plan.flush
-            if (new or self.waiting or self.running) and self._inbox.empty():
+            if self._close_at is not None and not self._open:
+                return StepPlan(stop=True)
+            has_work = plan.submit or plan.cancel or plan.flush or self.waiting or self.running
+            if has_work and self._inbox.empty():
                 break
-            found = self._inbox.get()
-            plan.submit += found.submit
-            plan.cancel += found.cancel
-            plan.flush |= found.flush
-        plan.cancel += self._expired(plan.submit)
+            message = self._inbox.get()
+            plan.submit += message.submit
+            plan.cancel += message.cancel
+            plan.flush |= message.flush
+        plan.cancel += self._expire(plan.submit)
         return plan
 
-    def _expired(self, coming: Sequence[Request]) -> list[int]:
-        """Requests whose time is over, which they are told."""
-        now, everyone = time.monotonic(), [*coming, *self.waiting, *self.running]
-        closed = self._late is not None and self._late <= now
-        over = [one for one in everyone if closed or (one.deadline or math.inf) <= now]
+    def _expire(self, submitted: Sequence[Request]) -> list[int]:
+        """Fail the requests that are out of time; return their ids."""
+        now = time.monotonic()
+        closed = self._close_at is not None and self._close_at <= now
         error: Exception = TimeoutError(
             "not finished in the time that this server gives a request (its --timeout); ask for "
             "fewer tokens"
         )
         if closed:
             error = ClosedError("this server is shutting down")
-        for request in over:
-            self._say(request, Failed(error))
-        return [request.number for request in over]
+        expired = [
+            request
+            for request in (*submitted, *self.waiting, *self.running)
+            if closed or (request.deadline or math.inf) <= now
+        ]
+        for request in expired:
+            self._report(request, RequestFailed(error))
+        return [request.request_id for request in expired]
 
-    def turn(self, plan: StepPlan) -> None:
-        """One round over all there is to do."""
-        self.rate = plan.rate or self.rate
+    def step(self, plan: StepPlan) -> None:
+        """Apply `plan`, admit requests, draw a token of every reply, read a chunk of prompts."""
+        self.prefill_rate = plan.prefill_rate or self.prefill_rate
         self.waiting.extend(plan.submit)
         if plan.cancel:
             self._cancel(set(plan.cancel))
@@ -205,153 +204,170 @@ class Scheduler:
             self.prefixes.clear()
         self._admit()
         self.running_count, self.waiting_count = len(self.running), len(self.waiting)
-        for lane in self.lanes.values():
-            self._advance(lane)
-            self._flush()
-        self._read()
-        self._flush()
+        for batch in self.batches.values():
+            self._decode(batch)
+            self._send_events()
+        self._prefill()
+        self._send_events()
         self.running_count = len(self.running)
 
-    def _say(self, request: Request, event: Event) -> None:
-        self._told.append((request, event))
+    # Events.
 
-    def _end(self, request: Request, event: Event) -> None:
-        self._say(request, event)
-        self._ended(1)
+    def _report(self, request: Request, event: RequestEvent) -> None:
+        self._events.append((request, event))
 
-    def _ended(self, count: int) -> None:
+    def _finish(self, request: Request, event: RequestEvent) -> None:
+        self._report(request, event)
+        self._release(1)
+
+    def _release(self, count: int) -> None:
         with self._lock:
             self._open -= count
 
-    def _fail(self, error: Exception) -> None:
-        """Give up everything."""
+    def _send_events(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self.on_events(events)
+
+    def _fail_all(self, error: Exception) -> None:
         for request in [*self.waiting, *self.running]:
-            self._end(request, Failed(error))
+            self._finish(request, RequestFailed(error))
         self.waiting.clear()
-        self.readers.clear()
-        for lane in self.lanes.values():
-            lane.close()
-        self._flush()
+        self.prefills.clear()
+        for batch in self.batches.values():
+            batch.close()
+        self._send_events()
 
-    def _flush(self) -> None:
-        if self._told:
-            told, self._told = self._told, []
-            self.tell(told)
-
-    def _cancel(self, numbers: set[int]) -> None:
+    def _cancel(self, request_ids: set[int]) -> None:
         before = len(self.waiting) + len(self.running)
-        self.waiting = deque(one for one in self.waiting if one.number not in numbers)
-        self.readers = [one for one in self.readers if one.request.number not in numbers]
-        for lane in self.lanes.values():
-            for request, kept in lane.cancel(numbers):
-                self._keep(request, kept)
-        self._ended(before - len(self.waiting) - len(self.running))
+        self.waiting = deque(r for r in self.waiting if r.request_id not in request_ids)
+        self.prefills = [p for p in self.prefills if p.request.request_id not in request_ids]
+        for batch in self.batches.values():
+            for request, cache in batch.cancel(request_ids):
+                self._cache_prefix(request, cache)
+        self._release(before - len(self.waiting) - len(self.running))
 
-    # Beginning.
+    # Admission.
 
     def _admit(self) -> None:
-        """Let requests begin in the order they came; one whose beginning is being read for another
-        waits for that."""
-        held: list[Request] = []
+        """Start waiting requests in their order while there is room.
+
+        A request whose beginning another one is just reading waits for that, and lets others pass.
+        """
+        postponed: list[Request] = []
         while self.waiting and len(self.running) < self.width:
             request = self.waiting.popleft()
             if not self._fits(request):
                 self.waiting.appendleft(request)
                 break
             if self._is_being_read(request):
-                held.append(request)
+                postponed.append(request)
                 continue
-            self._begin(request)
-        self.waiting.extendleft(reversed(held))
+            cache = self.prefixes.take(request.adapter, request.prompt[: request.reusable_tokens])
+            self.prefills.append(Prefill(self.batches[request.adapter].model, request, cache))
+        self.waiting.extendleft(reversed(postponed))
 
     def _fits(self, request: Request) -> bool:
-        """Whether there is room for it: in a lane each stream takes as much as the longest."""
+        """Whether the cache has room; a batch pads each of its streams to the longest."""
+        running = [*self.running, request]
         needed = 0
-        for name, lane in self.lanes.items():
-            sizes = [one.size for one in lane.streams.values()]
-            sizes += [one.request.size for one in self.readers if one.request.adapter == name]
-            sizes += [request.size] if request.adapter == name else []
-            needed += len(sizes) * max(sizes, default=0)
-        return needed <= self.positions or not self.running
+        for adapter in self.batches:
+            lengths = [r.max_positions for r in running if r.adapter == adapter]
+            needed += len(lengths) * max(lengths, default=0)
+        return needed <= self.max_positions or len(running) == 1  # alone, any request may run
 
     def _is_being_read(self, request: Request) -> bool:
-        reusable = request.prompt[: request.reusable]
-        if not self.prefixes.limit or len(reusable) < SHARED:
+        reusable = request.prompt[: request.reusable_tokens]
+        if not self.prefixes.limit or len(reusable) < MIN_SHARED_PREFIX:
             return False
-        alike = (one.request for one in self.readers if one.request.adapter == request.adapter)
-        coming = max((common(one.prompt, reusable) for one in alike if not one.pooled), default=0)
-        return coming >= self.prefixes.common(request.adapter, reusable) + SHARED
+        shared = max(
+            (
+                common_prefix_length(prefill.request.prompt, reusable)
+                for prefill in self.prefills
+                if prefill.request.adapter == request.adapter and not prefill.request.embed
+            ),
+            default=0,
+        )
+        cached = self.prefixes.match_length(request.adapter, reusable)
+        return shared >= cached + MIN_SHARED_PREFIX
 
-    def _begin(self, request: Request) -> None:
-        cache = self.prefixes.take(request.adapter, request.prompt[: request.reusable])
-        self.readers.append(Prefill(self.lanes[request.adapter].model, request, cache))
+    # Decoding.
 
-    # Running.
-
-    def _advance(self, lane: AdapterBatch) -> None:
-        """A token of every reply of a lane."""
-        if not lane.streams:
+    def _decode(self, batch: AdapterBatch) -> None:
+        """Draw a token of every reply of a batch."""
+        if not batch.requests:
             return
         try:
-            drawn = lane.step()
-        except Exception as error:  # whatever it is, the other lanes go on
-            for request in lane.reset():
-                self._end(request, Failed(error))
+            tokens = batch.batch.step()
+        except Exception as error:  # whatever it is, the other batches continue
+            for request in batch.close():
+                self._finish(request, RequestFailed(error))
             return
-        for one in drawn:
-            request = lane.streams[one.stream]
-            try:
-                one.check()
-            except Exception as error:  # of the model, or of a grammar
-                lane.remove(one.stream)
-                self._end(request, Failed(error))
-                continue
-            token = Token(one.scored or Scored(one.token), one.reason)
-            if one.reason is None:
-                self._say(request, token)
-                continue
-            self._keep(request, one.kept)
-            del lane.streams[one.stream]
-            self._end(request, token)
+        for token in tokens:
+            self._report_token(batch, token)
 
-    def _read(self) -> None:
-        """A chunk of prompts, in their order: the first token of each comes sooner so than if all
-        were read a little at a time."""
-        speaks = any(lane.streams for lane in self.lanes.values())
-        chunk = max(int(self.rate * (PAUSE if speaks else SILENCE)), SMALLEST)
-        while self.readers and chunk > 0:
-            reader = self.readers[0]
+    def _report_token(self, batch: AdapterBatch, token: StreamToken) -> None:
+        request = batch.requests[token.stream]
+        try:
+            token.raise_error()
+        except Exception as error:  # the model's NaN, or a grammar's own
+            batch.remove(token.stream)
+            self._finish(request, RequestFailed(error))
+            return
+        event = NewToken(token.token_logprob or TokenLogprob(token.token), token.finish_reason)
+        if token.finish_reason is None:
+            self._report(request, event)
+            return
+        self._cache_prefix(request, token.cache)
+        del batch.requests[token.stream]
+        self._finish(request, event)
+
+    def _cache_prefix(self, request: Request, cache: StreamCache | None) -> None:
+        if cache and cache.ids and self.prefixes.limit:
+            self.prefixes.insert(request.adapter, cache.ids, cache.cache)
+
+    # Prefill.
+
+    def _prefill(self) -> None:
+        """Read a chunk of the prompts, one prompt after the other.
+
+        Read in turn, the first replies begin sooner than if all prompts advanced together.
+        """
+        replying = any(batch.requests for batch in self.batches.values())
+        seconds = PREFILL_SECONDS if replying else IDLE_PREFILL_SECONDS
+        budget = max(int(self.prefill_rate * seconds), MIN_CHUNK)
+        while self.prefills and budget > 0:
+            prefill = self.prefills[0]
             try:
-                chunk -= self._read_part(reader, min(chunk, CHUNK))
+                budget -= self._read_chunk(prefill, min(budget, PREFILL_CHUNK))
             except Exception as error:
-                self.readers.remove(reader)
-                self._end(reader.request, Failed(error))
+                self.prefills.remove(prefill)
+                self._finish(prefill.request, RequestFailed(error))
                 continue
-            if reader.done:
-                self.readers.remove(reader)
-                self._has_read(reader)
+            if prefill.done:
+                self.prefills.remove(prefill)
+                self._start_reply(prefill)
 
-    def _read_part(self, reader: Prefill, chunk: int) -> int:
-        """Read up to `chunk` tokens; how many could have been in that time."""
-        if reader.done:
+    def _read_chunk(self, prefill: Prefill, chunk: int) -> int:
+        """Read up to `chunk` tokens; return how many the time would have sufficed for."""
+        if prefill.done:  # all of it was cached
             return 0
         start = time.perf_counter()
-        count = reader.advance(chunk)
-        if count >= SMALLEST:
-            self.rate = count / (time.perf_counter() - start)
-        return max(count, SMALLEST)
+        count = prefill.advance(chunk)
+        if count >= MIN_CHUNK:  # fewer say little about the rate
+            self.prefill_rate = count / (time.perf_counter() - start)
+        return max(count, MIN_CHUNK)
 
-    def _has_read(self, reader: Prefill) -> None:
-        mx.clear_cache()  # arrays of every length would pile up in it
-        request, result = reader.request, reader.result
-        if reader.at >= reader.cached + SHARED and not request.pooled:
-            self.prefixes.keep(request.adapter, request.prompt[: reader.at], reader.cache)
-        if result.last:
-            self._end(request, result)
+    def _start_reply(self, prefill: Prefill) -> None:
+        mx.clear_cache()  # or it fills with arrays of every prompt's length
+        request, result = prefill.request, prefill.result()
+        has_new_prefix = prefill.position >= prefill.cached_tokens + MIN_SHARED_PREFIX
+        if has_new_prefix and not request.embed:
+            tokens = request.prompt[: prefill.position]
+            self.prefixes.insert(request.adapter, tokens, prefill.cache)
+        if result.final:
+            self._finish(request, result)
             return
-        self._say(request, result)
-        self.lanes[request.adapter].add(request, reader.cache if reader.at else None)
-
-    def _keep(self, request: Request, kept: StreamCache | None) -> None:
-        if kept and kept.ids and self.prefixes.limit:
-            self.prefixes.keep(request.adapter, kept.ids, kept.cache)
+        self._report(request, result)
+        cache = prefill.cache if prefill.position else None
+        self.batches[request.adapter].add(request, cache)

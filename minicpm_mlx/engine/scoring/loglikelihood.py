@@ -16,13 +16,13 @@ import mlx.core as mx
 
 from ... import device
 from ...errors import ContextLengthError, InvalidArgumentError
-from ...memory import chunk_of
+from ...memory import prefill_chunk
 from ...model.kernels import cpu_softmax
-from ..batching.prefix_cache import common
+from ..batching.prefix_cache import common_prefix_length
 from ..session import LanguageModel
 from .shared_cache import KVSegment, SharedKVCache, SharedLayerCache
 
-__all__ = ["Alternatives", "TextScores", "score", "shared"]
+__all__ = ["Alternatives", "TextScores", "score", "shared_prefix_length"]
 
 WINDOW = 64
 """Questions that are looked at together, so that those of a length share a pass."""
@@ -49,9 +49,9 @@ class TextScores(NamedTuple):
     """Whether each token is the likeliest in its place."""
 
 
-def shared(texts: Sequence[Sequence[int]]) -> int:
+def shared_prefix_length(texts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of `texts` begin with."""
-    return min((common(texts[0], text) for text in texts), default=0)
+    return min((common_prefix_length(texts[0], text) for text in texts), default=0)
 
 
 def score(
@@ -68,7 +68,7 @@ def score(
     text, InvalidArgumentError for a token that the model does not have.
     """
     limit = model.config.context_length if context is None else context
-    scorer = _Scorer(model, positions or chunk_of(model.config))
+    scorer = _Scorer(model, positions or prefill_chunk(model.config))
     numbered = enumerate(groups)
     while window := list(islice(numbered, WINDOW)):
         plans = []
@@ -125,7 +125,7 @@ class _Plan:
         longest = max(map(len, group.texts), default=0)
         readable = [i for i, text in enumerate(group.texts) if len(text) > 1]
         texts = [group.texts[i] for i in readable]
-        head = min([shared(texts), *(len(text) - 1 for text in texts)])
+        head = min([shared_prefix_length(texts), *(len(text) - 1 for text in texts)])
         if head and not 0 < threshold < longest:
             self.parts = [_Part(self, readable, head, False)]
         else:
@@ -143,7 +143,7 @@ def _families(parts: list[_Part]) -> list[list[_Part]]:
     """Parts in a row that share a beginning worth a pass, together; so are all that share none."""
     runs: list[list[_Part]] = []
     for part in parts:
-        if runs and not part.alone and common(runs[-1][-1].free, part.free) >= WORTH:
+        if runs and not part.alone and common_prefix_length(runs[-1][-1].free, part.free) >= WORTH:
             runs[-1].append(part)
         else:
             runs.append([part])
@@ -178,7 +178,7 @@ class _Scorer:
 
     def _batches(self, family: list[_Part]) -> Iterator[list[_Part]]:
         """Parts for one pass: heads that grow, padded to the last."""
-        known = shared([part.free for part in family])
+        known = shared_prefix_length([part.free for part in family])
         family.sort(key=lambda part: part.head)
         batch: list[_Part] = []
         for part in family:
@@ -200,11 +200,11 @@ class _Scorer:
     def _known(self, batch: list[_Part]) -> SharedKVCache:
         """What all of the batch begin with, less what is to be scored, read once."""
         frees = [part.free for part in batch]
-        wanted = shared(frees)
+        wanted = shared_prefix_length(frees)
         if len(batch) == 1 or wanted < WORTH:
             return SharedKVCache([], 1)
         ids = list(frees[0][:wanted])
-        have = common(self.head_ids, ids)
+        have = common_prefix_length(self.head_ids, ids)
         if have < wanted - WORTH or have < len(self.head_ids):
             fresh, have = SharedKVCache([], 1), 0
             _, self.head = self._read(fresh, [ids], len(ids))

@@ -31,7 +31,7 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class PerplexityScore:
     """What one model makes of a text."""
 
     tokens: int
@@ -68,15 +68,15 @@ def score(
     stride: int | None = None,
     reference: Predictor | None = None,
     progress: Callable[[int], object] = lambda done: None,
-) -> Score:
+) -> PerplexityScore:
     """Predict each of `ids` but the first from up to `context` tokens before it.
 
     Windows of `context` tokens begin `stride` apart (by default end to end, as the published
     figures of AWQ and GPTQ are taken); in each, the tokens that are new are predicted. `progress`
     is told how many have been. InvalidArgumentError: fewer than two ids, ids or a reference of
-    another vocabulary, or as in `checked`; NumericsError where the model gives no numbers.
+    another vocabulary, or as in `check_windows`; NumericsError where the model gives no numbers.
     """
-    context, stride = checked(context, stride)
+    context, stride = check_windows(context, stride)
     if len(ids) < 2:
         raise InvalidArgumentError(f"expected a text of two tokens or more, got {len(ids)}")
     vocabulary = model.config.vocab_size
@@ -119,7 +119,7 @@ def score(
             "the model produced NaN; expected numbers. Are the weights damaged, or is float16 too "
             "narrow for them (try --dtype bfloat16 or float32)?"
         )
-    return Score(
+    return PerplexityScore(
         tokens=done,
         context=context,
         stride=stride,
@@ -131,7 +131,7 @@ def score(
     )
 
 
-def checked(context: int, stride: int | None) -> tuple[int, int]:
+def check_windows(context: int, stride: int | None) -> tuple[int, int]:
     """`context` and `stride` of `score`, the default filled in.
 
     InvalidArgumentError for a context of fewer than two tokens, the predicted one included, and for

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ...model.transformer import Mask
+
 __all__ = ["KVSegment", "SharedKVCache", "SharedLayerCache"]
 
 
@@ -54,14 +56,14 @@ class SharedLayerCache:
     """A layer's cache for one pass, with the interface of mlx-lm's."""
 
     def __init__(
-        self, past: SharedKVCache, number: int, offset: int | mx.array, mask: object
+        self, past: SharedKVCache, number: int, offset: int | mx.array, mask: Mask
     ) -> None:
         self.past, self.number, self.offset, self.mask = past, number, offset, mask
         self.new: tuple[mx.array, mx.array] | None = None
 
     def make_mask(
         self, steps: int, return_array: bool = False, window_size: int | None = None
-    ) -> object:
+    ) -> Mask:
         return self.mask
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:

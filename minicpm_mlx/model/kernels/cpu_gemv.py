@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ... import device
-from ..packing import replace
+from ..modules import replace_module
 
 COPIED = 1_000_000
 """Weights from which OpenBLAS 0.3.21 copies a matrix."""
@@ -26,9 +26,9 @@ def split_matrices(model: nn.Module) -> None:
     second = mx.new_thread_local_stream(mx.cpu)
     for path, module in list(model.named_modules()):
         if type(module) is nn.Linear and _is_large(module.weight):
-            replace(model, path, SplitLinear(module, second))
+            replace_module(model, path, SplitLinear(module, second))
         elif type(module) is nn.Embedding and _is_large(module.weight):
-            replace(model, path, SplitEmbedding(module, second))
+            replace_module(model, path, SplitEmbedding(module, second))
 
 
 def _is_large(weight: mx.array) -> bool:

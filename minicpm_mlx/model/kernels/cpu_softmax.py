@@ -1,8 +1,8 @@
-"""Attention, SiLU and softmax of long passes on a CPU, with NumPy's exponentials.
+"""Attention, SiLU and softmax for long passes on x86, with NumPy's exponentials.
 
-On x86 MLX takes 20 ns for an exponential and NumPy half a nanosecond; they were most of the time it
-took to read a prompt. NumPy wants values, so what is given is evaluated at once, and nothing here
-can be differentiated: train/kernels.py has forms that can.
+MLX takes 20 ns for an exponential on x86 and NumPy half a nanosecond; exponentials were most of the
+time of a prefill. NumPy needs values, so the arguments are evaluated at once, and nothing here has
+a gradient: train/cpu_kernels.py has forms that do.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 FEW = 20_000
-"""Exponentials that MLX may as well compute itself: waiting for it costs more."""
+"""Exponentials below which MLX computes them itself: waiting for values costs more."""
 
 BLOCK = 1 << 16
-"""Numbers worked on at once, so that they stay in the processor's cache."""
+"""Numbers processed at a time, so that they stay in the processor's cache."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,8 +31,8 @@ def attention(
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    added = isinstance(mask, mx.array) and mask.dtype != mx.bool_
-    if added or q.dtype != mx.float32 or B * H * T * S < FEW:
+    additive = isinstance(mask, mx.array) and mask.dtype != mx.bool_
+    if additive or q.dtype != mx.float32 or B * H * T * S < FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     weights = probabilities(q, k, scale=scale, mask=mask)
     return (weights.reshape(B, K, -1, S) @ v).reshape(B, H, T, D)
@@ -41,23 +41,23 @@ def attention(
 def probabilities(
     q: mx.array, k: mx.array, *, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """How much each query looks at each key, (B, H, T, S), for arguments as of `attention`."""
+    """Return attention weights (B, H, T, S), for arguments as of `attention`."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    queries = (q * scale).reshape(B, K, -1, D)  # heads that share keys, together
+    queries = (q * scale).reshape(B, K, -1, D)  # the H / K heads that share keys, together
     scores = (queries @ k.swapaxes(-1, -2)).reshape(B, H, T, S)
     if isinstance(mask, mx.array):  # not -inf: a row that sees nothing, padding, would become NaN
         scores = mx.where(mask, scores, mx.finfo(mx.float32).min)
-    _softmax(np.array(scores, copy=False).reshape(-1, T, S), causal=isinstance(mask, str))
+    _softmax_in_place(np.array(scores, copy=False).reshape(-1, T, S), causal=isinstance(mask, str))
     return scores
 
 
 @np.errstate(invalid="ignore")
-def _softmax(scores: Floats, *, causal: bool) -> None:
-    """Softmax of scores (heads, T, S), in place."""
+def _softmax_in_place(scores: Floats, *, causal: bool) -> None:
+    """Softmax of scores (heads, T, S)."""
     heads, T, S = scores.shape
     rows = min(max(BLOCK // S, 1), T)
-    later = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
+    future = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
     for head, start in product(range(heads), range(0, T, rows)):
         block = scores[head, start : start + rows]
         if causal:
@@ -65,15 +65,15 @@ def _softmax(scores: Floats, *, causal: bool) -> None:
             seen = S - T + start + n
             block[:, seen:] = 0
             block = block[:, :seen]
-            block[:, seen - n :] += later[:n, :n]
+            block[:, seen - n :] += future[:n, :n]
         block -= block.max(axis=-1, keepdims=True)
         np.exp(block, out=block)
         block /= block.sum(axis=-1, keepdims=True)
 
 
-@np.errstate(invalid="ignore")  # NaN is told of by whoever asks for finite numbers
+@np.errstate(invalid="ignore")  # callers check for NaN themselves
 def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
-    """Softmax of logits (N, V), which are used up, and the logarithms of its divisors, (N,)."""
+    """Softmax of logits (N, V), whose memory it takes over, and their logsumexp (N,)."""
     rows = np.array(logits, copy=False)
     logs = np.empty(len(rows), np.float32)
     step = max(BLOCK // rows.shape[1], 1)
@@ -88,7 +88,23 @@ def softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
     return logits, mx.array(logs)
 
 
-def silu_times(gate: mx.array, up: mx.array) -> mx.array:
+@np.errstate(invalid="ignore")
+def logsumexp(logits: mx.array) -> mx.array:
+    """The logarithm of the sum of exponentials (N,) of logits (N, V)."""
+    rows = np.asarray(logits)
+    logs = np.empty(len(rows), np.float32)
+    step = max(BLOCK // rows.shape[1], 1)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        largest = block.max(axis=-1, keepdims=True)
+        shifted = block - largest
+        total = np.exp(shifted, out=shifted).sum(axis=-1, keepdims=True)
+        logs[start : start + step] = (np.log(total) + largest)[:, 0]
+    return mx.array(logs)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # exp(100) is inf, and dividing by it gives 0
+def silu_mul(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, for arrays of one shape (..., F)."""
     if gate.dtype != mx.float32 or gate.size < FEW:
         return gate * mx.sigmoid(gate) * up
@@ -96,13 +112,11 @@ def silu_times(gate: mx.array, up: mx.array) -> mx.array:
     F = gate.shape[-1]
     gates, ups = np.asarray(gate).reshape(-1, F), np.asarray(up).reshape(-1, F)
     out = np.empty(gates.shape, np.float32)
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # exp(100) is inf, and what is divided by it 0
-        for start in range(0, len(out), BLOCK // F + 1):
-            at = slice(start, start + BLOCK // F + 1)
-            inverse = np.exp(-gates[at])
-            inverse += 1
-            np.divide(gates[at], inverse, out=out[at])
-            out[at] *= ups[at]
+    step = BLOCK // F + 1
+    for start in range(0, len(out), step):
+        rows = slice(start, start + step)
+        divisor = np.exp(-gates[rows])
+        divisor += 1
+        np.divide(gates[rows], divisor, out=out[rows])
+        out[rows] *= ups[rows]
     return mx.array(out).reshape(gate.shape)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ...engine.logprobs import Scored
+from ...engine.logprobs import TokenLogprob
 from ...lm.outputs import Stats
 from ..http.api_error import unsupported
 from ..http.streaming import ndjson, streamed
@@ -57,7 +57,10 @@ class OllamaReply:
     """Of functions, so far."""
 
     def line(
-        self, said: Sequence[str | ToolCall], tokens: Sequence[Scored] = (), done: bool = False
+        self,
+        said: Sequence[str | ToolCall],
+        tokens: Sequence[TokenLogprob] = (),
+        done: bool = False,
     ) -> dict[str, Any]:
         """A line, but for what the last one says besides."""
         text = "".join(piece for piece in said if isinstance(piece, str))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import StreamingResponse
 
-from ...engine.logprobs import Scored
+from ...engine.logprobs import TokenLogprob
 from ...lm.outputs import Stats
 from ..http.api_error import ApiError
 from ..http.streaming import sse, streamed
@@ -77,7 +77,7 @@ def token_name(service: Service, token: int) -> str:
     return service.text_of(token)
 
 
-def chat_logprobs(service: Service, tokens: Iterable[Scored]) -> list[dict[str, Any]]:
+def chat_logprobs(service: Service, tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
     """The chat API's `logprobs.content`, and what the responses API calls `logprobs`."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class CompletionLogprobs:
         self.offset = 0
         """Characters of the text so far."""
 
-    def of(self, tokens: Sequence[Scored]) -> dict[str, Any]:
+    def of(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """The next tokens' names, log probabilities and places, as four lists of one length."""
         return {
             "tokens": [token_name(self.service, one.token) for one in tokens],
@@ -111,7 +111,7 @@ class CompletionLogprobs:
             "text_offset": [self._advance(one.token) for one in tokens],
         }
 
-    def _top(self, one: Scored) -> dict[str, float] | None:
+    def _top(self, one: TokenLogprob) -> dict[str, float] | None:
         """The likeliest by name, and the token itself, which need not be among them."""
         if one.logprob is None:
             return None

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from ... import __version__
-from ...engine.logprobs import Scored
+from ...engine.logprobs import TokenLogprob
 from ...lm.outputs import Stats
 from ..http.api_error import ApiError
 from ..http.streaming import identifier, sse, streamed
@@ -119,8 +119,8 @@ class CumulativeReply:
     prompt: SGLangPrompt
     begun: float = field(default_factory=time.perf_counter)
     text: str = ""
-    tokens: list[Scored] = field(default_factory=list)
-    before: list[Scored] = field(default_factory=list)
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    before: list[TokenLogprob] = field(default_factory=list)
     """Tokens of the prompt that are scored."""
 
     def __post_init__(self) -> None:
@@ -180,5 +180,5 @@ class CumulativeReply:
         text = self.service.text_of(token) if self.prompt.with_text else None
         return [logprob, token, text]
 
-    def _top(self, one: Scored) -> list[list[Any]] | None:
+    def _top(self, one: TokenLogprob) -> list[list[Any]] | None:
         return [self._entry(logprob, token) for token, logprob in one.top] or None

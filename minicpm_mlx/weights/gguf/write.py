@@ -20,7 +20,7 @@ from ...arguments import printable
 from ...errors import InvalidArgumentError, StorageError, WeightsError
 from ...model.config import Config
 from ...model.config_sections import Quantization
-from ...model.packing import PARTS, unpack
+from ...model.packing import PACKED_NAMES, unpack
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
 from ..lazy_tensor import LazyTensor
@@ -160,7 +160,7 @@ def _tensors(checkpoint: Checkpoint, config: Config, kind: str) -> Iterator[_Pla
 
 def _unpacked(checkpoint: Checkpoint, module: str, packing: Quantization) -> LazyTensor:
     """A packed matrix in float32, so that it is rounded once alone."""
-    parts = {p: t for p in PARTS if (t := checkpoint.tensors.get(f"{module}.{p}"))}
+    parts = {p: t for p in PACKED_NAMES if (t := checkpoint.tensors.get(f"{module}.{p}"))}
     rows, width = parts["weight"].shape
     shape = (rows, width * 32 // packing.bits)
     return LazyTensor(
@@ -172,7 +172,7 @@ def _kept(
     checkpoint: Checkpoint, module: str, packing: Quantization, kind: str, order: Order
 ) -> _Planned | None:
     """A packed matrix that a kind holds as it is, if that is the kind wanted there."""
-    codes, scales, biases = (checkpoint.tensors.get(f"{module}.{part}") for part in PARTS)
+    codes, scales, biases = (checkpoint.tensors.get(f"{module}.{part}") for part in PACKED_NAMES)
     if kind in PLAIN or codes is None or scales is None or biases is None:
         return None
     grid = (scales.load(), biases.load())
