@@ -1,10 +1,10 @@
-"""What the processes of one launch compute together; the only module that asks MLX for it.
+"""Collective operations of the ranks of a launch; the only module that uses `mx.distributed`.
 
-A process finds whether it was launched, and with how many others, in the environment that
-`minicpm-mlx launch` (or MLX's own `mlx.launch`, or mpirun) sets. Alone, every function here gives
-back what it was given and touches no network. All ranks must call the same functions in the same
-order: each is a meeting, at which the first to come waits for the last. A rank that has ended is an
-error in the others within about a second (of MLX 0.32); one that is only stuck is waited for.
+A process reads its rank and the number of ranks from the environment, which `minicpm-mlx launch`,
+`mlx.launch` or mpirun sets. In a process alone, every function returns its argument and touches no
+network. All ranks must call the same functions in the same order: each call waits for the last
+rank. When a rank ends, the others raise an error within about a second (MLX 0.32); a rank that is
+stuck is waited for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VARIABLES = {
     "NCCL_HOST_IP": "nccl",
     "OMPI_COMM_WORLD_SIZE": "mpi",
 }
-"""Variables by which a launcher tells its processes what to talk by, and that backend's name."""
+"""Variables that launchers set, each with the backend that it stands for."""
 
 LAUNCHED = "MINICPM_MLX_LAUNCHED"
 """Variable that our launcher sets for every rank."""
@@ -41,15 +41,15 @@ HASH = 32  # bytes of a SHA-256
 
 
 def size() -> int:
-    """How many processes work together; 1 where this one is alone. Initialises nothing."""
+    """The number of ranks; 1 in a process alone. Does not connect."""
     backend = _backend()
     if backend is None:
         return 1
     try:
         if backend == "ring":
-            return _listed("MLX_HOSTFILE")
+            return _count_hosts("MLX_HOSTFILE")
         if backend == "jaccl":
-            return _listed("MLX_IBV_DEVICES")
+            return _count_hosts("MLX_IBV_DEVICES")
         return int(os.environ["MLX_WORLD_SIZE" if backend == "nccl" else "OMPI_COMM_WORLD_SIZE"])
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise DistributedError(
@@ -59,101 +59,101 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is, from 0. Initialises nothing."""
+    """The rank of this process, from 0. Does not connect."""
     if size() == 1:
         return 0
     name = "OMPI_COMM_WORLD_RANK" if _backend() == "mpi" else "MLX_RANK"
-    given = os.environ.get(name, "")
-    if not given.isdecimal() or int(given) >= size():
+    value = os.environ.get(name, "")
+    if not value.isdecimal() or int(value) >= size():
         raise DistributedError(
-            f"{name} must be a rank from 0 to {size() - 1}, got {given!r}; "
+            f"{name} must be a rank from 0 to {size() - 1}, got {value!r}; "
             "start with minicpm-mlx launch"
         )
-    return int(given)
+    return int(value)
 
 
 def group() -> mx.distributed.Group | None:
-    """The processes that work together, connected; None where this one is alone.
+    """The group of all ranks, connected; None in a process alone.
 
-    The first call waits until every rank has made it. DistributedError where they cannot connect.
+    The first call waits until every rank has made it. DistributedError if they cannot connect.
     """
     return None if size() == 1 else _connected()
 
 
 def barrier() -> None:
-    """Return once every rank has called this."""
+    """Wait until every rank has called this."""
     import mlx.core as mx
 
     sum_of(mx.zeros(1))
 
 
 def sum_of(tree: Tree) -> Tree:
-    """The sum over ranks of each array in a tree (of dicts and lists) that all have alike.
+    """Sum each array of a tree (of dicts and lists) over the ranks, which have equal trees.
 
-    Shapes and dtypes are kept. The result is computed, not lazy, so that the loss of a rank shows
-    here: DistributedError.
+    Keeps shapes and dtypes. The result is evaluated, so that the loss of a rank is raised here:
+    DistributedError.
     """
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    together = group()
-    if together is None:
+    ranks = group()
+    if ranks is None:
         return tree
-    with _met():
-        found: Tree = tree_map(lambda x: mx.distributed.all_sum(x, group=together), tree)
-        mx.eval(found)
-    return found
+    with _named_loss():
+        total: Tree = tree_map(lambda x: mx.distributed.all_sum(x, group=ranks), tree)
+        mx.eval(total)
+    return total
 
 
 def of_rank_0(x: mx.array) -> mx.array:
-    """The array that rank 0 has, computed when it is used; all have one of its shape and dtype."""
+    """The array of rank 0, lazily; `x` has the same shape and dtype on all ranks."""
     import mlx.core as mx
 
-    together = group()
-    if together is None:
+    ranks = group()
+    if ranks is None:
         return x
-    return mx.distributed.all_sum(x if rank() == 0 else x * 0, group=together)
+    return mx.distributed.all_sum(x if rank() == 0 else x * 0, group=ranks)
 
 
 def least(value: int) -> int:
-    """The smallest of the ranks' numbers."""
+    """The smallest value of any rank."""
     import mlx.core as mx
     import numpy as np
 
-    together = group()
-    if together is None:
+    ranks = group()
+    if ranks is None:
         return value
-    with _met():
-        words = mx.array([value >> 31, value & (2**31 - 1)], mx.int32)
-        gathered = np.array(mx.distributed.all_gather(words, group=together)).reshape(-1, 2)
+    with _named_loss():
+        halves = mx.array([value >> 31, value & (2**31 - 1)], mx.int32)
+        gathered = np.array(mx.distributed.all_gather(halves, group=ranks)).reshape(-1, 2)
     return min((int(high) << 31) + int(low) for high, low in gathered)
 
 
 def same_everywhere(value: str | bytes, what: str) -> None:
-    """DistributedError, on every rank alike, unless `value` is the same on all of them.
+    """Raise DistributedError on every rank unless `value` is the same on all of them.
 
-    `what` names it in the message: "training data". Only a hash of it travels.
+    `what` names the value in the message: "training data". Compares SHA-256 hashes.
     """
     import mlx.core as mx
     import numpy as np
 
-    together = group()
-    if together is None:
+    ranks = group()
+    if ranks is None:
         return
-    found = hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
-    with _met():
-        gathered = mx.distributed.all_gather(mx.array(list(found), mx.uint8), group=together)
+    digest = hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
+    with _named_loss():
+        gathered = mx.distributed.all_gather(mx.array(list(digest), mx.uint8), group=ranks)
         hashes = np.array(gathered).reshape(-1, HASH)  # (ranks, HASH)
-    others = [str(index) for index, row in enumerate(hashes) if (row != hashes[0]).any()]
-    if others:
+    differing = [str(index) for index, row in enumerate(hashes) if (row != hashes[0]).any()]
+    if differing:
         raise DistributedError(
-            f"expected the same {what} on every rank, got another on rank {', '.join(others)} "
+            f"expected the same {what} on every rank, got another on rank {', '.join(differing)} "
             "than on rank 0; give all of them the same"
         )
 
 
 def broadcast(data: bytes) -> bytes:
-    """The bytes that rank 0 gave; what the others gave is ignored. For what is small."""
+    """The bytes of rank 0; `data` of other ranks is ignored. For small data."""
     import mlx.core as mx
     import numpy as np
 
@@ -163,7 +163,7 @@ def broadcast(data: bytes) -> bytes:
     count = int(np.array(sum_of(mx.array(len(own), mx.int32))))
     if count == 0:
         return b""
-    # The others add zeros, so that the sum is what rank 0 gave.
+    # The others add zeros, so that the sum is the data of rank 0.
     return bytes(np.array(sum_of(mx.array(np.frombuffer(own or bytes(count), np.uint8)))))
 
 
@@ -171,8 +171,8 @@ def _backend() -> str | None:
     return next((VARIABLES[name] for name in VARIABLES if name in os.environ), None)
 
 
-def _listed(variable: str) -> int:
-    """Entries of the JSON list in the file that a variable names; one process has an empty file."""
+def _count_hosts(variable: str) -> int:
+    """Length of the JSON list in the file of a variable; mlx.launch writes an empty one for 1."""
     text = Path(os.environ[variable]).read_text(encoding="utf-8").strip()
     return len(json.loads(text)) if text else 1
 
@@ -194,8 +194,8 @@ def _connected() -> mx.distributed.Group:
 
 
 @contextmanager
-def _met() -> Iterator[None]:
-    """Names the error by which MLX says that a rank has gone."""
+def _named_loss() -> Iterator[None]:
+    """Replaces MLX's error for a lost connection by DistributedError."""
     try:
         yield
     except RuntimeError as error:
@@ -203,7 +203,9 @@ def _met() -> Iterator[None]:
 
 
 def lost(error: RuntimeError) -> DistributedError:
-    """The error for a rank that has gone, in the words of `error`, after a while."""
+    """The error for a lost connection, of which `error` is MLX's. Returns after 2 s in a launch."""
     if LAUNCHED in os.environ:
-        time.sleep(2)  # our launcher ends this rank: what the other said is the cause
-    return DistributedError(f"rank {rank()} lost the others ({error}); see what another rank said")
+        time.sleep(2)  # the launcher ends this rank first: the error of the other is the cause
+    return DistributedError(
+        f"rank {rank()} lost the others ({error}); see the error of another rank"
+    )

@@ -60,7 +60,8 @@ def run_python(
         # MLX leaves files for local ranks in TMPDIR.
         environment = {**os.environ, "TMPDIR": folder, "MINICPM_MLX_PYTHON": sys.executable}
         if ranks and not any(name in os.environ for name in THREADS):
-            environment |= dict.fromkeys(THREADS, str(max((os.cpu_count() or 1) // ranks, 1)))
+            cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+            environment |= dict.fromkeys(THREADS, str(max(cores // ranks, 1)))
         return _run_mlx_launch(options, environment)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.distributed import processes
 from minicpm_mlx.distributed.stderr import NOISE, StderrMux
+from support.processes import is_running
 
 Capture = pytest.CaptureFixture[str]
 LONG = "sleep 60"
@@ -113,19 +113,13 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(capfd: Capture) -> N
     assert capfd.readouterr().err == expected
 
 
-def is_running(pid: str) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout
-    return bool(state.strip()) and not state.startswith("Z")
-
-
 def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
     assert run("sleep 0.3", f"{LONG} & echo $! >{tmp_path}/child; exit 0") == 0
-    assert not is_running((tmp_path / "child").read_text())
+    assert not is_running(int((tmp_path / "child").read_text()))
 
 
-@contextmanager
-def sent(number: int, ready: Path, ranks: int, times: int = 1) -> Iterator[None]:
-    """This process gets a signal, so many times, once `ranks` files are in a folder."""
+def send_when(ready: Path, ranks: int, number: int, times: int = 1) -> None:
+    """Sends this process a signal, so many times, once `ranks` files are in a folder."""
 
     def send() -> None:
         while len(list(ready.iterdir())) < ranks:
@@ -134,12 +128,7 @@ def sent(number: int, ready: Path, ranks: int, times: int = 1) -> Iterator[None]
             os.kill(os.getpid(), number)
             time.sleep(0.3)
 
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    thread = threading.Thread(target=send)
-    thread.start()
-    yield
-    thread.join()
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    threading.Thread(target=send).start()
 
 
 @pytest.mark.parametrize(
@@ -159,8 +148,10 @@ def test_a_signal_reaches_every_rank(
     ready.mkdir()
     done.mkdir()
     trap = f"trap 'touch {done}/$$; exit {code}' {int(number)}; touch {ready}/$$; {LONG} & wait"
-    with sent(number, ready, 3):
-        assert run(trap, trap, trap) == status
+    handler = signal.getsignal(number)
+    send_when(ready, 3, number)
+    assert run(trap, trap, trap) == status
+    assert signal.getsignal(number) == handler
     assert len(list(done.iterdir())) == 3
     assert capfd.readouterr().err == ""
 
@@ -171,5 +162,5 @@ def test_a_rank_that_does_not_end_is_killed_in_the_end_or_at_a_second_signal(
 ) -> None:
     monkeypatch.setattr(processes, "PATIENCE", patience)
     deaf = f"trap '' INT TERM; touch {tmp_path}/$$; while :; do sleep 0.1; done"
-    with sent(signal.SIGINT, tmp_path, 2, times):
-        assert run(deaf, deaf) == 130
+    send_when(tmp_path, 2, signal.SIGINT, times)
+    assert run(deaf, deaf) == 130
