@@ -5,200 +5,193 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from minicpm_mlx.arguments import Limit
+
 from . import options
+from .options import flag, option
 from .render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.bench.measure import MeasuredModel, Work
 
 
-def bench(
-    context: typer.Context,
-    model: options.Model = options.DEFAULT_MODEL,
-    prompts: Annotated[
-        str, typer.Option("--n-prompt", "-p", help="Prompt lengths to read, such as 512,1024.")
-    ] = "512",
-    gens: Annotated[
-        str, typer.Option("--n-gen", "-n", help="Numbers of tokens to make; 0 for none.")
-    ] = "128",
-    pairs: Annotated[
-        list[str] | None, typer.Option("--pg", "-pg", help="Read and make, such as 512,128.")
-    ] = None,
-    depths: Annotated[
-        str, typer.Option("--n-depth", "-d", help="Tokens already in the cache, such as 0,4096.")
-    ] = "0",
-    batches: Annotated[
-        str, typer.Option("--batch", "-b", help="Streams at once; at depths, their making alone.")
-    ] = "1",
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Of each test.")] = 5,
-    first: Annotated[
-        bool, typer.Option("--first", help="Also seconds to the first token, cold and warm.")
-    ] = False,
-    guess: Annotated[
-        bool, typer.Option("--guess", help="Also quoting a text, with guesses ahead and without.")
-    ] = False,
-    no_warmup: Annotated[bool, typer.Option("--no-warmup", help="Time the first run too.")] = False,
-    kv_bits: Annotated[
-        int | None, typer.Option("--kv-bits", help="Keep the cache in 8 or 4 bits.")
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", help="GB/s of the memory, for the roofline.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", help="md (default), csv, json, jsonl or sql.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw a chart: a PNG file.")
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", help="Only compare two files that --json wrote."),
-    ] = None,
-    predict: Annotated[
-        bool, typer.Option("--predict", help="Only say what to expect of Apple's chips.")
-    ] = False,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON array; the same as -o json.")
-    ] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of `bench`."""
+
+    context: typer.Context
+    model: options.Model = options.DEFAULT_MODEL
+    prompts: str = option(
+        "Prompt lengths to read, such as 512,1024.", "--n-prompt", "-p", default="512"
+    )
+    gens: str = option("Numbers of tokens to generate; 0 for none.", "--n-gen", "-n", default="128")
+    pairs: list[str] | None = option("Read and generate, such as 512,128.", "--pg", "-pg")
+    depths: str = option(
+        "Tokens already in the cache, such as 0,4096.", "--n-depth", "-d", default="0"
+    )
+    batches: str = option(
+        "Streams at once; at a depth only their generation.", "--batch", "-b", default="1"
+    )
+    repetitions: int = option(
+        "Runs of each test.", "--repetitions", "-r", default=5, limit=options.COUNT
+    )
+    first: bool = flag("Also measure seconds to the first token, cold and warm.")
+    guess: bool = flag("Also quote a text, with tokens drafted ahead and without.")
+    no_warmup: bool = flag("Time the first run too.")
+    kv_bits: int | None = options.kv_bits()
+    bandwidth: float | None = option(
+        "Memory bandwidth in GB/s, for the roofline.", limit=Limit(above=0, below=math.inf)
+    )
+    output: str | None = option("md (default), csv, json, jsonl or sql.", "--output", "-o")
+    plot: Path | None = option("Also draw a chart to this PNG file.")
+    compare: tuple[Path, Path] | None = option("Only compare two files that --json wrote.")
+    predict: bool = flag("Only predict the speed on Apple's chips.")
+    compute: options.Compute
+    as_json: bool = flag("Print a JSON array; the same as -o json.", "--json")
+
+    @property
+    def unmeasured(self) -> str | None:
+        """The option that replaces the measurement."""
+        return "predict" if self.predict else "compare" if self.compare else None
+
+
+@options.command(BenchOptions)
+def bench(args: BenchOptions) -> None:
     """Measure tokens a second; `--model 2b-shape` needs no download."""
-    from minicpm_mlx.arguments import at_least_one
-    from minicpm_mlx.bench import chart, measure
-    from minicpm_mlx.bench import output as formats
-    from minicpm_mlx.bench.chips import bandwidth as bandwidth_of
-    from minicpm_mlx.device import chip
+    from minicpm_mlx.bench import chart, output
+    from minicpm_mlx.errors import InvalidArgumentError
+
+    format = _format(args)
+    if args.unmeasured:
+        _refuse_others(args.context, args.unmeasured)
+        print(_prediction(format) if args.predict else _comparison(format, *args.compare or ()))
+        return
+    works = _works(args)
+    subject = _load(args)
+    if args.guess and not subject.quote:
+        raise InvalidArgumentError(f"--guess needs a model that can quote; {args.model} cannot")
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in _measure(subject, works, args):
+            rows.append(row)
+    finally:  # an interrupted run prints the rows it has
+        if rows:
+            print(output.FORMATS[format](rows))
+    if args.plot is not None:
+        chart.draw(rows, args.plot)
+
+
+def _works(args: BenchOptions) -> list[Work]:
+    """The tests to run; InvalidArgumentError for options that do not fit together."""
+    from minicpm_mlx.bench import measure
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.files.plots import check_chart_path
 
-    unmeasured = "predict" if predict else "compare" if compare else None
-    kind = _format(output, as_json, unmeasured)
-    if unmeasured:
-        _refuse_others(context, unmeasured)
-        print(_predicted(kind) if predict else _compared(kind, *compare or ()))
-        return
-    at_least_one("repetitions", repetitions)
-    todo = measure.works(
-        prompts=_numbers("--n-prompt", prompts, 0),
-        gens=_numbers("--n-gen", gens, 0),
-        pairs=[_pair(text) for text in pairs or ()],
-        depths=_numbers("--n-depth", depths, 0),
-        batches=_numbers("--batch", batches, 1),
-        first=first,
-        guess=guess,
+    works = measure.works(
+        prompts=_parse_numbers("--n-prompt", args.prompts, 0),
+        gens=_parse_numbers("--n-gen", args.gens, 0),
+        pairs=[_parse_pair(text) for text in args.pairs or ()],
+        depths=_parse_numbers("--n-depth", args.depths, 0),
+        batches=_parse_numbers("--batch", args.batches, 1),
+        first=args.first,
+        guess=args.guess,
     )
-    if kv_bits not in (None, 4, 8):
-        raise InvalidArgumentError(f"--kv-bits must be 8 or 4, got {kv_bits}")
-    if kv_bits is not None and any(work.batch > 1 for work in todo):
+    if args.kv_bits is not None and any(work.batch > 1 for work in works):
         raise InvalidArgumentError("--kv-bits is for one stream; leave out --batch")
-    if bandwidth is not None and not 0 < bandwidth < math.inf:
-        raise InvalidArgumentError(f"--bandwidth must be GB/s above 0, got {bandwidth}")
-    if plot is not None:
-        check_chart_path(plot)
-    subject = _loaded(model, dtype, device, kv_bits, bandwidth)
-    if guess and not subject.quote:
-        raise InvalidArgumentError(f"--guess needs a model that can quote; {model} cannot")
-    if subject.bandwidth is None:
-        subject = replace(subject, bandwidth=bandwidth_of(chip()))
-    rows: list[dict[str, Any]] = []
-    try:
-        for row in _measured(subject, todo, repetitions, not no_warmup):
-            rows.append(row)
-    finally:  # what was measured is printed, also when the rest is broken off
-        if rows:
-            print(formats.FORMATS[kind](rows))
-    if plot is not None:
-        chart.draw(rows, plot)
+    if args.plot is not None:
+        check_chart_path(args.plot)
+    return works
 
 
-def _measured(
-    subject: MeasuredModel, todo: list[Work], repetitions: int, warmup: bool
+def _measure(
+    subject: MeasuredModel, works: list[Work], args: BenchOptions
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they are measured, each told on standard error before and after."""
-    from minicpm_mlx.bench import measure
-    from minicpm_mlx.bench import output as formats
+    """Rows as they are measured; standard error shows each test before and after."""
+    from minicpm_mlx.bench import measure, output
 
-    facts, err = measure.environment(subject), console(stderr=True)
-    records = measure.measure(subject, todo, repetitions=repetitions, warmup=warmup)
-    for work in todo:
-        if err.is_terminal:
-            err.print(f"{work.name} …", style="quiet", end="\r")
+    facts, stderr = measure.environment(subject), console(stderr=True)
+    records = measure.measure(
+        subject, works, repetitions=args.repetitions, warmup=not args.no_warmup
+    )
+    for work in works:
+        if stderr.is_terminal:
+            stderr.print(f"{work.name} …", style="quiet", end="\r")
         row = {**facts, **next(records).row()}
-        err.print(f"{work.name}: {formats.result(row, 'tok/s')}", style="quiet")
+        stderr.print(f"{work.name}: {output.result(row, 'tok/s')}", style="quiet")
         yield row
 
 
-def _format(output: str | None, as_json: bool, unmeasured: str | None) -> str:
-    from minicpm_mlx.bench import output as formats
+def _format(args: BenchOptions) -> str:
+    from minicpm_mlx.bench.output import FORMATS
     from minicpm_mlx.errors import InvalidArgumentError
 
-    kind = output or ("json" if as_json else "md")
-    known = ["md", "json"] if unmeasured else list(formats.FORMATS)
-    if kind not in known:
-        where = f" with --{unmeasured}" if unmeasured else ""
+    format = args.output or ("json" if args.as_json else "md")
+    choices = ["md", "json"] if args.unmeasured else list(FORMATS)
+    if format not in choices:
+        context = f" with --{args.unmeasured}" if args.unmeasured else ""
         raise InvalidArgumentError(
-            f"--output must be one of {', '.join(known)}{where}, got {kind!r}"
+            f"--output must be one of {', '.join(choices)}{context}, got {format!r}"
         )
-    if as_json and kind != "json":
-        raise InvalidArgumentError(f"--json contradicts --output {kind}; leave one out")
-    return kind
+    if args.as_json and format != "json":
+        raise InvalidArgumentError(f"--json contradicts --output {format}; leave one out")
+    return format
 
 
 def _refuse_others(context: typer.Context, unmeasured: str) -> None:
-    """Refuse options that say what to measure, and how, where nothing is measured."""
+    """InvalidArgumentError for options of a measurement where nothing is measured."""
     from minicpm_mlx.errors import InvalidArgumentError
 
-    for option in context.command.params:
-        given = context.get_parameter_source(option.name or "")
-        honoured = option.name in (unmeasured, "output", "as_json")
-        if given is not None and given.name != "DEFAULT" and not honoured:
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        applies = parameter.name in (unmeasured, "output", "as_json")
+        if source is not None and source.name != "DEFAULT" and not applies:
             raise InvalidArgumentError(
-                f"--{unmeasured} measures nothing, so {option.opts[0]} has no meaning; leave it out"
+                f"--{unmeasured} measures nothing, so {parameter.opts[0]} has no meaning; "
+                "leave it out"
             )
 
 
-def _loaded(
-    name: str, dtype: str | None, device: str | None, kv_bits: int | None, bandwidth: float | None
-) -> MeasuredModel:
+def _load(args: BenchOptions) -> MeasuredModel:
+    from minicpm_mlx.bench.chips import bandwidth
     from minicpm_mlx.bench.measure import PASSAGE, MeasuredModel
     from minicpm_mlx.bench.shapes import SHAPES, random_model
+    from minicpm_mlx.device import chip
 
-    options.select(dtype, device)
-    start, quote = time.perf_counter(), list[int]()
+    args.compute.select()
+    start, name, quote = time.perf_counter(), args.model, list[int]()
     if name in SHAPES:
-        found: Any = random_model(name, dtype)
+        model: Any = random_model(name, args.compute.dtype)
     else:
-        lm = options.load(name, dtype, device, quiet=True)
-        found, name = lm.model, lm.card.name
+        lm = options.load_model(name, args.compute, quiet=True)
+        model, name = lm.model, lm.card.name
         question = f"Quote this text word for word:\n\n{PASSAGE}"
         quote = lm.encode([{"role": "user", "content": question}])
     return MeasuredModel(
         name=name,
-        model=found,
+        model=model,
         load_s=time.perf_counter() - start,
-        kv_bits=kv_bits,
-        bandwidth=bandwidth,
+        kv_bits=args.kv_bits,
+        bandwidth=bandwidth(chip()) if args.bandwidth is None else args.bandwidth,
         quote=quote,
     )
 
 
-def _compared(kind: str, before: Path, after: Path) -> str:
+def _comparison(format: str, before: Path, after: Path) -> str:
     import json
 
-    from minicpm_mlx.bench import output as formats
+    from minicpm_mlx.bench import output
 
-    found = formats.compare(formats.read(before), formats.read(after))
-    if kind == "json":
-        return json.dumps(found, ensure_ascii=False, indent=2)
+    rows = output.compare(output.read(before), output.read(after))
+    if format == "json":
+        return json.dumps(rows, ensure_ascii=False, indent=2)
     lines = ["| model | test | before | after | faster |", "|---|---|---:|---:|---:|"]
-    for row in found:
+    for row in rows:
         lines.append(
             f"| {row['model']} | {row['test']} | {row['before_s']:.3f} s | {row['after_s']:.3f} s "
             f"| {row['ratio']:.2f} ± {row['stddev']:.2f} |"
@@ -206,13 +199,13 @@ def _compared(kind: str, before: Path, after: Path) -> str:
     return "\n".join(lines)
 
 
-def _predicted(kind: str) -> str:
+def _prediction(format: str) -> str:
     import json
 
     from minicpm_mlx.bench.chips import BANDWIDTHS, MINICPM_2B, PUBLISHED, expected
 
     depths = (0, 2048, 4096)
-    found = [
+    rows = [
         {
             "chip": chip,
             **{f"tg @ d{depth}": round(expected(chip, MINICPM_2B, depth), 1) for depth in depths},
@@ -220,39 +213,39 @@ def _predicted(kind: str) -> str:
         }
         for chip in BANDWIDTHS
     ]
-    if kind == "json":
-        return json.dumps(found, indent=2)
+    if format == "json":
+        return json.dumps(rows, indent=2)
     lines = [
         "Expected, not measured: tokens/s of MiniCPM-2B in 4 bits, one stream, 16-bit cache.",
         "",
         "| chip | 0 context | 2k | 4k | mlx-lm, published at 0.6k |",
         "|---|---:|---:|---:|---:|",
     ]
-    for row in found:
+    for row in rows:
         cells = [f"{row[f'tg @ d{depth}']:.0f}" for depth in depths]
-        told = f"{row['mlx_lm_published']:.0f}" if row["mlx_lm_published"] else ""
-        lines.append(f"| {row['chip']} | {' | '.join(cells)} | {told} |")
+        published = f"{row['mlx_lm_published']:.0f}" if row["mlx_lm_published"] else ""
+        lines.append(f"| {row['chip']} | {' | '.join(cells)} | {published} |")
     return "\n".join(lines)
 
 
-def _numbers(option: str, text: str, least: int) -> list[int]:
-    """Whole numbers with commas between them."""
+def _parse_numbers(option: str, text: str, least: int) -> list[int]:
+    """Whole numbers separated by commas."""
     from minicpm_mlx.arguments import shown
     from minicpm_mlx.errors import InvalidArgumentError
 
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 10 and int(part) >= least for part in parts):
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(n.isdecimal() and len(n) < 10 and int(n) >= least for n in numbers):
         raise InvalidArgumentError(
             f"{option} must be whole numbers from {least} to 999999999, such as 128,512; "
             f"got {shown(text)}"
         )
-    return [int(part) for part in parts]
+    return [int(number) for number in numbers]
 
 
-def _pair(text: str) -> tuple[int, int]:
+def _parse_pair(text: str) -> tuple[int, int]:
     from minicpm_mlx.errors import InvalidArgumentError
 
-    numbers = _numbers("--pg", text, 1)
+    numbers = _parse_numbers("--pg", text, 1)
     if len(numbers) != 2:
         raise InvalidArgumentError(f"--pg takes two numbers, such as 512,128; got {text!r}")
     return numbers[0], numbers[1]

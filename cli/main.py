@@ -16,7 +16,6 @@ import typer
 from minicpm_mlx import __version__
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
-from . import options
 from .bench import bench
 from .chat.command import chat
 from .doctor import doctor
@@ -30,6 +29,7 @@ from .models.fuse import fuse
 from .models.manage import list_models, pull, remove, show
 from .models.quantize import quantize
 from .serve import serve
+from .streams import not_text
 from .train.command import lora
 from .web import web
 
@@ -56,7 +56,7 @@ app.command("ppl")(ppl)
 app.command("fuse")(fuse)
 app.command("export-adapter")(export_adapter)
 app.command("lora")(lora)
-app.command("dpo", help="Fine-tune on preferences: `lora`, refusing other data.")(lora)
+app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(lora)
 app.command("doctor")(doctor)
 app.add_typer(evaluate, name="eval")
 app.command("launch", context_settings={"allow_interspersed_args": False})(launch)
@@ -74,7 +74,7 @@ def root(
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
-        _mend_streams()
+        _open_streams()
         _check_arguments()
         status = app(standalone_mode=False)
     except MiniCPMError as error:
@@ -95,11 +95,11 @@ def main() -> None:
             raise
         _fail("out of memory; try a smaller model, or close other programs", 1)
     except UnicodeEncodeError as error:
-        _fail(f"the output holds what {error.encoding} cannot write; set PYTHONIOENCODING=utf-8", 1)
+        _fail(f"{error.encoding} cannot encode the output; set PYTHONIOENCODING=utf-8", 1)
     except OSError as error:
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
     except Exception as error:
-        # click's own usage errors; anything else is a bug of ours, and its traceback is wanted.
+        # A usage error of click. Anything else is a bug, whose traceback is shown.
         if not hasattr(error, "exit_code"):
             raise
         error.show()  # type: ignore[attr-defined]
@@ -138,35 +138,35 @@ def _end_with(launcher: int) -> None:
     os._exit(1)
 
 
-def _mend_streams() -> None:
-    """Lets a command run with standard input or error closed; it cannot do without output."""
-    for number in range(3):  # else the next file to be opened takes the number; MLX refuses 0
+def _open_streams() -> None:
+    """Lets a command run with standard input or error closed; standard output must be open."""
+    for number in range(3):  # else the next file opened gets the number; MLX refuses 0
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:  # print(file=None) would write the errors among the results
+    if sys.stderr is None:  # print(file=None) would write errors to standard output
         sys.stderr = Path(os.devnull).open("w", errors="replace")  # noqa: SIM115
     if sys.stdout is None:
         raise InvalidArgumentError("standard output is closed; expected somewhere to print to")
 
 
 def _check_arguments() -> None:
-    """Refuses bytes that are no text: Python hides them in surrogates, which cannot be encoded."""
+    """Refuses bytes that are no text; Python decodes them to surrogates that cannot be encoded."""
     for before, argument in pairwise(sys.argv):
         try:
             os.fsencode(argument).decode(sys.getfilesystemencoding())
         except UnicodeDecodeError as error:
             option = argument if argument.startswith("-") else before
-            where = option.partition("=")[0] if option.startswith("-") else "an argument"
-            raise InvalidArgumentError(options.not_text(where, error)) from None
+            name = option.partition("=")[0] if option.startswith("-") else "an argument"
+            raise InvalidArgumentError(not_text(name, error)) from None
 
 
 def _interrupted(*, newline: bool = False) -> NoReturn:
     from minicpm_mlx.distributed.collectives import LAUNCHED
 
     if LAUNCHED in os.environ:
-        sys.exit(130)  # the launcher says so
+        sys.exit(130)  # the launcher prints the message
     if newline:
         print(file=sys.stderr)
     _fail("interrupted", 130)

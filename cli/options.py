@@ -1,17 +1,22 @@
-"""What several commands share: their options, and how they read standard input."""
+"""Options that several commands share, and commands that take their options as one object."""
 
 from __future__ import annotations
 
-import io
+import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError
+
+from .streams import notice
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
@@ -19,6 +24,104 @@ if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "minicpm-2b-dpo"
+
+Options = TypeVar("Options")
+
+
+COUNT = Limit(least=1, whole=True)
+
+REQUIRED = MISSING
+"""Default of an option that must be given."""
+
+
+def option(
+    help: str,
+    *names: str,
+    default: Any = None,
+    panel: str | None = None,
+    limit: Limit | None = None,
+    choices: Sequence[object] = (),
+) -> Any:
+    """A dataclass field that is an option, `--` and its own name unless `names` are given.
+
+    A value outside `limit` or `choices` is an InvalidArgumentError; None is never checked.
+    """
+    info = typer.Option(*names, help=help, rich_help_panel=panel)
+    return field(
+        default=default, metadata={"typer": info, "option_limit": limit, "choices": choices}
+    )
+
+
+def flag(help: str, *names: str, panel: str | None = None) -> Any:
+    """A dataclass field that is an option without a value."""
+    return option(help, *names, default=False, panel=panel)
+
+
+def argument(help: str) -> Any:
+    """A dataclass field that is a positional argument."""
+    return field(metadata={"typer": typer.Argument(help=help)})
+
+
+def command(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Makes a typer command of a function that takes its options as one dataclass.
+
+    The fields are the options; a field whose type is a dataclass stands for that one's fields.
+    """
+
+    def decorate(run: Callable[[Options], None]) -> Callable[..., None]:
+        def call(**values: Any) -> None:
+            run(_build(kind, values))
+
+        call.__name__, call.__doc__ = run.__name__, run.__doc__
+        call.__signature__ = inspect.Signature(list(_parameters(kind)))  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _parameters(kind: Any) -> Iterator[inspect.Parameter]:
+    for member in fields(kind):
+        hint = _hints(kind)[member.name]
+        if is_dataclass(hint):
+            yield from _parameters(hint)
+            continue
+        if info := member.metadata.get("typer"):
+            if member.default is False and info.default is ...:  # no names given
+                info.default = "--" + member.name.replace("_", "-")  # or typer adds --no-…
+            hint = Annotated[hint, info]
+        default = inspect.Parameter.empty if member.default is MISSING else member.default
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        yield inspect.Parameter(member.name, keyword, default=default, annotation=hint)
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    built = {}
+    for member in fields(kind):
+        hint = _hints(kind)[member.name]
+        if is_dataclass(hint):
+            built[member.name] = _build(hint, values)
+        else:
+            built[member.name] = values[member.name]
+            _check(member, values[member.name])
+    return kind(**built)
+
+
+def _check(member: Field[Any], value: Any) -> None:
+    if value is None:
+        return
+    name = "--" + member.name.replace("_", "-")
+    if limit := member.metadata.get("option_limit"):
+        limit.check(name, value)
+    choices = member.metadata.get("choices")
+    if choices and value not in choices:
+        expected = " or ".join(map(str, choices))
+        raise InvalidArgumentError(f"{name} must be {expected}, got {value!r}")
+
 
 Model = Annotated[
     str,
@@ -28,59 +131,92 @@ Model = Annotated[
         help="Card (see `list`), folder or hub repository; `demo` needs no network.",
     ),
 ]
-Temp = Annotated[
-    float | None, typer.Option("--temp", help="Temperature; 0 takes the likeliest token.")
-]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest of this total.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Keep this many; 0 keeps all.")]
-MinP = Annotated[
-    float | None, typer.Option("--min-p", help="Drop those below this share of the likeliest.")
-]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option("--repetition-penalty", help="Above 1 discourages repeating.")
-]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the reply before this text.")]
-System = Annotated[str | None, typer.Option("--system", help="What the model is told first.")]
-Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; by default by chip.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="gpu or cpu.")]
-Adapter = Annotated[
-    str | None, typer.Option("--adapter", help="Folder of a LoRA or DoRA adapter to put on.")
-]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. Repeatable.")]
+Adapter = Annotated[str | None, typer.Option(help="Folder of a LoRA or DoRA adapter to apply.")]
 Draft = Annotated[
-    str | None, typer.Option("--draft", help="A smaller model that guesses ahead; same text.")
+    str | None, typer.Option(help="Smaller model that drafts tokens ahead; same text.")
 ]
+Source = Annotated[str, typer.Argument(help="Card, folder, repository or .gguf file.")]
+NewFolder = Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def load(
+def kv_bits() -> Any:
+    return option("Keep the KV cache in 8 or 4 bits.", choices=(8, 4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Number format and device."""
+
+    dtype: str | None = option("float32, bfloat16 or float16; default: by chip.")
+    device: str | None = option("gpu or cpu.")
+
+    def select(self, *, quiet: bool = False) -> None:
+        """Computes on the device; warns of a 16-bit dtype that is slow there."""
+        from minicpm_mlx import device
+
+        device.select(self.device)
+        if self.dtype in ("float16", "bfloat16") and device.on_cpu() and not quiet:
+            print(
+                f"{self.dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Sampling parameters; None keeps the model's own."""
+
+    temperature: float | None = option("Temperature; 0 takes the likeliest token.", "--temp")
+    top_p: float | None = option("Keep the likeliest tokens up to this total probability.")
+    top_k: int | None = option("Keep this many tokens; 0 keeps all.")
+    min_p: float | None = option("Drop tokens below this share of the likeliest one's probability.")
+    repetition_penalty: float | None = option("Above 1 discourages repetition.")
+    seed: int | None = option("Same seed, same text.")
+
+    def check(self) -> None:
+        """InvalidArgumentError for values no model can be sampled with, before one is loaded."""
+        if values := {name: value for name, value in asdict(self).items() if value is not None}:
+            from minicpm_mlx import Sampling
+
+            Sampling(**values)
+
+    def apply(self, lm: LM) -> Sampling:
+        """The model's own sampling with these values in place of its own."""
+        from minicpm_mlx.lm.lm import sampled
+
+        return sampled(lm.sampling, **asdict(self))
+
+
+def load_model(
     model: str,
-    dtype: str | None,
-    device: str | None,
+    compute: Compute,
     *,
     quiet: bool = False,
     context: int | None = None,
     kv_bits: int | None = None,
-    **how: Any,
+    **options: Any,
 ) -> LM:
-    """Load a model for a command, if it fits in memory with a cache of `context` tokens (None: a
-    short one); `quiet` where the terminal is in use meanwhile; `how` as of mm.load."""
+    """Loads a model if it fits in memory with a KV cache of `context` tokens (None: a short one).
+
+    `quiet` where the terminal is in use meanwhile; `options` as of mm.load.
+    """
     import minicpm_mlx as mm
     from minicpm_mlx import memory
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model_cards import resolve
 
-    select(dtype, device, quiet=quiet)
+    compute.select(quiet=quiet)
     config = mm.Config.load(folder_of(resolve(model)))
-    memory.check_fits(memory.estimate(config, dtype=dtype, context=context or 256, kv_bits=kv_bits))
-    with nullcontext() if quiet else _notice(f"loading {model} …"):
-        return mm.load(model, dtype=dtype, device=device, **how)
+    needed = memory.estimate(config, dtype=compute.dtype, context=context or 256, kv_bits=kv_bits)
+    memory.check_fits(needed)
+    with nullcontext() if quiet else notice(f"loading {model} …"):
+        return mm.load(model, dtype=compute.dtype, device=compute.device, **options)
 
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
-    """What of a model can be had in no time."""
+    """The parts of a model that load without its weights."""
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model.config import Config
     from minicpm_mlx.model_cards import resolve
@@ -91,105 +227,6 @@ def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     return tokenizer_of(card, folder), Config.load(folder)
 
 
-def select(dtype: str | None, device: str | None, *, quiet: bool = False) -> None:
-    """Compute on `device`; say what a 16-bit `dtype` costs there."""
-    from minicpm_mlx import device as devices
-
-    devices.select(device)
-    if dtype in ("float16", "bfloat16") and devices.on_cpu() and not quiet:
-        print(f"{dtype} on a CPU is 100 times slower than float32, or more", file=sys.stderr)
-
-
-@contextmanager
-def _notice(text: str) -> Iterator[None]:
-    """Shows a line at the terminal while something takes its time, then takes it away."""
-    shown = sys.stderr.isatty()
-    if shown:
-        print(f"\x1b[2m{text}\x1b[0m", end="\r", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if shown:
-            print("\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def sampling(lm: LM, **given: Any) -> Sampling:
-    """The model's own sampling with what the user gave in its place."""
-    from minicpm_mlx.lm.lm import sampled
-
-    return sampled(lm.sampling, **given)
-
-
-def check_sampling(**given: Any) -> None:
-    """Refuse what no model could be sampled with, before one is loaded."""
-    if values := {name: value for name, value in given.items() if value is not None}:
-        from minicpm_mlx import Sampling
-
-        Sampling(**values)
-
-
-def unescaped(stops: Sequence[str] | None) -> list[str]:
-    """Stop strings as typed in a shell, where \\n is two characters."""
+def unescape(stops: Sequence[str] | None) -> list[str]:
+    r"""Stop strings as typed in a shell, where \n is two characters."""
     return [stop.replace("\\n", "\n").replace("\\t", "\t") for stop in stops or ()]
-
-
-def at_terminal() -> bool:
-    """Whether a person types and reads; either stream may be closed."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-
-
-def stdin_lines() -> Iterator[str]:
-    """Standard input's lines: UTF-8 whatever the locale, with no byte order mark or CR LF."""
-    if sys.stdin is None:
-        raise InvalidArgumentError("standard input is closed; expected text from it")
-    # Where a Python caller has put a StringIO in its place, there are no bytes below the text.
-    return _decoded(getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode()))
-
-
-def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
-    offset = 0
-    for line in lines:
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidArgumentError(not_text("standard input", error, offset)) from None
-        yield (text if offset else text.removeprefix("\ufeff")).replace("\r\n", "\n")
-        offset += len(line)
-
-
-def text_of(path: Path) -> str:
-    """What a file says, in UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(not_text(str(path), error)) from None
-
-
-def not_text(what: str, error: UnicodeDecodeError, offset: int = 0) -> str:
-    """The message for bytes that did not decode, `offset` bytes into `what`."""
-    at, byte = offset + error.start, error.object[error.start]
-    return f"{what} is not {error.encoding} (byte {at}, {byte:#04x}); convert it first"
-
-
-def new_folder(folder: Path) -> None:
-    """InvalidArgumentError unless `folder` is yet to be made, in a folder that is there."""
-    if folder.exists() or folder.is_symlink():
-        raise InvalidArgumentError(f"'{folder}' exists; give a folder that does not")
-    if not folder.parent.is_dir():
-        raise InvalidArgumentError(f"'{folder.parent}' is no folder; make it first")
-
-
-def progress() -> Callable[[str], None]:
-    """A line on the terminal that says what is being done, each time anew; "" takes it away."""
-    from .render.theme import console
-
-    err = console(stderr=True)
-
-    def tell(what: str) -> None:
-        if err.is_terminal:
-            err.file.write(f"\r\x1b[2K{what[: err.width - 1]}")
-            err.file.flush()
-
-    return tell

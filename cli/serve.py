@@ -3,224 +3,132 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from minicpm_mlx.arguments import Limit
 
 from . import options
+from .options import option
 from .render.texts import Texts
 from .render.theme import console
 
 if TYPE_CHECKING:
     from minicpm_mlx.server.http.settings import Settings
     from minicpm_mlx.server.serve import Address, Mount
-
-SAID = {
-    "ready": ("{name} is served at {url} (Ctrl-C ends it)", "{name} 已启动：{url}（Ctrl-C 结束）"),
-    "adapters": ("with adapters, by name: {names}", "适配器（按名称使用）：{names}"),
-    "chat": ("to chat in a browser: {url}", "在浏览器中聊天：{url}"),
-    "key": ("an API key is asked for on every route", "所有接口都需要 API 密钥"),
-    "readable": (
-        "{file} can be read by other users of this machine; `chmod 600 {file}` keeps it private",
-        "本机其他用户可以读取 {file}；运行 `chmod 600 {file}` 可设为私有",
-    ),
-    "plain": (
-        "other machines' requests come unencrypted; --tls-cert and --tls-key encrypt them",
-        "来自其他机器的请求未加密；可用 --tls-cert 和 --tls-key 加密",
-    ),
-    "ending": (
-        "ending: replies have {seconds:g} s to finish; a second Ctrl-C ends at once",
-        "正在结束：回复还有 {seconds:g} 秒完成；再按一次 Ctrl-C 立即结束",
-    ),
-}
-"""What is said, in English and in Chinese."""
-
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")]
-Port = Annotated[int, typer.Option("--port", help="Port; 0 takes one that is free.")]
-Adapters = Annotated[
-    list[str] | None,
-    typer.Option("--adapter", help="NAME=DIR: also served with it, as MODEL:NAME. Repeatable."),
-]
-Key = Annotated[
-    str | None, typer.Option("--api-key", help="Wanted of every request. Others may see it: ps.")
-]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option("--api-key-file", help="File with the key; or set MINICPM_MLX_API_KEY."),
-]
-Concurrency = Annotated[
-    int | None, typer.Option("--max-concurrency", help="Replies made at once; default 16.")
-]
-Queue = Annotated[int | None, typer.Option("--queue", help="Requests that may wait; default 256.")]
-Timeout = Annotated[
-    float | None, typer.Option("--timeout", help="Seconds a request may take; default: any.")
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option("--max-tokens", help="Of a reply whose request says no number; default: any."),
-]
-CacheMemory = Annotated[
-    float | None,
-    typer.Option(
-        "--cache-memory", help="GB to remember prompts; 0: none; default: a fifth of what is free."
-    ),
-]
-AllowedHost = Annotated[
-    list[str] | None,
-    typer.Option("--allowed-host", help="Another name this server is called by. Repeatable."),
-]
-AllowedOrigin = Annotated[
-    list[str] | None,
-    typer.Option("--allowed-origin", help="Site whose pages may call it. Repeatable."),
-]
-Certificate = Annotated[
-    Path | None, typer.Option("--tls-cert", help="Certificate in PEM, for https.")
-]
-PrivateKey = Annotated[Path | None, typer.Option("--tls-key", help="Its private key in PEM.")]
-Grace = Annotated[float, typer.Option("--grace", help="Seconds replies may take at the end.")]
+    from minicpm_mlx.server.service import Service
 
 
-def serve(
-    model: options.Model = options.DEFAULT_MODEL,
-    host: Host = "127.0.0.1",
-    port: Port = 8080,
-    adapter: Adapters = None,
-    api_key: Key = None,
-    api_key_file: KeyFile = None,
-    max_concurrency: Concurrency = None,
-    queue: Queue = None,
-    timeout: Timeout = None,
-    max_tokens: MaxTokens = None,
-    cache_memory: CacheMemory = None,
-    allowed_host: AllowedHost = None,
-    allowed_origin: AllowedOrigin = None,
-    tls_cert: Certificate = None,
-    tls_key: PrivateKey = None,
-    grace: Grace = 10.0,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-) -> None:
-    """Serve a model to programs, by the APIs of OpenAI, Anthropic, Ollama and SGLang.
-
-    Only this machine can reach it, unless --host says otherwise; then an API key is needed.
-    """
-    from minicpm_mlx.server.requirements import check_packages
-
-    check_packages()
-    run(
-        ModelOptions(model=model, dtype=dtype, device=device, adapters=adapters_of(adapter)),
-        Limits(
-            width=max_concurrency,
-            queue=queue,
-            timeout=timeout,
-            max_tokens=max_tokens,
-            cache_memory=cache_memory,
-        ),
-        address=address_of(host, port, tls_cert, tls_key),
-        settings=settings_of(api_key, api_key_file, allowed_host, allowed_origin),
-        grace=grace,
-        key_file=api_key_file,
-        mount=chat_page(),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The model that is to be served."""
-
-    model: str
-    dtype: str | None = None
-    device: str | None = None
-    adapters: dict[str, Path]
-    """Folders by name."""
+NOT_NEGATIVE = Limit(least=0, below=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much it does at once; None: the service's own default."""
+    """Load that the server accepts; None: the service's own default."""
 
-    width: int | None = None
-    queue: int | None = None
-    timeout: float | None = None
-    max_tokens: int | None = None
-    cache_memory: float | None = None
-    """GB."""
+    max_concurrency: int | None = option(
+        "Replies generated at the same time; default 16.", limit=options.COUNT
+    )
+    queue: int | None = option("Requests that may wait; default 256.", limit=NOT_NEGATIVE)
+    timeout: float | None = option(
+        "Seconds a request may take; default: no limit.", limit=Limit(least=0.001, below=math.inf)
+    )
+    max_tokens: int | None = option(
+        "Longest reply if the request sets no limit; default: no limit.", limit=options.COUNT
+    )
+    cache_memory: float | None = option(
+        "GB to cache prompts; 0: none; default: a fifth of free memory.", limit=NOT_NEGATIVE
+    )
 
-    def __post_init__(self) -> None:
-        from minicpm_mlx.arguments import at_least_one
-        from minicpm_mlx.errors import InvalidArgumentError
+    def as_keywords(self) -> dict[str, Any]:
+        """The limits that were given, as Service names them."""
+        cache_bytes = None if self.cache_memory is None else int(self.cache_memory * 1e9)
+        values = {
+            "width": self.max_concurrency,
+            "queue": self.queue,
+            "timeout": self.timeout,
+            "max_tokens": self.max_tokens,
+            "cache_bytes": cache_bytes,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
-        for name, count in (("--max-concurrency", self.width), ("--max-tokens", self.max_tokens)):
-            if count is not None:
-                at_least_one(name, count)
-        for name, value, least in (
-            ("--queue", self.queue, 0),
-            ("--cache-memory", self.cache_memory, 0),
-            ("--timeout", self.timeout, 0.001),
-        ):
-            if value is not None and not least <= value < float("inf"):
-                raise InvalidArgumentError(f"{name} must be {least:g} or more, got {value}")
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Options of `serve` and `web`."""
+
+    model: options.Model = options.DEFAULT_MODEL
+    host: str = option("Address to listen on; 0.0.0.0 is all of them.", default="127.0.0.1")
+    port: int = option("Port; 0 takes one that is free.", default=8080)
+    adapter: list[str] | None = option(
+        "NAME=DIR: also serve the model with it, as MODEL:NAME. Repeatable."
+    )
+    api_key: str | None = option("Key that every request must send. Other users may see it: ps.")
+    api_key_file: Path | None = option("File with the key; or set MINICPM_MLX_API_KEY.")
+    limits: Limits
+    allowed_host: list[str] | None = option("Another host name of this server. Repeatable.")
+    allowed_origin: list[str] | None = option("Site whose pages may call it. Repeatable.")
+    tls_cert: Path | None = option("Certificate in PEM, for https.")
+    tls_key: Path | None = option("Its private key in PEM.")
+    grace: float = option("Seconds that replies may still take at shutdown.", default=10.0)
+    compute: options.Compute
+
+
+@options.command(ServerOptions)
+def serve(args: ServerOptions) -> None:
+    """Serve a model to programs, by the APIs of OpenAI, Anthropic, Ollama and SGLang.
+
+    Only this machine can reach it unless --host says otherwise, which requires an API key.
+    """
+    from minicpm_mlx.server.requirements import check_packages
+    from minicpm_mlx.server.web.mount import available, mount
+
+    check_packages()
+    run(args, mount=mount if available() else None)
 
 
 def run(
-    wanted: ModelOptions,
-    limits: Limits,
+    args: ServerOptions,
     *,
-    address: Address,
-    settings: Settings,
-    grace: float,
-    key_file: Path | None = None,
     mount: Mount | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Load the model and serve it until a signal comes; `ready` is told the URL.
-
-    `key_file` is where the key came from.
-    """
+    """Loads the model and serves it until a signal comes; calls `ready` with the URL."""
     from minicpm_mlx.distributed import collectives
-    from minicpm_mlx.server.serve import listen, serve
-    from minicpm_mlx.server.service import QUEUE, WIDTH, Service
+    from minicpm_mlx.server.serve import Address, listen, serve
+    from minicpm_mlx.server.service import QUEUE, WIDTH
 
-    say, err = Texts(), console(stderr=True)
-    warnings = list(_warnings(address, key_file, say))
+    adapters, limits = _parse_adapters(args.adapter), args.limits
+    address = Address(
+        host=args.host,
+        port=args.port,
+        certificate=args.tls_cert,
+        private_key=args.tls_key,
+    )
+    settings = _settings(args)
+    warnings = list(_warnings(address, args.api_key_file))
     _log_to_stderr()
     queue = QUEUE if limits.queue is None else limits.queue
-    most = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
-    settings = replace(settings, max_requests=most, max_connections=2 * most)
-    # First, so that a port in use is known at once; of several ranks one is asked.
+    max_requests = max(settings.max_requests, queue + (limits.max_concurrency or WIDTH) + 64)
+    settings = replace(settings, max_requests=max_requests, max_connections=2 * max_requests)
+    # First, so that a port in use is known at once; of several ranks only one listens.
     sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []
     try:
-        lm = options.load(wanted.model, wanted.dtype, wanted.device, shard=True)
-        given: dict[str, Any] = {
-            "width": limits.width,
-            "queue": limits.queue,
-            "timeout": limits.timeout,
-            "max_tokens": limits.max_tokens,
-            "cache_bytes": None if limits.cache_memory is None else int(limits.cache_memory * 1e9),
-        }
-        how = {name: value for name, value in given.items() if value is not None}
-        service = Service(lm, adapters=wanted.adapters, **how)
+        service = _load_service(args, adapters)
     except BaseException:
-        for one in sockets:
-            one.close()
+        for socket in sockets:
+            socket.close()
         raise
 
     def announce(url: str) -> None:
-        name, *others = (one.name for one in service.names)
-        err.print(say.pick(*SAID["ready"]).format(name=name, url=url), style="title")
-        if others:
-            err.print(say.pick(*SAID["adapters"]).format(names=", ".join(others)))
-        if mount is not None:
-            err.print(say.pick(*SAID["chat"]).format(url=f"{url}/chat"))
-        if settings.api_key is not None:
-            err.print(say.pick(*SAID["key"]))
+        _announce(service, url, page=mount is not None, key=settings.api_key is not None)
         for warning in warnings:
-            err.print(warning, style="warning")
+            console(stderr=True).print(warning, style="warning")
         if ready is not None:
             ready(url)
 
@@ -229,77 +137,82 @@ def run(
         address=address,
         settings=settings,
         sockets=sockets,
-        grace=grace,
+        grace=args.grace,
         mount=mount,
         ready=announce,
-        ending=lambda: err.print(say.pick(*SAID["ending"]).format(seconds=grace), style="quiet"),
+        ending=lambda: console(stderr=True).print(
+            Texts()("serve.ending", seconds=args.grace), style="quiet"
+        ),
     )
 
 
-def _warnings(address: Address, key_file: Path | None, say: Texts) -> Iterator[str]:
-    """What is less safe than it could be, which is said once the server runs."""
+def _load_service(args: ServerOptions, adapters: dict[str, Path]) -> Service:
+    from minicpm_mlx.server.service import Service
+
+    lm = options.load_model(args.model, args.compute, shard=True)
+    return Service(lm, adapters=adapters, **args.limits.as_keywords())
+
+
+def _announce(service: Service, url: str, *, page: bool, key: bool) -> None:
+    stderr, texts = console(stderr=True), Texts()
+    name, *others = (model.name for model in service.names)
+    stderr.print(texts("serve.ready", name=name, url=url), style="title")
+    if others:
+        stderr.print(texts("serve.adapters", names=", ".join(others)))
+    if page:
+        stderr.print(texts("serve.page", url=f"{url}/chat"))
+    if key:
+        stderr.print(texts("serve.key"))
+
+
+def _warnings(address: Address, key_file: Path | None) -> Iterator[str]:
+    """Warnings about weak security, shown once the server runs."""
     from minicpm_mlx.server.serve import is_loopback, readable_by_others
 
     if not is_loopback(address.host) and address.certificate is None:
-        yield say.pick(*SAID["plain"])
+        yield Texts()("serve.plain")
     if key_file is not None and readable_by_others(key_file):
-        yield say.pick(*SAID["readable"]).format(file=key_file)
+        yield Texts()("serve.readable", file=key_file)
 
 
-def adapters_of(given: Sequence[str] | None) -> dict[str, Path]:
-    """NAME=DIR, each, as folders by name."""
+def _parse_adapters(arguments: Sequence[str] | None) -> dict[str, Path]:
+    """Folders by name, of arguments NAME=DIR."""
     import re
 
     from minicpm_mlx.errors import InvalidArgumentError
 
-    found: dict[str, Path] = {}
-    for one in given or ():
-        name, _, folder = one.partition("=")
+    adapters: dict[str, Path] = {}
+    for argument in arguments or ():
+        name, _, folder = argument.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not folder:
             raise InvalidArgumentError(
-                f"--adapter {one}: expected NAME=DIR, NAME of letters, digits, '.', '_' and '-'"
+                f"--adapter {argument}: expected NAME=DIR, NAME of letters, digits, '.', '_' and "
+                "'-'"
             )
-        if name in found or name == "latest":
-            raise InvalidArgumentError(f"--adapter {one}: the name {name} is taken; give another")
-        found[name] = Path(folder).expanduser()
-    return found
+        if name in adapters or name == "latest":
+            raise InvalidArgumentError(
+                f"--adapter {argument}: the name {name} is taken; give another"
+            )
+        adapters[name] = Path(folder).expanduser()
+    return adapters
 
 
-def address_of(host: str, port: int, certificate: Path | None, private_key: Path | None) -> Address:
-    """Where to listen."""
-    from minicpm_mlx.server.serve import Address
-
-    return Address(host=host, port=port, certificate=certificate, private_key=private_key)
-
-
-def settings_of(
-    api_key: str | None,
-    api_key_file: Path | None,
-    hosts: Sequence[str] | None,
-    origins: Sequence[str] | None,
-) -> Settings:
-    """Who may ask; each request is told of on standard error."""
+def _settings(args: ServerOptions) -> Settings:
+    """Settings of the HTTP layer; each request is logged to standard error."""
     from minicpm_mlx.server.http.settings import Settings
     from minicpm_mlx.server.serve import key_of
 
-    err = console(stderr=True)
+    stderr = console(stderr=True)
     return Settings(
-        api_key=key_of(api_key, api_key_file),
-        allowed_hosts=tuple(hosts or ()),
-        allowed_origins=tuple(origins or ()),
-        log=lambda line: err.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", style="quiet"),
+        api_key=key_of(args.api_key, args.api_key_file),
+        allowed_hosts=tuple(args.allowed_host or ()),
+        allowed_origins=tuple(args.allowed_origin or ()),
+        log=lambda line: stderr.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", style="quiet"),
     )
 
 
-def chat_page() -> Mount | None:
-    """The web page's, where what it needs is installed."""
-    from minicpm_mlx.server.web.mount import available, mount
-
-    return mount if available() else None
-
-
 def _log_to_stderr() -> None:
-    """Errors of the server itself, which nobody foresaw, with all that helps to find them."""
+    """Logs unexpected errors of the server with their tracebacks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.ERROR)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))

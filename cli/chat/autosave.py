@@ -1,4 +1,4 @@
-"""Where a conversation is kept on disk, beside others that may be going on at the same time."""
+"""Saves a conversation to disk after each turn, without overwriting what others saved."""
 
 from __future__ import annotations
 
@@ -13,82 +13,82 @@ if TYPE_CHECKING:
 
 
 class AutoSave:
-    """Saves a conversation under its name as long as no one else writes there; `note` tells."""
+    """Saves a conversation unless another program changed its file; `note` reports to the user."""
 
     def __init__(self, name: str | None, note: Callable[..., None]) -> None:
         self.name = name
-        """None: nothing is kept."""
+        """None: nothing is saved."""
         self._note = note
         self._version: Version | None = None  # of the file as last read or written here
-        self._known: SavedSession | None = None  # what is in it
+        self._saved: SavedSession | None = None  # its content
         self._warned = False
 
     def start(self, name: str | None) -> None:
-        """Go on under a name that has no file yet."""
-        self.name, self._version, self._known = name, None, None
+        """Saves under a name that has no file yet."""
+        self.name, self._version, self._saved = name, None, None
 
     def follow(self, saved: SavedSession, chat: Chat) -> None:
-        """Go on with a session that `chat` was restored from."""
+        """Continues the session that `chat` was restored from."""
         from minicpm_mlx.lm import sessions
 
-        self.name, self._version, self._known = saved.name, saved.version, sessions.snapshot(chat)
+        self.name, self._version, self._saved = saved.name, saved.version, sessions.snapshot(chat)
 
     def save(self, chat: Chat) -> None:
-        """Keep what has changed; where that fails, say so once and go on."""
-        self._trying(self._save, chat)
+        """Saves what has changed; reports a failure once."""
+        self._try(self._save, chat)
 
-    def keep_cache(self, chat: Chat) -> None:
-        """Keep the key-value cache as well, so that going on later reads nothing again."""
-        if self._is_ours() and chat.messages and chat.session.ids:
-            from minicpm_mlx.lm.session_cache import save_cache
+    def save_cache(self, chat: Chat) -> None:
+        """Saves the KV cache too, so that resuming needs no prefill."""
+        if self._is_unchanged() and chat.messages and chat.session.ids:
+            from minicpm_mlx.lm import session_cache
 
-            self._trying(save_cache, chat, self.name)
+            self._try(session_cache.save_cache, chat, self.name)
 
-    def save_as(self, chat: Chat, name: str, *, over: bool) -> bool:
-        """Go on under another name; False where a session has it, unless that may be replaced."""
+    def save_as(self, chat: Chat, name: str, *, overwrite: bool) -> bool:
+        """Saves under another name from now on; False if a session has it, unless `overwrite`."""
         from minicpm_mlx.lm import sessions
 
         if name == self.name:
             self._save(chat)
             return True
         exists = sessions.version(name) is not None
-        if exists and not over:
+        if exists and not overwrite:
             return False
         if exists:
             sessions.save(chat, name)
         else:
             name = sessions.save_new(chat, name)
         self.name, self._version = name, sessions.version(name)
-        self._known = sessions.snapshot(chat)
+        self._saved = sessions.snapshot(chat)
         return True
 
     def _save(self, chat: Chat) -> None:
         from minicpm_mlx.lm import sessions
 
-        if self.name is None or (now := sessions.snapshot(chat)) == self._known:
+        if self.name is None or (snapshot := sessions.snapshot(chat)) == self._saved:
             return
         if not chat.messages:
-            if self._is_ours():
+            if self._is_unchanged():
                 sessions.remove(self.name)
-            self._version, self._known = None, now
+            self._version, self._saved = None, snapshot
             return
-        if self._is_ours():
+        if self._is_unchanged():
             sessions.save(chat, self.name)
         else:
-            before, self.name = self.name, sessions.save_new(chat, self.name)
-            if self._version is not None and before != self.name:
-                self._note("elsewhere", style="warning", name=before, new=self.name)
-        self._version, self._known = sessions.version(self.name), now
+            old_name, self.name = self.name, sessions.save_new(chat, self.name)
+            if self._version is not None and old_name != self.name:
+                self._note("elsewhere", style="warning", name=old_name, new=self.name)
+        self._version, self._saved = sessions.version(self.name), snapshot
 
-    def _is_ours(self) -> bool:
-        """Whether the file is there as it was last read or written."""
+    def _is_unchanged(self) -> bool:
+        """Whether the file is as it was last read or written here."""
         from minicpm_mlx.lm import sessions
 
         if self.name is None or self._version is None:
             return False
         return sessions.version(self.name) == self._version
 
-    def _trying(self, write: Callable[..., object], *arguments: object) -> None:
+    def _try(self, write: Callable[..., object], *arguments: object) -> None:
         try:
             write(*arguments)
             self._warned = False

@@ -8,232 +8,214 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .. import options
+from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
+from ..streams import at_terminal, prompt_text, stdin_lines
 from . import keyboard
-from .conversation import (
-    LEAVE,
-    Loading,
-    TerminalChat,
-    is_here,
-)
+from .conversation import LEAVE, Loading, TerminalChat, is_here
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
+    from minicpm_mlx.lm.attachments import Files
     from minicpm_mlx.lm.sessions import SavedSession
 
+MAX_TOKENS = 2048
 
-def chat(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Card, folder or repository; default: the session's, or 2B."
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option("--prompt", "-p", help="Answer this and leave; - reads standard input."),
-    ] = None,
-    system: options.System = None,
-    resume: Annotated[
-        str | None, typer.Option("--resume", help="Go on with this saved session.")
-    ] = None,
-    go_on: Annotated[
-        bool, typer.Option("--continue", "-c", help="Go on with the last session.")
-    ] = False,
-    no_save: Annotated[bool, typer.Option("--no-save", help="Keep nothing on disk.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Replies as they come, no Markdown.")] = (
-        False
-    ),
-    lang: Annotated[
-        str | None, typer.Option("--lang", help="Language of the interface: en or zh.")
-    ] = None,
-    on_overflow: Annotated[
-        str | None,
-        typer.Option("--on-overflow", help="When the context is full: stop, or slide."),
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option("--context", help="Fewer tokens than the model's; less memory.")
-    ] = None,
-    kv_bits: Annotated[
-        int | None, typer.Option("--kv-bits", help="Keep the cache in 8 or 4 bits.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", help="Longest reply; default 2048.")
-    ] = None,
-    temp: options.Temp = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    adapter: options.Adapter = None,
-    draft: options.Draft = None,
-) -> None:
-    """Talk with a model; it remembers the conversation until you leave, and after."""
-    from minicpm_mlx.errors import InvalidArgumentError
 
-    if lang is not None and lang not in LANGUAGES:
-        raise InvalidArgumentError(f"--lang must be one of {', '.join(LANGUAGES)}, got {lang!r}")
-    if max_tokens is not None and max_tokens < 1:
-        raise InvalidArgumentError(f"--max-tokens must be 1 or more, got {max_tokens}")
-    if (resume is not None or go_on) and no_save:
-        raise InvalidArgumentError("--no-save contradicts --resume and --continue; leave one out")
-    settings: dict[str, Any] = {
-        "system": system,
-        "stop": options.unescaped(stop) or None,
-        "max_tokens": max_tokens,
-        "on_overflow": on_overflow,
-        "context": context,
-        "kv_bits": kv_bits,
-    }
-    sampling: dict[str, Any] = {
-        "temperature": temp,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
-    options.check_sampling(**sampling)
-    if context is not None and context < 1:
-        raise InvalidArgumentError(f"--context must be 1 or more, got {context}")
-    if kv_bits not in (None, 4, 8):
-        raise InvalidArgumentError(f"--kv-bits must be 8 or 4, got {kv_bits}")
-    if on_overflow not in (None, "stop", "slide"):
-        raise InvalidArgumentError(f"--on-overflow must be stop or slide, got {on_overflow!r}")
-    interactive = prompt is None and options.at_terminal()
-    questions = None if interactive else _questions(prompt)
-    say = Texts(lang)
-    saved = _saved(resume, go_on)
-    wanted = model or (saved.model if saved else options.DEFAULT_MODEL)
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """Options of `chat`."""
+
+    model: str | None = option(
+        "Card, folder or repository; default: the session's, or minicpm-2b-dpo.", "--model", "-m"
+    )
+    prompt: str | None = option("Answer this and leave; - reads standard input.", "--prompt", "-p")
+    system: options.System = None
+    resume: str | None = option("Resume this saved session.")
+    go_on: bool = flag("Resume the last session.", "--continue", "-c")
+    no_save: bool = flag("Save nothing to disk.")
+    plain: bool = flag("Print replies as they are, no Markdown.")
+    lang: str | None = option("Language of the interface: en or zh.", choices=LANGUAGES)
+    on_overflow: str | None = option(
+        "When the context is full: stop, or slide.", choices=("stop", "slide")
+    )
+    context: int | None = option(
+        "Fewer tokens than the model's context; saves memory.", limit=options.COUNT
+    )
+    kv_bits: int | None = options.kv_bits()
+    max_tokens: int | None = option(
+        f"Longest reply, in tokens; default {MAX_TOKENS}.", limit=options.COUNT
+    )
+    sampling: options.SamplingOptions
+    stop: options.Stop = None
+    compute: options.Compute
+    adapter: options.Adapter = None
+    draft: options.Draft = None
+
+    def check(self) -> None:
+        """InvalidArgumentError for options that no chat can have, before a model is loaded."""
+        from minicpm_mlx.errors import InvalidArgumentError
+
+        if (self.resume is not None or self.go_on) and self.no_save:
+            raise InvalidArgumentError(
+                "--no-save contradicts --resume and --continue; leave one out"
+            )
+        self.sampling.check()
+
+    def settings(self) -> dict[str, Any]:
+        """Values of Chat's fields; None for those that were not given."""
+        names = ("system", "max_tokens", "on_overflow", "context", "kv_bits")
+        values = {name: getattr(self, name) for name in names}
+        return values | {"stop": options.unescape(self.stop) or None}
+
+    def new_chat(self, lm: LM) -> Chat:
+        from minicpm_mlx import Chat
+
+        settings = {name: value for name, value in self.settings().items() if value is not None}
+        return Chat(lm, sampling=self.sampling.apply(lm), **{"max_tokens": MAX_TOKENS} | settings)
+
+
+@options.command(ChatOptions)
+def chat(args: ChatOptions) -> None:
+    """Talk with a model. It remembers the conversation, and saves it for the next time."""
+    args.check()
+    interactive = args.prompt is None and at_terminal()
+    texts, saved = Texts(args.lang), _saved_session(args)
+    model = args.model or (saved.model if saved else options.DEFAULT_MODEL)
     if interactive:
-        wanted = _greet(wanted, say)
-    if interactive and (dtype or device):
-        options.select(dtype, device)  # loading is not heard of at the prompt
-    load = partial(options.load, dtype=dtype, device=device, context=context, kv_bits=kv_bits)
-    talk = TerminalChat(
-        lambda lm: _chat(lm, settings, sampling),
+        model = _greet(model, texts)
+        if args.compute.dtype or args.compute.device:
+            args.compute.select()  # loading in the background prints no warning
+    terminal = _terminal_chat(args, model, texts, saved, interactive)
+    if interactive:
+        _run_interactive(terminal, saved)
+        return
+    assert terminal.chat  # a model that cannot be loaded is an error even without a question
+    for question in _questions(args.prompt):
+        terminal.ask(question)
+    terminal.save_cache()
+
+
+def _terminal_chat(
+    args: ChatOptions, model: str, texts: Texts, saved: SavedSession | None, interactive: bool
+) -> TerminalChat:
+    """The conversation; at a terminal its model loads in the background."""
+    load = partial(
+        options.load_model, compute=args.compute, context=args.context, kv_bits=args.kv_bits
+    )
+    name = saved.name if saved else _new_name() if interactive and not args.no_save else None
+    return TerminalChat(
+        args.new_chat,
         Loading(
-            lambda: load(wanted, quiet=interactive, adapter=adapter, draft=draft),
+            lambda: load(model, quiet=interactive, adapter=args.adapter, draft=args.draft),
             background=interactive,
         ),
-        say,
+        texts,
         interactive=interactive,
-        markdown=not plain,
-        name=saved.name if saved else _new_name() if interactive and not no_save else None,
+        markdown=not args.plain,
+        name=name,
         saved=saved,
-        changes=settings | sampling,
+        changes=args.settings() | asdict(args.sampling),
         load=load,
-        adapter=adapter is None,
+        adapter=args.adapter is None,
     )
-    if questions is not None:
-        assert talk.chat  # a model that cannot be loaded is named, whether or not anything is asked
-        for question in questions:
-            talk.ask(question)
-        talk.keep_cache()
-        return
+
+
+def _run_interactive(terminal: TerminalChat, saved: SavedSession | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, _hang_up)
     if saved:
-        talk.note("resumed", name=saved.name, messages=say.some("message", len(saved.messages)))
+        terminal.note_resumed(saved)
     try:
         with keyboard.quiet():
-            converse(talk, _typed(talk))
+            converse(terminal, _reader(terminal))
     finally:
-        talk.save()
-        talk.keep_cache()
-        talk.loading.abandon()
+        terminal.save()
+        terminal.save_cache()
+        terminal.loading.abandon()
 
 
-def converse(talk: TerminalChat, read: Callable[[], str | None]) -> None:
-    """Answer what is typed until its end."""
+def converse(terminal: TerminalChat, read: Callable[[], str | None]) -> None:
+    """Answers what is typed, until `read` returns None or a command leaves."""
     from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 
-    from .slash_commands import COMMANDS
-
     while (text := read()) is not None:
-        edited, talk.editing = talk.editing, None
-        stripped = text.strip()
-        if not stripped:
+        edited, terminal.editing = terminal.editing, None
+        if not text.strip():
             continue
-        name, *rest = stripped.split(maxsplit=1)
-        command = COMMANDS.get(name)
-        if command and not command.lines and "\n" in stripped:
-            command = None
-        if command and rest and not command.takes:
-            talk.note("usage", usage=name, style="error")
-            continue
-        if command and name in LEAVE:
+        if text.strip() in LEAVE:
             return
         keyboard.mark_pastes(True)
         try:
-            if command:
-                command.run(talk, *rest or [""])
-            elif _meant_as_command(stripped, name, rest, COMMANDS):
-                talk.note("unknown", style="error", name=name)
-            else:
-                talk.ask(text, edited)
+            _handle(terminal, text, edited)
         except KeyboardInterrupt:
-            talk.note("stopped")
+            terminal.note("stopped")
         except MiniCPMError as error:
-            if talk.broken:
+            if terminal.broken:
                 raise
             if isinstance(error, ContextLengthError):
-                talk.overflow(error)
+                terminal.overflow(error)
             else:
-                talk.print(str(error), style="error")
-            talk.print("")
-    if talk.loading.failed:
-        talk.loading.wait()  # raises why
+                terminal.print(str(error), style="error")
+            terminal.print("")
+    if terminal.loading.failed:
+        terminal.loading.wait()  # raises why
 
 
-def _meant_as_command(text: str, name: str, rest: list[str], commands: Iterable[str]) -> bool:
-    """Whether a command is misspelled here, rather than a path mentioned."""
+def _handle(terminal: TerminalChat, text: str, edited: Files | None) -> None:
+    """Runs a command, or asks the model."""
+    from .slash_commands import COMMANDS
+
+    stripped = text.strip()
+    name, *rest = stripped.split(maxsplit=1)
+    command = COMMANDS.get(name)
+    if command and (command.multiline or "\n" not in stripped):
+        if rest and not command.argument:
+            terminal.note("usage", usage=name, style="error")
+        else:
+            command.run(terminal, *rest or [""])
+    elif _is_misspelled_command(stripped, name, rest, COMMANDS):
+        terminal.note("unknown", style="error", name=name)
+    else:
+        terminal.ask(text, edited)
+
+
+def _is_misspelled_command(text: str, name: str, rest: list[str], commands: Iterable[str]) -> bool:
+    """Whether the text begins with a misspelled command rather than a path."""
     if "\n" in text or not re.fullmatch(r"/[^/]*", name):
         return False
     return not rest or bool(difflib.get_close_matches(name, commands, cutoff=0.75))
 
 
 def _hang_up(*_: object) -> None:
-    """The terminal has gone: what is still written to it goes nowhere, and the rest is kept."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    """Leaves when the terminal has gone: discards further output, so that saving succeeds."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
     sys.exit(129)
 
 
-def _chat(lm: LM, settings: dict[str, Any], sampling: dict[str, Any]) -> Chat:
-    """A new conversation with what the options say."""
-    from minicpm_mlx import Chat
-
-    given = {"max_tokens": 2048} | {k: v for k, v in settings.items() if v is not None}
-    return Chat(lm, sampling=options.sampling(lm, **sampling), **given)
-
-
-def _saved(resume: str | None, go_on: bool) -> SavedSession | None:
-    """The session to go on with, if one is asked for."""
-    from minicpm_mlx.errors import SessionError
-
-    if resume is None and not go_on:
+def _saved_session(args: ChatOptions) -> SavedSession | None:
+    """The session to resume, if one is asked for."""
+    if args.resume is None and not args.go_on:
         return None
+    from minicpm_mlx.errors import SessionError
     from minicpm_mlx.lm import sessions
 
-    if resume is not None:
-        return sessions.load(resume)
-    found = sessions.listed()
-    if not found:
+    if args.resume is not None:
+        return sessions.load(args.resume)
+    saved = sessions.listed()
+    if not saved:
         raise SessionError(f"no saved session in {sessions.directory()}; leave out --continue")
-    return found[0]
+    return saved[0]
 
 
 def _new_name() -> str:
@@ -243,49 +225,44 @@ def _new_name() -> str:
 
 
 def _questions(prompt: str | None) -> Iterator[str]:
-    """What a pipe asks: each line, or with -p one text."""
-    from minicpm_mlx.errors import InvalidArgumentError
-
-    if prompt is None:
-        for line in options.stdin_lines():
-            text = line.rstrip("\n")
-            if text.strip() in LEAVE:
-                return
-            if text.strip():
-                yield text
+    """The text of -p, or each line of standard input."""
+    if prompt is not None:
+        yield prompt_text(prompt)
         return
-    text = "".join(options.stdin_lines()) if prompt == "-" else prompt
-    if not text.strip():
-        raise InvalidArgumentError("the prompt is empty; expected some text to answer")
-    yield text
+    for line in stdin_lines():
+        text = line.rstrip("\n")
+        if text.strip() in LEAVE:
+            return
+        if text.strip():
+            yield text
 
 
-def _greet(wanted: str, say: Texts) -> str:
-    """Show the banner; the model to load, which is another where the user would not download it."""
+def _greet(model: str, texts: Texts) -> str:
+    """Shows the banner; returns the model to load, the demo if the user declines a download."""
     from minicpm_mlx.model_cards import resolve
 
-    card = resolve(wanted)
+    card = resolve(model)
     if not is_here(card):
-        print(say("absent", model=card.name, gb=card.size_gb or "?"))
-        answer = _choice(say("offer"), "dtq")
+        print(texts("absent", model=card.name, gb=card.size_gb or "?"))
+        answer = _choose(texts("offer"), "dtq")
         if answer == "q":
             raise typer.Exit(0)
         if answer == "t":
-            return _greet("demo", say)
+            return _greet("demo", texts)
         from minicpm_mlx.loading.store import folder_of
 
-        folder_of(card)  # here, where its progress is seen and Ctrl-C heard
-    packed = f" · {card.bits} bit" if card.bits else ""
-    console().print(f"{card.name}{packed}", style="title")
-    for line in (say.pick(card.note, card.note_zh), say("tips")):
+        folder_of(card)  # in the foreground, which shows its progress and handles Ctrl-C
+    bits = f" · {card.bits} bit" if card.bits else ""
+    console().print(f"{card.name}{bits}", style="title")
+    for line in (texts.pick(card.note, card.note_zh), texts("tips")):
         if line:
             console().print(line, style="quiet")
     console().print()
-    return wanted
+    return model
 
 
-def _choice(question: str, letters: str) -> str:
-    """Asks until the answer begins with one of the letters; at the end of input, the last."""
+def _choose(question: str, letters: str) -> str:
+    """Asks until the answer begins with one of the letters; the last one at end of input."""
     while True:
         try:
             answer = input(question).strip().lower()[:1]
@@ -296,27 +273,27 @@ def _choice(question: str, letters: str) -> str:
             return answer
 
 
-def _typed(talk: TerminalChat) -> Callable[[], str | None]:
-    """Asks at the terminal; Ctrl-C twice at an empty prompt is its end."""
+def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
+    """Reads the next message at the terminal; Ctrl-C twice at an empty prompt ends it."""
     from minicpm_mlx.model_cards import cache_dir
 
     from . import slash_commands
     from .line_editor import LineEditor
 
-    history = cache_dir() / "history" if talk.name is not None else None
-    prompt = LineEditor(history, slash_commands.COMMANDS, slash_commands.arguments)
+    history = cache_dir() / "history" if terminal.name is not None else None
+    editor = LineEditor(history, slash_commands.COMMANDS, slash_commands.completions)
     warned = False
 
     def read() -> str | None:
         nonlocal warned
-        draft, talk.draft = talk.draft, ""
+        draft, terminal.draft = terminal.draft, ""
         try:
-            text = prompt.read(draft, until=lambda: talk.loading.failed)
+            text = editor.read(draft, until=lambda: terminal.loading.failed)
         except KeyboardInterrupt:
             if warned:
                 return None
             warned = True
-            talk.note("leave")
+            terminal.note("leave")
             return ""
         warned = False
         return text

@@ -1,4 +1,4 @@
-"""A conversation at the terminal: what is shown of a reply, what is kept of it, which model."""
+"""A conversation at the terminal: streams replies, saves turns, loads the model."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from minicpm_mlx.lm.attachments import Files
     from minicpm_mlx.lm.sessions import SavedSession
 
-    from ..render.spinner import Waiting
+    from ..render.spinner import SpinnerStream
 
 
 LEAVE = ("/exit", "/quit")
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 NO_TEXT = re.compile(r"[\ud800-\udfff]")
-"""A byte of a file's name that is no UTF-8, as Python reads it; printing it would fail."""
+"""Bytes of a file name that are no UTF-8, as Python decodes them; printing them would fail."""
 
 
 class PlainStream:
-    """Writes a reply as it comes; `safe`: without what would move a terminal's cursor."""
+    """Writes a reply as it comes; `safe` removes control characters."""
 
     def __init__(self, *, safe: bool) -> None:
         self.safe = safe
-        self.begun = False
+        self.started = False
 
     def feed(self, text: str) -> None:
-        self.begun = True
+        self.started = True
         if self.safe:
             text = CONTROLS.sub("", text)
         sys.stdout.write(text)
         sys.stdout.flush()
 
     def close(self) -> None:
-        if self.begun:
+        if self.started:
             print(flush=True)
 
 
@@ -56,7 +56,7 @@ class Loading:
     def __init__(self, load: Callable[[], LM], *, background: bool = True) -> None:
         self._lm: LM | None = None
         self._error: BaseException | None = None
-        self._ended = Event()  # Thread.join would take a Ctrl-C for the thread's end
+        self._ended = Event()  # after a Ctrl-C, Thread.join would think that the thread had ended
         if background:
             Thread(target=self._run_and_stay, args=(load,), daemon=True).start()
         else:
@@ -71,8 +71,8 @@ class Loading:
 
     def _run_and_stay(self, load: Callable[[], LM]) -> None:
         self._run(load)
-        # MLX takes down what it made for a thread when that ends, and aborts a program that ends at
-        # the same moment: so the thread stays.
+        # When a thread ends, MLX frees its streams, and aborts a program that ends at the same
+        # moment. So the thread never ends.
         Event().wait()
 
     @property
@@ -84,7 +84,7 @@ class Loading:
         return self._error is not None
 
     def wait(self) -> LM:
-        """The model; raises what loading it raised. Ctrl-C is heard meanwhile."""
+        """Returns the model, or raises what loading it raised. Ctrl-C interrupts the wait."""
         while not self._ended.wait(0.1):
             pass
         if self._error is not None:
@@ -93,22 +93,24 @@ class Loading:
         return self._lm
 
     def abandon(self) -> None:
-        """Leave the program if the model still loads: Python's own end would stop the thread inside
-        MLX, which aborts."""
-        leaving = sys.exc_info()[1]
-        if not self.done and isinstance(leaving, SystemExit | None):
+        """Exits at once if the model is still loading.
+
+        A normal exit of Python would stop the thread inside MLX, which aborts.
+        """
+        exiting = sys.exc_info()[1]
+        if not self.done and isinstance(exiting, SystemExit | None):
             sys.stdout.flush()
-            os._exit(int(leaving.code or 0) if leaving else 0)
+            os._exit(int(exiting.code or 0) if exiting else 0)
 
 
 class TerminalChat:
-    """One user's conversation: the chat, its name on disk, and how replies are shown."""
+    """One user's conversation: the chat, its name on disk, and the display of replies."""
 
     def __init__(
         self,
-        chat: Callable[[LM], Chat],
+        new_chat: Callable[[LM], Chat],
         loading: Loading,
-        say: Texts,
+        texts: Texts,
         *,
         interactive: bool = True,
         markdown: bool = True,
@@ -119,37 +121,37 @@ class TerminalChat:
         adapter: bool = True,
     ) -> None:
         self.load = load
-        """Loads another model, as the command line asked for the first."""
+        """Loads another model, with the options of the command line."""
         self.loading = loading
-        self.say = say
+        self.texts = texts
         self.interactive = interactive
         self.markdown = markdown
-        self.keeper = AutoSave(name, self.note)
+        self.autosave = AutoSave(name, self.note)
         self.attached: Files = []
-        """Files that go with the next message."""
+        """Files to send with the next message."""
         self.adapter = adapter
-        """Whether sessions bring their adapters along."""
+        """Whether a resumed session applies its own adapter."""
         self.broken = False
-        """There is no model to talk with, or no conversation to go on with."""
+        """No model could be loaded, or no conversation restored."""
         self.draft = ""
-        """What the next prompt begins with."""
+        """Text that the next prompt starts with."""
         self.editing: Files | None = None
-        """The files of the last question, where the next message is to take its place."""
-        self.asked = ""
+        """Files of the last question, if the next message replaces it."""
+        self.question = ""
         """The last message sent, its files included."""
         self.replies: list[Stats] = []
-        self._make = chat
+        self._new_chat = new_chat
         self._saved = saved
-        self._changes = changes or {}  # what the command line wants otherwise than saved
+        self._changes = changes or {}  # options of the command line override saved ones
         self._chat: Chat | None = None
-        self._told = 0
+        self._noted_forgotten = 0
         if saved:
             self._offer(saved.take_unanswered())
 
     @property
     def name(self) -> str | None:
-        """Under which the conversation is saved; None: not at all."""
-        return self.keeper.name
+        """Name that the conversation is saved under; None: not saved."""
+        return self.autosave.name
 
     @property
     def chat(self) -> Chat:
@@ -159,7 +161,7 @@ class TerminalChat:
                 self.note("loading")
             try:
                 lm, saved = self.loading.wait(), self._saved
-                self.use(self._make(lm) if saved is None else self._restored(lm, saved))
+                self.use(self._new_chat(lm) if saved is None else self._restored(lm, saved))
             except Exception:
                 self.broken = True
                 raise
@@ -167,10 +169,10 @@ class TerminalChat:
         return self._chat
 
     def use(self, chat: Chat) -> None:
-        """Go on with this conversation, no longer than memory has room for."""
+        """Continues with this conversation; limits its context to the free memory."""
         from minicpm_mlx import memory
 
-        self._chat, self._told = chat, chat.forgotten
+        self._chat, self._noted_forgotten = chat, chat.forgotten
         chat.lm.room = None
         room = max(memory.fitting_context(chat.lm.config, chat.kv_bits), 256)
         if room < chat.context_length:
@@ -178,73 +180,73 @@ class TerminalChat:
             self.note("bounded", style="warning", context=room)
 
     def ask(self, text: str, edited: Files | None = None) -> None:
-        """Answer a message of the user's, with the files attached to it; `edited`: those of the
-        last question, whose place it takes. Until a word of the answer has come, it is the draft
-        of the next prompt."""
+        """Answers a message and the files attached to it.
+
+        `edited`: the files of the last question, if the message replaces it. If the reply is
+        stopped before its first word, the message becomes the draft of the next prompt.
+        """
         from minicpm_mlx.lm.attachments import with_files
 
         self.draft, self.editing = text, edited
         try:
             chat = self.chat
-            self.asked = with_files([*(edited or ()), *self.attached], text)
+            self.question = with_files([*(edited or ()), *self.attached], text)
             turn = chat.reply if edited is None else chat.edit
-            self._keep_question(len(chat.messages) if edited is None else chat.last_question())
-            said = self.show(turn(self.asked))
+            self._save_question(len(chat.messages) if edited is None else chat.last_question())
+            replied = self.show(turn(self.question))
         except Exception:
             self.draft, self.editing = "", None
             raise
-        if said:
+        if replied:
             self.draft, self.editing = "", None
             self.attached.clear()
 
     def show(self, pieces: Generator[Piece, None, None]) -> bool:
-        """Stream a reply and save; Ctrl-C breaks it off, and what came stays. Whether any did."""
+        """Streams a reply and saves; Ctrl-C stops it. Returns whether any text came."""
         last: Piece | None = None
-        said, count = False, 0
+        replied, count = False, 0
         stream = self._stream()
-        with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as at_end:
-            at_end.callback(self.save)  # also where the terminal has gone and writing to it fails
+        with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as stack:
+            stack.callback(self.save)  # even if the terminal has gone and writing to it fails
             try:
                 with closing(stream), closing(pieces):
                     for piece in pieces:
                         stream.feed(piece.text)
-                        last, said = piece, said or bool(piece.text)
+                        last, replied = piece, replied or bool(piece.text)
                         count += len(piece.token_ids)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
         if self.interactive:
             self._conclude(last, count)
-        return said
+        return replied
 
     def save(self) -> None:
-        """Keep the conversation; where that fails, say so once and go on."""
+        """Saves the conversation; reports a failure once."""
         if self._chat is not None:
-            self.keeper.save(self._chat)
+            self.autosave.save(self._chat)
 
-    def keep_cache(self) -> None:
-        """Keep the key-value cache as well, so that going on later reads nothing again."""
+    def save_cache(self) -> None:
+        """Saves the KV cache too, so that resuming needs no prefill."""
         if self._chat is not None:
-            self.keeper.keep_cache(self._chat)
+            self.autosave.save_cache(self._chat)
 
     def resume(self, saved: SavedSession) -> None:
-        """Go on with a saved conversation, with the model that is loaded."""
+        """Resumes a saved conversation with the model that is loaded."""
         question = saved.take_unanswered()
         self.use(self._restored(self.chat.lm, saved))
         self.drop_draft()
         self._offer(question)
-        self.note(
-            "resumed", name=saved.name, messages=self.say.some("message", len(saved.messages))
-        )
+        self.note_resumed(saved)
 
     def drop_draft(self) -> None:
-        """Forget what was to go with the next message: another conversation begins."""
+        """Forgets draft and attached files, as another conversation begins."""
         self.attached, self.draft, self.editing = [], "", None
 
     def overflow(self, error: ContextLengthError) -> None:
-        """Say what did not fit, and what would help."""
+        """Says what did not fit, and what would help."""
         chat = self.chat
-        alone, room = chat.alone(self.asked), chat.context_length - 1
+        alone, room = chat.alone(self.question), chat.context_length - 1
         if alone > room:
             self.note("alone", style="error", count=alone, room=room)
             if self.attached:
@@ -253,28 +255,32 @@ class TerminalChat:
         self.print(str(error), style="error")
         self.note("full" if chat.on_overflow == "stop" else "full_slides", style="warning")
 
+    def note_resumed(self, saved: SavedSession) -> None:
+        messages = self.texts.count("message", len(saved.messages))
+        self.note("resumed", name=saved.name, messages=messages)
+
     def note(self, key: str, *, style: str = "quiet", **values: object) -> None:
-        """A line of the program's own, apart from what the model says."""
-        self.print(self.say(key, **values), style=style)
+        """Prints an interface text."""
+        self.print(self.texts(key, **values), style=style)
 
     def print(self, text: str, style: str = "quiet", *, cut: bool = False) -> None:
-        """Lines of our own; `cut`: to the terminal's width."""
+        """Prints lines without control characters; `cut`: to the terminal's width."""
         text = CONTROLS.sub("", NO_TEXT.sub("\ufffd", text))
         out = console(stderr=not self.interactive)
         out.print(text, style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
 
     def _offer(self, question: str) -> None:
-        """Make a draft of a question that the program was killed over."""
+        """Makes a draft of a question that was never answered, as the program was killed."""
         from minicpm_mlx.lm.attachments import without_files
 
         if self.interactive and question:
             self.attached, self.draft = without_files(question)
 
-    def _keep_question(self, at: int) -> None:
-        """Save with the question as message `at`, so that a program killed meanwhile has it."""
+    def _save_question(self, index: int) -> None:
+        """Saves with the question as message `index`, in case the program is killed meanwhile."""
         chat = self.chat
         messages = chat.messages
-        chat.messages = [*messages[:at], {"role": "user", "content": self.asked}]
+        chat.messages = [*messages[:index], {"role": "user", "content": self.question}]
         try:
             self.save()
         finally:
@@ -297,22 +303,23 @@ class TerminalChat:
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
             self.note("rereads")
-        self.keeper.follow(saved, chat)  # only now: what cannot be restored is not written over
+        self.autosave.follow(
+            saved, chat
+        )  # only now, so as not to overwrite what cannot be restored
         return chat
 
-    def _stream(self) -> Waiting | PlainStream:
-        """What a reply is written to."""
+    def _stream(self) -> SpinnerStream | PlainStream:
         if not (self.interactive and self.markdown):
             return PlainStream(safe=self.interactive)
-        from ..render.spinner import Waiting
+        from ..render.spinner import SpinnerStream
 
-        return Waiting(lambda seconds: self.say("waiting", seconds=seconds))
+        return SpinnerStream(lambda seconds: self.texts("waiting", seconds=seconds))
 
     def _conclude(self, last: Piece | None, count: int) -> None:
-        """The quiet line under a reply, and what else the user should know."""
+        """Prints the statistics under a reply, and notes on the context."""
         if last is None or last.stats is None:
-            came = f" · {self.say.some('token', count)}" if count else ""
-            self.print(self.say("stopped") + came)
+            tokens = f" · {self.texts.count('token', count)}" if count else ""
+            self.print(self.texts("stopped") + tokens)
         else:
             self.replies.append(last.stats)
             self.print(self.summary(last.stats))
@@ -323,20 +330,20 @@ class TerminalChat:
                     self.note("filled" if slides else "full", style="warning")
                 else:
                     self.note("cut", style="warning", limit=self.chat.max_tokens)
-        if self.chat.forgotten > self._told:
+        if self.chat.forgotten > self._noted_forgotten:
             self.note("slid", style="warning", count=self.chat.forgotten)
-            self._told = self.chat.forgotten
+            self._noted_forgotten = self.chat.forgotten
         self.print("")
 
     def summary(self, stats: Stats) -> str:
-        say, count = self.say, stats.completion_tokens
+        texts, count = self.texts, stats.completion_tokens
         used = stats.prompt_tokens + count
         parts = [
-            say.some("token", count),
-            say("speed", speed=stats.decode_tps) if count > 1 else "",
-            say("first", seconds=stats.ttft),
-            say("context", used=used, all=self.chat.context_length),
-            say("memory", gb=stats.peak_memory / 1e9),
+            texts.count("token", count),
+            texts("speed", speed=stats.decode_tps) if count > 1 else "",
+            texts("first", seconds=stats.ttft),
+            texts("context", used=used, all=self.chat.context_length),
+            texts("memory", size=stats.peak_memory / 1e9, unit="GB"),
         ]
         return " · ".join(part for part in parts if part)
 
@@ -345,11 +352,11 @@ CHAT_SETTINGS = ("max_tokens", "context", "on_overflow", "kv_bits")
 
 
 def settings(chat: Chat) -> dict[str, Any]:
-    """What /set changes, by name."""
+    """Settings that /set changes, by name."""
     from dataclasses import asdict
 
-    how = chat.lm.sampling if chat.sampling is None else chat.sampling
-    return asdict(how) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
+    sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
+    return asdict(sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def is_here(card: Card) -> bool:
@@ -360,5 +367,5 @@ def is_here(card: Card) -> bool:
         return True
     from minicpm_mlx.loading.store import kept_folder
 
-    whole = replace(card, bits=None, group_size=None)
-    return kept_folder(card) is not None or kept_folder(whole) is not None
+    unquantized = replace(card, bits=None, group_size=None)
+    return kept_folder(card) is not None or kept_folder(unquantized) is not None

@@ -1,4 +1,4 @@
-"""The keyboard while the program works: nothing typed shows up in the output, and none is lost."""
+"""The keyboard while the program works: hides typed keys and keeps them for the next prompt."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 PASTES = "\x1b[?2004{}"  # h: the terminal marks what is pasted; l: it does not
-"""The prompt turns this on for itself alone. Kept on, a paste made meanwhile stays one message."""
+"""prompt_toolkit turns it on for its prompts only. Left on, a paste in between is one message."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keys typed while no prompt is open are not echoed; the next prompt shows them."""
+    """Turns off echo between prompts; the next prompt shows the keys."""
     import termios  # not on Windows, where nothing here runs
 
     if not sys.stdin.isatty():
         yield
         return
-    shown = termios.tcgetattr(sys.stdin)
-    hidden = termios.tcgetattr(sys.stdin)
-    hidden[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, hidden)
+    echoing = termios.tcgetattr(sys.stdin)
+    silent = termios.tcgetattr(sys.stdin)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
     try:
         yield
     finally:
         with suppress(termios.error, OSError):  # the terminal has gone
             mark_pastes(False)
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, shown)
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, echoing)
 
 
 def mark_pastes(on: bool) -> None:
@@ -39,7 +39,7 @@ def mark_pastes(on: bool) -> None:
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """Only the first Ctrl-C counts: what it breaks off is then being brought to its end."""
+    """Ignores all but the first Ctrl-C, as the interrupted reply is being saved."""
 
     def interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -21,7 +21,7 @@ QUOTES = '"""'
 
 
 class LineEditor:
-    """Reads what the user says; `completions` gives a command's possible arguments."""
+    """Reads a message; `completions` lists the possible arguments of a command."""
 
     def __init__(
         self,
@@ -41,30 +41,31 @@ class LineEditor:
             prompt_continuation="  ",
         )
         self._text = ""  # as it was before the last key
-        self._typed = self._quotes = False  # quotes begin it: typed; typed now or earlier
+        self._typed = self._quotes = False  # opening quotes: typed now; typed now or earlier
         self.session.default_buffer.on_text_changed += self._changed
 
     def read(self, default: str = "", until: Callable[[], bool] = lambda: False) -> str | None:
-        """What was typed; None at the end of input, or as soon as `until` says so. Raises
-        KeyboardInterrupt for Ctrl-C on an empty line, and returns "" for one that drops a line
-        begun."""
+        """Returns what was typed; None at end of input, or as soon as `until` is true.
+
+        Ctrl-C on an empty line raises KeyboardInterrupt; else it drops the line and returns "".
+        """
 
         async def watch() -> None:
-            while not (until() or put_off):
+            while not (until() or pending):
                 await asyncio.sleep(0.2)
             if not self.session.app.is_done:
                 self.session.app.exit(exception=EOFError)
 
-        def begin() -> None:
+        def start() -> None:
             self.session.app.create_background_task(watch())
 
         self._text, self._typed, self._quotes = default, False, False
         try:
-            with _put_off(signal.SIGTERM) as put_off:
+            with _defer(signal.SIGTERM) as pending:
                 text = self.session.prompt(
                     FormattedText([("bold ansicyan", "> ")]),
                     default=default,
-                    pre_run=begin,
+                    pre_run=start,
                 )
         except EOFError:
             return None
@@ -77,8 +78,7 @@ class LineEditor:
         return text
 
     def _changed(self, buffer: Buffer) -> None:
-        """Quotes open a text of several lines where they were typed, not where they were pasted,
-        which would leave Enter unable to send it."""
+        """Lets typed quotes open a multi-line text; after pasted ones Enter could not send it."""
         before, self._text = self._text, buffer.text
         if not _is_quoted(self._text):
             self._typed = self._quotes = False
@@ -88,7 +88,7 @@ class LineEditor:
 
 
 class SlashCompleter(Completer):
-    """Commands after a slash; after one what it takes: names, or a path where it says None."""
+    """Completes commands, and their arguments: a path where `arguments` returns None."""
 
     def __init__(
         self, commands: Iterable[str], arguments: Callable[[str], Iterable[str] | None]
@@ -106,23 +106,25 @@ class SlashCompleter(Completer):
         if choices is None:
             yield from self.paths.get_completions(Document(typed), event)
             return
-        wanted = typed if space else command
+        prefix = typed if space else command
         for choice in choices:
-            if choice.lower().startswith(wanted.lower()):
-                yield Completion(choice, start_position=-len(wanted))
+            if choice.lower().startswith(prefix.lower()):
+                yield Completion(choice, start_position=-len(prefix))
 
 
 @contextmanager
-def _put_off(number: signal.Signals) -> Iterator[list[int]]:
-    """Have a signal wait until the prompt has ended, which it is to do when the list has it: what a
-    handler raises inside the event loop would be printed, and not heard."""
-    came: list[int] = []
-    before = signal.signal(number, lambda found, _: came.append(found))
+def _defer(number: signal.Signals) -> Iterator[list[int]]:
+    """Defers a signal until the prompt has ended; the list tells the prompt to end.
+
+    The event loop would print what a handler raises, and go on.
+    """
+    pending: list[int] = []
+    before = signal.signal(number, lambda signum, _: pending.append(signum))
     try:
-        yield came
+        yield pending
     finally:
         signal.signal(number, before)
-        if came:
+        if pending:
             signal.raise_signal(number)
 
 
@@ -131,7 +133,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _is_open(text: str) -> bool:
-    """Whether a text in triple quotes waits for its end."""
+    """Whether a text in triple quotes still lacks the closing ones."""
     text = text.strip()
     return _is_quoted(text) and not (len(text) >= 6 and text.endswith(QUOTES))
 
@@ -149,7 +151,7 @@ def _history(path: Path | None) -> History:
 
 
 class HistoryFile(FileHistory):
-    """A history in a file, as far as the disk has room and the text is one."""
+    """A history in a file, which skips what cannot be written."""
 
     def store_string(self, string: str) -> None:
         with suppress(OSError, UnicodeError):
@@ -159,7 +161,7 @@ class HistoryFile(FileHistory):
 def _keys() -> KeyBindings:
     keys = KeyBindings()
 
-    @keys.add("escape", "enter")  # Alt-Enter sends these two; prompt_toolkit would take the text
+    @keys.add("escape", "enter")  # Alt-Enter sends these two keys; prompt_toolkit would submit
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -12,18 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .attachments import (
-    attach,
-    count,
-    save,
-    typed_path,
-)
-from .conversation import (
-    CHAT_SETTINGS,
-    LEAVE,
-    is_here,
-    settings,
-)
+from .attachments import attach, save, token_count, typed_path
+from .conversation import CHAT_SETTINGS, LEAVE, is_here, settings
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
@@ -31,62 +21,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it takes, what it does."""
+    """A command; the interface texts describe it under its name."""
 
     run: Callable[[TerminalChat, str], None]
-    takes: str
-    help: tuple[str, str]
-    lines: bool = False
-    """Whether what it takes may have several lines; else such a text is a message."""
+    argument: str = ""
+    multiline: bool = False
+    """Whether the argument may have several lines; else such a text is a message."""
 
 
-def help_(talk: TerminalChat, _: str) -> None:
+def help_(terminal: TerminalChat, _: str) -> None:
     for name, command in COMMANDS.items():
-        usage = f"{name} {command.takes}".strip()
-        talk.print(f"{usage:24} {talk.say.pick(*command.help)}")
-    talk.print("")
+        usage = f"{name} {command.argument}".strip()
+        terminal.print(f"{usage:24} {terminal.texts(name)}")
+    terminal.print("")
 
 
-def system(talk: TerminalChat, text: str) -> None:
+def system(terminal: TerminalChat, text: str) -> None:
     if text:
-        talk.chat.system = None if text == "off" else text
-        talk.save()
-    now = talk.chat.system
-    talk.note("system", text=now) if now else talk.note("no_system")
+        terminal.chat.system = None if text == "off" else text
+        terminal.save()
+    prompt = terminal.chat.system
+    terminal.note("system", text=prompt) if prompt else terminal.note("no_system")
 
 
 SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
 
 
-def set_(talk: TerminalChat, text: str) -> None:
-    chat, known = talk.chat, settings(talk.chat)
+def set_(terminal: TerminalChat, text: str) -> None:
+    current = settings(terminal.chat)
     name, value = SETTING.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
     name = name.lower()
     if not name:
-        show(talk, "")
-        return
-    if name not in known:
-        talk.note("no_setting", style="error", name=name, names=", ".join(known))
-        return
-    if not value:
-        talk.note("set", name=name, value=_or_dash(known[name]))
-        return
-    try:
-        new = parsed(name, value)
-    except ValueError:
-        kind = "whole" if name in WHOLE else "number"
-        talk.note(kind, style="error", name=name, value=value)
-        return
-    if name not in CHAT_SETTINGS:
-        how = chat.lm.sampling if chat.sampling is None else chat.sampling
-        chat.sampling = replace(how, **{name: new})
+        show(terminal, "")
+    elif name not in current:
+        terminal.note("no_setting", style="error", name=name, names=", ".join(current))
+    elif not value:
+        terminal.note("set", name=name, value=_or_dash(current[name]))
     else:
-        changed = replace(chat, **{name: new})  # which checks it, and makes a new cache
+        try:
+            new = _parse_setting(name, value)
+        except ValueError:
+            kind = "whole" if name in WHOLE else "number"
+            terminal.note(kind, style="error", name=name, value=value)
+        else:
+            _change(terminal, name, new)
+
+
+def _change(terminal: TerminalChat, name: str, value: Any) -> None:
+    chat = terminal.chat
+    if name not in CHAT_SETTINGS:
+        sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
+        chat.sampling = replace(sampling, **{name: value})
+    else:
+        changed = replace(chat, **{name: value})  # which checks it, and makes a new cache
         if name != "kv_bits":
             changed.session = chat.session
-        talk.use(changed)
-    talk.save()
-    talk.note("set", name=name, value=_or_dash(settings(talk.chat)[name]))
+        terminal.use(changed)
+    terminal.save()
+    terminal.note("set", name=name, value=_or_dash(settings(terminal.chat)[name]))
 
 
 def _or_dash(value: object) -> object:
@@ -96,8 +88,8 @@ def _or_dash(value: object) -> object:
 WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits")
 
 
-def parsed(name: str, value: str) -> Any:
-    """A setting's value as typed; what it may be is checked where it is used."""
+def _parse_setting(name: str, value: str) -> Any:
+    """A setting's value as typed; its limits are checked where it is used."""
     if name == "on_overflow":
         return value
     if value in ("none", "off") and name in WHOLE and name != "top_k":
@@ -105,216 +97,214 @@ def parsed(name: str, value: str) -> Any:
     return int(value) if name in WHOLE else float(value)
 
 
-def show(talk: TerminalChat, _: str) -> None:
-    chat = talk.chat
+def show(terminal: TerminalChat, _: str) -> None:
+    chat = terminal.chat
     lm = chat.lm
-    facts = {"model": lm.card.name, "adapter": lm.adapter, "session": talk.name}
+    facts = {"model": lm.card.name, "adapter": lm.adapter, "session": terminal.name}
     facts["system"] = chat.system
     for name, value in (facts | settings(chat)).items():
-        talk.print(f"{name:20} {_or_dash(value)}")
-    talk.print("")
+        terminal.print(f"{name:20} {_or_dash(value)}")
+    terminal.print("")
 
 
-def load(talk: TerminalChat, text: str) -> None:
+def load(terminal: TerminalChat, text: str) -> None:
     if not text:
-        talk.note("usage", usage="/load NAME", style="error")
+        terminal.note("usage", usage="/load NAME", style="error")
         return
-    resume(talk, text)
+    resume(terminal, text)
 
 
-def resume(talk: TerminalChat, text: str) -> None:
+def resume(terminal: TerminalChat, text: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    known = [] if text else [s for s in sessions.listed() if s.name != talk.name]
-    if not text and not known:
-        talk.note("none")
+    others = [] if text else [s for s in sessions.listed() if s.name != terminal.name]
+    if not text and not others:
+        terminal.note("none")
         return
-    talk.keep_cache()
-    talk.resume(sessions.load(text or known[0].name))
+    terminal.save_cache()
+    terminal.resume(sessions.load(text or others[0].name))
 
 
-def sessions_(talk: TerminalChat, _: str) -> None:
+def sessions_(terminal: TerminalChat, _: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    found = sessions.listed()
-    if not found:
-        talk.note("none")
-    for saved in found[:30]:
-        size = talk.say.some("message", len(saved.messages))
+    all_saved = sessions.listed()
+    if not all_saved:
+        terminal.note("none")
+    for saved in all_saved[:30]:
+        size = terminal.texts.count("message", len(saved.messages))
         row = f"{saved.written:%Y-%m-%d %H:%M}  {saved.name:20}  {size:>12}  {saved.title}"
-        talk.print(" ".join(row.split("\n")), cut=True)
-    if len(found) > 30:
-        talk.note("more", count=len(found) - 30)
-    talk.print("")
+        terminal.print(" ".join(row.split("\n")), cut=True)
+    if len(all_saved) > 30:
+        terminal.note("more", count=len(all_saved) - 30)
+    terminal.print("")
 
 
-def new(talk: TerminalChat, _: str) -> None:
+def new(terminal: TerminalChat, _: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    talk.keep_cache()
-    talk.use(replace(talk.chat, messages=[], forgotten=0))
-    talk.keeper.start(sessions.new_name() if talk.name is not None else None)
-    talk.drop_draft()
-    talk.note("new")
+    terminal.save_cache()
+    terminal.use(replace(terminal.chat, messages=[], forgotten=0))
+    terminal.autosave.start(sessions.new_name() if terminal.name is not None else None)
+    terminal.drop_draft()
+    terminal.note("new")
 
 
-def clear(talk: TerminalChat, _: str) -> None:
-    talk.chat.clear()
-    talk.drop_draft()
-    talk.save()
-    talk.note("cleared")
+def clear(terminal: TerminalChat, _: str) -> None:
+    terminal.chat.clear()
+    terminal.drop_draft()
+    terminal.save()
+    terminal.note("cleared")
 
 
-def _of_a_turn(run: Callable[[TerminalChat], None]) -> Callable[[TerminalChat, str], None]:
-    """A command that needs a turn to have been taken."""
+def _needs_turn(run: Callable[[TerminalChat], None]) -> Callable[[TerminalChat, str], None]:
+    """A command that needs a turn in the conversation."""
 
-    def checked(talk: TerminalChat, _: str) -> None:
-        if talk.chat.messages:
-            run(talk)
+    def checked(terminal: TerminalChat, _: str) -> None:
+        if terminal.chat.messages:
+            run(terminal)
         else:
-            talk.note("no_turn", style="warning")
+            terminal.note("no_turn", style="warning")
 
     return checked
 
 
-@_of_a_turn
-def undo(talk: TerminalChat) -> None:
+@_needs_turn
+def undo(terminal: TerminalChat) -> None:
     from minicpm_mlx.lm.attachments import without_files
 
-    _, question = without_files(talk.chat.undo())
-    talk.save()
-    talk.print(talk.say("undone", text=question.strip().partition("\n")[0]), cut=True)
+    _, question = without_files(terminal.chat.undo())
+    terminal.save()
+    terminal.print(terminal.texts("undone", text=question.strip().partition("\n")[0]), cut=True)
 
 
-@_of_a_turn
-def retry(talk: TerminalChat) -> None:
-    chat = talk.chat
-    talk.asked = chat.messages[chat.last_question()]["content"]
-    talk.show(chat.retry())
+@_needs_turn
+def retry(terminal: TerminalChat) -> None:
+    chat = terminal.chat
+    terminal.question = chat.messages[chat.last_question()]["content"]
+    terminal.show(chat.retry())
 
 
-@_of_a_turn
-def edit(talk: TerminalChat) -> None:
-    """The turn stays until the next message takes its place."""
+@_needs_turn
+def edit(terminal: TerminalChat) -> None:
+    """Offers the last question as a draft; its turn stays until the next message replaces it."""
     from minicpm_mlx.lm.attachments import without_files
 
-    chat = talk.chat
+    chat = terminal.chat
     question = chat.messages[chat.last_question()]["content"]
-    talk.editing, talk.draft = without_files(question)
+    terminal.editing, terminal.draft = without_files(question)
 
 
-def copy(talk: TerminalChat, _: str) -> None:
-    replies = [m["content"] for m in talk.chat.messages if m["role"] == "assistant"]
+def copy(terminal: TerminalChat, _: str) -> None:
+    replies = [m["content"] for m in terminal.chat.messages if m["role"] == "assistant"]
     if not replies:
-        talk.note("nothing", style="warning")
+        terminal.note("nothing", style="warning")
         return
     for program in (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"]):
-        if shutil.which(program[0]) and _takes(program, replies[-1]):
+        if shutil.which(program[0]) and _copy_with(program, replies[-1]):
             break
     else:  # OSC 52: the terminal itself, also at the other end of an ssh connection
         text = base64.b64encode(replies[-1].encode(errors="replace")).decode()
         sys.stdout.write(f"\x1b]52;c;{text}\x07")
         sys.stdout.flush()
-    talk.note("copied")
+    terminal.note("copied")
 
 
-def _takes(program: list[str], text: str) -> bool:
-    """Whether a clipboard program took a text; without a display it does not."""
+def _copy_with(program: list[str], text: str) -> bool:
+    """Whether a clipboard program took a text; without a display it fails."""
     quiet = subprocess.DEVNULL
-    done = subprocess.run(
+    process = subprocess.run(
         program, input=text.encode(errors="replace"), stdout=quiet, stderr=quiet, check=False
     )
-    return done.returncode == 0
+    return process.returncode == 0
 
 
-def model(talk: TerminalChat, text: str) -> None:
+def model(terminal: TerminalChat, text: str) -> None:
     from minicpm_mlx import model_cards
 
     if not text:
-        talk.note("model", model=talk.chat.lm.card.name)
+        terminal.note("model", model=terminal.chat.lm.card.name)
         return
-    card, chat = model_cards.resolve(text), talk.chat
+    card, chat = model_cards.resolve(text), terminal.chat
     if not is_here(card):
-        talk.note("absent", model=card.name, gb=card.size_gb or "?")
-    assert talk.load is not None
-    lm = talk.load(text)
-    talk.use(replace(chat, lm=lm, sampling=None))
-    talk.save()
-    talk.note("model", model=lm.card.name)
+        terminal.note("absent", model=card.name, gb=card.size_gb or "?")
+    assert terminal.load is not None
+    lm = terminal.load(text)
+    terminal.use(replace(chat, lm=lm, sampling=None))
+    terminal.save()
+    terminal.note("model", model=lm.card.name)
 
 
-def adapter(talk: TerminalChat, text: str) -> None:
-    lm = talk.chat.lm
+def adapter(terminal: TerminalChat, text: str) -> None:
+    lm = terminal.chat.lm
     if text:
         lm.use_adapter(None if text == "off" else typed_path(text))
-        talk.save()
-    talk.note("adapter", path=lm.adapter) if lm.adapter else talk.note("no_adapter")
+        terminal.save()
+    terminal.note("adapter", path=lm.adapter) if lm.adapter else terminal.note("no_adapter")
 
 
-IN_BITS = {8: ("±0 %", 53), 4: ("+12 %", 28)}
-"""What a cache in few bits does, as benchmarks/kv_bits.py measured it: perplexity, memory."""
+CACHE_COST = {8: ("±0 %", 53), 4: ("+12 %", 28)}
+"""Perplexity and memory of a cache by bits, against 16, as benchmarks/kv_bits.py measured them."""
 
 
-def stats(talk: TerminalChat, _: str) -> None:
-    chat, done = talk.chat, talk.replies
-    tokens = sum(s.completion_tokens for s in done)
-    seconds = sum(s.seconds - s.ttft for s in done)
-    later = tokens - len(done)
-    speed = later / seconds if seconds > 0 and later > 0 else 0.0
-    passes = sum(s.passes for s in done)
-    each = later / passes if passes else 1.0
-    some = talk.say.some
-    turns, all_tokens = some("reply", len(done)), some("token", tokens)
-    talk.note("total", turns=turns, tokens=all_tokens, speed=speed, each=each)
-    layers, bits = chat.session.cache, chat.kv_bits
-    loss, share = IN_BITS.get(bits or 0, ("", 0))
-    talk.note(
-        "cache",
-        used=some("token", layers[0].offset),
-        mb=sum(layer.nbytes for layer in layers) / 1e6,
-        bits=talk.say("in_bits", bits=bits, loss=loss, share=share) if bits else "",
+def stats(terminal: TerminalChat, _: str) -> None:
+    chat, replies, count = terminal.chat, terminal.replies, terminal.texts.count
+    tokens = sum(reply.completion_tokens for reply in replies)
+    seconds = sum(reply.seconds - reply.ttft for reply in replies)
+    decoded = tokens - len(replies)  # prefill makes the first token of each
+    passes = sum(reply.passes for reply in replies)
+    terminal.note(
+        "total",
+        turns=count("reply", len(replies)),
+        tokens=count("token", tokens),
+        speed=decoded / seconds if seconds > 0 and decoded > 0 else 0.0,
+        each=decoded / passes if passes else 1.0,
     )
-    talk.print("")
+    layers, bits = chat.session.cache, chat.kv_bits
+    loss, share = CACHE_COST.get(bits or 0, ("", 0))
+    terminal.note(
+        "cache",
+        used=count("token", layers[0].offset),
+        mb=sum(layer.nbytes for layer in layers) / 1e6,
+        bits=terminal.texts("in_bits", bits=bits, loss=loss, share=share) if bits else "",
+    )
+    terminal.print("")
 
 
-def tokens(talk: TerminalChat, text: str) -> None:
-    chat = talk.chat
+def tokens(terminal: TerminalChat, text: str) -> None:
+    chat = terminal.chat
     if text:
-        talk.print(talk.say.some("token", count(talk, text)))
+        terminal.print(terminal.texts.count("token", token_count(terminal, text)))
     else:
-        talk.note("context", used=chat.tokens(), all=chat.context_length)
+        terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
 COMMANDS = {
-    "/help": Command(help_, "", ("this list", "显示本列表")),
-    "/system": Command(
-        system, "[TEXT|off]", ("what the model is told first", "系统提示"), lines=True
-    ),
-    "/set": Command(set_, "NAME VALUE", ("change a setting", "修改设置")),
-    "/show": Command(show, "", ("model and settings", "模型与设置")),
-    "/save": Command(
-        save, "[-f] [NAME|FILE.md]", ("save, or export as Markdown", "保存或导出为 Markdown")
-    ),
-    "/load": Command(load, "NAME", ("go on with a saved session", "继续指定的会话")),
-    "/sessions": Command(sessions_, "", ("saved sessions", "已保存的会话")),
-    "/resume": Command(resume, "[NAME]", ("go on with the last session", "继续上一个会话")),
-    "/new": Command(new, "", ("begin anew, keeping this one", "新建对话，保留当前")),
-    "/undo": Command(undo, "", ("take the last turn back", "撤回上一轮")),
-    "/retry": Command(retry, "", ("answer the last question anew", "重新回答")),
-    "/edit": Command(edit, "", ("change the last question", "修改上一个问题")),
-    "/copy": Command(copy, "", ("the last reply to the clipboard", "复制上一条回复")),
-    "/attach": Command(attach, "[FILE|off]", ("send a text file along", "附上文本文件")),
-    "/model": Command(model, "[NAME]", ("go on with another model", "换用其他模型")),
-    "/adapter": Command(adapter, "[FOLDER|off]", ("put on a LoRA adapter", "换用 LoRA 适配器")),
-    "/stats": Command(stats, "", ("speed and memory so far", "速度与内存统计")),
-    "/tokens": Command(tokens, "[TEXT]", ("count tokens", "统计词元"), lines=True),
-    "/clear": Command(clear, "", ("forget the turns", "清空对话")),
-    **{name: Command(lambda *_: None, "", ("leave", "退出")) for name in LEAVE},
+    "/help": Command(help_),
+    "/system": Command(system, "[TEXT|off]", multiline=True),
+    "/set": Command(set_, "NAME VALUE"),
+    "/show": Command(show),
+    "/save": Command(save, "[-f] [NAME|FILE.md]"),
+    "/load": Command(load, "NAME"),
+    "/sessions": Command(sessions_),
+    "/resume": Command(resume, "[NAME]"),
+    "/new": Command(new),
+    "/undo": Command(undo),
+    "/retry": Command(retry),
+    "/edit": Command(edit),
+    "/copy": Command(copy),
+    "/attach": Command(attach, "[FILE|off]"),
+    "/model": Command(model, "[NAME]"),
+    "/adapter": Command(adapter, "[FOLDER|off]"),
+    "/stats": Command(stats),
+    "/tokens": Command(tokens, "[TEXT]", multiline=True),
+    "/clear": Command(clear),
+    **{name: Command(lambda *_: None) for name in LEAVE},
 }
 
 
-def arguments(command: str) -> Iterable[str] | None:
-    """What may follow a command; None: a path."""
+def completions(command: str) -> Iterable[str] | None:
+    """Completions for a command's argument; None: a path."""
     from minicpm_mlx import model_cards
     from minicpm_mlx.errors import SessionError
     from minicpm_mlx.lm import sessions

@@ -2,115 +2,93 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from .. import options
+from ..options import REQUIRED, option
 from ..render.theme import console
+from ..streams import print_json, progress, resumable
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
     from minicpm_mlx.evals.mt_bench.run import BenchScores
 
 
-def mt_bench(
-    data: Annotated[Path, typer.Option("--data", help="FastChat's llm_judge/data/mt_bench.")],
-    model: options.Model = options.DEFAULT_MODEL,
-    adapter: options.Adapter = None,
-    judge_url: Annotated[
-        str | None, typer.Option("--judge-url", help="An OpenAI-compatible address, to /v1.")
-    ] = None,
-    judge_model: Annotated[str, typer.Option("--judge-model", help="Who judges.")] = "gpt-4",
-    judge_key_file: Annotated[
-        Path | None, typer.Option("--judge-key-file", help="Its key; else of OPENAI_API_KEY.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder; gone on with. Else mt-bench-MODEL.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Of an answer.")] = 1024,
-    workers: Annotated[int, typer.Option("--workers", help="Questions judged at once.")] = 4,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    as_json: options.Json = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MTBenchOptions:
+    """Options of `eval mt-bench`."""
+
+    data: Path = option("FastChat's llm_judge/data/mt_bench.", default=REQUIRED)
+    model: options.Model = options.DEFAULT_MODEL
+    adapter: options.Adapter = None
+    judge_url: str | None = option("OpenAI-compatible address, up to /v1.")
+    judge_model: str = option("Model that judges.", default="gpt-4")
+    judge_key_file: Path | None = option("File with its key; default: OPENAI_API_KEY.")
+    output: Path | None = option("Folder, resumed if it exists; default: mt-bench-MODEL.")
+    max_tokens: int = option("Longest answer, in tokens.", default=1024, limit=options.COUNT)
+    workers: int = option("Questions judged at once.", default=4, limit=options.COUNT)
+    compute: options.Compute
+    as_json: options.Json = False
+
+
+@options.command(MTBenchOptions)
+def mt_bench(args: MTBenchOptions) -> None:
     """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
-    from minicpm_mlx.arguments import at_least_one
     from minicpm_mlx.evals.mt_bench.run import load_bench, model_of, run
 
-    at_least_one("--max-tokens", max_tokens)
-    at_least_one("--workers", workers)
-    judge = _judge(judge_url, judge_model, judge_key_file)
-    bench = load_bench(data)
-    lm = options.load(model, dtype, device, adapter=adapter)
-    who = model_of(lm)
-    folder = output or Path(f"mt-bench-{who.name}")
-    tell = options.progress()
-    with kept(folder):
+    judge = _judge(args)
+    bench = load_bench(args.data)
+    model = model_of(options.load_model(args.model, args.compute, adapter=args.adapter))
+    folder = args.output or Path(f"mt-bench-{model.name}")
+    show = progress()
+    with resumable(lambda: folder):
         result = run(
             bench,
-            who,
+            model,
             folder,
             judge=judge,
-            workers=workers,
-            max_tokens=max_tokens,
-            progress=lambda done, of: tell(f"MT-Bench {done} of {of}" if done < of else ""),
+            workers=args.workers,
+            max_tokens=args.max_tokens,
+            progress=lambda done, of: show(f"MT-Bench {done} of {of}" if done < of else ""),
         )
-    _draw(result.scores, who.name, folder)
-    if as_json:
-        from dataclasses import asdict
-
-        print(json.dumps(asdict(result), ensure_ascii=False, default=str))
+    _draw(result.scores, model.name, folder)
+    if args.as_json:
+        print_json(asdict(result))
         return
-    for line in _rated(result.scores):
+    for line in _scores(result.scores):
         console().print(line)
     console(stderr=True).print(result.message, style="quiet")
 
 
-@contextmanager
-def kept(folder: Path) -> Iterator[None]:
-    """Says of a run that is broken off how to go on."""
-    from minicpm_mlx.errors import DownloadError, StorageError
-
-    try:
-        yield
-    except (KeyboardInterrupt, DownloadError, StorageError):
-        options.progress()("")
-        if folder.is_dir():
-            what = f"what is done is kept in {folder}; the same command goes on with it"
-            console(stderr=True).print(what, style="quiet")
-        raise
-
-
-def _judge(url: str | None, model: str, key_file: Path | None) -> Endpoint | None:
+def _judge(args: MTBenchOptions) -> Endpoint | None:
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
 
-    if url is None:
-        if key_file is not None:
+    if args.judge_url is None:
+        if args.judge_key_file is not None:
             raise InvalidArgumentError("--judge-key-file is for --judge-url; name that too")
         return None
-    return Endpoint(url, model, key_from(file=key_file), on_retry=_teller())
+    key = key_from(file=args.judge_key_file)
+    return Endpoint(args.judge_url, args.judge_model, key, on_retry=_show_delay())
 
 
-def _teller() -> Callable[[str], None]:
+def _show_delay() -> Callable[[str], None]:
     """A line that moves at a terminal; elsewhere one that stays, once if several threads say it."""
-    err, tell = console(stderr=True), options.progress()
+    stderr, show = console(stderr=True), progress()
     last = ""
 
-    def told(why: str) -> None:
+    def update(reason: str) -> None:
         nonlocal last
-        if err.is_terminal:
-            tell(f"judge: {why}")
-        elif why != last:
-            last = why
-            err.print(f"judge: {why}", style="quiet")
+        if stderr.is_terminal:
+            show(f"judge: {reason}")
+        elif reason != last:
+            last = reason
+            stderr.print(f"judge: {reason}", style="quiet")
 
-    return told
+    return update
 
 
 def _draw(scores: BenchScores | None, name: str, folder: Path) -> None:
@@ -123,7 +101,7 @@ def _draw(scores: BenchScores | None, name: str, folder: Path) -> None:
         draw_radar({name: scores}, folder / "radar.png")
 
 
-def _rated(scores: BenchScores | None) -> Iterator[str]:
+def _scores(scores: BenchScores | None) -> Iterator[str]:
     from minicpm_mlx.evals.mt_bench.run import QUESTIONS
     from minicpm_mlx.evals.report.published import MT_BENCH
 
@@ -132,10 +110,12 @@ def _rated(scores: BenchScores | None) -> Iterator[str]:
     if scores.mean is None:
         yield "MT-Bench: not rated"
         return
-    ends = scores.interval
-    within = f" ({ends.low:.2f} to {ends.high:.2f})" if ends else ""
-    asked = f", {scores.questions} of its {QUESTIONS} questions"
-    yield f"MT-Bench {scores.mean:.2f}{within}{asked if scores.questions < QUESTIONS else ''}"
+    interval = scores.interval
+    line = f"MT-Bench {scores.mean:.2f}"
+    line += f" ({interval.low:.2f} to {interval.high:.2f})" if interval else ""
+    if scores.questions < QUESTIONS:
+        line += f", {scores.questions} of its {QUESTIONS} questions"
+    yield line
     yield f"MiniCPM-2B, README: {MT_BENCH['MiniCPM-2B']:.2f}, judged by GPT-4"
     for number, turn in enumerate(scores.turns, start=1):
         yield f"turn {number}: " + ("not rated" if turn is None else f"{turn:.2f}")

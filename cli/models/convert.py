@@ -3,93 +3,84 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from .. import options
+from ..options import argument, flag, option
 from ..render.theme import console
+from ..streams import check_new_folder, progress
 
-
-def convert(
-    source: Annotated[str, typer.Argument(help="Card, folder, repository or .gguf file.")],
-    destination: Annotated[
-        Path, typer.Argument(help="Folder (or .gguf file) to write; it must not exist.")
-    ],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="mup, llama (OpenBMB's), mlx (for mlx-lm) or gguf; by default mlx, or gguf for a "
-            ".gguf file.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; by default as stored."),
-    ] = None,
-    dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Write packed matrices dense.")
-    ] = False,
-    gguf_type: Annotated[
-        str | None,
-        typer.Option("--type", help="Of gguf: F32, F16 (default), BF16, Q8_0, Q4_0 or Q4_1."),
-    ] = None,
-    scale_emb: Annotated[
-        float | None, typer.Option("--scale-emb", help="From llama: MiniCPM's constant, 12.")
-    ] = None,
-    scale_depth: Annotated[
-        float | None, typer.Option("--scale-depth", help="From llama: likewise, 1.4.")
-    ] = None,
-    dim_model_base: Annotated[
-        int | None, typer.Option("--dim-model-base", help="From llama: likewise, 256.")
-    ] = None,
-) -> None:
-    """Write a model in another format, its tokenizer along with it."""
-    from dataclasses import replace
-
-    from minicpm_mlx.convert.checkpoint import convert as convert_folder
-    from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.loading.store import folder_of
-    from minicpm_mlx.model_cards import resolve
+if TYPE_CHECKING:
     from minicpm_mlx.weights.llama_format import Scales
 
-    scales = None
-    if scale_emb is not None and scale_depth is not None and dim_model_base is not None:
-        scales = Scales(scale_emb=scale_emb, scale_depth=scale_depth, dim_model_base=dim_model_base)
-    elif (scale_emb, scale_depth, dim_model_base) != (None, None, None):
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Arguments and options of `convert`."""
+
+    source: options.Source
+    destination: Path = argument("Folder (or .gguf file) to write; it must not exist.")
+    format: str | None = option(
+        "mup, llama (OpenBMB's), mlx (for mlx-lm) or gguf; default: mlx, or gguf for a .gguf file."
+    )
+    dtype: str | None = option("float32, bfloat16 or float16; default: as stored.")
+    dequantize: bool = flag("Write quantized matrices dense.")
+    gguf_type: str | None = option(
+        "Of gguf: F32, F16 (default), BF16, Q8_0, Q4_0 or Q4_1.", "--type"
+    )
+    scale_emb: float | None = option("From llama: MiniCPM's constant, 12.")
+    scale_depth: float | None = option("From llama: likewise, 1.4.")
+    dim_model_base: int | None = option("From llama: likewise, 256.")
+
+    def scales(self) -> Scales | None:
+        from minicpm_mlx.errors import InvalidArgumentError
+        from minicpm_mlx.weights.llama_format import Scales
+
+        emb, depth, base = self.scale_emb, self.scale_depth, self.dim_model_base
+        if emb is not None and depth is not None and base is not None:
+            return Scales(scale_emb=emb, scale_depth=depth, dim_model_base=base)
+        if (emb, depth, base) == (None, None, None):
+            return None
         raise InvalidArgumentError("--scale-emb, --scale-depth and --dim-model-base go together")
-    if format is None:
-        format = "gguf" if destination.suffix.lower() == ".gguf" else "mlx"
-    options.new_folder(destination)  # before anything is downloaded
-    options.select(None, None)
-    card = replace(resolve(source), bits=None, group_size=None)
-    tell = options.progress()
+
+
+@options.command(ConvertOptions)
+def convert(args: ConvertOptions) -> None:
+    """Write a model and its tokenizer in another format."""
+    from minicpm_mlx.convert.checkpoint import convert as convert_folder
+    from minicpm_mlx.loading.store import folder_of
+    from minicpm_mlx.model_cards import resolve
+
+    destination, scales = args.destination, args.scales()
+    check_new_folder(destination)  # before anything is downloaded
+    options.Compute().select()
+    card = replace(resolve(args.source), bits=None, group_size=None)
+    show = progress()
     written = convert_folder(
         folder_of(card),
         destination,
-        format=format,
-        dtype=dtype,
-        dequantize=dequantize,
+        format=args.format or ("gguf" if destination.suffix.lower() == ".gguf" else "mlx"),
+        dtype=args.dtype,
+        dequantize=args.dequantize,
         scales=scales,
-        gguf_type=gguf_type,
+        gguf_type=args.gguf_type,
         card=card,
-        progress=tell,
+        progress=show,
     )
-    tell("")
+    show("")
     files = [destination] if destination.is_file() else destination.iterdir()
     size = sum(path.stat().st_size for path in files)
     console().print(f"{destination}: {size / 1e9:.2f} GB", style="good")
-    if written is not None:
-        console().print(
-            f"for Ollama: ollama create NAME -f {shlex.quote(str(written.modelfile))}",
+    if written is None:
+        return
+    command = f"ollama create NAME -f {shlex.quote(str(written.modelfile))}"
+    console().print(f"for Ollama: {command}", highlight=False)
+    if written.scale_error:
+        console(stderr=True).print(
+            f"scales were rounded to float16, by up to {written.scale_error:.1e} of the largest "
+            "in their matrix: GGUF's blocks hold no more",
+            style="quiet",
             highlight=False,
         )
-        if written.scale_error:
-            console(stderr=True).print(
-                f"scales were rounded to float16, by up to {written.scale_error:.1e} of the "
-                "largest in their matrix: that is all GGUF's blocks hold",
-                style="quiet",
-                highlight=False,
-            )

@@ -2,62 +2,60 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from .. import options
+from ..options import REQUIRED, argument, flag, option
 from ..render.theme import console
+from ..streams import check_new_folder, print_json, progress, read_text
 
 
-def fuse(
-    source: Annotated[str, typer.Argument(help="Card, folder or repository, as for --model.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
-    adapter: Annotated[Path, typer.Option("--adapter", help="Folder of a LoRA or DoRA adapter.")],
-    text: Annotated[
-        Path | None, typer.Option("--text", help="What to check on, in UTF-8; else a few lines.")
-    ] = None,
-    dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Write the changed matrices dense.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write even where rounding lost the change.")
-    ] = False,
-    as_json: options.Json = False,
-) -> None:
-    """Write a model with an adapter in its weights, in the bits it has, and check the change."""
+@dataclass(frozen=True, kw_only=True)
+class FuseOptions:
+    """Arguments and options of `fuse`."""
+
+    source: str = argument("Card, folder or repository, as for --model.")
+    folder: options.NewFolder
+    adapter: Path = option("Folder of a LoRA or DoRA adapter.", default=REQUIRED)
+    text: Path | None = option("Text in UTF-8 to check on; default: a few lines.")
+    dequantize: bool = flag("Write the changed matrices dense.")
+    force: bool = flag("Write even where rounding lost the change.")
+    as_json: options.Json = False
+
+
+@options.command(FuseOptions)
+def fuse(args: FuseOptions) -> None:
+    """Merge an adapter into a model's weights, in the model's own bits, and check the change."""
     from minicpm_mlx.convert.merge_adapter import fuse_adapter
 
-    words = None if text is None else options.text_of(text)
-    options.new_folder(folder)
-    options.select(None, None)
-    tell = options.progress()
-    found = fuse_adapter(
-        source,
+    folder, text = args.folder, None if args.text is None else read_text(args.text)
+    check_new_folder(folder)
+    options.Compute().select()
+    show = progress()
+    report = fuse_adapter(
+        args.source,
         folder,
-        adapter,
-        text=words,
-        dequantize=dequantize,
-        force=force,
-        progress=tell,
+        args.adapter,
+        text=text,
+        dequantize=args.dequantize,
+        force=args.force,
+        progress=show,
     )
-    tell("")
+    show("")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if as_json:
-        print(json.dumps({"folder": str(folder), "bytes": size} | asdict(found)))
+    if args.as_json:
+        print_json({"folder": str(folder), "bytes": size} | asdict(report))
         return
     out = console()
     out.print(f"{folder}: {size / 1e9:.2f} GB", style="good", highlight=False)
     out.print(
-        f"against the adapter on the base, {found.tokens} tokens: KL {found.kl:.2g}; "
-        f"of the base without it {found.kl_base:.2g}",
+        f"against the adapter on the base, {report.tokens} tokens: KL {report.kl:.2g}; "
+        f"of the base without it {report.kl_base:.2g}",
         highlight=False,
     )
-    if found.unknown:
+    if report.unknown:
         console(stderr=True).print(
-            "the adapter changes so little that nothing can be said of what survived",
+            "the adapter changes so little that what survived cannot be measured",
             style="warning",
         )

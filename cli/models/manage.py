@@ -1,8 +1,7 @@
-"""`minicpm-mlx pull`, `list`, `show` and `rm`: which models there are, and which are here."""
+"""`minicpm-mlx pull`, `list`, `show` and `rm`: models on this disk."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -15,12 +14,13 @@ from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
 
 from .. import options
 from ..render.theme import console
+from ..streams import print_json, stdin_lines
 
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 
 def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
-    """Download a model (and quantize it, where its card says so), to use it offline later."""
+    """Download a model for use offline; quantize it if its card says so."""
     from minicpm_mlx.loading import download as hub
     from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model_cards import resolve
@@ -29,14 +29,14 @@ def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) 
     print(folder_of(card))
     if card.bits is not None and (size := hub.cached_size(str(card.repo))):
         print(
-            f"the download it was made from stays ({size / 1e9:.1f} GB); "
-            f"`minicpm-mlx rm --download {card.name}` deletes that alone",
+            f"the original download is kept ({size / 1e9:.1f} GB); "
+            f"`minicpm-mlx rm --download {card.name}` deletes only that",
             file=sys.stderr,
         )
 
 
 def list_models(as_json: options.Json = False) -> None:
-    """List the cards, and which models are on this disk."""
+    """List the cards and the models on this disk."""
     from minicpm_mlx.loading.store import kept_folder
     from minicpm_mlx.model_cards import cards
 
@@ -51,7 +51,7 @@ def list_models(as_json: options.Json = False) -> None:
         for card in cards().values()
     ]
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     from rich.table import Table
 
@@ -68,7 +68,7 @@ def list_models(as_json: options.Json = False) -> None:
 
 
 def show(model: Name, as_json: options.Json = False) -> None:
-    """Show what a card says and, where the model is here, its configuration."""
+    """Show a model's card and, if it is on this disk, its configuration."""
     from minicpm_mlx.loading.store import kept_folder
     from minicpm_mlx.model.config import Config
     from minicpm_mlx.model_cards import cards, resolve
@@ -93,12 +93,14 @@ def show(model: Name, as_json: options.Json = False) -> None:
             del facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
         if config.quantization and not as_json:  # most of them; the receipt has the rest
-            how = config.quantization
-            facts["quantization"] = f"{how.bits} bits, groups of {how.group_size}, {how.mode}"
+            packing = config.quantization
+            facts["quantization"] = (
+                f"{packing.bits} bits, groups of {packing.group_size}, {packing.mode}"
+            )
         receipt = read_receipt(folder)
     if as_json:
         facts |= {} if receipt is None else {"receipt": receipt}
-        print(json.dumps(facts, ensure_ascii=False, default=str))
+        print_json(facts)
         return
     from rich.table import Table
 
@@ -115,41 +117,41 @@ def show(model: Name, as_json: options.Json = False) -> None:
 def remove(
     model: Annotated[str, typer.Argument(help="Card or hub repository.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    download: Annotated[
-        bool, typer.Option("--download", help="Keep what was made of the download.")
-    ] = False,
+    download: Annotated[bool, typer.Option("--download", help="Delete only the download.")] = False,
 ) -> None:
-    """Delete a model's files from this disk: the download, and what was made of it."""
+    """Delete a model from this disk: the download and everything converted from it."""
     from minicpm_mlx.loading import download as hub
     from minicpm_mlx.loading.store import made_folders
     from minicpm_mlx.model_cards import resolve
 
     card = resolve(model)
-    made = [] if download else made_folders(card)
-    if card.path is not None and not made:  # of a .gguf file there may be a converted copy
+    converted = [] if download else made_folders(card)
+    if card.path is not None and not converted:  # of a .gguf file there may be a converted copy
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
-    size = sum(_bytes(path) for path in made) + (hub.cached_size(card.repo) if card.repo else 0)
-    if not size and not made:
+    size = sum(_bytes(path) for path in converted) + (
+        hub.cached_size(card.repo) if card.repo else 0
+    )
+    if not size and not converted:
         what = "the download of " if download else ""
         raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")
-    if not yes and not _agreed(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
+    if not yes and not _confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
         print("nothing deleted", file=sys.stderr)
         raise typer.Exit(1)
-    for path in made:
+    for path in converted:
         shutil.rmtree(path)
     if card.repo:
         hub.remove(card.repo)
     print(f"{card.name}: {size / 1e9:.1f} GB freed")
 
 
-def _agreed(question: str) -> bool:
-    """Asks at the terminal; a pipe may answer as well (`yes | …`), and is asked nothing."""
-    asked = sys.stdin is not None and sys.stdin.isatty()
-    if asked:
+def _confirm(question: str) -> bool:
+    """Asks at the terminal; a pipe may answer as well (`yes | …`), without a prompt."""
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    if interactive:
         print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
-    answer = next(options.stdin_lines(), None) if sys.stdin is not None else None
+    answer = next(stdin_lines(), None) if sys.stdin is not None else None
     if answer is None:
-        if asked:
+        if interactive:
             print(file=sys.stderr)
         raise InvalidArgumentError("nobody to ask, nothing deleted; --yes deletes without asking")
     return answer.strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""A sign of life where nothing else moves: while a prompt is read, or a table held back."""
+"""A count of seconds while a reply shows nothing new: during prefill, or inside a table."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from time import monotonic
 
 from .theme import console
 
-QUIET = 0.7  # seconds in which nothing was written before the sign appears
-STEP = 0.25  # seconds between looks
-ROOM = 16  # columns: the sign never wraps
+QUIET = 0.7  # seconds without output before the count appears
+STEP = 0.25  # seconds between updates
+ROOM = 16  # least columns, so that the count never wraps
 
 
-class Waiting:
-    """A stream of Markdown with a count of seconds on the empty line it will go on at.
+class SpinnerStream:
+    """A Markdown stream that counts seconds on its last, empty line while nothing comes.
 
-    A thread writes it, since the model gives no word meanwhile; the lock is held from before the
-    stream decides to write until it has written, so that the two never mix.
+    A thread writes the count, as the caller waits for the model. The lock covers each write of the
+    stream, so that the two never mix.
     """
 
-    def __init__(self, sign: Callable[[int], str]) -> None:
+    def __init__(self, text: Callable[[int], str]) -> None:
         from .markdown import MarkdownStream
 
-        self._console, self._sign = console(), sign
-        self._stream = MarkdownStream(self._console, before=self._make_way)
+        self._console, self._text = console(), text
+        self._stream = MarkdownStream(self._console, before=self._erase)
         self._lock, self._ended = Lock(), Event()
         self._shown = False
         self._since = monotonic()  # when something was last written
@@ -36,25 +36,25 @@ class Waiting:
             self._stream.feed(text)
 
     def close(self) -> None:
-        """Writes what is kept back. The thread is not waited for: it may sleep."""
+        """Writes what is held back. It does not wait for the thread, which may sleep."""
         self._ended.set()
         with self._lock:
-            self._make_way()
+            self._erase()
             self._stream.close()
 
     def _run(self) -> None:
         while not self._ended.wait(STEP):
             with self._lock, suppress(OSError, ValueError):  # the terminal has gone
-                self._look()
+                self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         seconds = monotonic() - self._since
         idle = self._stream.at_line_start and seconds > QUIET and not self._ended.is_set()
         if idle and self._console.is_terminal and self._console.width >= ROOM:
-            self._write(f"\r\x1b[2m{self._sign(int(seconds))}\x1b[0m\x1b[K")
+            self._write(f"\r\x1b[2m{self._text(int(seconds))}\x1b[0m\x1b[K")
             self._shown = True
 
-    def _make_way(self) -> None:
+    def _erase(self) -> None:
         if self._shown:
             self._write("\r\x1b[K")
         self._shown, self._since = False, monotonic()

@@ -1,4 +1,4 @@
-"""What the chat says, in English and in Chinese."""
+"""The texts of the interface, in English and in Chinese, looked up by key."""
 
 from __future__ import annotations
 
@@ -8,6 +8,29 @@ import os
 LANGUAGES = ("en", "zh")
 
 TEXTS = {
+    # The chat's commands
+    "/help": ("this list", "显示本列表"),
+    "/system": ("set the system prompt", "设置系统提示"),
+    "/set": ("change a setting", "修改设置"),
+    "/show": ("model and settings", "模型与设置"),
+    "/save": ("save, or export as Markdown", "保存或导出为 Markdown"),
+    "/load": ("resume a saved session", "继续指定的会话"),
+    "/sessions": ("saved sessions", "已保存的会话"),
+    "/resume": ("resume the last session", "继续上一个会话"),
+    "/new": ("start a new conversation, keeping this one", "新建对话，保留当前"),
+    "/undo": ("take back the last turn", "撤回上一轮"),
+    "/retry": ("answer the last question again", "重新回答"),
+    "/edit": ("change the last question", "修改上一个问题"),
+    "/copy": ("copy the last reply to the clipboard", "复制上一条回复"),
+    "/attach": ("attach a text file", "附上文本文件"),
+    "/model": ("switch to another model", "换用其他模型"),
+    "/adapter": ("apply a LoRA adapter", "换用 LoRA 适配器"),
+    "/stats": ("speed and memory so far", "速度与内存统计"),
+    "/tokens": ("count tokens", "统计词元"),
+    "/clear": ("forget the turns", "清空对话"),
+    "/exit": ("leave", "退出"),
+    "/quit": ("leave", "退出"),
+    # The chat
     "tips": (
         "/help lists commands · /exit or Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",
         "/help 列出命令 · /exit 或 Ctrl-D 退出 · Ctrl-C 停止 · Alt-Enter 换行",
@@ -15,15 +38,15 @@ TEXTS = {
     "waiting": ("⋯ {seconds} s", "⋯ {seconds} 秒"),
     "loading": ("the model is still loading …", "模型仍在加载 …"),
     "bounded": (
-        "the conversation may have {context} tokens: memory has room for no more",
+        "the conversation is limited to {context} tokens by the free memory",
         "内存所限，对话最多 {context} 个词元",
     ),
     "stopped": ("stopped", "已停止"),
-    "leave": ("Ctrl-C once more leaves", "再按一次 Ctrl-C 退出"),
+    "leave": ("press Ctrl-C again to leave", "再按一次 Ctrl-C 退出"),
     "speed": ("{speed:.1f} tok/s", "{speed:.1f} 词元/秒"),
     "first": ("first after {seconds:.2f} s", "首个 {seconds:.2f} 秒"),
     "context": ("context {used}/{all}", "上下文 {used}/{all}"),
-    "memory": ("{gb:.1f} GB", "{gb:.1f} GB"),
+    "memory": ("{size:.1f} {unit}", "{size:.1f} {unit}"),
     "cut": (
         "cut off at {limit} tokens (/set max_tokens)",
         "达到 {limit} 个词元上限，已截断（/set max_tokens）",
@@ -34,16 +57,16 @@ TEXTS = {
     ),
     "full_slides": ("the context is full: /undo or /new", "上下文已满：可用 /undo 或 /new"),
     "alone": (
-        "this message alone has {count} tokens, and there is room for {room}",
+        "this message alone has {count} tokens, but there is room for {room}",
         "仅这条消息就有 {count} 个词元，而空间只有 {room} 个",
     ),
-    "drop": ("/attach off drops the files that wait", "/attach off 可去掉待发的文件"),
+    "drop": ("/attach off removes the attached files", "/attach off 可取消待发的文件"),
     "filled": (
-        "cut off: the context is full; the oldest turns make room for the next one",
+        "cut off: the context is full; the oldest turns will make room for the next one",
         "上下文已满，已截断；下一轮会让最早的对话让出空间",
     ),
     "slid": (
-        "the {count} oldest messages no longer fit and are not shown to the model",
+        "the {count} oldest messages no longer fit; the model does not see them",
         "最早的 {count} 条消息放不下，模型已看不到",
     ),
     "cleared": ("conversation cleared", "对话已清空"),
@@ -55,18 +78,18 @@ TEXTS = {
         "{name} 已存在；/save -f {typed} 会覆盖它",
     ),
     "document": (
-        "{name}: a document is FILE.md; a session's name has no such ending",
+        "{name}: a document must be FILE.md; a session's name has no such ending",
         "{name}：文档应为 FILE.md；会话名不能有这样的后缀",
     ),
     "elsewhere": (
-        "{name} was changed elsewhere meanwhile; this conversation goes on as {new}",
-        "{name} 已在别处被修改；本对话改存为 {new}",
+        "{name} was changed by another program; this conversation is now saved as {new}",
+        "{name} 已被其他程序修改；本对话改存为 {new}",
     ),
     "unsaved": ("not saved: {error}", "未保存：{error}"),
     "resumed": ("{name}: {messages}", "{name}：{messages}"),
-    "rereads": ("it is read again at the next turn", "下一轮会重新读取全部内容"),
+    "rereads": ("the next turn reads it again", "下一轮会重新读取全部内容"),
     "other": (
-        "so far it was held with {model}; this one reads it again at the next turn",
+        "it was held with {model}; the next turn reads it again with this model",
         "此前使用的模型是 {model}；现在的模型会在下一轮重新读取",
     ),
     "none": ("no saved sessions yet", "还没有保存的会话"),
@@ -76,37 +99,37 @@ TEXTS = {
     "no_turn": ("there is no turn yet", "还没有对话"),
     "more": ("… and {count} more", "… 另有 {count} 个"),
     "attached": (
-        "{name}: {tokens}, goes with your next message",
+        "{name}: {tokens}, sent with your next message",
         "{name}：{tokens}，随下一条消息发送",
     ),
     "no_files": (
-        "no file waits for your next message; /attach FILE",
+        "no file is attached; use /attach FILE",
         "没有待发的文件；可用 /attach FILE",
     ),
-    "dropped": ("no file goes with your next message", "下一条消息不附文件"),
-    "waits": ("{name} waits already; not attached again", "{name} 已在待发；未重复附上"),
-    "empty": ("{path}: an empty file; not attached", "{path}：空文件；未附上"),
+    "dropped": ("no file is attached any more", "已取消所有附件"),
+    "waits": ("{name} is attached already", "{name} 已附上"),
+    "empty": ("{path}: the file is empty; not attached", "{path}：空文件；未附上"),
     "too_long": (
-        "{path} does not fit: some {count} tokens, and there is room for {room}; not attached",
+        "{path} does not fit: about {count} tokens, but there is room for {room}; not attached",
         "{path} 放不下：约 {count} 个词元，只剩 {room} 个的空间；未附上",
     ),
     "binary": ("{path}: not a text file in UTF-8", "{path}：不是 UTF-8 文本文件"),
     "no_file": ("{path}: not a file", "{path}：不是文件"),
     "failed": ("{path}: {reason}", "{path}：{reason}"),
-    "system": ("system text: {text}", "系统提示：{text}"),
-    "no_system": ("no system text", "没有系统提示"),
+    "system": ("system prompt: {text}", "系统提示：{text}"),
+    "no_system": ("no system prompt", "没有系统提示"),
     "adapter": ("adapter: {path}", "适配器：{path}"),
     "no_adapter": ("no adapter", "没有适配器"),
-    "no_longer": ("its adapter cannot be put on: {error}", "它的适配器无法使用：{error}"),
+    "no_longer": ("its adapter cannot be applied: {error}", "它的适配器无法使用：{error}"),
     "set": ("{name} = {value}", "{name} = {value}"),
-    "no_setting": ("no setting {name}; there are {names}", "没有设置 {name}；可用：{names}"),
+    "no_setting": ("no setting {name}; the settings are {names}", "没有设置 {name}；可用：{names}"),
     "whole": ("{name} must be a whole number, got {value}", "{name} 应为整数，而不是 {value}"),
     "number": ("{name} must be a number, got {value}", "{name} 应为数字，而不是 {value}"),
-    "model": ("now {model}", "当前模型：{model}"),
+    "model": ("model: {model}", "当前模型：{model}"),
     "unknown": ("no command {name}; /help lists them", "没有命令 {name}；/help 列出全部"),
     "usage": ("usage: {usage}", "用法：{usage}"),
     "absent": (
-        "{model} is not on this disk. It is a download of {gb} GB, once.",
+        "{model} is not on this disk. It needs a download of {gb} GB, once.",
         "{model} 还不在本机上。需要下载 {gb} GB，只需一次。",
     ),
     "offer": (
@@ -122,6 +145,55 @@ TEXTS = {
         ", in {bits} bits (on the demo: perplexity {loss}, {share} % of 16 bits)",
         "，{bits} 位（demo 实测：困惑度 {loss}，占 16 位的 {share} %）",
     ),
+    # A training run
+    "train.step": ("step {step}/{steps}", "步 {step}/{steps}"),
+    "train.left": ("{time} left", "剩余 {time}"),
+    "train.loss": ("loss {loss:#.4g}", "损失 {loss:#.4g}"),
+    "train.valid": ("valid loss {loss:#.4g}", "验证损失 {loss:#.4g}"),
+    "train.is_best": (" (best)", "（最佳）"),
+    "train.not_best": (" (best {best:#.4g})", "（最佳 {best:#.4g}）"),
+    "train.rate": ("lr {rate:.1e}", "学习率 {rate:.1e}"),
+    "train.speed": ("{speed:.0f} tok/s", "{speed:.0f} 词元/秒"),
+    "train.epoch": ("epoch {epoch:.2f}", "轮次 {epoch:.2f}"),
+    "train.saved": ("saved {folder}", "已保存 {folder}"),
+    "train.prompt": ("prompt", "提示"),
+    "train.before": ("before", "训练前"),
+    "train.after": ("after", "训练后"),
+    "train.best": (
+        "best validation loss {loss:.4f}, at step {step}",
+        "最佳验证损失 {loss:.4f}（第 {step} 步）",
+    ),
+    "train.no_better": (
+        "no validation loss fell below that before training, {loss:.4f}: the last step is kept",
+        "验证损失始终不低于训练前的 {loss:.4f}，保留最后一步",
+    ),
+    "train.test": ("test {name} {value:.4f}", "测试集 {name} {value:.4f}"),
+    "train.curve": ("loss curve: {path}", "损失曲线：{path}"),
+    "train.resume": (
+        "the same command with --resume continues the run",
+        "加上 --resume 再次运行同一命令即可继续",
+    ),
+    "train.chat": ("to chat with the result:", "与训练结果对话："),
+    # The server
+    "serve.ready": (
+        "{name} is served at {url} (Ctrl-C stops it)",
+        "{name} 已启动：{url}（Ctrl-C 结束）",
+    ),
+    "serve.adapters": ("with adapters, by name: {names}", "适配器（按名称使用）：{names}"),
+    "serve.page": ("to chat in a browser: {url}", "在浏览器中聊天：{url}"),
+    "serve.key": ("every route requires an API key", "所有接口都需要 API 密钥"),
+    "serve.readable": (
+        "other users of this machine can read {file}; `chmod 600 {file}` keeps it private",
+        "本机其他用户可以读取 {file}；运行 `chmod 600 {file}` 可设为私有",
+    ),
+    "serve.plain": (
+        "other machines' requests come unencrypted; --tls-cert and --tls-key encrypt them",
+        "来自其他机器的请求未加密；可用 --tls-cert 和 --tls-key 加密",
+    ),
+    "serve.ending": (
+        "shutting down: replies have {seconds:g} s to finish; a second Ctrl-C stops at once",
+        "正在结束：回复还有 {seconds:g} 秒完成；再按一次 Ctrl-C 立即结束",
+    ),
 }
 
 COUNTED = {
@@ -129,28 +201,28 @@ COUNTED = {
     "reply": ("reply", "replies", "次回复"),
     "token": ("token", "tokens", "个词元"),
 }
-"""One, several, and in Chinese."""
+"""One, several, and Chinese."""
 
 
 class Texts:
-    """Looks texts up in one language."""
+    """Looks texts up in one language, by default that of the locale."""
 
     def __init__(self, language: str | None = None) -> None:
-        self.language = language or of_locale()
+        self.language = language or _locale_language()
 
     def __call__(self, key: str, **values: object) -> str:
-        return TEXTS[key][LANGUAGES.index(self.language)].format(**values)
+        return self.pick(*TEXTS[key]).format(**values)
 
-    def some(self, thing: str, count: int) -> str:
-        """So many of them: "1 reply", "2 replies"."""
-        one, several, chinese = COUNTED[thing]
-        return f"{count} {self.pick(one if count == 1 else several, chinese)}"
+    def count(self, noun: str, number: int) -> str:
+        """A number with its noun: "1 reply", "2 replies"."""
+        one, several, chinese = COUNTED[noun]
+        return f"{number} {self.pick(one if number == 1 else several, chinese)}"
 
     def pick(self, english: str, chinese: str) -> str:
         return chinese if self.language == "zh" and chinese else english
 
 
-def of_locale() -> str:
-    """The language the environment asks for."""
-    asked = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG")
-    return "zh" if (asked or locale.getlocale()[0] or "").lower().startswith("zh") else "en"
+def _locale_language() -> str:
+    variables = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    name = next(filter(None, variables), None) or locale.getlocale()[0] or ""
+    return "zh" if name.lower().startswith("zh") else "en"

@@ -25,7 +25,7 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
     from rich.theme import Theme
 
-    found = Console(theme=Theme(STYLES), stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not found.is_terminal:
-        found.width = 1000  # a pipe's reader wants a row on a line, not folded at 80
-    return found
+    made = Console(theme=Theme(STYLES), stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        made.width = 1000  # in a pipe a row stays on one line
+    return made

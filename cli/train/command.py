@@ -1,151 +1,107 @@
-"""`minicpm-mlx lora` and `dpo`: fine-tuning on one's own data."""
+"""`minicpm-mlx lora` and `dpo`: fine-tuning on the user's own data."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
-
-import typer
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .. import options
-from . import options as given
+from .options import LoraOptions
+
+if TYPE_CHECKING:
+    from minicpm_mlx.text.tokenizer import Tokenizer
+    from minicpm_mlx.train.data.dataset import Data
+    from minicpm_mlx.train.lora import LoRAConfig
+    from minicpm_mlx.train.memory import TrainingMemory
+    from minicpm_mlx.train.objectives import Objective
+    from minicpm_mlx.train.planning import TrainingPlan
 
 
-def lora(
-    context: typer.Context,
-    data: given.Data,
-    model: options.Model = options.DEFAULT_MODEL,
-    adapter_path: given.AdapterPath = Path("adapters"),
-    resume: given.Resume = False,
-    dry_run: given.DryRun = False,
-    max_seq_length: given.MaxSeqLength = 2048,
-    overlong: given.Overlong = None,
-    mask: given.Mask = "assistant",
-    skip_bad: given.SkipBad = 0,
-    val_fraction: given.ValFraction = 0.1,
-    fine_tune_type: given.FineTuneType = "lora",
-    rank: given.Rank = 8,
-    alpha: given.Alpha = None,
-    rslora: given.RsLora = False,
-    dropout: given.Dropout = 0.0,
-    num_layers: given.NumLayers = None,
-    modules: given.Modules = None,
-    loss: given.Loss = None,
-    beta: given.Beta = None,
-    label_smoothing: given.LabelSmoothing = 0.0,
-    length_normalized: given.LengthNormalized = False,
-    iters: given.Iters = None,
-    epochs: given.Epochs = None,
-    batch_size: given.BatchSize = None,
-    grad_accumulation_steps: given.GradAccumulationSteps = None,
-    grad_checkpoint: given.GradCheckpoint = None,
-    learning_rate: given.LearningRate = None,
-    lr_schedule: given.LrSchedule = "cosine",
-    warmup: given.Warmup = None,
-    optimizer: given.Optimizer = "adamw",
-    weight_decay: given.WeightDecay = 0.0,
-    clip: given.Clip = 1.0,
-    seed: given.Seed = 0,
-    patience: given.Patience = None,
-    steps_per_eval: given.StepsPerEval = None,
-    save_every: given.SaveEvery = None,
-    test: given.Test = False,
-    steps_per_report: given.StepsPerReport = None,
-    replies: given.Replies = 2,
-    report: given.Report = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    as_json: given.Json = False,
-) -> None:
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that has been checked as far as is possible without the weights."""
+
+    tokenizer: Tokenizer
+    data: Data
+    method: LoRAConfig
+    objective: Objective
+    compute: options.Compute
+    plan: TrainingPlan
+    needed: TrainingMemory
+
+
+@options.command(LoraOptions)
+def lora(args: LoraOptions) -> None:
     """Fine-tune on your own conversations, instructions, texts or preferences.
 
-    They are recognised by what is in them: see --dry-run. Of a quantized model an adapter is
-    trained (QLoRA). What is best on the validation set is kept; Ctrl-C saves, --resume goes on.
+    The format of the data is recognised: see --dry-run. On a quantized model it trains an adapter
+    (QLoRA). It keeps the step that validates best; Ctrl-C saves, --resume continues.
     """
-    from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.train import finetune as runs
-    from minicpm_mlx.train import memory, planning
-    from minicpm_mlx.train.data.dataset import DataOptions, load_data
-    from minicpm_mlx.train.lora import LoRAConfig
+    from minicpm_mlx.train import memory
 
-    from . import report as tuning
+    from . import report
 
-    method = LoRAConfig(
-        kind=fine_tune_type,
-        rank=rank,
-        alpha=alpha,
-        rank_stabilized=rslora,
-        dropout=dropout,
-        layers=num_layers,
-        modules=None if modules is None else tuple(modules.replace(" ", "").split(",")),
-    )
-    reading = DataOptions(
-        max_seq_length=max_seq_length,
-        mask=mask,
-        overlong=overlong,
-        skip_bad=skip_bad,
-        valid_fraction=val_fraction,
-        seed=seed,
-    )
-    wishes = planning.TrainingOptions(
-        iters=iters,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=grad_accumulation_steps,
-        checkpointing=grad_checkpoint,
-        learning_rate=learning_rate,
-        schedule=lr_schedule,
-        warmup=warmup,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        clip=clip,
-        report_every=steps_per_report,
-        evaluate_every=steps_per_eval,
-        save_every=save_every,
-        patience=patience,
-        seed=seed,
-    )
-    adapter_path = adapter_path.expanduser()
-    if not dry_run:
-        runs.claim(adapter_path, resume)
-    tuning.check(report, replies)
-    tokenizer, config = options.tokenizer_and_config(model)
-    found = load_data(data, tokenizer, reading)
-    if context.info_name == "dpo" and found.kind == "sft":
-        raise InvalidArgumentError(
-            f"{data}: expected preferences (chosen and rejected, or a label), got {found.format}; "
-            "`minicpm-mlx lora` is for those"
-        )
-    objective = planning.objective_for(
-        found.kind,
-        loss=loss,
-        beta=beta,
-        label_smoothing=label_smoothing,
-        length_normalized=length_normalized,
-    )
-    dtype = dtype or ("float32" if method.kind == "full" else None)
-    options.select(dtype, device)
-    plan, needed = planning.plan_for(found, wishes, config, method, dtype=dtype)
-    runs.check(found, objective, method, plan, test=test)
-    if dry_run:
-        tuning.preview(found, tokenizer, plan, needed, as_json)
+    run = _prepare(args)
+    if args.dry_run:
+        report.preview(run.data, run.tokenizer, run.plan, run.needed, args.as_json)
         return
-    tuning.announce(found, plan, needed)
-    memory.check(needed)
-    lm = options.load(model, dtype, device, fuse=False)
-    with ExitStack() as stack:
-        result = runs.finetune(
-            lm,
-            found,
-            adapter_path,
-            plan=plan,
-            method=method,
-            objective=objective,
-            resume=resume,
-            replies=replies,
-            test=test,
-            listener=tuning.listener(stack, adapter_path, report, as_json, plan),
+    report.announce(run.data, run.plan, run.needed)
+    memory.check(run.needed)
+    _train(args, run)
+
+
+def _prepare(args: LoraOptions) -> PreparedRun:
+    from minicpm_mlx.errors import InvalidArgumentError
+    from minicpm_mlx.train import finetune, planning
+    from minicpm_mlx.train.data.dataset import load_data
+
+    from . import report
+
+    method, training, data_options = (
+        args.lora_config(),
+        args.training_options(),
+        args.data_options(),
+    )
+    if not args.dry_run:
+        finetune.claim(args.folder, args.resume)
+    report.check(args.report, args.replies)
+    tokenizer, config = options.tokenizer_and_config(args.model)
+    data = load_data(args.data, tokenizer, data_options)
+    if args.context.info_name == "dpo" and data.kind == "sft":
+        raise InvalidArgumentError(
+            f"{args.data}: expected preferences (chosen and rejected, or a label), got "
+            f"{data.format}; `minicpm-mlx lora` is for those"
         )
-    tuning.close(model, adapter_path, result, as_json)
+    objective = planning.objective_for(data.kind, **vars(args.objective))
+    compute = args.compute
+    if method.kind == "full" and compute.dtype is None:
+        compute = replace(compute, dtype="float32")
+    compute.select()
+    plan, needed = planning.plan_for(data, training, config, method, dtype=compute.dtype)
+    finetune.check(data, objective, method, plan, test=args.test)
+    return PreparedRun(tokenizer, data, method, objective, compute, plan, needed)
+
+
+def _train(args: LoraOptions, run: PreparedRun) -> None:
+    from minicpm_mlx.train.finetune import finetune
+
+    from . import report
+
+    lm = options.load_model(args.model, run.compute, fuse=False)
+    with ExitStack() as stack:
+        result = finetune(
+            lm,
+            run.data,
+            args.folder,
+            plan=run.plan,
+            method=run.method,
+            objective=run.objective,
+            resume=args.resume,
+            replies=args.replies,
+            test=args.test,
+            listener=report.listener(stack, args.folder, args.report, args.as_json, run.plan),
+        )
+    report.close(args.model, args.folder, result, args.as_json)
     if not result.complete:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a command shows of a training run: a block that moves, lines, or JSON.
+"""Shows a training run as a moving block, as lines or as JSON.
 
 It loads rich: import it in the function that needs it.
 """
@@ -27,10 +27,10 @@ from minicpm_mlx.train.tracking.jsonl_log import to_line
 
 from ..render.texts import Texts
 from ..render.theme import console
-from .progress_block import LABELS, ProgressBlock, clean
+from .progress_block import ProgressBlock, clean
 
-SIDE_BY_SIDE = 100  # columns from which two replies stand beside each other
-REFRESH = 2.0  # times a second that the clock moves on
+SIDE_BY_SIDE = 100  # columns from which two replies are printed side by side
+REFRESH = 2.0  # updates of the clock in a second
 
 
 class JsonLines:
@@ -41,18 +41,17 @@ class JsonLines:
 
 
 class Screen:
-    """A listener that shows the run on standard error; a context, so that it leaves it in order.
+    """A listener that shows the run on standard error, and a context that restores the terminal.
 
-    At a terminal a block at the bottom moves, with checkpoints and notes above it; elsewhere each
-    event is a line, in English whatever the locale. Replies from before and after the training are
-    shown at the end.
+    A terminal shows a moving block, with checkpoints and notes above it; elsewhere each event is
+    a line in English, whatever the locale. The end compares replies before and after the training.
     """
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
-        self._moves = self._console.is_interactive and self._console.file.isatty()
-        self._words = Texts(None if self._moves else "en")
-        self._block = ProgressBlock(self._words)
+        self._live_display = self._console.is_interactive and self._console.file.isatty()
+        self._texts = Texts(None if self._live_display else "en")
+        self._block = ProgressBlock(self._texts)
         self._live: Live | None = None
         self._replies: dict[str, list[str]] = {}
 
@@ -76,16 +75,16 @@ class Screen:
             self._show()
         elif isinstance(event, Sampled):
             self._replies.setdefault(event.prompt, []).append(event.reply)
-        elif isinstance(event, Saved | Noted) or not self._moves:
+        elif isinstance(event, Saved | Noted) or not self._live_display:
             self._print(event)
         if self._live is not None:
             self._live.refresh()
 
     def _show(self) -> None:
-        if self._moves and self._live is None:
-            self._live = Steady(self._block, self._console)
+        if self._live_display and self._live is None:
+            self._live = ResizableLive(self._block, self._console)
             self._live.start(refresh=True)
-            # Hidden, it would stay so where the process is killed.
+            # If the process is killed, a hidden cursor would stay hidden.
             self._console.show_cursor(True)
 
     def _print(self, event: Event) -> None:
@@ -99,38 +98,39 @@ class Screen:
                 self._console.print(self._compared(clean(prompt.strip()), before, after))
 
     def _compared(self, prompt: str, before: str, after: str) -> Table | Text:
-        said = {key: self._words.pick(*LABELS[key]) for key in ("prompt", "before", "after")}
-        if self._moves and self._console.width >= SIDE_BY_SIDE:
-            beside = Table(title=Text(prompt, "title"), expand=True, header_style="quiet")
-            beside.add_column(said["before"], ratio=1, overflow="fold")
-            beside.add_column(said["after"], ratio=1, overflow="fold")
-            beside.add_row(Text(before), Text(after))
-            return beside
-        if not self._moves:  # a table would be filled up with spaces
-            return Text(
-                f"{said['prompt']}: {prompt}\n{said['before']}: {before}\n{said['after']}: {after}"
-            )
-        below = Table.grid(padding=(0, 2))
-        below.add_column(style="quiet", no_wrap=True)
-        below.add_column(overflow="fold")
-        for name, text in (("prompt", prompt), ("before", before), ("after", after)):
-            below.add_row(said[name], Text(text, "title" if name == "prompt" else ""))
-        return below
+        rows = {
+            self._texts("train.prompt"): prompt,
+            self._texts("train.before"): before,
+            self._texts("train.after"): after,
+        }
+        if self._live_display and self._console.width >= SIDE_BY_SIDE:
+            wide = Table(title=Text(prompt, "title"), expand=True, header_style="quiet")
+            for label in list(rows)[1:]:
+                wide.add_column(label, ratio=1, overflow="fold")
+            wide.add_row(Text(before), Text(after))
+            return wide
+        if not self._live_display:  # a table would be padded with spaces
+            return Text("\n".join(f"{label}: {text}" for label, text in rows.items()))
+        narrow = Table.grid(padding=(0, 2))
+        narrow.add_column(style="quiet", no_wrap=True)
+        narrow.add_column(overflow="fold")
+        for label, text in rows.items():
+            narrow.add_row(label, Text(text, "title" if text == prompt else ""))
+        return narrow
 
 
-class Steady(Live):
-    """Rich's display, which also finds its place again after the terminal was made narrower.
+class ResizableLive(Live):
+    """Rich's live display, which also erases lines that a narrowed terminal has folded.
 
-    A terminal then folds the lines that no longer fit. One that cuts them off instead (xterm) loses
-    as many lines above.
+    On a terminal that cuts lines off instead (xterm), it erases as many lines above.
     """
 
-    def __init__(self, block: ProgressBlock, to: Console) -> None:
+    def __init__(self, block: ProgressBlock, stderr: Console) -> None:
         super().__init__(
             block,
-            console=to,
+            console=stderr,
             refresh_per_second=REFRESH,
-            redirect_stdout=sys.stdout.isatty(),  # else it would be sent to standard error
+            redirect_stdout=sys.stdout.isatty(),  # else it would go to standard error
             redirect_stderr=True,
         )
         self._block = block

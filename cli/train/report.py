@@ -1,8 +1,7 @@
-"""What `lora` says before, during and after a run."""
+"""The reports of `lora` before, during and after a run."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..render.texts import Texts
 from ..render.theme import console
+from ..streams import print_json
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
@@ -23,62 +23,46 @@ if TYPE_CHECKING:
 LOG, CURVE = "log.jsonl", "curve.png"
 """In the run's folder."""
 
-SAID = {
-    "best": (
-        "best validation loss {loss:.4f}, of step {step}",
-        "最佳验证损失 {loss:.4f}（第 {step} 步）",
-    ),
-    "no_better": (
-        "no validation loss was below that before training, {loss:.4f}: the last step is kept",
-        "验证损失始终不低于训练前的 {loss:.4f}，保留最后一步",
-    ),
-    "test": ("test {name} {value:.4f}", "测试集 {name} {value:.4f}"),
-    "curve": ("loss curve: {path}", "损失曲线：{path}"),
-    "resume": ("the same command with --resume goes on", "加上 --resume 再次运行同一命令即可继续"),
-    "chat": ("to chat with the result:", "与训练结果对话："),
-}
-"""What is said after a run, in English and in Chinese."""
-
 
 def preview(
     data: Data, tokenizer: Tokenizer, plan: TrainingPlan, needed: TrainingMemory, as_json: bool
 ) -> None:
-    """What --dry-run shows."""
+    """Shows the data, the plan and the memory it needs, for --dry-run."""
     from minicpm_mlx.train.data.preview import overview
 
-    from . import data_preview as shown
+    from . import data_preview
 
     if as_json:
         record = overview(data, tokenizer) | {"plan": asdict(plan), "memory": asdict(needed)}
-        print(json.dumps(record, ensure_ascii=False))
+        print_json(record)
         return
-    shown.show(data, tokenizer)
+    data_preview.show(data, tokenizer)
     console().print()
-    for line in _described(data, plan, needed):
+    for line in _plan_lines(data, plan, needed):
         console().print(line, highlight=False)
 
 
 def announce(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> None:
-    """What is about to be done."""
-    out = console(stderr=True)
-    count = len(data.train)
-    out.print(f"{data.format}: {count} samples, {len(data.valid)} to validate on", style="title")
-    for line in (*data.notes, *_described(data, plan, needed)):
-        out.print(line)  # a terminal would fold it inside of words
+    """Prints the plan of a run that starts."""
+    stderr = console(stderr=True)
+    counts = f"{len(data.train)} samples, {len(data.valid)} to validate on"
+    stderr.print(f"{data.format}: {counts}", style="title")
+    for line in (*data.notes, *_plan_lines(data, plan, needed)):
+        stderr.print(line)  # which wraps between words
 
 
-def _described(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> list[str]:
+def _plan_lines(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> list[str]:
     epochs = plan.steps * plan.samples_a_step / max(1, len(data.train))
     size = f"{plan.batch_size} samples a batch"
     if plan.accumulate > 1:
         size += f", {plan.accumulate} batches a step"
-    fits = [] if needed.fits else ["that does not fit"]
+    fits = [] if needed.fits else ["this does not fit"]
     rate = f"learning rate {plan.schedule.peak:g} ({plan.schedule.kind})"
     return [f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}", needed.described, *fits]
 
 
 def check(report: str | None, replies: int) -> None:
-    """MissingPackageError or InvalidArgumentError for what cannot be seen of a run."""
+    """MissingPackageError or InvalidArgumentError for reports that cannot be made."""
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.train.tracking.trackers import tracker
 
@@ -91,7 +75,7 @@ def check(report: str | None, replies: int) -> None:
 def listener(
     stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: TrainingPlan
 ) -> Listener:
-    """Whoever is told of the run: a screen or JSON, a log, a tracker. `stack` ends them."""
+    """Sends events to the screen or as JSON, to a log and a tracker; `stack` closes them."""
     from minicpm_mlx.distributed import collectives
     from minicpm_mlx.train.tracking.jsonl_log import JsonLog
     from minicpm_mlx.train.tracking.trackers import tracker
@@ -103,59 +87,53 @@ def listener(
     folder.mkdir(parents=True, exist_ok=True)
     listeners: list[Listener] = [JsonLog(folder / LOG)]
     if report is not None:
-        found = tracker(report, folder.resolve().name, plan.fingerprint, folder / report)
-        stack.callback(found.close)
-        listeners.append(found)
+        run = tracker(report, folder.resolve().name, plan.fingerprint, folder / report)
+        stack.callback(run.close)
+        listeners.append(run)
     screen: Listener = JsonLines() if as_json else stack.enter_context(Screen())
 
-    def tell(event: Event) -> None:
-        for each in listeners:
-            each(event)
-        with suppress(OSError):  # whoever looked at it has gone; the run goes on
+    def send(event: Event) -> None:
+        for listen in listeners:
+            listen(event)
+        with suppress(OSError):  # the terminal has gone; the run continues
             screen(event)
 
-    return tell
+    return send
 
 
 def close(model: str, folder: Path, result: TrainingResult, as_json: bool) -> None:
-    """What came of it, and how to go on."""
+    """Prints the result, and the command that uses it."""
     from minicpm_mlx.distributed import collectives
 
     if collectives.rank() != 0:
         return
-    drawn = _draw(folder)
+    curve = _draw_curve(folder)
     if as_json:
         record: dict[str, Any] = asdict(result) | {"folder": str(result.folder)}
-        print(json.dumps({"event": "ended"} | record, ensure_ascii=False))
+        print_json({"event": "ended"} | record)
         return
     out = console()
-    words = Texts(None if out.file.isatty() else "en")
-
-    def say(key: str, style: str = "", **values: object) -> None:
-        text = words.pick(*SAID[key]).format(**values)
-        out.print(text, style=style, soft_wrap="path" in values)  # which is copied
-
+    texts = Texts(None if out.file.isatty() else "en")
     if result.best is not None:
-        key = "best" if result.best_step else "no_better"
-        say(key, loss=result.best, step=result.best_step)
+        key = "train.best" if result.best_step else "train.no_better"
+        out.print(texts(key, loss=result.best, step=result.best_step))
     for name, value in (result.test or {}).items():
-        say("test", name=name, value=value)
-    if drawn:
-        say("curve", path=drawn)
+        out.print(texts("train.test", name=name, value=value))
+    if curve:
+        out.print(texts("train.curve", path=curve), soft_wrap=True)  # so that it can be copied
     if not result.complete:
-        say("resume", "warning")
-    say("chat", "title")
-    out.print(f"  {command(model, result)}", highlight=False, soft_wrap=True)
+        out.print(texts("train.resume"), style="warning")
+    out.print(texts("train.chat"), style="title")
+    out.print(f"  {_chat_command(model, result)}", highlight=False, soft_wrap=True)
 
 
-def command(model: str, result: TrainingResult) -> str:
-    """That starts a chat with the result."""
+def _chat_command(model: str, result: TrainingResult) -> str:
     folder = str(result.folder)
-    words = ["--model", folder] if result.whole else ["--model", model, "--adapter", folder]
-    return shlex.join(["minicpm-mlx", "chat", *words])
+    options = ["--model", folder] if result.whole else ["--model", model, "--adapter", folder]
+    return shlex.join(["minicpm-mlx", "chat", *options])
 
 
-def _draw(folder: Path) -> Path | None:
+def _draw_curve(folder: Path) -> Path | None:
     from minicpm_mlx.errors import MiniCPMError
     from minicpm_mlx.train.tracking.curve import draw_curve
     from minicpm_mlx.train.tracking.jsonl_log import read_log

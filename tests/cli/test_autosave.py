@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,11 +96,11 @@ def test_two_chats_that_go_on_with_one_session_lose_no_turn(
     say(talk(FakeLM(["one"]), "both"), "1")
     first, second = (resumed(FakeLM([word], [word]), "both") for word in ("two", "deux"))
     say(first, "2")
-    assert "elsewhere" not in capsys.readouterr().out
+    assert "changed by" not in capsys.readouterr().out
     say(second, "2", "3")
-    assert capsys.readouterr().out.count("both was changed elsewhere meanwhile") == 1
+    assert capsys.readouterr().out.count("both was changed by another program") == 1
     first.save()  # as at its end: nothing is new
-    first.keep_cache()
+    first.save_cache()
     assert on_disk(folder) == {
         "both": ["1", "one", "2", "two"],
         "both-2": ["1", "one", "2", "deux", "3", "deux"],
@@ -261,9 +262,9 @@ def test_files_that_wait_are_listed_and_dropped(tmp_path: Path, out: Out) -> Non
     (tmp_path / "a").write_text("1")
     going = talk(FakeLM())
     say(going, "/attach", f"/attach {tmp_path}/a", "/attach", "/attach off", "/attach")
-    waiting = "a: 14 tokens, goes with your next message"
-    none = "no file waits for your next message; /attach FILE"
-    assert out() == [none, waiting, waiting, "no file goes with your next message", none]
+    waiting = "a: 14 tokens, sent with your next message"
+    none = "no file is attached; use /attach FILE"
+    assert out() == [none, waiting, waiting, "no file is attached any more", none]
 
 
 @pytest.mark.parametrize("line", ["/new", "/clear", "/load now", "/resume now"])
@@ -280,10 +281,10 @@ def test_a_file_is_refused_for_what_would_be_sent(tmp_path: Path, out: Out) -> N
     going = talk(FakeLM())  # a letter is a token, and there is room for 64
     say(going, *(f"/attach {tmp_path}/{name}" for name in ("b", "a", "a", "empty", "blank")))
     refused, attached, again, *empty = out()
-    assert "some 64 tokens, and there is room for 64; not attached" in refused
+    assert "about 64 tokens, but there is room for 64; not attached" in refused
     assert attached.startswith("a: 55 tokens")
-    assert "does not fit" in again or "waits already" in again
-    assert all("an empty file; not attached" in line for line in empty)
+    assert "does not fit" in again or "attached already" in again
+    assert all("the file is empty; not attached" in line for line in empty)
     assert going.attached == [("a", "x" * 42)]
 
 
@@ -291,7 +292,7 @@ def test_a_file_waits_once(tmp_path: Path, out: Out) -> None:
     (tmp_path / "a").write_text("1")
     going = talk(FakeLM())
     say(going, *[f"/attach {tmp_path}/a"] * 2)
-    assert out()[1] == "a waits already; not attached again"
+    assert out()[1] == "a is attached already"
     assert len(going.attached) == 1
 
 
@@ -338,7 +339,7 @@ def test_a_sessions_name_may_be_quoted(folder: Path, typed: str) -> None:
 @pytest.mark.parametrize("name", ["a.txt", "a.JSON", "a.html", "a.pdf", "a.docx", ".md", "x/.MD"])
 def test_a_document_of_another_kind_is_refused(folder: Path, out: Out, name: str) -> None:
     say(talk(FakeLM(["a"])), "1", f"/save {name}")
-    assert out()[-1].startswith(f"{name}: a document is FILE.md")
+    assert out()[-1].startswith(f"{name}: a document must be FILE.md")
     assert set(on_disk(folder)) == {"now"}
 
 
@@ -366,7 +367,7 @@ def test_a_folder_that_cannot_be_used_is_told_once_and_the_chat_goes_on(
     assert shown.count("Permission denied") == 2
     assert len(going.chat.messages) == 4
     with pytest.raises(SessionError, match=r"cannot be read \(Permission denied\)"):
-        command._saved(None, True)
+        command._saved_session(SimpleNamespace(resume=None, go_on=True))
 
 
 # What is shown
@@ -382,7 +383,7 @@ def test_nothing_listed_ends_the_chat(folder: Path, out: Out) -> None:
     say(going, "/sessions", "/load now", "/system", "2", "/undo", "/undo", "/sessions \udc00")
     shown = "\n".join(out())
     assert "half \ufffd a pair [2J" in shown
-    assert "system text: \ufffd" in shown
+    assert "system prompt: \ufffd" in shown
     assert "\x1b" not in shown
 
 
@@ -391,7 +392,7 @@ def test_sessions_are_listed_by_the_time_of_their_files(folder: Path, out: Out) 
         say(talk(FakeLM(["a"]), f"s{number}"), "1")
         os.utime(folder / f"s{number}.json", (10**9 + number, 10**9 + number))
     os.utime(folder / "s0.json", (2 * 10**9, 2 * 10**9))  # whatever its text says
-    assert command._saved(None, True).name == "s0"  # type: ignore[union-attr]
+    assert command._saved_session(SimpleNamespace(resume=None, go_on=True)).name == "s0"
     out()
     say(talk(FakeLM()), "/sessions")
     rows = out()
@@ -488,13 +489,13 @@ def test_a_message_that_never_fits_is_told_so(tmp_path: Path, out: Out) -> None:
     out()
     say(going, "y" * 60)
     assert out() == [
-        "this message alone has 103 tokens, and there is room for 63",
-        "/attach off drops the files that wait",
+        "this message alone has 103 tokens, but there is room for 63",
+        "/attach off removes the attached files",
     ]
     say(going, "/attach off")
     out()
     say(going, "/set on_overflow slide", "y" * 64)
-    assert out()[1:] == ["this message alone has 64 tokens, and there is room for 63"]
+    assert out()[1:] == ["this message alone has 64 tokens, but there is room for 63"]
 
 
 def test_a_full_conversation_is_told_what_helps(out: Out) -> None:

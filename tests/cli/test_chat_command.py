@@ -317,8 +317,8 @@ def test_any_other_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_counts_are_singular_and_plural() -> None:
     english, chinese = Texts("en"), Texts("zh")
-    assert [english.some("reply", n) for n in (0, 1, 2)] == ["0 replies", "1 reply", "2 replies"]
-    assert [chinese.some("message", n) for n in (1, 2)] == ["1 条消息", "2 条消息"]
+    assert [english.count("reply", n) for n in (0, 1, 2)] == ["0 replies", "1 reply", "2 replies"]
+    assert [chinese.count("message", n) for n in (1, 2)] == ["1 条消息", "2 条消息"]
 
 
 # With the demo in this process
@@ -353,7 +353,7 @@ def test_options_reach_the_conversation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "load", lambda name, dtype, device, **_: demo)
+    monkeypatch.setattr(options, "load_model", lambda name, **_: demo)
     arguments = ["--temp", "0", "--max-tokens", "24", "--stop", " is"]
     monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "chat", *arguments])
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))

@@ -53,7 +53,7 @@ def test_scores_are_printed_beside_the_readmes(
     assert "| 85.44 |" in lines[2]
     assert lines[-1].startswith("| Mean of all |")
     assert err.splitlines()[0].startswith("ARC-E ppl, 4 of 4, ")
-    assert f"{tmp_path / 'out' / 'report.md'} has all of it" in err
+    assert f"details: {tmp_path / 'out' / 'report.md'}" in err
 
 
 def test_json_is_the_report(
@@ -84,7 +84,7 @@ def test_a_run_goes_on_and_another_setting_is_refused(
     assert command(*words(model, data, tmp_path / "out")) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"what is done is kept in {tmp_path / 'out'}; the same command goes on with it" in err
+    assert f"finished work is kept in {tmp_path / 'out'}; the same command resumes it" in err
     monkeypatch.undo()
     assert command(*words(model, data, tmp_path / "out", "--seed", "1")) == 1
     assert "arc_easy.ppl's seed is 0, not 1" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch, demo: minicpm_mlx.LM) -> None:
     """Commands get the demo that the session has loaded already."""
-    monkeypatch.setattr(options, "load", lambda name, dtype, device, **_: demo)
+    monkeypatch.setattr(options, "load_model", lambda name, compute, **_: demo)
 
 
 def command(*arguments: str) -> list[str]:
@@ -341,7 +341,7 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     ("encoding", "arguments", "words"),
     [
         ("utf-8:strict", ["generate", "--prompt", "-"], "standard input is not utf-8"),
-        ("latin-1", ["--help"], "the output holds what latin-1 cannot write"),
+        ("latin-1", ["--help"], "latin-1 cannot encode the output"),
     ],
 )
 def test_text_in_another_encoding_is_one_line(

@@ -12,40 +12,40 @@ from rich.console import Console
 
 from minicpm_mlx.cli.chat.conversation import Loading, PlainStream, TerminalChat
 from minicpm_mlx.cli.render import spinner
-from minicpm_mlx.cli.render.spinner import Waiting
+from minicpm_mlx.cli.render.spinner import SpinnerStream
 from minicpm_mlx.cli.render.texts import Texts
 
 SIGN = "\r\x1b[2m⋯ 1 s\x1b[0m\x1b[K"
 GONE = "\r\x1b[K"
 
-Make = Callable[..., tuple[Waiting, io.StringIO]]
+Make = Callable[..., tuple[SpinnerStream, io.StringIO]]
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """A stream that looks only when told to, a second after each thing written."""
 
-    def call(width: int = 40, terminal: bool = True) -> tuple[Waiting, io.StringIO]:
+    def call(width: int = 40, terminal: bool = True) -> tuple[SpinnerStream, io.StringIO]:
         file = io.StringIO()
         out = Console(file=file, force_terminal=terminal, width=width, color_system=None)
         monkeypatch.setattr(spinner, "console", lambda: out)
         monkeypatch.setattr(spinner, "STEP", 1000)
         times = iter(range(1000))
         monkeypatch.setattr(spinner, "monotonic", lambda: next(times))
-        return Waiting(lambda seconds: f"⋯ {seconds} s"), file
+        return SpinnerStream(lambda seconds: f"⋯ {seconds} s"), file
 
     return call
 
 
 def test_it_shows_while_nothing_has_come_and_leaves_before_the_first_word(make: Make) -> None:
     stream, file = make()
-    stream._look()
+    stream._update()
     assert file.getvalue() == SIGN
     stream.feed("Hel")
     assert file.getvalue() == SIGN  # the word goes on
     stream.feed("lo there. ")
     assert file.getvalue() == SIGN + GONE + "Hello there."
-    stream._look()
+    stream._update()
     stream.close()
     assert file.getvalue() == SIGN + GONE + "Hello there.\n"
 
@@ -53,7 +53,7 @@ def test_it_shows_while_nothing_has_come_and_leaves_before_the_first_word(make: 
 def test_it_shows_while_a_table_is_held_back(make: Make) -> None:
     stream, file = make()
     stream.feed("Look:\n| a | b |\n|---|---|\n")
-    stream._look()
+    stream._update()
     stream.feed("| 1 | 2 |\n")
     assert file.getvalue() == "Look:\n" + SIGN
     stream.close()
@@ -63,16 +63,16 @@ def test_it_shows_while_a_table_is_held_back(make: Make) -> None:
 
 def test_it_is_taken_away_where_nothing_came(make: Make) -> None:
     stream, file = make()
-    stream._look()
+    stream._update()
     stream.close()
-    stream._look()
+    stream._update()
     assert file.getvalue() == SIGN + GONE
 
 
 @pytest.mark.parametrize(("width", "terminal"), [(12, True), (40, False)])
 def test_it_never_wraps_and_is_for_terminals_alone(make: Make, width: int, terminal: bool) -> None:
     stream, file = make(width, terminal)
-    stream._look()
+    stream._update()
     assert file.getvalue() == ""
 
 
@@ -83,7 +83,7 @@ def test_it_comes_by_itself_at_most_a_few_times_a_second(
     monkeypatch.setattr(spinner, "STEP", 0.05)
     monkeypatch.setattr(spinner, "QUIET", 0.1)
     monkeypatch.setattr(spinner, "monotonic", time.monotonic)
-    stream = Waiting(lambda seconds: "⋯")
+    stream = SpinnerStream(lambda seconds: "⋯")
     time.sleep(0.6)
     stream.feed("Hello. ")
     time.sleep(0.2)

@@ -220,5 +220,5 @@ def test_an_argument_in_another_encoding_is_named(arguments: list[bytes], named:
 
 def test_output_in_another_encoding_is_one_line_that_says_what_to_set() -> None:
     message = failure(shell("list --json", PYTHONIOENCODING="ascii"))
-    assert message == "the output holds what ascii cannot write; set PYTHONIOENCODING=utf-8"
+    assert message == "ascii cannot encode the output; set PYTHONIOENCODING=utf-8"
     assert result(shell("list --json", PYTHONIOENCODING="utf-8", LC_ALL="C"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minicpm_mlx.cli.render.texts import TEXTS
 from minicpm_mlx.cli.render.theme import console
 from minicpm_mlx.cli.train import report
 from minicpm_mlx.train.data.dataset import Data
@@ -42,14 +44,14 @@ def test_the_end_of_a_run_says_what_was_kept_and_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = ["to chat with the result:", f"  minicpm-mlx chat --model demo --adapter {tmp_path}"]
-    assert said(RESULT, tmp_path, capsys) == ["best validation loss 1.2500, of step 6", *chat]
+    assert said(RESULT, tmp_path, capsys) == ["best validation loss 1.2500, at step 6", *chat]
     assert said(replace(RESULT, best=None, best_step=0), tmp_path, capsys) == chat
     tested = replace(RESULT, best_step=0, test={"loss": 1.5, "perplexity": 4.4817})
     assert said(replace(tested, complete=False), tmp_path, capsys) == [
-        "no validation loss was below that before training, 1.2500: the last step is kept",
+        "no validation loss fell below that before training, 1.2500: the last step is kept",
         "test loss 1.5000",
         "test perplexity 4.4817",
-        "the same command with --resume goes on",
+        "the same command with --resume continues the run",
         *chat,
     ]
 
@@ -117,8 +119,6 @@ def test_memory_is_told_in_a_unit_in_which_it_is_something() -> None:
 
 
 def test_every_text_takes_the_same_values_in_both_languages() -> None:
-    values = {"loss": 1.5, "step": 3, "name": "loss", "value": 2.5, "path": Path("p")}
-    for english, chinese in report.SAID.values():
-        used = {name for name in values if f"{{{name}" in english}
-        assert used == {name for name in values if f"{{{name}" in chinese}
-        english.format(**values), chinese.format(**values)
+    for key, texts in TEXTS.items():
+        english, chinese = (re.findall(r"{(\w+)", text) for text in texts)
+        assert sorted(english) == sorted(chinese), key

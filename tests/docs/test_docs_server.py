@@ -14,7 +14,7 @@ import pytest
 
 import minicpm_mlx as mm
 from minicpm_mlx import device, memory
-from minicpm_mlx.cli.serve import SAID
+from minicpm_mlx.cli.render.texts import TEXTS
 from minicpm_mlx.text.chat_template import BUILTIN, Template
 from support.guides import (
     GUIDE,
@@ -51,8 +51,8 @@ def section(name: str, heading: str) -> str:
 @pytest.mark.parametrize(("name", "language"), [*zip(GUIDES, (0, 1), strict=True)])
 def test_what_is_printed_is_what_serve_says(name: str, language: int) -> None:
     ready, chat = blocks("text", name)[0].splitlines()
-    assert ready == SAID["ready"][language].format(name="demo", url=HERE)
-    assert chat == SAID["chat"][language].format(url=f"{HERE}/chat")
+    assert ready == TEXTS["serve.ready"][language].format(name="demo", url=HERE)
+    assert chat == TEXTS["serve.page"][language].format(url=f"{HERE}/chat")
 
 
 def test_a_request_is_logged_as_shown(server: Live) -> None:

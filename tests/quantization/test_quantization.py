@@ -424,7 +424,7 @@ def test_an_interrupted_command_leaves_no_folder_and_the_next_goes_on(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1].endswith("interrupted")
-    assert ".four-partial; the same command goes on with it" in " ".join(err.split())
+    assert ".four-partial; the same command resumes it" in " ".join(err.split())
     assert not (tmp_path / "four").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("layer-0*")}
     assert len(kept) >= 3

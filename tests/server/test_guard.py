@@ -549,11 +549,14 @@ def test_the_command_refuses_in_one_line(
 
 
 def test_the_help_tells_the_defaults_that_the_service_has() -> None:
-    from minicpm_mlx.cli import serve
+    from dataclasses import fields
+
+    from minicpm_mlx.cli.serve import Limits
     from minicpm_mlx.server.service import QUEUE, WIDTH
 
-    for option, default in ((serve.Concurrency, WIDTH), (serve.Queue, QUEUE)):
-        assert option.__metadata__[0].help.endswith(f"default {default}.")
+    helps = {field.name: field.metadata["typer"].help for field in fields(Limits)}
+    assert helps["max_concurrency"].endswith(f"default {WIDTH}.")
+    assert helps["queue"].endswith(f"default {QUEUE}.")
 
 
 def test_what_is_less_safe_is_said_once_the_server_runs(demo_folder: Path, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_both_replies_of_a_pair_are_shown(
     data_preview.show(prepared(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}), tiny())
     out = capsys.readouterr().out
     assert out.index("⟦b</s>⟧") < out.index("⟦c</s>⟧")
-    assert "chosen (what counts" in out
-    assert "rejected (what counts" in out
+    assert "chosen (learned tokens" in out
+    assert "rejected (learned tokens" in out
 
 
 def test_escapes_in_the_data_do_not_reach_the_terminal(
@@ -138,4 +138,4 @@ def test_sixty_columns_are_kept_with_chinese_text(
     assert "\x1b[32m" in text
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert max(cell_len(line) for line in plain.splitlines()) <= 60
-    assert "what counts is green" in plain
+    assert "learned tokens are green" in plain

@@ -1,0 +1,114 @@
+"""Standard input and output, and text files, as the commands read and write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minicpm_mlx.errors import DownloadError, InvalidArgumentError, StorageError
+
+from .render.theme import console
+
+
+def at_terminal() -> bool:
+    """Whether a person types and reads; either stream may be closed."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def stdin_lines() -> Iterator[str]:
+    """Lines of standard input: UTF-8 whatever the locale, without byte order mark or CR LF."""
+    if sys.stdin is None:
+        raise InvalidArgumentError("standard input is closed; expected text from it")
+    # A Python caller may have replaced it by a StringIO, which has no bytes below the text.
+    lines = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+    return _decode(lines)
+
+
+def _decode(lines: Iterable[bytes]) -> Iterator[str]:
+    offset = 0
+    for line in lines:
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError(not_text("standard input", error, offset)) from None
+        yield (text if offset else text.removeprefix("\ufeff")).replace("\r\n", "\n")
+        offset += len(line)
+
+
+def prompt_text(prompt: str, *, empty: bool = False) -> str:
+    """The prompt, or standard input for "-"; InvalidArgumentError if it may not be `empty`."""
+    text = "".join(stdin_lines()) if prompt == "-" else prompt
+    if not (empty or text.strip()):
+        raise InvalidArgumentError("the prompt is empty; expected some text to answer")
+    return text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidArgumentError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(not_text(str(path), error)) from None
+
+
+def not_text(source: str, error: UnicodeDecodeError, offset: int = 0) -> str:
+    """The message for bytes that did not decode, `offset` bytes into `source`."""
+    position, byte = offset + error.start, error.object[error.start]
+    return f"{source} is not {error.encoding} (byte {position}, {byte:#04x}); convert it first"
+
+
+def check_new_folder(folder: Path) -> None:
+    """InvalidArgumentError unless `folder` can be created in a folder that exists."""
+    if folder.exists() or folder.is_symlink():
+        raise InvalidArgumentError(f"'{folder}' exists; give a folder that does not")
+    if not folder.parent.is_dir():
+        raise InvalidArgumentError(f"'{folder.parent}' is no folder; make it first")
+
+
+def print_json(record: object, **options: object) -> None:
+    """Prints one JSON value on a line; what JSON lacks (paths) becomes a string."""
+    print(json.dumps(record, ensure_ascii=False, default=str, **options))  # type: ignore[arg-type]
+
+
+@contextmanager
+def notice(text: str) -> Iterator[None]:
+    """Shows a line at the terminal while something takes its time, then removes it."""
+    shown = sys.stderr.isatty()
+    if shown:
+        print(f"\x1b[2m{text}\x1b[0m", end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if shown:
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def progress() -> Callable[[str], None]:
+    """Returns a function that rewrites one line at the terminal; "" removes the line."""
+    stderr = console(stderr=True)
+
+    def show(text: str) -> None:
+        if stderr.is_terminal:
+            stderr.file.write(f"\r\x1b[2K{text[: stderr.width - 1]}")
+            stderr.file.flush()
+
+    return show
+
+
+@contextmanager
+def resumable(folder: Callable[[], Path]) -> Iterator[None]:
+    """Says how to resume if the block is interrupted and has left results in `folder()`."""
+    try:
+        yield
+    except (KeyboardInterrupt, DownloadError, StorageError):
+        progress()("")
+        if folder().is_dir():
+            text = f"finished work is kept in {folder()}; the same command resumes it"
+            console(stderr=True).print(text, style="quiet")
+        raise
