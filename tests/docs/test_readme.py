@@ -1,4 +1,4 @@
-"""The READMEs' commands and examples are real."""
+"""The READMEs' commands and examples are real, and the same in both languages."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_both_readmes_give_the_same_two_commands_which_ci_runs() -> None:
+def test_both_languages_give_the_same_commands_and_code() -> None:
     english, chinese = (blocks(name, "sh") for name in READMES)
     assert english == chinese
     assert len(english) == 2
+    english, chinese = (re.sub("#.*", "", "".join(blocks(name, "python"))) for name in READMES)
+    assert english == chinese
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_first_python_example_runs_as_it_is(name: str, demo: Any, capsys: Any) -> None:
-    exec(compile(blocks(name, "python")[0], name, "exec"), {})
+def test_first_python_example_runs(demo: Any, capsys: Any) -> None:
+    example = re.sub("max_tokens=(32|64)", "max_tokens=8", blocks("README.md", "python")[0])
+    exec(compile(example, "README.md", "exec"), {})
     assert len(capsys.readouterr().out) > 40
 
 
@@ -43,9 +45,11 @@ def test_family_table_names_every_card(name: str) -> None:
     assert named == set(mm.cards())
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_conversation_shown_is_what_the_demo_says(name: str, demo: Any) -> None:
-    shown = blocks(name, "text")[0]
+def test_conversation_shown_is_what_the_demo_says(demo: Any) -> None:
+    english, chinese = (
+        re.findall(r"^> ([^/].*)\n(.*)$", blocks(name, "text")[0], re.MULTILINE) for name in READMES
+    )
+    assert english == chinese
     chat = mm.Chat(demo, sampling=mm.Sampling())
-    for question, reply in re.findall(r"^> ([^/].*)\n(.*)$", shown, re.MULTILINE):
+    for question, reply in english:
         assert "".join(piece.text for piece in chat.reply(question)) == reply

@@ -71,11 +71,19 @@ def test_the_client_reads_models_wholes_streams_and_forms(tiny_server, tiny):
             assert answer.choices[0].message.content == tiny.generate(turns, max_tokens=6).text
 
 
-def test_a_prompt_that_was_read_before_is_cached(tiny_server):
+def test_a_prompt_that_was_read_before_is_cached_unless_nothing_is(tiny_server, tiny):
+    from support.serving import serving
+
     messages = [{"role": "user", "content": "A question that no other test asks: " + "why? " * 40}]
-    first, again = (chat(tiny_server, messages, max_tokens=1) for _ in range(2))
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > 40
-    assert text_of(first) == text_of(again)
+
+    def cached(live: Live) -> list[int]:
+        replies = [chat(live, messages, max_tokens=3) for _ in range(2)]
+        assert text_of(replies[0]) == text_of(replies[1])
+        return [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
+
+    assert cached(tiny_server)[1] > 200
+    with serving(tiny, cache_bytes=0) as forgetful:
+        assert cached(forgetful) == [0, 0]
 
 
 def test_a_reply_without_a_number_has_the_servers(tiny):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("llm")
 pytest.importorskip("fastapi")
 
 if TYPE_CHECKING:
@@ -18,46 +14,41 @@ if TYPE_CHECKING:
 
 QUESTION = "What is the capital of France?"
 
+# Its connections to its own database are closed when they are collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)
 
-def ask(server: Live, folder: Path, *arguments: str) -> str:
-    """What `llm` prints, in a user directory of its own."""
-    (folder / "extra-openai-models.yaml").write_text(
-        f"- model_id: mine\n  model_name: demo\n  api_base: {server.url}/v1\n"
-        f"- model_id: base\n  model_name: demo\n  api_base: {server.url}/v1\n  completion: true\n"
+
+def test_llm_chats_continues_and_completes(
+    tiny_server: Live, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llm")
+    from click.testing import CliRunner
+
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    # The package that holds the demo is a plugin of llm's, and needs llama-cpp.
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: mine\n  model_name: tiny\n  api_base: {tiny_server.url}/v1\n"
+        f"- model_id: base\n  model_name: tiny\n  api_base: {tiny_server.url}/v1\n"
+        "  completion: true\n"
     )
-    told = {"LLM_USER_PATH": str(folder), "HOME": str(folder), "OPENAI_API_KEY": "none"}
-    told["LLM_LOAD_PLUGINS"] = ""  # the package that holds the demo is one, and needs llama-cpp
-    done = subprocess.run(
-        [sys.executable, "-m", "llm", *arguments],
-        env=os.environ | told,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.rstrip("\n")
 
+    def ask(*arguments: str) -> str:
+        from llm.cli import cli
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_llm_prints_what_generate_says(server, demo, tmp_path, stream):
-    how = [] if stream else ["--no-stream"]
-    text = ask(server, tmp_path, "-m", "mine", "-o", "max_tokens", "24", *how, QUESTION)
-    assert text == demo.generate([{"role": "user", "content": QUESTION}], max_tokens=24).text
+        run = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        assert run.exit_code == 0, run.output
+        return run.stdout.rstrip("\n")
 
-
-def test_llm_continues_its_conversation(server, demo, tmp_path):
+    short = ("-o", "max_tokens", "8")
     turns = [{"role": "user", "content": QUESTION}]
-    first = ask(server, tmp_path, "-m", "mine", "-o", "max_tokens", "24", QUESTION)
-    second = ask(server, tmp_path, "-c", "-o", "max_tokens", "8", "And of Italy?")
-    turns += [
-        {"role": "assistant", "content": first},
-        {"role": "user", "content": "And of Italy?"},
-    ]
-    assert second == demo.generate(turns, max_tokens=8).text.rstrip("\n")
-
-
-def test_llm_completes_text(server, demo, tmp_path):
-    text = ask(server, tmp_path, "-m", "base", "-o", "max_tokens", "6", "The capital of France is")
-    assert text == demo.generate("The capital of France is", max_tokens=6).text
+    first = ask("-m", "mine", *short, QUESTION)
+    assert first == tiny.generate(turns, max_tokens=8).text.rstrip("\n")
+    assert ask("-m", "mine", *short, "--no-stream", QUESTION) == first
+    turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
+    assert ask("-c", *short, "Why?") == tiny.generate(turns, max_tokens=8).text.rstrip("\n")
+    completed = ask("-m", "base", *short, "The capital of France is")
+    assert completed == tiny.generate("The capital of France is", max_tokens=8).text.rstrip("\n")

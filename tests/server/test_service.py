@@ -30,8 +30,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def service(demo: mm.LM) -> Iterator[Service]:
-    found = Service(demo)
+def service(tiny: mm.LM) -> Iterator[Service]:
+    found = Service(tiny)
     yield found
     asyncio.run(found.close())
 
@@ -125,9 +125,9 @@ def test_embeddings_are_means_of_hidden_states_after_the_norm(service: Service) 
     texts = ["Hello there", "The quick brown fox jumps over the lazy dog. " * 20]
     ids = [service.encode(text) for text in texts]
     found = asyncio.run(service.embed(service.served(None), ids))
-    twin = mm.load("demo", fuse=False)
+    reference = mm.load(str(service.lm.card.path), fuse=False)
     for one, vector in zip(ids, found, strict=True):
-        model: Any = twin.model
+        model: Any = reference.model
         wanted = np.array(model.hidden(mx.array([one]))[0].mean(axis=0))
         np.testing.assert_allclose(vector, wanted, rtol=1e-3, atol=1e-3)
 
@@ -136,7 +136,7 @@ def test_embeddings_are_means_of_hidden_states_after_the_norm(service: Service) 
     ("wrong", "status", "code"),
     [
         ({"prompt": []}, 400, None),
-        ({"prompt": [5] * 8192}, 400, "context_length_exceeded"),
+        ({"prompt": [5] * 4096}, 400, "context_length_exceeded"),
         ({"prompt": [5] * 9000, "max_tokens": 0}, 400, "context_length_exceeded"),
     ],
 )
@@ -155,8 +155,8 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(
 
 
 def test_names_are_those_the_operator_gave(service: Service) -> None:
-    assert service.served(None) == service.served("demo") == service.served("demo:latest")
-    for name in ("", "Demo", "demo:pirate", "../demo", "/etc/passwd", "demo:", "demo\0"):
-        with pytest.raises(ApiError, match="there is demo") as refused:
+    assert service.served(None) == service.served("tiny") == service.served("tiny:latest")
+    for name in ("", "Tiny", "tiny:pirate", "../tiny", "/etc/passwd", "tiny:", "tiny\0"):
+        with pytest.raises(ApiError, match="there is tiny") as refused:
             service.served(name)
         assert (refused.value.status, refused.value.code) == (404, "model_not_found")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from support.apis import sse
-from support.data import need_shared
 
 pytest.importorskip("fastapi")
 
@@ -158,22 +157,6 @@ def backend(tiny_server: Live, sglang: Any) -> Iterator[Any]:
     sglang.set_default_backend(sglang.RuntimeEndpoint(tiny_server.url))
     yield sglang
     sglang.set_default_backend(before)
-
-
-def test_the_readmes_script_runs_unchanged(tiny, sglang, capsys):
-    readme = need_shared("minicpm-1.0-README.md").read_text(encoding="utf-8")
-    (script,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-        if "text_qa" in block
-    )
-    from support.serving import serving
-
-    with serving(tiny) as server:
-        server.service.context_length = 70  # a small model may go on for all of the 1024 tokens
-        exec(script.replace("http://localhost:30000", server.url), {})
-    sglang.set_default_backend(None)
-    assert capsys.readouterr().out.strip()
 
 
 def test_gen_continues_what_was_said(backend, tiny):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import pytest
@@ -17,35 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.text.chat_template import CHATML, Template
+from minicpm_mlx.text.chat_template import BUILTIN, CHATML, Template
+from support.apis import TOOL_TEMPLATE, merged
 
 pytest.importorskip("fastapi")
-openai = pytest.importorskip("openai")
 
-from openai.types.chat import ChatCompletionMessage  # noqa: E402
-
-from minicpm_mlx.server.http.api_error import ApiError  # noqa: E402
-from minicpm_mlx.server.tool_calling import (  # noqa: E402
+from minicpm_mlx.server.http.api_error import ApiError
+from minicpm_mlx.server.tool_calling import (
     CallReader,
     Function,
     Toolbox,
     ToolCall,
 )
-from minicpm_mlx.server.tool_formats import JsonForm, XmlForm, form_of  # noqa: E402
+from minicpm_mlx.server.tool_formats import JsonForm, XmlForm, form_of
 
-HERMES = """{%- if tools %}<|im_start|>system
-You may call functions, described here:
-{% for tool in tools %}{{ tool | tojson }}
-{% endfor %}Write a call as <tool_call>
-{"name": ..., "arguments": {...}}
-</tool_call><|im_end|>
-{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>
-{{ call.function | tojson }}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-"""As Hermes and many after it write calls."""
+if TYPE_CHECKING:
+    from support.serving import Live
+
+HERMES = TOOL_TEMPLATE
 
 XML = HERMES.replace(
     "<tool_call>\n{{ call.function | tojson }}\n</tool_call>",
@@ -177,6 +166,15 @@ def test_a_template_says_whether_it_takes_tools():
         Template(CHATML).render(ASKED, tools=TOOLS)
 
 
+def test_no_template_of_minicpms_takes_tools(server: Live):
+    named = {card.template for card in mm.cards().values() if card.name != "demo"} - {None}
+    assert named == {*BUILTIN}
+    assert not any(Template(source).takes_tools for source in BUILTIN.values())
+    answer = server.ask("POST", "/v1/chat/completions", {"messages": ASKED, "tools": TOOLS})
+    assert answer.status == 400
+    assert answer.json["error"]["param"] == "tools"
+
+
 def test_tools_are_rendered_as_transformers_does():
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -194,11 +192,11 @@ def test_tools_are_rendered_as_transformers_does():
 # Over HTTP
 
 
-def speaking(demo: mm.LM, template: str) -> mm.LM:
-    """The demo with another chat template."""
-    tokenizer = copy.copy(demo.tokenizer)
+def speaking(lm: mm.LM, template: str) -> mm.LM:
+    """A model with another chat template."""
+    tokenizer = copy.copy(lm.tokenizer)
     tokenizer.template = Template(template)
-    return replace(demo, tokenizer=tokenizer)
+    return replace(lm, tokenizer=tokenizer)
 
 
 def test_marks_that_are_special_tokens_are_held_to_by_number(demo):
@@ -211,102 +209,69 @@ def test_marks_that_are_special_tokens_are_held_to_by_number(demo):
 
 
 @pytest.fixture(scope="module", params=[HERMES, XML], ids=["json", "xml"])
-def client(request: pytest.FixtureRequest, demo: mm.LM) -> Iterator[Any]:
+def live(request: pytest.FixtureRequest, tiny: mm.LM) -> Iterator[Live]:
     from support.serving import serving
 
-    with (
-        serving(speaking(demo, request.param)) as live,
-        openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
-
-
-def call_of(choice: Any) -> tuple[str, Any]:
-    [call] = choice.message.tool_calls
-    assert call.id.startswith("call_")
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
-    return call.function.name, json.loads(call.function.arguments)
+    pytest.importorskip("llguidance")
+    with serving(speaking(tiny, request.param)) as live:
+        yield live
 
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
-def test_a_required_call_is_one_of_the_tools(client):
-    answer = client.chat.completions.create(
-        model="demo",
-        messages=ASKED,
-        tools=TOOLS,
-        tool_choice="required",
-        parallel_tool_calls=False,
-        max_tokens=60,
-    )
-    assert call_of(answer.choices[0])[0] in FUNCTIONS
+def test_the_clients_read_calls_and_send_them_back(live):
+    openai = pytest.importorskip("openai")
+    asked = {"model": "tiny", "messages": ASKED, "tools": TOOLS, "max_tokens": 200}
+    asked |= {"tool_choice": NAMED, "parallel_tool_calls": False}
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        choice = client.chat.completions.create(**asked).choices[0]
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content is None
+        [call] = choice.message.tool_calls
+        assert call.id.startswith("call_")
+        arguments = json.loads(call.function.arguments)
+        assert arguments["city"] in ("Paris", "Rome")
+        assert arguments["days"] in range(1, 10)
+        deltas = [
+            delta
+            for chunk in client.chat.completions.create(**asked, stream=True)
+            for delta in chunk.choices[0].delta.tool_calls or ()
+        ]
+        assert deltas[0].function.name == "weather"
+        assert "".join(delta.function.arguments or "" for delta in deltas) == json.dumps(arguments)
+        result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+        for said in (choice.message, choice.message.model_dump()):
+            again = client.chat.completions.create(
+                **asked
+                | {"messages": [*ASKED, said, result], "tool_choice": "auto"}
+                | {"max_tokens": 2}
+            )
+            assert again.choices[0].message.content
 
 
-def test_a_named_call_follows_its_schema_and_streams_as_deltas(client):
-    asked = {"model": "demo", "messages": ASKED, "tools": TOOLS, "tool_choice": NAMED}
-    whole = client.chat.completions.create(**asked, max_tokens=60)
-    name, arguments = call_of(whole.choices[0])
-    assert name == "weather"
-    assert arguments["city"] in ("Paris", "Rome")
-    assert arguments["days"] in range(1, 10)
-    chunks = list(client.chat.completions.create(**asked, max_tokens=60, stream=True))
-    deltas = [delta for chunk in chunks for delta in chunk.choices[0].delta.tool_calls or ()]
-    assert deltas[0].function.name == "weather"
-    assert deltas[0].id
-    assert {delta.index for delta in deltas} == {0}
-    streamed = "".join(delta.function.arguments or "" for delta in deltas)
-    assert json.loads(streamed) == arguments
-    assert chunks[-1].choices[0].finish_reason == "tool_calls"
-    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+def test_a_required_call_is_one_of_the_tools(live):
+    body = {"messages": ASKED, "tools": TOOLS, "tool_choice": "required", "max_tokens": 200}
+    body["parallel_tool_calls"] = False
+    choice = live.ask("POST", "/v1/chat/completions", body).json["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] in FUNCTIONS
 
 
-def test_a_model_that_is_free_to_call_may_speak(client):
-    asked = {"model": "demo", "messages": ASKED, "tools": TOOLS, "max_tokens": 6}
-    answer = client.chat.completions.create(**asked, tool_choice="auto")
-    assert answer.choices[0].message.content
-    chunks = client.chat.completions.create(**asked, stream=True)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    assert text == answer.choices[0].message.content
-
-
-def test_a_model_that_is_free_to_call_may_call(client):
-    # After two such calls this one calls too; both ways to send them back are tried.
-    [call] = [{"id": "1", "type": "function", "function": {"name": "time", "arguments": "{}"}}]
-    said = ChatCompletionMessage(role="assistant", tool_calls=[call])
-    asked = {"role": "user", "content": "time"}
-    answer = client.chat.completions.create(
-        model="demo",
-        messages=[asked, said, asked, said.model_dump(), asked],
-        tools=TOOLS[1:],
-        max_tokens=40,
-        extra_body={"repetition_penalty": 1},
-    )
-    assert call_of(answer.choices[0]) == ("time", {})
-
-
-def test_responses_have_calls_as_items(client):
+def test_responses_have_calls_as_items(live):
+    openai = pytest.importorskip("openai")
     tools = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
-    asked = {
-        "model": "demo",
-        "input": ASKED,
-        "tools": tools,
-        "tool_choice": {"type": "function", "name": "weather"},
-        "max_output_tokens": 60,
-    }
-    answer = client.responses.create(**asked)
-    [call] = answer.output
-    assert (call.type, call.name) == ("function_call", "weather")
-    assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
-    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
-    again = client.responses.create(
-        model="demo", input=[*ASKED, call, result], tools=tools, max_output_tokens=4
-    )
-    assert again.usage.input_tokens > answer.usage.input_tokens
-    with client.responses.stream(**asked) as stream:
-        kinds = [event.type for event in stream]
-        assert stream.get_final_response().output[0].arguments == call.arguments
+    asked = {"model": "tiny", "input": ASKED, "tools": tools, "max_output_tokens": 200}
+    asked |= {"tool_choice": {"type": "function", "name": "weather"}, "parallel_tool_calls": False}
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
+        with client.responses.stream(**asked) as stream:
+            kinds = [event.type for event in stream]
+            [call] = stream.get_final_response().output
+        assert (call.type, call.name) == ("function_call", "weather")
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+        again = client.responses.create(
+            model="tiny", input=[*ASKED, call, result], tools=tools, max_output_tokens=2
+        )
+        assert again.usage.output_tokens == 2
     assert kinds[2:-1] == [
         "response.output_item.added",
         "response.function_call_arguments.delta",
@@ -318,58 +283,38 @@ def test_responses_have_calls_as_items(client):
 ODD = [None, True, 5, "x", [], [1], {"a": None}, {"type": 5}, {"enum": 5}, {"enum": [1]}]
 
 
-@pytest.mark.parametrize("odd", ODD, ids=str)
 @pytest.mark.parametrize("name", ["properties", "required", "type", "$ref", "p", 'q"<'])
-def test_odd_schemas_are_followed_or_refused(demo, name, odd):
-    schema = {name: odd} if name in WEATHER or name == "$ref" else {"properties": {name: odd}}
-    for template in (HERMES, XML):
-        there = SimpleNamespace(lm=speaking(demo, template))
-        toolbox = Toolbox(there, [Function(name="f", parameters=schema)], "f")
-        with suppress(ApiError):
-            assert asyncio.run(toolbox.grammar()) is not None
+def test_odd_schemas_are_followed_or_refused(tiny, name):
+    for odd in ODD:
+        schema = {name: odd} if name in WEATHER or name == "$ref" else {"properties": {name: odd}}
+        for template in (HERMES, XML):
+            there = SimpleNamespace(lm=speaking(tiny, template))
+            toolbox = Toolbox(there, [Function(name="f", parameters=schema)], "f")
+            with suppress(ApiError):
+                assert asyncio.run(toolbox.grammar()) is not None
 
 
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
+def test_what_contradicts_itself_is_refused(tiny_server):
+    call = {"id": "1", "type": "function", "function": {"name": "time", "arguments": "["}}
+    for options, field in (
         ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "assistant",
-                        "tool_calls": [
-                            {
-                                "id": "1",
-                                "type": "function",
-                                "function": {"name": "time", "arguments": "["},
-                            }
-                        ],
-                    }
-                ]
-            },
-            "arguments",
-        ),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_what_contradicts_itself_is_refused(client, options, field):
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(
-            **{"model": "demo", "messages": ASKED, "tools": TOOLS, "max_tokens": 2} | options
-        )
-    assert field in refused.value.message
+        ({"messages": [{"role": "assistant", "tool_calls": [call]}]}, "arguments"),
+    ):
+        body = merged({"messages": ASKED, "tools": TOOLS, "max_tokens": 2}, options)
+        answer = tiny_server.ask("POST", "/v1/chat/completions", body)
+        assert answer.status == 400
+        assert field in answer.json["error"]["message"]
 
 
-def test_calls_in_an_unknown_form_are_refused(demo):
+def test_calls_in_an_unknown_form_are_refused(tiny):
     from support.serving import serving
 
     template = HERMES.replace("tool_call>", "call>")
-    with serving(speaking(demo, template)) as live:
+    with serving(speaking(tiny, template)) as live:
         answer = live.ask("POST", "/v1/chat/completions", {"messages": ASKED, "tools": TOOLS})
     assert answer.status == 400
     assert "form" in answer.json["error"]["message"]

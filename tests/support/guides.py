@@ -1,40 +1,21 @@
-"""The guides in docs/: their commands, options and tables."""
+"""The guides in docs/: their commands, options, tables and blocks of code."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import typer
-
-from minicpm_mlx.cli.main import app
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = "server.md"
+HERE = "http://127.0.0.1:8080"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-SHAPE = {
-    "hidden_size": 2304,
-    "intermediate_size": 5760,
-    "num_attention_heads": 36,
-    "num_key_value_heads": 36,
-    "num_hidden_layers": 40,
-    "vocab_size": 122753,
-    "max_position_embeddings": 4096,
-    "scale_emb": 12,
-    "scale_depth": 1.4,
-    "dim_model_base": 256,
-    "architectures": ["MiniCPMForCausalLM"],
-    "quantization": {"group_size": 64, "bits": 4},
-}
-"""MiniCPM-2B, as its default card packs it."""
-
-
+@cache
 def text(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
@@ -45,24 +26,37 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(block or inline, comments=True) for block, inline in lines]
 
 
+@cache
+def cli() -> Any:
+    import typer
+
+    from minicpm_mlx.cli.main import app
+
+    return typer.main.get_command(app)
+
+
 def parsed(arguments: list[str]) -> Iterator[dict[str, Any]]:
     """What the command line makes of them, and of the command that is launched; nothing runs."""
-    group: Any = typer.main.get_command(app)
     name, *rest = arguments
-    found: dict[str, Any] = group.commands[name].make_context(name, rest).params
-    yield found
+    command = cli().commands[name]
+    if rest and rest[0] in getattr(command, "commands", {}):
+        name, *rest = rest
+        command = command.commands[name]
+    parameters: dict[str, Any] = command.make_context(name, rest).params
+    yield parameters
     if name == "launch":
-        yield from parsed(found["command"])
+        yield from parsed(parameters["command"])
 
 
-def options() -> set[str]:
-    group: Any = typer.main.get_command(app)
-    return {
-        option
-        for command in group.commands.values()
-        for parameter in command.params
-        for option in (*parameter.opts, *parameter.secondary_opts)
-    }
+def options(group: Any = None) -> set[str]:
+    """The options of all commands."""
+    found = set()
+    for command in (group or cli()).commands.values():
+        for parameter in command.params:
+            found |= {*parameter.opts, *parameter.secondary_opts}
+        if hasattr(command, "commands"):
+            found |= options(command)
+    return found
 
 
 def rows(name: str, pattern: str) -> list[list[str]]:
@@ -71,16 +65,10 @@ def rows(name: str, pattern: str) -> list[list[str]]:
     return [row.split(" | ") for row in found]
 
 
-GUIDE = "server.md"
-
-
-HERE = "http://127.0.0.1:8080"
-
-
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+def spans(content: str) -> list[str]:
+    """What is set as code within a line."""
+    return re.findall(r"`([^`\n]+)`", content)
 
 
 def blocks(language: str, name: str = GUIDE) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.DOTALL | re.MULTILINE)
-    assert found
-    return found
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.DOTALL | re.MULTILINE)
