@@ -173,7 +173,5 @@ def _interrupted(*, newline: bool = False) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    if os.environ.get("MLX_RANK", "0") != "0":
-        time.sleep(1)  # rank 0 may fail of the same: then the launcher ends us
     print("minicpm-mlx: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(status)

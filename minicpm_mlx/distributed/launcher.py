@@ -1,6 +1,6 @@
-"""Runs Python as the ranks of `mlx.launch`, which knows hostfiles, ssh and backends.
+"""Runs Python on several ranks with the code of `mlx.launch`: its hostfiles, ssh and backends.
 
-Its supervision alone is replaced by ours: mlx.launch exits with 0 whatever its ranks did, mixes
+Only the supervision of the processes is ours: mlx.launch exits with 0 whatever its ranks did, mixes
 their output, and leaves them behind on SIGTERM (MLX 0.32.4).
 """
 
@@ -26,9 +26,9 @@ from .collectives import LAUNCHED
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Thread limits that BLAS libraries read; without one, each rank would use all cores."""
 PYTHON = 'exec "${MINICPM_MLX_PYTHON:-$0}" "$@"'
-"""Shell script that starts Python: on this machine ours, on others the one that is named."""
+"""Shell script that starts Python: ours on this machine, `python` of `run_python` on others."""
 PIDFILE = 'pidfile=$(mktemp); echo $$ > $pidfile; printf "%s\\n" $pidfile; '
-"""Start of each rank's script, for MLX's own supervision: it would print among our results."""
+"""Start of each script that MLX writes; removed, as it prints a line among the results."""
 REFUSALS = AttributeError, LookupError, TypeError, ValueError, subprocess.CalledProcessError
 """Errors of MLX's launcher: of options, a malformed hostfile, or a program that is not there."""
 
@@ -41,16 +41,16 @@ def run_python(
     starting_port: int | None = None,
     python: str | None = None,
 ) -> int:
-    """Run Python with these arguments as `ranks` processes here, or as one a host of `hostfile`.
+    """Run Python with these arguments: `ranks` processes here, or one on each host of `hostfile`.
 
-    Options are those of mlx.launch; InvalidArgumentError where it refuses one. Returns the exit
-    status of `processes.run`. `python` is the interpreter on other machines.
+    Options are those of mlx.launch; InvalidArgumentError if it refuses one. Returns the exit status
+    of `processes.run`. `python` is the interpreter on other machines.
     """
     options = ["--hostfile", str(hostfile)] if hostfile else ["-n", str(ranks)]
     if hostfile is None:
         backend = backend or "ring"
-        # At random, so that two launches do not meet. Below the ports of outgoing connections: a
-        # rank that dials one of those too early can be given it, and be connected to itself.
+        # Random, so that two launches do not meet; below the ports of outgoing connections, of
+        # which a rank that dials too early could be given the very one, and reach itself.
         starting_port = starting_port or random.SystemRandom().randrange(20000, 31000)
     options += ["--backend", backend] if backend else []
     options += ["--starting-port", str(starting_port)] if starting_port else []

@@ -91,7 +91,7 @@ def _supervise(
             failed_at = now
         for rank in running if number else ():
             _send(rank, number)
-    while mux.relay(0):  # not to the end of all: what a rank started may hold its stream open
+    while mux.relay(0.05):  # not to the end of all: what a rank started may hold its stream open
         pass
     codes = {index: rank.returncode for index, rank in enumerate(ranks) if rank not in stopped}
     if caught and any(codes.values()):

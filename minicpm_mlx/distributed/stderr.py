@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 import select
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
 NOISE = b"\0" if "MLX_RING_VERBOSE" in os.environ else b"[ring] "
 """Start of lines that MLX logs many times over before its error that a connection is lost."""
+
+HOLD = 0.5
+"""Seconds for which a line of another rank waits, in case rank 0 writes the same."""
 
 
 class StderrMux:
@@ -20,10 +24,11 @@ class StderrMux:
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._ranks = {descriptor: rank for rank, descriptor in enumerate(descriptors)}
         self._unfinished = [b""] * len(descriptors)
+        self._held: list[tuple[float, int, bytes]] = []
         self._recent: deque[tuple[int, bytes]] = deque(maxlen=100)
 
     def relay(self, seconds: float) -> bool:
-        """Copy what comes within `seconds`; whether anything came."""
+        """Copy what comes within `seconds`; whether there may be more."""
         ready, _, _ = select.select(list(self._ranks), [], [], seconds)
         for descriptor in ready:
             rank, data = self._ranks[descriptor], b""
@@ -33,7 +38,11 @@ class StderrMux:
                 os.close(descriptor)
                 del self._ranks[descriptor]
             self._copy(rank, data)
-        return bool(ready)
+        while self._held and self._held[0][0] <= time.monotonic():
+            _, rank, text = self._held.pop(0)
+            if all(t != text or r == rank for r, t in self._recent):
+                self._write(rank, text, b"[rank %d] %s\n" % (rank, text))
+        return bool(ready or self._held)
 
     def _copy(self, rank: int, data: bytes) -> None:
         *lines, rest = re.split(rb"(?<=[\r\n])", self._unfinished[rank] + data)
@@ -41,10 +50,13 @@ class StderrMux:
         if not data or (rank == 0 and not NOISE.startswith(rest[: len(NOISE)])):
             lines, rest = [*lines, rest], b""
         self._unfinished[rank] = rest
-        for line in lines:
-            text = line.rstrip()
-            repeated = text and any(t == text and r != rank for r, t in self._recent)
-            if not line.startswith(NOISE) and not repeated:
-                self._recent.append((rank, text))
-                with suppress(OSError):  # nobody reads our errors any more; the ranks continue
-                    os.write(2, b"[rank %d] %s\n" % (rank, text) if rank and text else line)
+        for line in (line for line in lines if not line.startswith(NOISE)):
+            if rank == 0:
+                self._write(rank, line.rstrip(), line)
+            elif text := line.rstrip():
+                self._held.append((time.monotonic() + HOLD, rank, text))
+
+    def _write(self, rank: int, text: bytes, data: bytes) -> None:
+        self._recent.append((rank, text))
+        with suppress(OSError):  # nobody reads our errors any more; the ranks continue
+            os.write(2, data)
