@@ -14,14 +14,17 @@ COMMANDS = "dpo", "generate", "lora", "serve"
 """Commands that several processes can share."""
 RANK = (
     "import sys; sys.path[:] = filter(None, sys.path); sys.argv[0] = 'minicpm-mlx'; "
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "from minicpm_mlx.cli.main import as_rank; as_rank()"
 )
-"""Program of each rank: the command line, importing nothing from the current folder."""
+"""Program of each rank: the command line. It imports nothing from the current folder, and Ctrl-C
+ends these imports without a traceback."""
 
 
 def launch(
     command: Annotated[
-        list[str] | None, typer.Argument(help="lora, dpo, generate or serve.")
+        list[str] | None,
+        typer.Argument(help="lora, dpo, generate or serve, and its arguments, after `--`."),
     ] = None,
     ranks: Annotated[int | None, typer.Option("-n", help="Processes on this machine.")] = None,
     hostfile: Annotated[Path | None, typer.Option(help="Machines, one process each.")] = None,
@@ -36,10 +39,9 @@ def launch(
     """
     from minicpm_mlx.distributed.launcher import run_python
 
-    name, *_ = command = command or [""]
-    if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise InvalidArgumentError(f"launch needs a command to run: one of {known}; got {name!r}")
+    if not command or command[0] not in COMMANDS:
+        known, got = ", ".join(COMMANDS), command[0] if command else "none"
+        raise InvalidArgumentError(f"launch needs a command to run: one of {known}; got {got!r}")
     if (ranks is None) == (hostfile is None):
         raise InvalidArgumentError("launch needs a number of processes (-n), or a hostfile")
     program = ["-c", RANK, *command]

@@ -114,6 +114,7 @@ def as_rank() -> None:
     """Run the command line as one rank of a launch: only rank 0 reads input and prints results."""
     from minicpm_mlx.distributed import collectives
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if collectives.rank():
         null = os.open(os.devnull, os.O_RDWR)

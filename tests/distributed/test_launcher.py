@@ -206,7 +206,7 @@ def test_a_mistake_that_all_make_is_said_once(
 
 
 def test_nothing_is_imported_from_the_folder_it_is_called_in(tmp_path: Path) -> None:
-    for name in ("json", "minicpm_mlx", "typer"):
+    for name in ("json", "minicpm_mlx", "signal", "typer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
     code = f"import sys; sys.path.remove(''); {COMMAND[2]}"
     line = [sys.executable, "-c", code, "launch", "-n", "2", "generate", "--help"]
