@@ -10,7 +10,7 @@ from ..render.theme import console
 from ..streams import print_json, progress
 
 if TYPE_CHECKING:
-    from minicpm_mlx.evals.harness.run import Chosen, ResultRow
+    from minicpm_mlx.evals.harness.run import ResultRow, TaskSelection
 
     from .options import EvalOptions
 
@@ -24,14 +24,14 @@ def run_lm_eval(args: EvalOptions) -> None:
     """Loads the model, runs the tasks and prints the results."""
     from minicpm_mlx.evals.harness.run import figures, new_folder, run_harness, summary
 
-    chosen = _choose(args)  # before a model is loaded
+    selection = _select_tasks(args)  # before a model is loaded
     folder = None if args.output is None else new_folder(args.output)
     lm = options.load_model(args.model, args.compute, adapter=args.adapter)
     folder = folder or new_folder(f"lm-eval-{lm.card.name}")
     show = progress()
     results = run_harness(
         lm,
-        chosen,
+        selection,
         output=folder,
         progress=lambda name, done, of: show(f"{name} {done} of {of}" if done < of else ""),
         limit=args.limit,
@@ -48,7 +48,7 @@ def run_lm_eval(args: EvalOptions) -> None:
     console(stderr=True).print(f"details: {folder / 'results.json'}", style="quiet")
 
 
-def _choose(args: EvalOptions) -> Chosen:
+def _select_tasks(args: EvalOptions) -> TaskSelection:
     from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.harness.run import choose
 

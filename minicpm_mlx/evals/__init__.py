@@ -1,1 +1,4 @@
-"""MiniCPM's published table, measured again: tasks, their data and how replies are scored."""
+"""Evaluation of models: MiniCPM's published table, MT-Bench, lm-evaluation-harness.
+
+The command line imports this.
+"""

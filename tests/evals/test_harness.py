@@ -166,7 +166,9 @@ def test_what_cannot_be_run_is_refused_before_the_model_is_asked(
     with pytest.raises(InvalidArgumentError, match="limit must be 1 or more"):
         run_harness(demo, choose(["own_choice"], tasks), limit=0)
     write_task(tasks, "own_code", tasks / "rows.jsonl", REPLIES + "unsafe_code: true")
-    with pytest.raises(InvalidArgumentError, match=r"own_code .*unguarded; allow it with --allow-"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"own_code .*without a sandbox; allow it with --allow-"
+    ):
         run_harness(demo, choose(["own_code"], tasks))
     write_task(tasks, "own_lost", tasks / "gone.jsonl", CHOICE)
     with pytest.raises(DownloadError, match=r"gone\.jsonl"):

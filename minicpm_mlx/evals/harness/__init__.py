@@ -1,1 +1,1 @@
-"""lm-evaluation-harness on this runtime."""
+"""lm-evaluation-harness on our models. The command line imports this."""

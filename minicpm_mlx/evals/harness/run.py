@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness over our model: its tasks, its prompts, its metrics."""
+"""Runs tasks of EleutherAI's lm-evaluation-harness on a loaded model."""
 
 from __future__ import annotations
 
@@ -21,24 +21,33 @@ from ...files.atomic import named_errors, write_whole
 if TYPE_CHECKING:
     from ...lm.lm import LM
 
-__all__ = ["Chosen", "ResultRow", "choose", "figures", "new_folder", "run_harness", "summary"]
+__all__ = [
+    "ResultRow",
+    "TaskSelection",
+    "choose",
+    "figures",
+    "new_folder",
+    "run_harness",
+    "summary",
+]
 
 RESULTS, SAMPLES = "results.json", "samples_{}.jsonl"
-"""Files of a run: the figures with all settings, and each task's questions and answers."""
+"""Files of a run: the results with all settings, and each task's questions and answers."""
 
 RESAMPLES = 1000
-"""For standard errors that have no formula: right to a few hundredths of themselves, in a hundredth
-of the time that lm-eval's 100,000 take."""
+"""Bootstrap samples for standard errors without a formula.
+
+Within a few percent of lm-eval's default, 100,000, in a hundredth of the time."""
 
 Progress = Callable[[str, int, int], object]
 
 
-class Chosen(NamedTuple):
-    """Tasks that are known to be there."""
+class TaskSelection(NamedTuple):
+    """Tasks that lm-eval has found."""
 
     names: tuple[str, ...]
     manager: Any
-    """lm-eval's TaskManager that knows them."""
+    """The lm-eval TaskManager that found them."""
 
 
 class ResultRow(NamedTuple):
@@ -48,15 +57,15 @@ class ResultRow(NamedTuple):
     metric: str
     value: float
     error: float | None
-    """Its standard error, where lm-eval gives one."""
+    """The standard error, where lm-eval computes one."""
     shots: int | None
 
 
-def choose(tasks: Sequence[str], include_path: str | Path | None = None) -> Chosen:
-    """Find `tasks`: names, groups and patterns of lm-eval's, or YAML files.
+def choose(tasks: Sequence[str], include_path: str | Path | None = None) -> TaskSelection:
+    """Finds `tasks`: names, groups and patterns of lm-eval, or YAML files.
 
-    `include_path` is a folder with YAML files of tasks of one's own, whose names come first. To be
-    called before a model is loaded: InvalidArgumentError for a task or a folder that is not there,
+    `include_path` is a folder with YAML files of more tasks, whose names take precedence. Call it
+    before a model is loaded: InvalidArgumentError for a task or folder that does not exist,
     MissingPackageError without lm-eval.
     """
     if find_spec("lm_eval") is None:
@@ -70,30 +79,30 @@ def choose(tasks: Sequence[str], include_path: str | Path | None = None) -> Chos
         raise InvalidArgumentError(f"{folder}: expected a folder of task files, found none")
     if not tasks:
         raise InvalidArgumentError("expected the name of one task or more, got none")
-    # lm-eval's own, almost 15,000, are looked through only where they are needed: seconds.
+    # Reading lm-eval's own tasks, almost 15,000, takes seconds: only where they are needed.
     own = TaskManager(include_path=folder, include_defaults=False)
     if all(_is_file(name) or name in own.all_subtasks for name in tasks):
-        return Chosen(tuple(tasks), own)
+        return TaskSelection(tuple(tasks), own)
     manager = TaskManager(include_path=folder)
-    return Chosen(tuple(one for name in tasks for one in _named(name, manager)), manager)
+    return TaskSelection(tuple(task for name in tasks for task in _match(name, manager)), manager)
 
 
 def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
 
-def _named(name: str, manager: Any) -> list[str]:
-    found: list[str] = [name] if _is_file(name) else manager.match_tasks([name])
-    if not found:
+def _match(name: str, manager: Any) -> list[str]:
+    tasks: list[str] = [name] if _is_file(name) else manager.match_tasks([name])
+    if not tasks:
         near = get_close_matches(name, manager.all_tasks, n=3)
         advice = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
         raise InvalidArgumentError(f"lm-eval has no task {name!r}; {advice}")
-    return found
+    return tasks
 
 
 def run_harness(
     lm: LM,
-    tasks: Sequence[str] | Chosen,
+    tasks: Sequence[str] | TaskSelection,
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -107,14 +116,14 @@ def run_harness(
     output: str | Path | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Score `lm` on tasks of lm-evaluation-harness; its results, as `simple_evaluate` returns them.
+    """Scores `lm` on tasks of lm-evaluation-harness; returns the results of `simple_evaluate`.
 
     `limit` is the number of questions of each task, `num_fewshot` that of examples where the task
-    does not forbid any. With `apply_chat_template` the examples are turns of a conversation, or,
-    without `fewshot_as_multiturn`, one message. `seed` draws examples, and replies where a task
-    wants them drawn. `allow_code` lets tasks run the programs that the model writes, which lm-eval
-    does unguarded. `width` texts are computed at a time. `output` is a folder for results.json and
-    each task's samples. `progress` is told what is done, how many of it, and of how many.
+    allows any. With `apply_chat_template` the examples are turns of a conversation, or, without
+    `fewshot_as_multiturn`, one message. `seed` draws examples and sampled replies. `allow_code`
+    lets tasks run the programs that the model writes, which lm-eval does without a sandbox.
+    `width` texts are computed at a time. `output` is a folder for results.json and each task's
+    samples. `progress` is called with a kind of work, the number done, and the total.
 
     Tasks read their data from the Hugging Face hub, or from the local files that they name.
     Raises as `choose` and `new_folder`; DownloadError where the data cannot be had or `output` not
@@ -123,7 +132,7 @@ def run_harness(
         run_harness(lm, ["arc_easy"], limit=100)["results"]["arc_easy"]["acc,none"]
     """
     folder = None if output is None else new_folder(output)
-    chosen = tasks if isinstance(tasks, Chosen) else choose(tasks, include_path)
+    selection = tasks if isinstance(tasks, TaskSelection) else choose(tasks, include_path)
     for name, value in (("limit", limit), ("num_fewshot", num_fewshot)):
         if value is not None and whole(name, value) < (name == "limit"):
             raise InvalidArgumentError(f"{name} must be {int(name == 'limit')} or more")
@@ -132,11 +141,11 @@ def run_harness(
     from .model import MiniCPM
 
     model = MiniCPM(lm, width=at_least_one("width", width), seed=seed, progress=progress)
-    with _apart(), _named_errors():
+    with _in_own_process(), _user_errors():
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
-            tasks=list(chosen.names),
-            task_manager=chosen.manager,
+            tasks=list(selection.names),
+            task_manager=selection.manager,
             num_fewshot=num_fewshot,
             limit=limit,
             apply_chat_template=apply_chat_template,
@@ -155,7 +164,7 @@ def run_harness(
 
 
 def new_folder(folder: str | Path) -> Path:
-    """The folder, which has no results yet; InvalidArgumentError where it does, or is none."""
+    """The folder, which must not have results yet; InvalidArgumentError otherwise."""
     path = Path(folder)
     if (path / RESULTS).exists():
         raise InvalidArgumentError(f"{path} has results of lm-eval already; give another folder")
@@ -165,8 +174,8 @@ def new_folder(folder: str | Path) -> Path:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
-    """lm-eval prints, and would fork this process to resample: neither goes with what is ours."""
+def _in_own_process() -> Iterator[None]:
+    """Sends lm-eval's output to stderr, and keeps it from forking this process to resample."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
@@ -179,46 +188,50 @@ def _apart() -> Iterator[None]:
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
-    """What lm-eval raises where a user can mend it."""
+def _user_errors() -> Iterator[None]:
+    """Turns lm-eval's errors that a user can correct into ours."""
     try:
         yield
     except OSError as error:
         raise DownloadError(
-            f"the data of a task cannot be had ({error}); connect to the network, or give a task "
-            "that reads local files"
+            f"the data of a task cannot be downloaded ({error}); connect to the network, or give a "
+            "task that reads local files"
         ) from error
     except ValueError as error:
         if "marked as unsafe" not in str(error):
             raise
         raise InvalidArgumentError(
             f"{error.args[0].partition('.')[0]}: it runs programs that the model writes, and "
-            "lm-eval does so unguarded; allow it with --allow-code (allow_code=True)"
+            "lm-eval does so without a sandbox; allow it with --allow-code (allow_code=True)"
         ) from None
 
 
 def figures(results: Mapping[str, Any]) -> list[ResultRow]:
-    """The figures of a run, of groups first, in lm-eval's order."""
-    found = []
-    for task, measured in {**results.get("groups", {}), **results["results"]}.items():
-        for name, value in measured.items():
-            metric, _, kept = name.partition(",")
-            if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
+    """The results of a run as rows in lm-eval's order, groups first."""
+    rows = []
+    for task, metrics in {**results.get("groups", {}), **results["results"]}.items():
+        for name, value in metrics.items():
+            metric, _, result_filter = name.partition(",")
+            if (
+                not result_filter
+                or metric.endswith("_stderr")
+                or not isinstance(value, int | float)
+            ):
                 continue
-            error = measured.get(f"{metric}_stderr,{kept}")
-            label = metric if kept == "none" else f"{metric} ({kept})"
-            shown = error if isinstance(error, int | float) else None
+            error = metrics.get(f"{metric}_stderr,{result_filter}")
+            label = metric if result_filter == "none" else f"{metric} ({result_filter})"
+            error = error if isinstance(error, int | float) else None
             shots = results.get("n-shot", {}).get(task)
-            found.append(ResultRow(str(measured.get("alias", task)), label, value, shown, shots))
-    return found
+            rows.append(ResultRow(str(metrics.get("alias", task)), label, value, error, shots))
+    return rows
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The results less the questions and answers, as JSON can say them."""
-    found: dict[str, Any] = json.loads(
+    """The results for JSON, without the questions and answers."""
+    plain: dict[str, Any] = json.loads(
         _json({name: part for name, part in results.items() if name != "samples"})
     )
-    return found
+    return plain
 
 
 def _json(value: object) -> str:
@@ -232,7 +245,7 @@ def _write(results: Mapping[str, Any], folder: Path) -> None:
         SAMPLES.format(task.replace("/", "__")): "".join(f"{_json(row)}\n" for row in rows)
         for task, rows in results.get("samples", {}).items()
     }
-    # Last, since a folder that has it is taken for whole.
+    # Last, since a folder with results counts as complete.
     files[RESULTS] = json.dumps(summary(results), ensure_ascii=False, indent=2) + "\n"
     with named_errors(folder, "give another folder"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Reports of a run: scores, tables, charts, comparisons, published figures."""
+"""Reports of a run: scores, tables, charts, comparisons, published scores."""

@@ -1,1 +1,1 @@
-"""Running code that a model wrote, in a process that can harm nothing."""
+"""Runs programs that a model wrote, in processes that can do no harm. `evals.run` imports this."""

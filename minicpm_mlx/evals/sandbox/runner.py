@@ -1,14 +1,14 @@
-"""Programs that a model wrote, run in processes that can hurt nothing, judged by how they end.
+"""Runs programs that a model wrote in sandboxed processes, and scores how they end.
 
-A process reads Python's own library and no other file, though it may find out which exist. It
-makes and changes no file, knows no network, starts no process (on Linux no thread either), signals
-nobody, and is held to seconds and bytes; its folder is empty and goes with it. Linux holds it with
-Landlock and seccomp, macOS with sandbox-exec. Where neither works no program is run.
+A process reads Python's own library and no other file, though it can find out which files exist. It
+creates and changes no file, has no network, starts no process (on Linux no thread either), sends
+signals to no other process, and has limits of time and memory. Its folder is empty and temporary.
+Linux contains it with Landlock and seccomp, macOS with sandbox-exec. Without those no program runs.
 
-A program passes when its last line has run: exit codes, what it prints and what it does to Python's
-builtins count for nothing. One that was written against this very file could still look for the
-channel to the parent and answer on it, or return objects that are equal to everything: checks that
-share a process with what they check cannot rule that out. It could not do harm.
+A program passes when its last line has run; exit codes, output and changes of Python's builtins do
+not count. A program written against this very file could still find the channel to the parent and
+answer on it, or return objects that equal everything: checks in the same process cannot prevent
+that. It could do no harm.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ SECONDS = 3.0
 """UltraEval's."""
 MEMORY = 1 << 30
 START = 60.0
-"""Seconds in which Python must have started, on a machine however busy."""
+"""Seconds for Python to start, even on a busy machine."""
 
 FOLDER = Path(__file__).parent
 BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from jail.main import run; run()"
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
-"""All of it: the same program has its sets in the same order each time."""
+"""The whole environment; with this seed a program iterates its sets in the same order each time."""
 
 LIBRARIES = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo",
     "/etc/ld.so.cache", "/nix/store", "/opt/homebrew/Cellar", "/opt/homebrew/opt",
     "/usr/local/Cellar", "/usr/local/opt",
 )  # fmt: skip
-"""Where the C libraries that Python's modules load may be."""
+"""Possible folders of the C libraries that Python's modules load."""
 
 ADVICE = "use Linux 5.13 or later with Landlock, or macOS, or leave code tasks out"
 
@@ -74,34 +74,32 @@ class Outcome:
 
 @cache
 def containment() -> str:
-    """What holds programs here, such as "Landlock 7 and seccomp", proven by one that tries.
+    """The containment in use, such as "Landlock 7 and seccomp", tested with a probe program.
 
-    InvalidArgumentError where they cannot be held.
+    InvalidArgumentError where programs cannot be contained.
     """
     if sys.platform == "darwin":
         level = "sandbox-exec"
     elif sys.platform == "linux":
         level = f"Landlock {landlock.version()} and seccomp"
     else:
-        raise InvalidArgumentError(
-            f"programs a model wrote are not run on {sys.platform}; {ADVICE}"
-        )
+        raise InvalidArgumentError(f"programs a model wrote do not run on {sys.platform}; {ADVICE}")
     probe = (FOLDER / "jail" / "probe.py").read_text(encoding="utf-8")
     with tempfile.NamedTemporaryFile(prefix="minicpm-mlx-") as secret:
         outcome = _run(f"{probe}\ntry_all({secret.name!r})\n", START, MEMORY)
     if not outcome.passed:
         raise InvalidArgumentError(
-            f"programs a model wrote are not run here: {level} holds them not ({outcome.reason}); "
-            f"{ADVICE}"
+            f"programs a model wrote do not run here: {level} does not contain them "
+            f"({outcome.reason}); {ADVICE}"
         )
     return level
 
 
 def run_program(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> Outcome:
-    """Run the Python text `program` and say whether it came to its end.
+    """Runs the Python text `program` and returns how it ended.
 
-    `seconds` are on the clock, from when Python has started; `memory` is in bytes, the
-    interpreter's own among them. InvalidArgumentError where the machine cannot contain it.
+    `seconds` are wall-clock time from when Python has started; `memory` is in bytes and includes
+    the interpreter's. InvalidArgumentError where the machine cannot contain the program.
 
     >>> run_program("assert 1 + 1 == 2")
     Outcome(passed=True, reason='passed')
@@ -110,7 +108,7 @@ def run_program(program: str, *, seconds: float = SECONDS, memory: int = MEMORY)
         raise InvalidArgumentError(f"seconds must be more than 0, got {shown(seconds)}")
     if whole("memory", memory) < 1 << 26:
         raise InvalidArgumentError(
-            f"memory must be {1 << 26} bytes or more, as Python takes, got {shown(memory)}"
+            f"memory must be {1 << 26} bytes or more, which Python needs, got {shown(memory)}"
         )
     containment()
     return _run(program, float(seconds), memory)
@@ -123,12 +121,12 @@ def run_programs(
     seconds: float = SECONDS,
     memory: int = MEMORY,
 ) -> Iterator[Outcome]:
-    """The outcomes of many programs, in order, each as soon as it is known.
+    """The outcomes of many programs in order, each as soon as it is known.
 
-    `workers` of them run at once, by default one for each core. Errors as `run_program`.
+    `workers` programs run at a time, by default one for each core. Errors as `run_program`.
     """
     count = at_least_one("workers", (os.cpu_count() or 1) if workers is None else workers)
-    containment()  # once, before the workers would each find out
+    containment()  # once, before each worker would probe
     pool = ThreadPoolExecutor(count)
     try:
         runs = [pool.submit(run_program, p, seconds=seconds, memory=memory) for p in programs]
@@ -140,16 +138,18 @@ def run_programs(
 
 def _run(program: str, seconds: float, memory: int) -> Outcome:
     text = program.encode("utf-8", "surrogatepass")
-    ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryDirectory(prefix="minicpm-mlx-") as folder:
-        with theirs:
+    parent_end, child_end = socket.socketpair()
+    with parent_end, tempfile.TemporaryDirectory(prefix="minicpm-mlx-") as folder:
+        with child_end:
             limits = (len(text), math.ceil(seconds) + 1, memory)
-            process = _start([str(n) for n in (theirs.fileno(), *limits)], theirs, folder)
+            process = _start([str(n) for n in (child_end.fileno(), *limits)], child_end, folder)
         try:
-            return _watch(process, ours, text, seconds, memory)
+            return _watch(process, parent_end, text, seconds, memory)
         finally:
             if process.poll() is None:
-                with suppress(ProcessLookupError, PermissionError):  # macOS's word for a zombie
+                with suppress(
+                    ProcessLookupError, PermissionError
+                ):  # macOS raises PermissionError for a zombie
                     os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
                 process.wait()
@@ -165,27 +165,27 @@ def _start(arguments: list[str], channel: socket.socket, folder: str) -> subproc
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(channel.fileno(),),
-            start_new_session=True,  # so that it can be killed with all that it may have started
+            start_new_session=True,  # so that it is killed with any process it may have started
         )
     except OSError as error:
         raise InvalidArgumentError(
-            f"programs a model wrote are not run here: no process starts ({error}); {ADVICE}"
+            f"programs a model wrote do not run here: no process starts ({error}); {ADVICE}"
         ) from None
 
 
 def _command(arguments: list[str]) -> list[str]:
-    """The process's command line; the interpreter is the one that a virtual environment is of."""
-    # Python's own word for it, which is no public one; a copy without it is none of an environment.
+    """The process's command line, with the base interpreter of a virtual environment."""
+    # A private attribute; an interpreter without it belongs to no virtual environment.
     interpreter = str(getattr(sys, "_base_executable", "") or sys.executable)
-    readable = [*_library(), *LIBRARIES]
+    readable = [*_python_library(), *LIBRARIES]
     python = [interpreter, "-s", "-S", "-B", "-X", "utf8", "-c", BOOT, str(FOLDER), *arguments]
     if sys.platform == "darwin":
-        seen = [*readable, sys.base_prefix, str(FOLDER / "jail")]
-        return seatbelt.command([*python, *readable], seen, sys.base_prefix)
+        visible = [*readable, sys.base_prefix, str(FOLDER / "jail")]
+        return seatbelt.command([*python, *readable], visible, sys.base_prefix)
     return [*python, *readable]
 
 
-def _library() -> list[str]:
+def _python_library() -> list[str]:
     """Python's own modules, and the libraries of its prefix."""
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     paths = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
@@ -201,30 +201,33 @@ def _watch(
 ) -> Outcome:
     token = secrets.token_hex(16).encode()
     channel.settimeout(START)
-    with suppress(OSError):  # what went wrong there is read below
+    with suppress(OSError):  # the cause is read below
         channel.sendall(program + token)
-    began = _receive(process, channel, START, memory, len(READY))
-    if began.said != READY:
-        why = (began.said + _receive(process, channel, 1, memory).said).decode(errors="replace")
+    start = _receive(process, channel, START, memory, len(READY))
+    if start.data != READY:
+        data = start.data + _receive(process, channel, 1, memory).data
+        reason = " ".join(data.decode(errors="replace").split())
         raise InvalidArgumentError(
-            "programs a model wrote are not run here: Python would not start shut in "
-            f"({' '.join(why.split()) or began.stopped or 'it ended'}); {ADVICE}"
+            "programs a model wrote do not run here: Python does not start in the sandbox "
+            f"({reason or start.limit or 'it ended'}); {ADVICE}"
         )
-    heard = _receive(process, channel, seconds, memory)
-    if heard.said == token[::-1]:
+    result = _receive(process, channel, seconds, memory)
+    if result.data == token[::-1]:
         return Outcome(True, "passed")
-    if heard.stopped:
-        return Outcome(False, heard.stopped)
-    if failed := re.fullmatch(rb"failed: (\w{1,80})", heard.said):
-        return Outcome(False, f"failed: {failed[1].decode()}")
-    return Outcome(False, _ended(process))
+    if result.limit:
+        return Outcome(False, result.limit)
+    if error := re.fullmatch(rb"failed: (\w{1,80})", result.data):
+        return Outcome(False, f"failed: {error[1].decode()}")
+    return Outcome(False, _exit_reason(process))
 
 
 @dataclass(frozen=True)
-class _Heard:
-    said: bytes
-    stopped: str = ""
-    """Why listening ended before the process did."""
+class _Received:
+    """Bytes from the process's channel."""
+
+    data: bytes
+    limit: str = ""
+    """The limit that the process reached: "timed out", "killed: memory"."""
 
 
 def _receive(
@@ -233,32 +236,32 @@ def _receive(
     seconds: float,
     memory: int,
     most: int = 256,
-) -> _Heard:
-    """What the process says until it ends, or has said `most` bytes."""
-    said = b""
+) -> _Received:
+    """Reads until the process ends, has sent `most` bytes, or reaches a limit."""
+    data = b""
     deadline = time.monotonic() + seconds
-    watched = sys.platform == "darwin"
-    while len(said) < most:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return _Heard(said, "timed out")
-        if watched and seatbelt.footprint(process.pid) > memory:
-            return _Heard(said, "killed: memory")
-        channel.settimeout(min(left, 0.02) if watched else left)
+    watch_memory = sys.platform == "darwin"  # macOS enforces no limit itself
+    while len(data) < most:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return _Received(data, "timed out")
+        if watch_memory and seatbelt.footprint(process.pid) > memory:
+            return _Received(data, "killed: memory")
+        channel.settimeout(min(remaining, 0.02) if watch_memory else remaining)
         try:
-            part = channel.recv(most - len(said))
+            chunk = channel.recv(most - len(data))
         except TimeoutError:
             continue
         except ConnectionError:
             break
-        if not part:
+        if not chunk:
             break
-        said += part
-    return _Heard(said)
+        data += chunk
+    return _Received(data)
 
 
-def _ended(process: subprocess.Popen[bytes]) -> str:
-    """What became of a process that closed its channel without a word."""
+def _exit_reason(process: subprocess.Popen[bytes]) -> str:
+    """Why a process closed its channel without a result."""
     try:
         status = process.wait(1)
     except subprocess.TimeoutExpired:

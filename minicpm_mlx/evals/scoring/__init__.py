@@ -1,1 +1,1 @@
-"""Scoring answers: parsing, metrics, equality of formulas, early stopping."""
+"""Scores answers: parsing, metrics, normal forms of formulas, early stopping."""

@@ -1,5 +1,5 @@
-"""What the process of `sandbox` runs: it shuts itself in, then runs a program that a model wrote.
+"""The sandbox's process: it locks itself in, then runs a program that a model wrote.
 
-The process loads these files alone, not the library, so they import each other and Python's own
-modules only.
+The process loads these files alone and not the library, so they import only each other and Python's
+own modules.
 """

@@ -1,6 +1,6 @@
-"""Landlock, by which a Linux process gives up all files but some that it may read.
+"""Landlock: restricts a Linux process to reading some files.
 
-Landlock needs no rights: https://docs.kernel.org/userspace-api/landlock.html
+Needs no privileges: https://docs.kernel.org/userspace-api/landlock.html
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import stat
 from collections.abc import Iterable
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-"""System calls; the same numbers on every processor."""
+"""System call numbers, the same on every architecture."""
 RULE_PATH_BENEATH = 1
 READ_FILE, READ_DIRECTORY = 1 << 2, 1 << 3
 
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""How many rights to files each version knows; later ones know as many as the fifth."""
+"""Number of file access rights by version; later versions have as many as the fifth."""
 TCP_RIGHTS, SCOPES = 0b11, 0b11
-"""To bind and to connect, from version 4; abstract sockets and signals, from version 6."""
+"""Bind and connect, from version 4; abstract sockets and signals, from version 6."""
 
 
 class _Ruleset(ctypes.Structure):
@@ -36,40 +36,40 @@ class _PathBeneath(ctypes.Structure):
 
 
 def version() -> int:
-    """The version of Landlock that this kernel offers; 0 where there is none."""
+    """The kernel's Landlock version; 0 where there is none."""
     library = ctypes.CDLL(None)
     return max(0, int(library.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
 
 
 def restrict(readable: Iterable[str]) -> None:
-    """From now on, open nothing but what is at or below `readable`, and that only to read.
+    """Lets this process open only paths at or below `readable`, and only to read.
 
-    What is already open stays open. `no_new_privileges` of `seccomp` must come first. OSError
-    where the kernel has no Landlock, or refuses.
+    Open files stay open. Call `seccomp.no_new_privileges` first. OSError where the kernel has no
+    Landlock, or refuses.
     """
-    offered = version()
-    if not offered:
+    available = version()
+    if not available:
         raise OSError("this Linux has no Landlock, which kernels have from 5.13 on")
     rules = _Ruleset(
-        (1 << FILE_RIGHTS[min(offered, 5)]) - 1,
-        TCP_RIGHTS if offered >= 4 else 0,
-        SCOPES if offered >= 6 else 0,
+        (1 << FILE_RIGHTS[min(available, 5)]) - 1,
+        TCP_RIGHTS if available >= 4 else 0,
+        SCOPES if available >= 6 else 0,
     )
-    size = 8 if offered < 4 else 16 if offered < 6 else 24
+    size = 8 if available < 4 else 16 if available < 6 else 24
     ruleset = _call(CREATE_RULESET, ctypes.byref(rules), ctypes.c_size_t(size), 0)
     for path in readable:
-        if os.path.exists(path):  # noqa: PTH110 - pathlib would cost as much time as all the rest
+        if os.path.exists(path):  # noqa: PTH110 - importing pathlib would take as long as all the rest
             _allow(ruleset, path)
     _call(RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
 
 
 def _allow(ruleset: int, path: str) -> None:
-    opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    folder = stat.S_ISDIR(os.fstat(opened).st_mode)
-    rule = _PathBeneath(READ_FILE | (READ_DIRECTORY if folder else 0), opened)
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    rule = _PathBeneath(READ_FILE | (READ_DIRECTORY if folder else 0), descriptor)
     _call(ADD_RULE, ruleset, RULE_PATH_BENEATH, ctypes.byref(rule), 0)
-    os.close(opened)
+    os.close(descriptor)
 
 
 def _call(*arguments: object) -> int:

@@ -1,4 +1,4 @@
-"""What runs in the process: bounds are set, the doors shut, and the program run to its end."""
+"""The process's main function: sets limits, locks the process in and runs the program."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ READY = b"ready\n"
 
 
 def run() -> None:
-    """Take a program from the channel, run it shut in, and say there how it ended.
+    """Reads a program from the channel, runs it locked in, and reports there how it ended.
 
-    The arguments of the process: the number of the channel, bytes of the program, seconds and
-    bytes of memory it may use, then the paths that Python itself must read.
+    Arguments of the process: the channel's file descriptor, bytes of the program, limits of
+    seconds and of bytes of memory, then the paths that Python itself must read.
     """
     channel, length, seconds, memory = (int(word) for word in sys.argv[1:5])
     readable = sys.argv[5:]
-    program = _exactly(channel, length)
+    program = _read_exactly(channel, length)
     try:
-        _bound(seconds, memory)
-        _shut(readable)
+        _set_limits(seconds, memory)
+        _lock_in(readable)
     except (OSError, ValueError) as error:
         os.write(channel, f"refused: {error}".encode()[:400])
         os._exit(1)
-    _forget()
+    _remove_traces()
     os.write(channel, READY)
     _run(channel, program.decode("utf-8", "surrogatepass"))
 
 
-def _exactly(channel: int, length: int) -> bytes:
+def _read_exactly(channel: int, length: int) -> bytes:
     parts: list[bytes] = []
     while length:
         parts.append(os.read(channel, length))
@@ -43,7 +43,7 @@ def _exactly(channel: int, length: int) -> bytes:
     return b"".join(parts)
 
 
-def _bound(seconds: int, memory: int) -> None:
+def _set_limits(seconds: int, memory: int) -> None:
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -52,23 +52,23 @@ def _bound(seconds: int, memory: int) -> None:
         (resource.RLIMIT_AS, memory),
     ):
         if sys.platform == "darwin" and kind == resource.RLIMIT_AS:
-            continue  # not kept there: the parent watches
+            continue  # macOS ignores it: the parent watches
         hard = resource.getrlimit(kind)[1]
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (least, least))
-    # Should the parent die first: a program that sleeps uses no time of the processor.
+    # In case the parent dies first: a sleeping program uses no CPU time.
     signal.setitimer(signal.ITIMER_REAL, seconds + 1)
 
 
-def _shut(readable: list[str]) -> None:
-    if sys.platform == "linux":  # elsewhere the parent started this process shut in
+def _lock_in(readable: list[str]) -> None:
+    if sys.platform == "linux":  # elsewhere the parent started this process in its sandbox
         seccomp.no_new_privileges(signal.SIGKILL)
         landlock.restrict(readable)
         seccomp.restrict()
 
 
-def _forget() -> None:
-    """Leave the program nothing of ours to come upon."""
+def _remove_traces() -> None:
+    """Removes our modules, arguments and paths before the program runs."""
     sys.argv[:] = ["program"]
     sys.path[:] = sys.path[1:-1]  # Python put its folder first, and the parent this code's last
     os.environ.clear()
@@ -77,10 +77,13 @@ def _forget() -> None:
 
 
 def _run(channel: int, program: str) -> None:
-    """Run it and leave. The parent's token, unread until the last line has run, is the only thing
-    that it takes for success; it goes back turned round, so that no blind copy of it passes."""
-    read, write, leave = os.read, os.write, os._exit  # before the program can put others there
-    # Not "__main__": the harness that this follows ran no block under that name either.
+    """Runs the program and exits.
+
+    The parent accepts only its own token as success. It is read after the program's last line, and
+    sent back reversed so that a blind copy does not pass.
+    """
+    read, write, leave = os.read, os.write, os._exit  # before the program can replace them
+    # Not "__main__": UltraEval runs no `if __name__ == "__main__"` block either.
     module = ModuleType("program")
     sys.modules["program"] = sys.modules["__main__"] = module
     try:

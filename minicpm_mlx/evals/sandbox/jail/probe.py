@@ -1,4 +1,4 @@
-"""A program that tries what a program must not be able to do; it ends well if all of it failed."""
+"""The probe: a program that tries everything forbidden, and passes if all of it fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def starts() -> None:
         os._exit(0)
 
 
-def stopped(attempt: Callable[..., object], *arguments: object) -> bool:
+def is_refused(attempt: Callable[..., object], *arguments: object) -> bool:
     try:
         attempt(*arguments)
     except PermissionError:
@@ -39,7 +39,7 @@ def stopped(attempt: Callable[..., object], *arguments: object) -> bool:
 
 
 def try_all(secret: str) -> None:
-    """`secret` is a file of the parent's that anything else of this user could read."""
+    """`secret` is a file of the parent that any other process of this user could read."""
     attempts: dict[str, tuple[Callable[..., object], object]] = {
         "ReadsFiles": (reads, secret),
         "ChangesFiles": (writes, secret),
@@ -47,9 +47,11 @@ def try_all(secret: str) -> None:
         "RemovesFiles": (os.unlink, secret),
         "RunsCommands": (subprocess.check_call, [sys.executable, "--version"]),
     }
-    failed = [name for name, (attempt, given) in attempts.items() if not stopped(attempt, given)]
-    failed += ["UsesNetwork"] * (not stopped(connects))
-    failed += ["StartsProcesses"] * (not stopped(starts))
-    failed += ["SendsSignals"] * (not stopped(os.kill, os.getppid(), 0))
+    failed = [
+        name for name, (attempt, target) in attempts.items() if not is_refused(attempt, target)
+    ]
+    failed += ["UsesNetwork"] * (not is_refused(connects))
+    failed += ["StartsProcesses"] * (not is_refused(starts))
+    failed += ["SendsSignals"] * (not is_refused(os.kill, os.getppid(), 0))
     if failed:
         raise type("And".join(failed), (Exception,), {})

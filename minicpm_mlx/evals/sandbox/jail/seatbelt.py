@@ -1,4 +1,4 @@
-"""The profile that macOS's sandbox-exec holds a program to: Python may start, and read itself."""
+"""macOS's sandbox-exec: a profile in which Python can only start and read its own files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 PROFILE = """\
 (version 1)
 (deny default)
-; What any process needs so as to start: the system's own libraries, and questions about itself.
+; Needed by any process to start: the system's libraries, information about itself.
 (import "system.sb")
 (allow sysctl-read)
 (allow process-info* (target self))
 (allow signal (target self))
 (allow file-read-metadata)
-; The last rule that fits counts, so these take back what the import may have given.
+; The last matching rule counts: these revoke what the import may have allowed.
 (deny network*)
 (deny process-fork)
 (deny file-write*)
@@ -29,23 +29,25 @@ PROFILE = """\
 
 
 def command(python: Sequence[str], readable: Iterable[str], home: str) -> list[str]:
-    """`python`, a command line, as one that runs under the profile.
+    """The command line `python`, run under the profile.
 
-    The process reads what is at or below `readable`, and executes what is below `home` alone: a
-    framework's interpreter starts another one that is there.
+    The process reads only paths at or below `readable`, and executes only files below `home`: a
+    framework's interpreter starts another one there.
     """
     interpreter = [python[0], os.path.realpath(python[0])]
-    places = " ".join(f"(subpath {_quoted(path)})" for path in _real(readable))
-    runs = " ".join(f"(literal {_quoted(path)})" for path in dict.fromkeys(interpreter))
-    runs += "".join(f" (subpath {_quoted(path)})" for path in _real([home]))
-    profile = PROFILE.format(readable=f"{places} {runs}", python=runs)
+    readable_rules = " ".join(f"(subpath {_quoted(path)})" for path in _real(readable))
+    executable_rules = " ".join(f"(literal {_quoted(path)})" for path in dict.fromkeys(interpreter))
+    executable_rules += "".join(f" (subpath {_quoted(path)})" for path in _real([home]))
+    profile = PROFILE.format(
+        readable=f"{readable_rules} {executable_rules}", python=executable_rules
+    )
     return [SANDBOX_EXEC, "-p", profile, *python]
 
 
 def _real(paths: Iterable[str]) -> list[str]:
-    """Each path that exists, as it is written and without links, which is how it is compared."""
-    found = [path for path in paths if Path(path).exists()]
-    return list(dict.fromkeys([*found, *map(os.path.realpath, found)]))
+    """Existing paths as written and with links resolved, as macOS compares them."""
+    existing = [path for path in paths if Path(path).exists()]
+    return list(dict.fromkeys([*existing, *map(os.path.realpath, existing)]))
 
 
 def _quoted(path: str) -> str:
@@ -67,9 +69,9 @@ class _Usage(ctypes.Structure):
 
 
 def footprint(process: int) -> int:
-    """Bytes of memory that a process of this user takes up; 0 once it has ended.
+    """Bytes of memory of a process of this user; 0 once it has ended.
 
-    macOS keeps no limit on a process's memory, so it must be watched from outside.
+    macOS enforces no limit on a process's memory, so the parent watches it.
     """
     usage = _Usage()
     library = ctypes.CDLL("/usr/lib/libproc.dylib")

@@ -1,6 +1,6 @@
-"""seccomp, by which a Linux process gives up all system calls but those it needs to reckon.
+"""seccomp: restricts a Linux process to the system calls that computing needs.
 
-A filter is a small program in the kernel's BPF; it needs no rights and cannot be taken off:
+A filter is a small program in the kernel's BPF; it needs no privileges and cannot be removed:
 https://docs.kernel.org/userspace-api/seccomp_filter.html
 """
 
@@ -17,18 +17,18 @@ SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38
 FILTER = 2
 
 LOAD, AND, EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06
-"""BPF instructions: load a word, mask it, compare and jump, answer."""
+"""BPF instructions: load a word, mask it, compare and jump, return."""
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 REFUSE = 0x00050000 | errno.EPERM
 
 NUMBER, ARCHITECTURE = 0, 4
-"""Where the kernel puts them in what a filter sees."""
+"""Offsets in the data that a filter sees."""
 
 MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
-"""A processor's name: as the kernel counts it, and the column of the tables below."""
+"""By architecture: the kernel's number for it, and the column of the tables below."""
 
 NONE = -1
-"""The processor has no such call."""
+"""The architecture has no such call."""
 
 PLAIN = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62),
@@ -50,26 +50,26 @@ PLAIN = {
     "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "getrandom": (318, 278),
     "exit": (60, 93), "exit_group": (231, 94),
 }  # fmt: skip
-"""Calls that reach nothing outside, as (x86_64, aarch64); `restrict` of `landlock` holds paths.
+"""Calls without effect outside the process, as (x86_64, aarch64); Landlock restricts the paths.
 
-None makes a process or a thread, a socket or a file, or changes what a file is called or who may
-read it: those calls know no rule of Landlock's."""
+None creates a process, thread, socket or file, or renames a file or changes its permissions: no
+rule of Landlock covers those calls."""
 
 CHECKED = {
     "open": (2, NONE), "openat": (257, 56), "fcntl": (72, 25), "ioctl": (16, 29),
     "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261),
 }  # fmt: skip
-"""Calls that some arguments make harmless."""
+"""Calls that are harmless with some arguments."""
 
 WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
 FCNTL = (0, 1, 2, 3, 1030)
-"""Copies of a file's number, and its flags; not the owner that signals go to."""
+"""Duplicating a file descriptor and its flags; not the owner that receives signals."""
 IOCTL = (0x5401, 0x5451)
-"""Whether it is a terminal; close it in children."""
+"""TCGETS (is it a terminal?) and FIOCLEX (close on exec)."""
 
 
 class Check(NamedTuple):
-    """A word of what the filter sees must be `value` once `mask` is applied."""
+    """A word of the filter's data, masked with `mask`, must equal `value`."""
 
     word: int
     mask: int
@@ -77,12 +77,12 @@ class Check(NamedTuple):
 
 
 def argument(index: int, value: int = 0, mask: int = 0xFFFFFFFF) -> Check:
-    """A check of the lower half of an argument, counted from 0."""
+    """A check of the lower half of the argument `index`, counted from 0."""
     return Check(16 + 8 * index, mask, value)
 
 
 def rules(own: int) -> Iterator[tuple[str, tuple[Check, ...]]]:
-    """Calls that are allowed and what must hold of each, for the process `own`."""
+    """Allowed calls, each with its checks, for the process id `own`."""
     for name in PLAIN:
         yield name, ()
     yield "open", (argument(1, mask=WRITING),)
@@ -93,20 +93,20 @@ def rules(own: int) -> Iterator[tuple[str, tuple[Check, ...]]]:
         yield "ioctl", (argument(1, command),)
     yield "kill", (argument(0, own),)
     yield "tgkill", (argument(0, own),)
-    # Limits may be asked for, not set: no address of new ones, in either half.
+    # Limits may be read, not set: both halves of the address of new limits must be 0.
     yield "prlimit64", (argument(0), argument(2), Check(16 + 8 * 2 + 4, 0xFFFFFFFF, 0))
 
 
 def assemble(machine: str, own: int) -> bytes:
-    """The filter for a processor: what `rules` allow goes through, all else fails with EPERM.
+    """The filter for an architecture: allows the calls of `rules`, fails all others with EPERM.
 
-    OSError for a processor that the tables do not know.
+    OSError for an architecture that the tables do not have.
     """
     if machine not in MACHINES:
-        raise OSError(f"expected one of the processors {', '.join(MACHINES)}, found {machine}")
-    counted, column = MACHINES[machine]
+        raise OSError(f"expected one of the architectures {', '.join(MACHINES)}, found {machine}")
+    audit_number, column = MACHINES[machine]
     calls: Mapping[str, tuple[int, int]] = PLAIN | CHECKED
-    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, counted), (RETURN, 0, 0, KILL)]
+    code = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, audit_number), (RETURN, 0, 0, KILL)]
     for name, checks in rules(own):
         if (number := calls[name][column]) != NONE:
             code += _allowed(number, checks)
@@ -118,7 +118,7 @@ def assemble(machine: str, own: int) -> bytes:
 
 
 def _allowed(number: int, checks: tuple[Check, ...]) -> list[tuple[int, int, int, int]]:
-    """Instructions that answer ALLOW to one call; where a check fails, they run on past it."""
+    """Instructions that return ALLOW for one call; a failed check jumps past them."""
     code: list[tuple[int, int, int, int]] = []
     for check in (Check(NUMBER, 0xFFFFFFFF, number), *checks):
         code += [(LOAD, 0, 0, check.word), (AND, 0, 0, check.mask), (EQUAL, 0, 0, check.value)]
@@ -130,14 +130,13 @@ def _allowed(number: int, checks: tuple[Check, ...]) -> list[tuple[int, int, int
 
 
 def no_new_privileges(signal: int) -> None:
-    """Give up ever gaining rights, as filters demand; `signal` comes when the parent dies."""
+    """Prevents gaining privileges, as filters require; sends `signal` when the parent dies."""
     _prctl(SET_NO_NEW_PRIVILEGES, 1)
     _prctl(SET_PARENT_DEATH_SIGNAL, signal)
 
 
 def restrict() -> None:
-    """From now on, make no system call but those of the tables. OSError where none can be held
-    back."""
+    """Allows this process only the system calls of the tables; OSError where that fails."""
     code = assemble(os.uname().machine, os.getpid())
     buffer = ctypes.create_string_buffer(code, len(code))
     _prctl(SET_SECCOMP, FILTER, ctypes.byref(_Program(len(code) // 8, ctypes.addressof(buffer))))
