@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is told of our model, against plain passes."""
+"""The model class for lm-evaluation-harness, against plain forward passes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from minicpm_mlx.errors import (
 )
 from minicpm_mlx.text.chat_template import Template
 from support.harness import passed, prefixed
-
-pytest.importorskip("lm_eval")
+from support.tiny_model import write_model
 
 PAIRS = [
     ("The capital of France is", " Paris"),
@@ -32,12 +31,18 @@ PAIRS = [
 TEXT = "Once upon a time there was a small town by the sea, and in it lived a man with a boat."
 
 
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> mm.LM:
+    return mm.load(write_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
 @pytest.fixture
-def ask(demo: mm.LM) -> Callable[..., Any]:
-    """Makes the model that lm-eval sees."""
+def ask(lm: mm.LM) -> Callable[..., Any]:
+    """Wraps the tiny model for lm-eval."""
+    pytest.importorskip("lm_eval")
     from minicpm_mlx.evals.harness.model import MiniCPM
 
-    return lambda **options: MiniCPM(demo, **options)
+    return lambda **options: MiniCPM(lm, **options)
 
 
 def requests(*asked: tuple[Any, ...]) -> list[Any]:
@@ -47,32 +52,34 @@ def requests(*asked: tuple[Any, ...]) -> list[Any]:
 # Log likelihoods.
 
 
-def test_log_likelihoods_are_those_of_plain_passes(demo: mm.LM, ask: Any) -> None:
+def test_log_likelihoods_are_those_of_plain_passes(lm: mm.LM, ask: Any) -> None:
     found = ask(width=3).loglikelihood(requests(*PAIRS))
     for (logprob, greedy), (context, continuation) in zip(found, PAIRS, strict=True):
-        after = demo.tokenizer.encode(continuation)
-        ids = [prefixed(demo), *after]
+        after = lm.tokenizer.encode(continuation)
+        ids = [prefixed(lm), *after]
         if context:
-            ids = demo.tokenizer.encode(context + continuation)
+            ids = lm.tokenizer.encode(context + continuation)
             # lm-eval counts a space at the end of the context with the continuation.
-            after = ids[len(demo.tokenizer.encode(context.rstrip())) :]
-        own, best = passed(demo, ids, len(after))
+            after = ids[len(lm.tokenizer.encode(context.rstrip())) :]
+        own, best = passed(lm, ids, len(after))
         assert logprob == pytest.approx(own, abs=1e-3)
         assert greedy == best
-    assert [greedy for _, greedy in found].count(True) >= 2
+    ids = lm.tokenizer.encode("1 2 3 4")
+    likeliest = lm.generate(ids, max_tokens=2, sampling=mm.Sampling()).token_ids
+    assert ask()._loglikelihood_tokens([(None, ids, list(likeliest))])[0][1]
 
 
 def test_a_context_that_is_too_long_loses_its_beginning_and_that_is_said(
-    demo: mm.LM, ask: Any, caplog: pytest.LogCaptureFixture
+    lm: mm.LM, ask: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = ask(max_length=12)
-    ids = demo.tokenizer.encode(TEXT + " He sailed")
-    count = len(ids) - len(demo.tokenizer.encode(TEXT))
+    ids = lm.tokenizer.encode(TEXT + " He sailed")
+    count = len(ids) - len(lm.tokenizer.encode(TEXT))
     with caplog.at_level(logging.WARNING):
         [(logprob, _), _] = model.loglikelihood(requests((TEXT, " He sailed"), ("A", " B")))
     # The last token is not read: one more than 12 have to do with it.
-    assert logprob == pytest.approx(passed(demo, ids[-13:], count)[0], abs=1e-3)
-    assert abs(logprob - passed(demo, ids, count)[0]) > 0.01
+    assert logprob == pytest.approx(passed(lm, ids[-13:], count)[0], abs=1e-3)
+    assert abs(logprob - passed(lm, ids, count)[0]) > 0.01
     assert "1 of 2 contexts are longer than the model's 12 tokens" in caplog.text
 
 
@@ -86,14 +93,14 @@ def test_continuations_that_cannot_be_scored_are_refused(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [9, 200])
-def test_whole_texts_are_scored_each_token_once(demo: mm.LM, ask: Any, length: int) -> None:
+def test_whole_texts_are_scored_each_token_once(lm: mm.LM, ask: Any, length: int) -> None:
     [total, nothing] = ask(max_length=length).loglikelihood_rolling(requests((TEXT,), ("",)))
-    ids = [prefixed(demo), *demo.tokenizer.encode(TEXT)]
+    ids = [prefixed(lm), *lm.tokenizer.encode(TEXT)]
     expected, place = 0.0, 1
     while place < len(ids):
         end = min(place + length, len(ids))
         # Each window has as many tokens before it as there is room for.
-        expected += passed(demo, ids[max(end - length - 1, 0) : end], end - place)[0]
+        expected += passed(lm, ids[max(end - length - 1, 0) : end], end - place)[0]
         place = end
     assert total == pytest.approx(expected, abs=1e-3)
     assert nothing == 0
@@ -102,17 +109,17 @@ def test_whole_texts_are_scored_each_token_once(demo: mm.LM, ask: Any, length: i
 # Replies.
 
 
-def test_replies_end_where_the_task_says(demo: mm.LM, ask: Any) -> None:
+def test_replies_end_where_the_task_says(lm: mm.LM, ask: Any) -> None:
     asked = [
-        ("The capital of France is", {"until": ["\n", "."], "max_gen_toks": 12}),
-        ("1 2 3 4", {"until": "7", "max_new_tokens": 9, "do_sample": False, "temperature": 0.0}),
-        ("Once upon a time", {"max_gen_toks": 5, "until": [""], "num_beams": 1}),
+        ("The capital of France is", {"until": ["\n", "."], "max_gen_toks": 7}),
+        ("1 2 3 4", {"until": "7", "max_new_tokens": 6, "do_sample": False, "temperature": 0.0}),
+        ("Once upon a time", {"max_gen_toks": 3, "until": [""], "num_beams": 1}),
     ]
     found = ask().generate_until(requests(*asked))
     expected = [
-        demo.generate(prompt, max_tokens=tokens, stop=stop).text
+        lm.generate(prompt, max_tokens=tokens, stop=stop).text
         for (prompt, _), tokens, stop in zip(
-            asked, (12, 9, 5), (["\n", "."], ["7"], []), strict=True
+            asked, (7, 6, 3), (["\n", "."], ["7"], []), strict=True
         )
     ]
     assert found == expected
@@ -120,20 +127,20 @@ def test_replies_end_where_the_task_says(demo: mm.LM, ask: Any) -> None:
 
 
 def test_a_prompt_that_leaves_no_room_for_the_reply_loses_its_beginning(
-    demo: mm.LM, ask: Any, caplog: pytest.LogCaptureFixture
+    lm: mm.LM, ask: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = demo.tokenizer.encode(TEXT)
+    ids = lm.tokenizer.encode(TEXT)
     with caplog.at_level(logging.WARNING):
         [text] = ask(max_length=16).generate_until(requests((TEXT, {"max_gen_toks": 6})))
-    assert text == demo.generate(ids[-10:], max_tokens=6).text
+    assert text == lm.generate(ids[-10:], max_tokens=6).text
     assert "1 of 1 contexts" in caplog.text
     with pytest.raises(ContextLengthError, match="replies of 16 tokens and the context is 16"):
         ask(max_length=16).generate_until(requests((TEXT, {"max_gen_toks": 16})))
 
 
 def test_drawn_replies_depend_on_seed_and_place_alone(ask: Any) -> None:
-    how = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8}
-    same = requests(*[("Once upon a time", how)] * 3)
+    how = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 4}
+    same = requests(*[("Once upon a time", how)] * 2)
     first = ask(seed=1).generate_until(same)
     assert ask(seed=1, width=1).generate_until(same) == first
     assert len({*first}) > 1
@@ -157,10 +164,10 @@ MESSAGES = [
 ]
 
 
-def test_conversations_go_through_the_models_template(demo: mm.LM, ask: Any) -> None:
+def test_conversations_go_through_the_models_template(lm: mm.LM, ask: Any) -> None:
     model = ask()
-    assert model.apply_chat_template(MESSAGES) == demo.tokenizer.chat_text(MESSAGES)
-    assert model.chat_template(True) == demo.tokenizer.template.source
+    assert model.apply_chat_template(MESSAGES) == lm.tokenizer.chat_text(MESSAGES)
+    assert model.chat_template(True) == lm.tokenizer.template.source
     assert model.chat_template(False) is None
     with pytest.raises(InvalidArgumentError, match="'tools'"):
         model.chat_template("tools")

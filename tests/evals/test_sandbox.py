@@ -354,7 +354,7 @@ def test_a_flood_on_the_channel_is_cut_off() -> None:
 
 def test_a_deep_recursion_hurts_only_itself() -> None:
     program = "import sys; sys.setrecursionlimit(10 ** 9)\nf = lambda x: [f(x)]\nf(1)"
-    assert not run_program(program).passed
+    assert not run_program(program, seconds=1).passed
 
 
 @ON_LINUX
