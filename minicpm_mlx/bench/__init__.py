@@ -1,1 +1,4 @@
-"""Measured speed, counted work, and what they let one expect of other machines."""
+"""Benchmarks: measured speed, counted kernels, predictions for other machines.
+
+The command line and benchmarks/ import this.
+"""

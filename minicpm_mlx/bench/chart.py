@@ -1,4 +1,4 @@
-"""A chart of measurements: throughput against context, and against streams at once."""
+"""Draws measurements: throughput over context, and over the number of streams."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .output import Row
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw what `rows` say of throughput as a PNG file at `path`; errors as in `check`.
+    """Draws the throughput in `rows` as a PNG file; errors as `check_chart_path`.
 
-    First tokens are seconds, and a quotation is another kind of work than its length says: both
-    are left out. InvalidArgumentError where nothing else was measured.
+    Leaves out first tokens, which are seconds, and quotations, whose speed depends on the text.
+    InvalidArgumentError where nothing else was measured.
     """
     check_chart_path(path)
     rows = [row for row in rows if not row["first_token"] and not row["copy"]]
@@ -40,10 +40,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.errorbar(x, y, [row["stddev_ts"] for row in line], marker="o", label=name)
         axes.set(xlabel=label, ylabel="tokens/s", ylim=(0, None))
         axes.legend()
-    # A folder's name may hold dollar signs, which would be taken for formulas.
+    # Without it, dollar signs in a folder's name would start a formula.
     figure.suptitle(f"{rows[0]['model']} · {rows[0]['chip']}", parse_math=False)
     with warnings.catch_warnings():
-        # matplotlib's own font lacks Chinese, which a folder's name may be in.
+        # matplotlib's font lacks Chinese characters, which a folder's name may have.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(path, format="png", dpi=120)
     pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Memory bandwidth of Apple's chips, and what it lets one expect of them."""
+"""Memory bandwidth of Apple's chips, and the decoding speed it predicts."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ BANDWIDTHS = {
     "M5 Pro": 307,
     "M5 Max": 614,
 }
-"""GB/s by chip, of the variant with most cores; Apple's figures."""
+"""GB/s by chip, for the variant with most cores; published by Apple."""
 
 PUBLISHED = {"M5 Max": 212.0, "M1 Ultra": 148.0}
-"""Tokens/s that mlx-lm 0.31.3 was measured to decode MiniCPM-2B with, 4 bits, pp512 and tg128, in
-llama format; lablup/mlxcel, 2026-09."""
+"""Tokens/s of mlx-lm 0.31.3 with MiniCPM-2B in llama format, 4 bits, pp512 and tg128; measured by
+lablup/mlxcel, 2026-09."""
 
 SHARE = 0.85
-"""Of the bandwidth that large matrix-vector products reach; an assumption."""
+"""Share of the bandwidth that large matrix-vector products reach; an assumption."""
 
 LLAMA_KERNELS = 689
-"""A token, of mlx-lm's Llama of 40 layers; benchmarks/kernels.py counts them."""
+"""Kernels for a token of mlx-lm's Llama of 40 layers, counted by benchmarks/kernels.py."""
 
 PUBLISHED_DEPTH = 576
-"""Tokens of context, on average, of the published figures."""
+"""Average tokens of context in the published figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a token costs in memory traffic and kernels."""
+    """Memory traffic and kernels for a token."""
 
     weights: int
-    """Bytes read for each token."""
+    """Bytes of weights read for each token."""
     cache: int
     """Bytes of keys and values for each token of context."""
     kernels: int
@@ -57,22 +57,26 @@ class Footprint:
 
 
 def bandwidth(chip: str) -> float | None:
-    """GB/s of a chip by the name the system gives it, such as "Apple M3 Max"."""
+    """GB/s of a chip by its name in the system, such as "Apple M3 Max"."""
     return BANDWIDTHS.get(chip.removeprefix("Apple ").strip())
 
 
 def expected(chip: str, cost: Footprint, depth: float) -> float:
-    """Tokens/s to expect of a chip at `depth` tokens of context: a plan, not a measurement.
+    """Predicted tokens/s of a chip at `depth` tokens of context.
 
-    A token takes as long as its bytes need at SHARE of the bandwidth, and a launch for each kernel.
+    A token takes the time to read its bytes at SHARE of the bandwidth, plus a launch for each
+    kernel.
     """
     seconds = cost.bytes_at(depth) / (BANDWIDTHS[chip] * GB * SHARE)
     return 1 / (seconds + cost.kernels * launch(chip))
 
 
 def launch(chip: str) -> float:
-    """Seconds a kernel adds to a token: what is left of the published figures, for M1 and M5, once
-    the bytes are accounted for; between those, by generation in equal steps."""
+    """Seconds that a kernel adds to a token.
+
+    For M1 and M5, the published time minus the time to read the bytes; for the generations between
+    them, interpolated in equal steps.
+    """
     oldest, newest = (_launch(name) for name in ("M1 Ultra", "M5 Max"))
     generation = int(chip[1])
     return oldest + (newest - oldest) * (generation - 1) / 4
@@ -84,5 +88,5 @@ def _launch(chip: str) -> float:
 
 
 MINICPM_2B = Footprint(weights=1_534_000_000, cache=40 * 2 * 36 * 64 * 2, kernels=533)
-"""In 4 bits with groups of 64, keys and values in 16 bits; kernels as benchmarks/kernels.py counts
-them."""
+"""4 bits with groups of 64, keys and values in 16 bits; kernels as counted by
+benchmarks/kernels.py."""

@@ -1,9 +1,8 @@
-"""How many kernels a GPU runs for a decode step, counted on any machine.
+"""Counts the kernels that a GPU runs for a decode step, on any machine.
 
-The step's graph is built as on a GPU and never computed. Each operation in it is a kernel, but for
-those that only look at memory otherwise (reshape, transpose, slice, ...), which run none. MLX's
-fast operations (norm, rotation, attention), which are one kernel each on a GPU, count as one, and
-so does what mx.compile joins.
+Builds the step's graph as on a GPU without computing it. Each operation is a kernel, except views
+of memory (reshape, transpose, slice, ...), which run none. MLX's fast operations (norm, rotation,
+attention) count as one each, and so do operations that mx.compile fuses.
 """
 
 from __future__ import annotations
@@ -38,44 +37,48 @@ _NODE = re.compile(r'label ="([A-Za-z]\w*)", shape=rectangle')
 
 
 def count(step: Callable[[], Sequence[mx.array]]) -> Counter[str]:
-    """Kernels by name that a GPU would run to compute what `step` returns."""
-    found: Counter[str] = Counter()
-    with _one_kernel_each(found) as inside, _as_on_a_gpu():
-        outputs = [*step(), *inside]
-        with tempfile.NamedTemporaryFile(suffix=".dot") as file:
-            mx.export_to_dot(file.name, *outputs)
-            found.update(_NODE.findall(Path(file.name).read_text(encoding="utf-8")))
-    return Counter({name: n for name, n in found.items() if name not in VIEWS})
+    """Kernels by name that a GPU would run to compute the arrays that `step` returns."""
+    kernels: Counter[str] = Counter()
+    with _count_fast_operations(kernels) as inputs, _as_on_a_gpu():
+        return kernels + _count_graph([*step(), *inputs])
+
+
+def _count_graph(outputs: Sequence[mx.array]) -> Counter[str]:
+    """Operations by name in the unevaluated graph of these arrays, without views."""
+    with tempfile.NamedTemporaryFile(suffix=".dot") as file:
+        mx.export_to_dot(file.name, *outputs)
+        nodes = Counter(_NODE.findall(Path(file.name).read_text(encoding="utf-8")))
+    return Counter({name: n for name, n in nodes.items() if name not in VIEWS})
 
 
 @contextmanager
-def _one_kernel_each(found: Counter[str]) -> Iterator[list[mx.array]]:
-    """Counts each fast operation as one in `found`; on a CPU they would be drawn as dozens.
+def _count_fast_operations(kernels: Counter[str]) -> Iterator[list[mx.array]]:
+    """Counts each fast operation as one kernel; on a CPU it would be dozens.
 
-    What it yields are their inputs, which the graph of the outputs no longer leads to.
+    Yields a list of their inputs, which the graph of the outputs no longer contains.
     """
-    inside: list[mx.array] = []
+    inputs: list[mx.array] = []
 
-    def note(name: str, *inputs: mx.array | None, like: tuple[int, ...]) -> mx.array:
-        arrays = [array for array in inputs if array is not None]
-        inside.extend(arrays)
-        found[name] += 1
-        result = mx.zeros(like, arrays[-1].dtype)
+    def count_one(name: str, *arrays: mx.array | None, shape: tuple[int, ...]) -> mx.array:
+        present = [array for array in arrays if array is not None]
+        inputs.extend(present)
+        kernels[name] += 1
+        result = mx.zeros(shape, present[-1].dtype)
         mx.eval(result)
         return result
 
     def norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
-        return note("RMSNorm", weight, x, like=x.shape)
+        return count_one("RMSNorm", weight, x, shape=x.shape)
 
     def rope(x: mx.array, *_: Any, **__: Any) -> mx.array:
-        return note("RoPE", x, like=x.shape)
+        return count_one("RoPE", x, shape=x.shape)
 
     def attention(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:
-        return note("Attention", k, v, q, like=q.shape)
+        return count_one("Attention", k, v, q, shape=q.shape)
 
-    def dequantize(w: mx.array, scales: mx.array, biases: Any = None, **how: Any) -> mx.array:
-        shape = (*w.shape[:-1], w.shape[-1] * 32 // how["bits"])
-        return note("Dequantize", w, biases, scales, like=shape)
+    def dequantize(w: mx.array, scales: mx.array, biases: Any = None, **options: Any) -> mx.array:
+        shape = (*w.shape[:-1], w.shape[-1] * 32 // options["bits"])
+        return count_one("Dequantize", w, biases, scales, shape=shape)
 
     fast: Any = mx.fast
     with (
@@ -84,7 +87,7 @@ def _one_kernel_each(found: Counter[str]) -> Iterator[list[mx.array]]:
         patch.object(fast, "scaled_dot_product_attention", attention),
         patch.object(mx, "dequantize", dequantize),
     ):
-        yield inside
+        yield inputs
 
 
 @contextmanager
@@ -98,19 +101,20 @@ def _as_on_a_gpu() -> Iterator[None]:
 
 
 def decode_step(config: dict[str, Any]) -> Counter[str]:
-    """Kernels for one greedy token of a model of this config in its inference form, in 4 bits."""
+    """Kernels for one greedy token of a fused model of this config in 4 bits."""
     model = Model(Config.from_dict(config))
     model.set_dtype(mx.float16)
     quantize(model, Quantization(bits=4, group_size=64))
-    with _as_on_a_gpu():
+    kernels: Counter[str] = Counter()
+    # A fused model keeps the operations that it finds when it is built.
+    with _count_fast_operations(kernels) as inputs, _as_on_a_gpu():
         fused = fuse(model)
-    session = Session(fused.config)
-    sampler = Sampler(Sampling(), [1], fused.config.vocab_size)
-    next(session.prefill(fused, [1, 2, 3], length=3, chunk=3))
-
-    def step() -> list[mx.array]:
+        session = Session(fused.config)
+        sampler = Sampler(Sampling(), [1], fused.config.vocab_size)
+        next(session.prefill(fused, [1, 2, 3], length=3, chunk=3))
+        kernels.clear()
+        inputs.clear()
         logits = fused.logits(fused.hidden(mx.array([[5]]), session.cache))
         token = sampler(logits[:, -1])
-        return [token, *(part for layer in session.cache for part in layer.state)]
-
-    return count(step)
+        states = [array for layer in session.cache for array in layer.state]
+        return kernels + _count_graph([token, *states, *inputs])

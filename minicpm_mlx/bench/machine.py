@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the program: power, heat, and the commit measured."""
+"""Facts that a measurement depends on: power supply, heat, and the commit measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 def power() -> str:
     """ "mains", "battery" or "unknown"."""
     if platform.system() == "Darwin":
-        told = _output("pmset", "-g", "batt")
+        status = _output("pmset", "-g", "batt")
         kinds = {"AC Power": "mains", "Battery Power": "battery"}
-        return next((kind for words, kind in kinds.items() if words in told), "unknown")
+        return next((kind for words, kind in kinds.items() if words in status), "unknown")
     with suppress(OSError):
         for online in Path("/sys/class/power_supply").glob("*/online"):
             return "mains" if online.read_text(encoding="utf-8").strip() == "1" else "battery"
@@ -21,7 +21,7 @@ def power() -> str:
 
 
 def thermal() -> str:
-    """How much the system slows itself for heat, as it says it; "unknown" where it does not."""
+    """The system's thermal throttling or temperature; "unknown" where it reports none."""
     if platform.system() == "Darwin":
         for line in _output("pmset", "-g", "therm").splitlines():
             if "CPU_Speed_Limit" in line:
@@ -36,7 +36,7 @@ def thermal() -> str:
 
 
 def commit() -> str | None:
-    """The commit this package is run from, where it is a clone."""
+    """The commit of the clone that this package runs from; None outside one."""
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         return None
@@ -45,6 +45,7 @@ def commit() -> str | None:
 
 def _output(*command: str) -> str:
     with suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-        return done.stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=False
+        ).stdout
     return ""

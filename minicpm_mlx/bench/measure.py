@@ -1,4 +1,4 @@
-"""What is measured, in llama-bench's terms, and the measuring."""
+"""Measures speed, in llama-bench's terms."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PASSAGE = (
     "of the lamp room were white with salt by the morning."
 )
 
-MORE = 16
-"""Tokens that a warm first token reads anew."""
+WARM_TOKENS = 16
+"""Last tokens of the prompt that are read for a warm first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One measurement: a prompt read, tokens made, or both, by `batch` streams at once."""
+    """One measurement: reads a prompt, generates tokens, or both, in `batch` streams."""
 
     prompt: int = 0
     gen: int = 0
@@ -41,18 +41,18 @@ class Work:
     """Tokens in the cache before, not timed."""
     batch: int = 1
     copy: bool = False
-    """Make them by quoting a text, which guesses ahead save passes of."""
+    """Generate by quoting a text, where speculation saves passes."""
     guess: bool = False
-    """Guess ahead."""
+    """Decode speculatively."""
     first: str | None = None
     """"cold" or "warm": seconds to the first token of a prompt, of which the cache holds nothing
-    or all but MORE."""
+    or all but WARM_TOKENS."""
 
     @property
     def name(self) -> str:
-        made = f"{'copy' if self.copy else 'tg'}{self.gen}"
-        parts = [f"pp{self.prompt}" * bool(self.prompt), made * bool(self.gen)]
-        name = "+".join(part for part in parts if part)
+        generated = f"{'copy' if self.copy else 'tg'}{self.gen}"
+        parts = (f"pp{self.prompt}" * bool(self.prompt), generated * bool(self.gen))
+        name = "+".join(filter(None, parts))
         if self.first:
             name = f"first token {self.first}, {name}"
         name += " guessing ahead" * self.guess
@@ -62,16 +62,16 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredModel:
-    """What is measured, and what is known of it."""
+    """A model to measure, with facts for the rows."""
 
     name: str
     model: Any
     load_s: float | None = None
     kv_bits: int | None = None
     bandwidth: float | None = None
-    """GB/s of this machine's memory, where it is known."""
+    """GB/s of this machine's memory, if known."""
     quote: Sequence[int] = ()
-    """A prompt that asks to quote a text, where there is a tokenizer."""
+    """A prompt that asks to quote a text, if the model has a tokenizer."""
 
     @property
     def size(self) -> int:
@@ -79,40 +79,40 @@ class MeasuredModel:
         return sum(array.nbytes for array in self._arrays().values())
 
     def _arrays(self) -> dict[str, mx.array]:
-        found: Any = tree_flatten(self.model.parameters())
-        return dict(found)
+        arrays: Any = tree_flatten(self.model.parameters())
+        return dict(arrays)
 
     def read(self, batch: int = 1) -> float:
-        """Bytes of weights that a pass of one token of each of `batch` streams reads.
+        """Bytes of weights read by a pass of one token in each of `batch` streams.
 
-        All, but for an embedding that is no head, of which it reads rows, and experts that no token
-        is sent to: one token is sent to k of E; more of them, it is assumed, by chance.
+        Excludes an embedding that is not the head too, and experts without a token. A token is
+        routed to k of E experts; those of several tokens are assumed to be independent.
         """
         config = self.model.config
-        met = 1.0
+        used_experts = 1.0
         if config.num_experts:
-            met -= (1 - config.num_experts_per_tok / config.num_experts) ** batch
+            used_experts -= (1 - config.num_experts_per_tok / config.num_experts) ** batch
         arrays = self._arrays().items()
         read = {n: a for n, a in arrays if config.tie_word_embeddings or "embed_tokens" not in n}
-        return sum(a.nbytes * (met if _is_stack(a) else 1) for a in read.values())
+        return sum(a.nbytes * (used_experts if _is_stack(a) else 1) for a in read.values())
 
 
 def _is_stack(array: mx.array) -> bool:
-    """Whether it holds the experts of a layer, which are stacked where a token meets but some."""
+    """Whether it holds the stacked experts of a layer."""
     return array.ndim == 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One row: the work, its repetitions, and what they say of the machine."""
+    """One row: the work, the seconds of its repetitions, and use of the memory."""
 
     work: Work
     seconds: list[float]
     peak_memory: int
-    """Most bytes MLX held at once while it was measured."""
+    """Most bytes that MLX held during the measurement."""
     bytes_per_token: float | None = None
-    """Of weights, keys and values, where tokens are made one by one. With batch > 1 it is what a
-    pass reads, which makes a token for each stream."""
+    """Bytes of weights, keys and values read in a decode step, where tokens are generated one by
+    one; with batch > 1 a step generates a token for each stream."""
     bandwidth: float | None = None
     test_time: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -129,14 +129,14 @@ class Measurement:
 
     @property
     def roofline(self) -> float | None:
-        """Share of the memory's bandwidth that was used."""
+        """Share of the memory's bandwidth used."""
         if self.bytes_per_token is None or self.bandwidth is None:
             return None
         steps = statistics.mean(self.rates) / self.work.batch
         return steps * self.bytes_per_token / (self.bandwidth * GB)
 
     def row(self) -> dict[str, Any]:
-        """Flat, under llama-bench's names where it has one."""
+        """The row as flat fields, with llama-bench's names where it has them."""
         work, seconds, rates = self.work, self.seconds, self.rates
         return {
             "test": work.name,
@@ -174,41 +174,41 @@ def works(
     first: bool = False,
     guess: bool = False,
 ) -> list[Work]:
-    """All combinations, as llama-bench makes them; zeros are left out.
+    """All combinations, as in llama-bench, without zeros.
 
-    InvalidArgumentError where nothing is left, or a prompt is too short for a warm first token.
+    InvalidArgumentError where none is left, or a prompt is too short for a warm first token.
     """
-    if first and any(0 < n <= MORE for n in prompts):
+    if first and any(0 < n <= WARM_TOKENS for n in prompts):
         raise InvalidArgumentError(
-            f"a warm first token reads the last {MORE} tokens of a prompt anew; expected prompts "
-            f"of more, got {', '.join(map(str, prompts))}"
+            f"a warm first token reads the last {WARM_TOKENS} tokens of a prompt again; expected "
+            f"prompts of more, got {', '.join(map(str, prompts))}"
         )
-    found: list[Work] = []
+    work: list[Work] = []
     for depth in depths:
         for batch in batches:
-            made = [Work(gen=n, depth=depth, batch=batch) for n in gens if n]
+            decodes = [Work(gen=n, depth=depth, batch=batch) for n in gens if n]
             if batch == 1 or not depth:  # streams of a batch begin with their prompts
-                made[:0] = [Work(prompt=n, depth=depth, batch=batch) for n in prompts if n]
-                made += [Work(prompt=p, gen=g, depth=depth, batch=batch) for p, g in pairs]
-            found += made
+                work += [Work(prompt=n, depth=depth, batch=batch) for n in prompts if n]
+                decodes += [Work(prompt=p, gen=g, depth=depth, batch=batch) for p, g in pairs]
+            work += decodes
     if first:
-        found += [Work(prompt=n, first=kind) for n in prompts if n for kind in ("cold", "warm")]
+        work += [Work(prompt=n, first=kind) for n in prompts if n for kind in ("cold", "warm")]
     if guess:
-        found += [Work(gen=n, copy=True, guess=on) for n in gens if n for on in (False, True)]
-    if not found:
+        work += [Work(gen=n, copy=True, guess=on) for n in gens if n for on in (False, True)]
+    if not work:
         raise InvalidArgumentError(
             "nothing is to be measured; give a length above 0 to read (at a depth, of one stream) "
-            "or to make"
+            "or to generate"
         )
-    return found
+    return work
 
 
 def measure(
     subject: MeasuredModel, todo: Sequence[Work], *, repetitions: int = 5, warmup: bool = True
 ) -> Iterator[Measurement]:
-    """Each work's record as it is done; random tokens, so that only their number matters.
+    """Measures each item of work, on random tokens; yields the rows as they are done.
 
-    InvalidArgumentError where memory has no room for the keys and values.
+    InvalidArgumentError where the keys and values do not fit in memory.
     """
     per_context = _cache_bytes(subject)
     longest = max((w.depth + w.prompt + w.gen) * w.batch for w in todo)
@@ -238,18 +238,18 @@ def measure(
 def _seconds(subject: MeasuredModel, work: Work) -> float:
     model = subject.model
     if work.batch > 1:
-        return _batched(model, work)
+        return _batch_seconds(model, work)
     session = Session(model.config, subject.kv_bits)
     text = subject.quote if work.copy else _ids(model, work.depth + (work.prompt or 1), 1)
-    known = work.depth + (work.prompt - MORE if work.first == "warm" else 0)
-    if known:
-        for _ in generate(model, text[:known], max_tokens=1, session=session):
+    cached = work.depth + (work.prompt - WARM_TOKENS if work.first == "warm" else 0)
+    if cached:
+        for _ in generate(model, text[:cached], max_tokens=1, session=session):
             pass
     speculation = Speculation(PromptLookup()) if work.guess else None
     stream = generate(
         model, text, max_tokens=1 + work.gen, session=session, speculation=speculation
     )
-    if not work.prompt:  # the first token is that of the prompt
+    if not work.prompt:  # the first token belongs to the prompt
         next(stream)
     mx.synchronize()
     start = time.perf_counter()
@@ -258,7 +258,7 @@ def _seconds(subject: MeasuredModel, work: Work) -> float:
     return time.perf_counter() - start
 
 
-def _batched(model: LanguageModel, work: Work) -> float:
+def _batch_seconds(model: LanguageModel, work: Work) -> float:
     batch = Batch(model, width=work.batch)
     for number in range(work.batch):
         ids = _ids(model, work.depth + (work.prompt or 1), number)
@@ -279,20 +279,20 @@ def _ids(model: LanguageModel, count: int, seed: int) -> list[int]:
     if not count:
         return []
     key = mx.random.key(seed)
-    found: list[int] = mx.random.randint(0, model.config.vocab_size, (count,), key=key).tolist()  # type: ignore[assignment]
-    return found
+    ids = mx.random.randint(0, model.config.vocab_size, (count,), key=key)
+    return ids.tolist()  # type: ignore[return-value]
 
 
 def _cache_bytes(subject: MeasuredModel) -> float:
-    """Bytes of keys and values a token of context."""
+    """Bytes of keys and values for a token of context."""
     session = Session(subject.model.config, subject.kv_bits)
     next(session.prefill(subject.model, [1], length=1, chunk=1))
-    used = [part for c in session.cache for part in (*c.used(c.keys), *c.used(c.values))]
-    return float(sum(part.nbytes for part in used))
+    arrays = [a for c in session.cache for a in (*c.used(c.keys), *c.used(c.values))]
+    return float(sum(array.nbytes for array in arrays))
 
 
 def environment(subject: MeasuredModel) -> dict[str, Any]:
-    """What all rows have in common."""
+    """Facts that all rows share."""
     facts = examine()
     names = ("minicpm-mlx", "mlx", "mlx-lm", "python", "system", "chip", "device", "blas", "memory")
     return {

@@ -1,4 +1,4 @@
-"""Measurements as people and programs read them, and two of them compared."""
+"""Formats measurements as Markdown, CSV, JSON or SQL, and compares two files of them."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any
 
 from ..arguments import number
 from ..errors import InvalidArgumentError
+from ..files.tables import markdown_table
 
 Row = Mapping[str, Any]
-"""One measurement with its environment, flat."""
+"""One measurement with the facts of the machine, as flat fields."""
 
 KEYS = ("model", "test", "type_kv")
-"""What two rows must share to be compared."""
+"""Fields that two rows must share to be compared."""
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """A table like llama-bench's."""
-    head = ["model", "size", "params", "device", "test", "t/s", "roofline", "memory"]
-    lines = [head, ["---"] * 3 + ["---"] + ["---"] + ["---:"] * 3]
-    for row in rows:
-        lines.append(
-            [
-                str(row["model"]),
-                f"{row['model_size'] / 2**30:.2f} GiB",
-                f"{row['model_n_params'] / 1e9:.2f} B",
-                str(row["device"]),
-                str(row["test"]),
-                result(row),
-                "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %",
-                f"{row['peak_memory'] / 2**30:.2f} GiB",
-            ]
+    columns = ("model", "size", "params", "device", "test", "t/s", "roofline", "memory")
+    cells = (
+        (
+            str(row["model"]),
+            f"{row['model_size'] / 2**30:.2f} GiB",
+            f"{row['model_n_params'] / 1e9:.2f} B",
+            str(row["device"]),
+            str(row["test"]),
+            result(row),
+            "" if row["roofline"] is None else f"{100 * row['roofline']:.0f} %",
+            f"{row['peak_memory'] / 2**30:.2f} GiB",
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        for row in rows
+    )
+    return markdown_table(columns, cells, text_columns=5)
 
 
 def result(row: Row, unit: str = "") -> str:
-    """What was measured: seconds to a first token, else tokens/s, which `unit` may name."""
+    """The result with its deviation: seconds to a first token, else tokens/s followed by `unit`."""
     if row["first_token"]:
         return f"{row['avg_ns'] / 1e9:.3f} ± {row['stddev_ns'] / 1e9:.3f} s"
     return f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f} {unit}".rstrip()
@@ -65,12 +65,11 @@ def as_jsonl(rows: Sequence[Row]) -> str:
 
 
 def as_sql(rows: Sequence[Row]) -> str:
-    """A table and its rows, as SQLite reads them."""
+    """SQL that creates a table and inserts the rows, for SQLite."""
     if not rows:
         return ""
-    kinds = {int: "INTEGER", float: "REAL", bool: "INTEGER"}
-    found = {key: _kind([row[key] for row in rows], kinds) for key in rows[0]}
-    columns = ",\n".join(f'  "{key}" {kind}' for key, kind in found.items())
+    types = {key: _sql_type([row[key] for row in rows]) for key in rows[0]}
+    columns = ",\n".join(f'  "{key}" {name}' for key, name in types.items())
     lines = [f"CREATE TABLE IF NOT EXISTS minicpm_mlx_bench (\n{columns}\n);"]
     for row in rows:
         values = ", ".join(_literal(row[key]) for key in rows[0])
@@ -91,11 +90,11 @@ def _flat(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _kind(values: Sequence[Any], kinds: Mapping[type, str]) -> str:
+def _sql_type(values: Sequence[Any]) -> str:
     types = {type(value) for value in values if value is not None}
-    if types == {int, float}:
+    if types in ({float}, {int, float}):
         return "REAL"
-    return kinds.get(next(iter(types)), "TEXT") if len(types) == 1 else "TEXT"
+    return "INTEGER" if types in ({int}, {bool}) else "TEXT"
 
 
 def _literal(value: Any) -> str:
@@ -107,14 +106,13 @@ def _literal(value: Any) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Rows that `as_json` or `as_jsonl` wrote; InvalidArgumentError for anything else."""
+    """Reads rows that `as_json` or `as_jsonl` wrote; InvalidArgumentError for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{path}: cannot be read ({error})") from None
-    sound = isinstance(rows, list) and all(_is_row(row) for row in rows)
-    if not sound or not rows:
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         raise InvalidArgumentError(f"{path}: expected what `minicpm-mlx bench --json` prints")
     return rows
 
@@ -124,7 +122,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def _is_row(row: Any) -> bool:
-    """Whether it has what `compare` needs."""
+    """Whether it has the fields that `compare` needs."""
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in KEYS):
         return False
     average, deviation = (_number(row.get(key)) for key in ("avg_ns", "stddev_ns"))
@@ -132,7 +130,7 @@ def _is_row(row: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    """A JSON number as a float; NaN for what is none."""
+    """A JSON number as a float; NaN for anything else."""
     try:
         return number("", value)
     except InvalidArgumentError:
@@ -140,16 +138,16 @@ def _number(value: Any) -> float:
 
 
 def compare(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]:
-    """How much faster `after` is at each test that both have, with the ratio's deviation."""
-    known = {tuple(row[key] for key in KEYS): row for row in before}
-    found = []
+    """The speedup of `after` at each test that both have, with the ratio's deviation."""
+    earlier = {tuple(row[key] for key in KEYS): row for row in before}
+    comparisons = []
     for row in after:
-        old = known.get(tuple(row[key] for key in KEYS))
+        old = earlier.get(tuple(row[key] for key in KEYS))
         if old is None:
             continue
         ratio = old["avg_ns"] / row["avg_ns"]
         spread = math.hypot(old["stddev_ns"] / old["avg_ns"], row["stddev_ns"] / row["avg_ns"])
-        found.append(
+        comparisons.append(
             {
                 **{key: row[key] for key in KEYS},
                 "before_s": old["avg_ns"] / 1e9,
@@ -158,6 +156,6 @@ def compare(before: Sequence[Row], after: Sequence[Row]) -> list[dict[str, Any]]
                 "stddev": round(ratio * spread, 4),
             }
         )
-    if not found:
+    if not comparisons:
         raise InvalidArgumentError("the two files have no test of the same model in common")
-    return found
+    return comparisons

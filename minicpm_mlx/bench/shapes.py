@@ -44,13 +44,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
     },
 }
-"""Config by name; depths beyond the trained context are measured all the same."""
+"""Config by name; measurements may exceed the trained context."""
 
 
 def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
-    """A model of that shape in its inference form, its weights drawn in 4 bits, groups of 64.
+    """A fused model of that shape with random weights in 4 bits, groups of 64.
 
-    InvalidArgumentError for a shape that there is none of, or no memory for.
+    InvalidArgumentError for an unknown shape, or one that does not fit in memory.
     """
     if isinstance(shape, str) and shape not in SHAPES:
         raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
@@ -70,23 +70,25 @@ def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
 
 
 def random_arrays(config: Config, dtype: mx.Dtype) -> dict[str, mx.array]:
-    """Random tensors of a 4-bit checkpoint, by name, the floats in `dtype`."""
+    """Random tensors of a 4-bit checkpoint by name, floats in `dtype`."""
     mx.random.seed(0)
-    return {name: _drawn(name, array, dtype) for name, array in parameters(_packed(config)).items()}
+    return {
+        name: _random(name, array, dtype) for name, array in parameters(_packed(config)).items()
+    }
 
 
 def _packed(config: Config) -> Model:
-    """A model in 4 bits, groups of 64, whose values are never computed."""
+    """A model in 4 bits, groups of 64, whose arrays are not evaluated."""
     model = Model(config)
     matrices = [name for name, array in parameters(model).items() if array.ndim == 2]
     apply_packing(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), PACKING))
     return model
 
 
-def _drawn(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
+def _random(name: str, array: mx.array, dtype: mx.Dtype) -> mx.array:
     if array.dtype == mx.uint32:
         return mx.random.randint(0, 2**31 - 1, array.shape, mx.uint32)
-    if name.endswith(".scales"):  # small, so that nothing overflows float16 in 40 layers
+    if name.endswith(".scales"):  # small, so that 40 layers do not overflow float16
         return mx.full(array.shape, 0.004, dtype)
     if name.endswith(".biases"):
         return mx.full(array.shape, -0.03, dtype)

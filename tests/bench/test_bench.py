@@ -29,7 +29,7 @@ from minicpm_mlx.bench import (
 )
 from minicpm_mlx.bench.kernel_count import count, decode_step
 from minicpm_mlx.bench.measure import (
-    MORE,
+    WARM_TOKENS,
     MeasuredModel,
     Measurement,
     Work,
@@ -115,7 +115,7 @@ class Spy:
         (Work(gen=2, depth=20), [(21, 1), (22, 1)]),
         (Work(prompt=5, gen=2), [(0, 5), (5, 1), (6, 1)]),
         (Work(prompt=40, first="cold"), [(0, 40)]),
-        (Work(prompt=40, first="warm"), [(40 - MORE, MORE)]),
+        (Work(prompt=40, first="warm"), [(40 - WARM_TOKENS, WARM_TOKENS)]),
     ],
     ids=lambda value: value.name if isinstance(value, Work) else "",
 )
@@ -416,8 +416,8 @@ MEASURED = ["--model", "demo", "-p", "4", "-n", "0", "-r", "1"]
         (["-r", "0"], "repetitions"),
         (["--kv-bits", "8", "-b", "2"], "--kv-bits is for one stream"),
         (["--kv-bits", "5"], "--kv-bits must be 8 or 4, got 5"),
-        (["--bandwidth", "0"], "--bandwidth must be GB/s above 0, got 0.0"),
-        (["--bandwidth", "nan"], "--bandwidth must be GB/s above 0, got nan"),
+        (["--bandwidth", "0"], "--bandwidth must be above 0, got 0.0"),
+        (["--bandwidth", "nan"], "--bandwidth must be above 0, got nan"),
         (["--plot", "/nowhere/a.png"], "/nowhere/a.png: no chart can be written there"),
         (["--plot", "/"], "/: no chart can be written there"),
     ],

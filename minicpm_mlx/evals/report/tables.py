@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
+from ...files.tables import markdown_table
 from ..settings import sentence
 from .statistics import Interval
 from .summary import (
@@ -125,11 +126,6 @@ def as_csv(report: Report) -> str:
         value = "" if mean.published is None else f"{mean.published:.4f}"
         writer.writerow([name, "", "", *_numbers(mean.score), "", "", "", value, ""])
     return out.getvalue()
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _numbers(score: Interval) -> list[str]:
