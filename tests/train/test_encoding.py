@@ -102,35 +102,22 @@ def test_a_prompt_has_the_ids_of_inference_token_for_token() -> None:
     assert sample.mask == [False] * 8 + [True] * (len(sample.ids) - 8)
 
 
-def test_minicpm_strips_what_the_template_strips() -> None:
-    tokenizer = real("minicpm-2b")
-    sample = one(tokenizer, [user(" a \n"), reply("\n b \n")])
-    assert spans(sample, tokenizer) == [("<s> <用户>a<AI>", False), ("b</s>", True)]
-
-
 def test_a_reply_that_ends_with_eos_gets_no_second_one() -> None:
     tokenizer = real("minicpm-2b")
     assert one(tokenizer, [user("a"), reply("b</s>")]).ids.count(2) == 1
 
 
-@pytest.mark.parametrize("text", ["<html>", ">= 3", "><", "</p>", "=", "/", "> quote", ">>>"])
-def test_a_reply_that_would_merge_into_the_prompt_leaves_it_whole(text: str) -> None:
-    tokenizer = real("minicpm-2b")
-    messages = [user("x < y"), reply(text)]
-    sample = one(tokenizer, messages)
-    check_prompts(tokenizer, [sample], messages)
-    assert counted(sample, tokenizer) == [f"{text}</s>"]
-    assert tokenizer.decode(sample.ids) == f"<用户>x < y<AI>{text}"
-
-
-def test_some_reply_does_merge_into_the_prompt() -> None:
-    """Without this the test above would show nothing."""
-    tokenizer = real("minicpm-2b")
-    texts = ["<html>", ">= 3", "><", "</p>", "=", "/", "> quote", ">>>"]
-    prompt = tokenizer.chat_ids([user("x")])
-    assert any(
-        tokenizer.chat_ids([user("x"), reply(text)])[: len(prompt)] != prompt for text in texts
-    )
+def test_a_reply_that_would_merge_into_the_prompt_leaves_it_whole() -> None:
+    tokenizer, merged = real("minicpm-2b"), 0
+    for text in ("<html>", ">= 3", "><", "</p>", "=", "/", "> quote", ">>>"):
+        messages = [user("x < y"), reply(text)]
+        sample = one(tokenizer, messages)
+        check_prompts(tokenizer, [sample], messages)
+        assert counted(sample, tokenizer) == [f"{text}</s>"]
+        assert tokenizer.decode(sample.ids) == f"<用户>x < y<AI>{text}"
+        prompt = tokenizer.chat_ids(messages[:1])
+        merged += tokenizer.chat_ids(messages)[: len(prompt)] != prompt
+    assert merged  # or this would show nothing
 
 
 # ChatML
@@ -166,15 +153,13 @@ def test_the_demo_s_own_template_is_followed(demo_folder: Path) -> None:
     check_prompts(tokenizer, [sample], messages)
 
 
-@pytest.mark.parametrize("text", ["\n\nx", " x", "\n", "  "])
-def test_a_reply_that_begins_with_blanks_leaves_the_prompt_whole(
-    demo_folder: Path, text: str
-) -> None:
+def test_a_reply_that_begins_with_blanks_leaves_the_prompt_whole(demo_folder: Path) -> None:
     tokenizer = load_tokenizer(demo_folder)
-    messages = [user("Hi"), reply(f"{text}a")]
-    sample = one(tokenizer, messages)
-    check_prompts(tokenizer, [sample], messages)
-    assert counted(sample, tokenizer) == [f"{text}a<|im_end|>"]
+    for text in ("\n\nxa", " xa", "\na", "  a"):
+        messages = [user("Hi"), reply(text)]
+        sample = one(tokenizer, messages)
+        check_prompts(tokenizer, [sample], messages)
+        assert counted(sample, tokenizer) == [f"{text}<|im_end|>"]
 
 
 # Other templates
@@ -322,15 +307,6 @@ def test_a_judged_reply_counts_the_last_turn_alone() -> None:
 # Too long
 
 
-def test_a_long_conversation_keeps_its_beginning() -> None:
-    tokenizer = tiny()
-    whole = one(tokenizer, [user("a"), reply("b" * 50)])
-    found = Encoder(tokenizer, max_seq_length=40).encode(Conversation([user("a"), reply("b" * 50)]))
-    assert found == Encoded(
-        [Sample(whole.ids[:40], whole.mask[:40])], truncated=1, length=len(whole.ids)
-    )
-
-
 def test_a_conversation_that_is_cut_is_as_long_as_it_is_said_to_be() -> None:
     tokenizer = tiny()
     messages = [m for i in range(20) for m in (user("a" * i), reply("b"))]
@@ -449,7 +425,7 @@ MARKS = ("<s>", "</s>", "<|im_end|>", "<|im_start|>")
 
 @pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4", "tiny"])
 @given(messages=TALKS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_any_conversation_keeps_its_prompts_and_its_text(
     name: str, messages: list[Message]
 ) -> None:
@@ -470,7 +446,7 @@ def test_any_conversation_keeps_its_prompts_and_its_text(
 
 @pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4", "tiny"])
 @given(asked=SAID, said=SAID)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_what_counts_is_the_reply_and_its_end(name: str, asked: str, said: str) -> None:
     tokenizer = tiny() if name == "tiny" else real(name)
     for mark in (*MARKS, "▁"):  # which the tokenizer decodes as something else

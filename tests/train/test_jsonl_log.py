@@ -103,11 +103,6 @@ def test_chinese_is_written_as_it_is_and_nan_as_null(tmp_path: Path) -> None:
     first, second = (tmp_path / "日志.jsonl").read_text(encoding="utf-8").split("\n")[:2]
     assert '"loss": null' in first
     assert "山东省最高的山？" in second
-    step, reply = (record.event for record in read_log(log.path))
-    assert isinstance(step, Trained)
-    assert math.isnan(step.loss)
-    assert isinstance(reply, Sampled)
-    assert reply.reply == "泰山。\n"
 
 
 def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
@@ -115,15 +110,10 @@ def test_a_resumed_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     run(path, 0, 5)
     run(path, 4, 8)
     run(whole, 0, 8)
-    assert [one for one in steps(path) if one != ("Started", 4)] == steps(whole)
+    assert [step for step in steps(path) if step != ("Started", 4)] == steps(whole)
     assert steps(path)[9:11] == [("Started", 4), ("Trained", 5)]
-    assert [one.name for one in tmp_path.glob("part-*")] == []
-
-
-def test_a_run_from_the_first_step_begins_the_log_anew(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    run(path, 0, 5)
-    run(path, 0, 1)
+    assert not list(tmp_path.glob("part-*"))
+    run(path, 0, 1)  # from the first step
     assert steps(path) == [("Started", 0), ("Trained", 1)]
 
 
@@ -234,4 +224,4 @@ def test_a_full_disk_is_told_and_leaves_the_log_as_it_was(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == content
-    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]

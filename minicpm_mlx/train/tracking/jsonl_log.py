@@ -18,6 +18,8 @@ from .events import Event, Started
 KINDS: dict[str, type[Event]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 """Event classes by their name in a log."""
 
+FIELDS = {name: get_type_hints(kind) for name, kind in KINDS.items()}
+
 ADVICE = "give another place"
 
 
@@ -68,7 +70,7 @@ def to_line(event: Event, moment: float | None = None) -> str:
         "time": time.time() if moment is None else moment,
     }
     line = json.dumps(_to_json({**head, **asdict(event)}), ensure_ascii=False, allow_nan=False)
-    # A file name may hold bytes that are not text; JSON can write their surrogates as \\udc80.
+    # A file name may hold bytes that are not text; JSON can write their surrogates as \udc80.
     return line.encode(errors="backslashreplace").decode()
 
 
@@ -116,8 +118,7 @@ def _parse(line: bytes) -> LogRecord:
     if not isinstance(name, str) or name not in KINDS:
         raise ValueError(f"expected an object whose event is one of {', '.join(KINDS)}")
     kind = KINDS[name]
-    types = get_type_hints(kind)
-    fields = {field: _parse_field(row, field, types[field]) for field in types}
+    fields = {field: _parse_field(row, field, type_) for field, type_ in FIELDS[name].items()}
     return LogRecord(_parse_field(row, "time", float), kind(**fields))
 
 
