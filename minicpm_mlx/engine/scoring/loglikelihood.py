@@ -1,9 +1,8 @@
 """Log probabilities of texts that begin alike, the beginning computed once.
 
 The options of a question share its prompt, and questions of a subset their examples. So a batch of
-questions is read in three passes, each over the keys and values of the one before: what all of them
-begin with, then each question, then the options of all. What a row begins with is never copied but
-for the layer that is being computed.
+questions is read in three passes, each over the keys and values of the one before: the beginning
+that all questions share, then the rest of each question, then the options of all.
 """
 
 from __future__ import annotations
@@ -14,22 +13,21 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from ... import device
 from ...errors import ContextLengthError, InvalidArgumentError
 from ...memory import prefill_chunk
-from ...model.kernels import cpu_softmax
+from ...model import kernels
 from ..batching.prefix_cache import common_prefix_length
 from ..session import LanguageModel
-from .shared_cache import KVSegment, SharedKVCache, SharedLayerCache
+from .shared_cache import SharedKVCache, read_rows
 
 __all__ = ["Alternatives", "TextScores", "score", "shared_prefix_length"]
 
 WINDOW = 64
-"""Questions that are looked at together, so that those of a length share a pass."""
-ROWS = 128
-"""Positions whose logits are computed at once."""
-WORTH = 32
-"""Tokens that are worth a pass of their own."""
+"""Groups looked at together, so that those of similar length share a pass."""
+LOGIT_ROWS = 128
+"""Positions whose logits are computed at once; those of a whole pass would fill the memory."""
+MIN_SHARED = 32
+"""Shared tokens that are worth a pass of their own."""
 
 
 class Alternatives(NamedTuple):
@@ -37,20 +35,19 @@ class Alternatives(NamedTuple):
 
     texts: Sequence[Sequence[int]]
     start: int = 1
-    """The first place of which a score is wanted; the first token of a text has none."""
+    """First position to score; the first token of a text has no score."""
 
 
 class TextScores(NamedTuple):
-    """Of the tokens of one text, from `start` on."""
+    """Scores of the tokens of one text, from `start` on."""
 
     logprobs: list[float]
     """Natural logarithms of the probabilities, under the model's own distribution."""
     greedy: list[bool]
-    """Whether each token is the likeliest in its place."""
+    """Whether each token is the likeliest at its position."""
 
 
 def shared_prefix_length(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of `texts` begin with."""
     return min((common_prefix_length(texts[0], text) for text in texts), default=0)
 
 
@@ -61,21 +58,20 @@ def score(
     context: int | None = None,
     positions: int | None = None,
 ) -> Iterator[tuple[int, list[TextScores]]]:
-    """The scores of each group's texts, with the group's place, as they are computed.
+    """Yield each group's index and the scores of its texts, in the order they are computed.
 
-    Texts may have up to `context` tokens, by default as many as the model's context; `positions`
-    are read in one pass, by default as many as memory has room for. ContextLengthError for a longer
-    text, InvalidArgumentError for a token that the model does not have.
+    Texts may have up to `context` tokens, by default the model's context; a pass reads up to
+    `positions` tokens, by default as many as memory allows. ContextLengthError for a longer text,
+    InvalidArgumentError for a token outside the vocabulary.
     """
     limit = model.config.context_length if context is None else context
-    scorer = _Scorer(model, positions or prefill_chunk(model.config))
+    reader = _Reader(model, positions or prefill_chunk(model.config))
     numbered = enumerate(groups)
     while window := list(islice(numbered, WINDOW)):
-        plans = []
-        for place, group in window:
+        for _, group in window:
             _check(group, limit, model.config.vocab_size)
-            plans.append(_Plan(place, group, scorer.threshold))
-        yield from scorer.window(plans)
+        threshold = model.config.rotation_threshold or 0
+        yield from _score_window(reader, [_Group(*entry, threshold) for entry in window])
 
 
 def _check(group: Alternatives, limit: int, vocabulary: int) -> None:
@@ -90,223 +86,208 @@ def _check(group: Alternatives, limit: int, vocabulary: int) -> None:
         )
 
 
-class _Part(NamedTuple):
-    """Texts of a group that are read over one beginning."""
+class _Group:
+    """A group with its branches, and the scores found so far."""
 
-    plan: _Plan
-    members: list[int]
-    """Their places in the group."""
-    head: int
-    """Tokens of the beginning; each text has one more, or more."""
-    alone: bool
-    """Its rotation depends on its length: no pass is shared."""
-
-    @property
-    def ids(self) -> Sequence[int]:
-        return self.plan.group.texts[self.members[0]][: self.head]
-
-    @property
-    def free(self) -> Sequence[int]:
-        """What may be read for several questions at once: less what is scored."""
-        return self.ids[: min(self.head, self.plan.start) - 1]
-
-    @property
-    def length(self) -> int:
-        return max(len(self.plan.group.texts[member]) for member in self.members)
-
-
-class _Plan:
-    """How a group is read, and what was found of it."""
-
-    def __init__(self, place: int, group: Alternatives, threshold: int) -> None:
-        self.place, self.group = place, group
+    def __init__(self, index: int, group: Alternatives, threshold: int) -> None:
+        self.index, self.texts = index, group.texts
         self.start = max(group.start, 1)
         self.scores = [TextScores([], []) for _ in group.texts]
         longest = max(map(len, group.texts), default=0)
-        readable = [i for i, text in enumerate(group.texts) if len(text) > 1]
-        texts = [group.texts[i] for i in readable]
+        scorable = [member for member, text in enumerate(group.texts) if len(text) > 1]
+        texts = [group.texts[member] for member in scorable]
         head = min([shared_prefix_length(texts), *(len(text) - 1 for text in texts)])
+        # Beyond the threshold a text's rotation depends on its length, so it shares nothing.
         if head and not 0 < threshold < longest:
-            self.parts = [_Part(self, readable, head, False)]
+            self.branches = [_Branch(self, scorable, head, exclusive=False)]
         else:
-            self.parts = [
-                _Part(self, [i], len(group.texts[i]) - 1, 0 < threshold < len(group.texts[i]))
-                for i in readable
+            self.branches = [
+                _Branch(self, [member], len(text) - 1, exclusive=0 < threshold < len(text))
+                for member, text in zip(scorable, texts, strict=True)
             ]
+        self.open_branches = len(self.branches)
 
-    def note(self, member: int, token: tuple[float, bool]) -> None:
-        self.scores[member].logprobs.append(token[0])
-        self.scores[member].greedy.append(token[1])
+    def record(self, members: Sequence[int], logprob: float, greedy: bool) -> None:
+        """Append the next position's score to the texts that share it."""
+        for member in members:
+            self.scores[member].logprobs.append(logprob)
+            self.scores[member].greedy.append(greedy)
 
 
-def _families(parts: list[_Part]) -> list[list[_Part]]:
-    """Parts in a row that share a beginning worth a pass, together; so are all that share none."""
-    runs: list[list[_Part]] = []
-    for part in parts:
-        if runs and not part.alone and common_prefix_length(runs[-1][-1].free, part.free) >= WORTH:
-            runs[-1].append(part)
+class _Branch(NamedTuple):
+    """Texts of a group that are read after one head."""
+
+    group: _Group
+    members: list[int]
+    """Indices of the texts."""
+    head_length: int
+    """Each text has at least one more token."""
+    exclusive: bool
+    """Whether it must have its passes to itself."""
+
+    @property
+    def head(self) -> Sequence[int]:
+        return self.group.texts[self.members[0]][: self.head_length]
+
+    @property
+    def shareable(self) -> Sequence[int]:
+        """The beginning that several branches may share: it ends before what is scored."""
+        return self.head[: min(self.head_length, self.group.start) - 1]
+
+    @property
+    def longest(self) -> int:
+        return max(len(self.group.texts[member]) for member in self.members)
+
+
+class _Target(NamedTuple):
+    """A token to score."""
+
+    group: _Group
+    members: Sequence[int]
+    token: int
+    row: int
+    """Of the hidden state that predicts it, in (B * T, hidden)."""
+
+
+def _score_window(reader: _Reader, groups: list[_Group]) -> Iterator[tuple[int, list[TextScores]]]:
+    yield from ((group.index, group.scores) for group in groups if not group.branches)
+    for family in _families([branch for group in groups for branch in group.branches]):
+        for batch in _batches(family, reader.positions):
+            _score_batch(reader, batch)
+            for branch in batch:
+                branch.group.open_branches -= 1
+                if not branch.group.open_branches:
+                    yield branch.group.index, branch.group.scores
+
+
+def _families(branches: list[_Branch]) -> list[list[_Branch]]:
+    """Group successive branches whose shared beginning is worth a pass; and all others."""
+    runs: list[list[_Branch]] = []
+    for branch in branches:
+        previous = runs[-1][-1].shareable if runs and not branch.exclusive else ()
+        if common_prefix_length(previous, branch.shareable) >= MIN_SHARED:
+            runs[-1].append(branch)
         else:
-            runs.append([part])
+            runs.append([branch])
     single = [run[0] for run in runs if len(run) == 1]
     families = [run for run in runs if len(run) > 1]
-    families += [[part] for part in single if part.alone]
-    if plain := [part for part in single if not part.alone]:
-        families.append(plain)
+    families += [[branch] for branch in single if branch.exclusive]
+    if rest := [branch for branch in single if not branch.exclusive]:
+        families.append(rest)
     return families
 
 
-class _Scorer:
-    """Reads plans, up to so many positions a pass."""
+def _batches(family: list[_Branch], positions: int) -> Iterator[list[_Branch]]:
+    """Split a family into passes, by length, since heads are padded to the longest of a pass."""
+    shared = shared_prefix_length([branch.shareable for branch in family])
+    family.sort(key=lambda branch: branch.head_length)
+    batch: list[_Branch] = []
+    for branch in family:
+        width = branch.head_length - (shared if shared >= MIN_SHARED else 0)
+        if batch and (branch.exclusive or (len(batch) + 1) * width > positions):
+            yield batch
+            batch = []
+        batch.append(branch)
+    yield batch
+
+
+def _score_batch(reader: _Reader, batch: list[_Branch]) -> None:
+    length = max(branch.longest for branch in batch)
+    cache = reader.shared_beginning(batch).select([0] * len(batch))
+    known = cache.offsets[0]
+    heads = [branch.head[known:] for branch in batch]
+    hidden, cache = reader.read(cache, heads, length)  # (B, T, hidden)
+    reader.score(hidden, _head_targets(batch, hidden.shape[1], known))
+    tails = [
+        (row, branch, member)
+        for row, branch in enumerate(batch)
+        for member in branch.members
+        if len(branch.group.texts[member]) > max(branch.head_length + 1, branch.group.start)
+    ]
+    tails.sort(key=lambda tail: _tail_length(*tail[1:]))
+    while tails:
+        count = 1
+        while count < len(tails) and (
+            (count + 1) * _tail_length(*tails[count][1:]) <= reader.positions
+        ):
+            count += 1
+        part, tails = tails[:count], tails[count:]
+        # The last token is only predicted, never read.
+        ids = [branch.group.texts[member][branch.head_length : -1] for _, branch, member in part]
+        hidden, _ = reader.read(cache.select([row for row, *_ in part]), ids, length)
+        reader.score(hidden, _tail_targets([tail[1:] for tail in part], hidden.shape[1]))
+
+
+def _tail_length(branch: _Branch, member: int) -> int:
+    return len(branch.group.texts[member]) - branch.head_length
+
+
+def _head_targets(batch: list[_Branch], width: int, known: int) -> Iterator[_Target]:
+    """The scored tokens of each head, whose hidden states begin at `known`; then the first token
+    after it of each text."""
+    for row, branch in enumerate(batch):
+        group, head_length = branch.group, branch.head_length
+        first = row * width - known - 1
+        for position in range(group.start, head_length):
+            yield _Target(group, branch.members, branch.head[position], first + position)
+        if group.start <= head_length:
+            for member in branch.members:
+                token = group.texts[member][head_length]
+                yield _Target(group, [member], token, first + head_length)
+
+
+def _tail_targets(tails: list[tuple[_Branch, int]], width: int) -> Iterator[_Target]:
+    """The scored tokens of each text after the first one that follows its head."""
+    for row, (branch, member) in enumerate(tails):
+        text, begin = branch.group.texts[member], branch.head_length + 1
+        for position in range(max(begin, branch.group.start), len(text)):
+            yield _Target(branch.group, [member], text[position], row * width + position - begin)
+
+
+class _Reader:
+    """Runs the passes, of up to `positions` tokens, and keeps the last shared beginning."""
 
     def __init__(self, model: LanguageModel, positions: int) -> None:
         self.model, self.positions = model, positions
-        self.threshold = model.config.rotation_threshold or 0
-        self.head_ids: list[int] = []
-        self.head = SharedKVCache([], 1)
+        self.shared_ids: list[int] = []
+        self.shared_cache = SharedKVCache([], 1)
 
-    def window(self, plans: list[_Plan]) -> Iterator[tuple[int, list[TextScores]]]:
-        """The scores of all plans: in the end, as those of a length are read together."""
-        left = {plan.place: len(plan.parts) for plan in plans}
-        yield from ((plan.place, plan.scores) for plan in plans if not plan.parts)
-        for family in _families([part for plan in plans for part in plan.parts]):
-            for batch in self._batches(family):
-                self._batch(batch)
-                for part in batch:
-                    left[part.plan.place] -= 1
-                    if not left[part.plan.place]:
-                        yield part.plan.place, part.plan.scores
-
-    def _batches(self, family: list[_Part]) -> Iterator[list[_Part]]:
-        """Parts for one pass: heads that grow, padded to the last."""
-        known = shared_prefix_length([part.free for part in family])
-        family.sort(key=lambda part: part.head)
-        batch: list[_Part] = []
-        for part in family:
-            width = part.head - (known if known >= WORTH else 0)
-            if batch and (part.alone or (len(batch) + 1) * width > self.positions):
-                yield batch
-                batch = []
-            batch.append(part)
-        yield batch
-
-    def _batch(self, batch: list[_Part]) -> None:
-        length = max(part.length for part in batch)
-        past = self._known(batch).of([0] * len(batch))
-        known = past.offsets[0]
-        hidden, past = self._read(past, [list(part.ids[known:]) for part in batch], length)
-        self._score_heads(batch, hidden, known)
-        self._score_tails(batch, past, length)
-
-    def _known(self, batch: list[_Part]) -> SharedKVCache:
-        """What all of the batch begin with, less what is to be scored, read once."""
-        frees = [part.free for part in batch]
-        wanted = shared_prefix_length(frees)
-        if len(batch) == 1 or wanted < WORTH:
+    def shared_beginning(self, batch: list[_Branch]) -> SharedKVCache:
+        """Return a cache (of one row) with the beginning that all of the batch share."""
+        beginnings = [branch.shareable for branch in batch]
+        length = shared_prefix_length(beginnings)
+        if len(batch) == 1 or length < MIN_SHARED:
             return SharedKVCache([], 1)
-        ids = list(frees[0][:wanted])
-        have = common_prefix_length(self.head_ids, ids)
-        if have < wanted - WORTH or have < len(self.head_ids):
-            fresh, have = SharedKVCache([], 1), 0
-            _, self.head = self._read(fresh, [ids], len(ids))
-            self.head_ids = ids
-        return self.head
+        ids = list(beginnings[0][:length])
+        common = common_prefix_length(self.shared_ids, ids)
+        if common < length - MIN_SHARED or common < len(self.shared_ids):
+            _, self.shared_cache = self.read(SharedKVCache([], 1), [ids], len(ids))
+            self.shared_ids = ids
+        return self.shared_cache
 
-    def _read(
-        self, past: SharedKVCache, rows: list[list[int]], length: int
+    def read(
+        self, cache: SharedKVCache, rows: Sequence[Sequence[int]], length: int
     ) -> tuple[mx.array, SharedKVCache]:
-        """Read `rows` after their pasts: hidden states (B, T, hidden), and the pasts with them.
-
-        `length` is that of the longest whole text.
-        """
+        """As `read_rows`, a single row that is longer than `positions` in chunks."""
         longest = max(map(len, rows))
-        hidden = []
         step = longest if len(rows) > 1 else min(longest, self.positions)
+        parts = []
         for begin in range(0, longest, step):
-            part = [row[begin : begin + step] for row in rows]
-            found, past = self._pass(past, part, length)
-            hidden.append(found)
-        return (hidden[0] if len(hidden) == 1 else mx.concatenate(hidden, axis=1)), past
+            chunk = [row[begin : begin + step] for row in rows]
+            hidden, cache = read_rows(self.model, cache, chunk, length)
+            parts.append(hidden)
+        return mx.concatenate(parts, axis=1), cache
 
-    def _pass(
-        self, past: SharedKVCache, rows: list[list[int]], length: int
-    ) -> tuple[mx.array, SharedKVCache]:
-        steps = max(map(len, rows))
-        ids = mx.array([row + [0] * (steps - len(row)) for row in rows])
-        offsets, mask = past.offsets, past.mask(steps)
-        offset = offsets[0] if len(set(offsets)) == 1 else mx.array(offsets)
-        cache = [
-            SharedLayerCache(past, number, offset, mask)
-            for number in range(self.model.config.num_hidden_layers)
-        ]
-        hidden = self.model.hidden(ids, cache, length)
-        layers = [layer.new for layer in cache if layer.new is not None]
-        mx.eval(hidden, layers)
-        segment = KVSegment(layers, [len(row) for row in rows])
-        every = list(range(len(rows)))
-        return hidden, SharedKVCache([*past.segments, (segment, every)], len(rows))
-
-    def _score_heads(self, batch: list[_Part], hidden: mx.array, known: int) -> None:
-        """Score what the texts of each part share, and the first token of each after that."""
-        asked: list[tuple[_Plan, list[int], int, int, int]] = []
-        for row, part in enumerate(batch):
-            texts = part.plan.group.texts
-            for place in range(part.plan.start, part.head):
-                asked.append((part.plan, part.members, texts[part.members[0]][place], row, place))
-            if part.plan.start <= part.head:
-                for member in part.members:
-                    asked.append((part.plan, [member], texts[member][part.head], row, part.head))
-        width = hidden.shape[1]
-        rows = [row * width + place - 1 - known for _, _, _, row, place in asked]
-        found = self._scored(hidden, rows, [token for _, _, token, _, _ in asked])
-        for (plan, members, *_), token in zip(asked, found, strict=True):
-            for member in members:
-                plan.note(member, token)
-
-    def _score_tails(self, batch: list[_Part], past: SharedKVCache, length: int) -> None:
-        """Score what is left of each text, that of all parts together."""
-        tails = []
-        for row, part in enumerate(batch):
-            for member in part.members:
-                tail = list(part.plan.group.texts[member][part.head :])
-                if len(tail) > 1 and part.plan.start < part.head + len(tail):
-                    tails.append((row, part, member, tail))
-        tails.sort(key=lambda each: len(each[3]))
-        while tails:
-            count = 1
-            while count < len(tails) and (count + 1) * len(tails[count][3]) <= self.positions:
-                count += 1
-            taken, tails = tails[:count], tails[count:]
-            rows = [tail[:-1] for *_, tail in taken]
-            hidden, _ = self._read(past.of([row for row, *_ in taken]), rows, length)
-            width = hidden.shape[1]
-            asked = [
-                (part.plan, member, token, number * width + place)
-                for number, (_, part, member, tail) in enumerate(taken)
-                for place, token in enumerate(tail[1:])
-                if part.plan.start <= part.head + 1 + place
-            ]
-            found = self._scored(hidden, [row for *_, row in asked], [t for _, _, t, _ in asked])
-            for (plan, member, _, _), token in zip(asked, found, strict=True):
-                plan.note(member, token)
-
-    def _scored(
-        self, hidden: mx.array, rows: list[int], tokens: list[int]
-    ) -> list[tuple[float, bool]]:
-        """Log probability of each token, and whether it is the likeliest, from rows of hidden
-        (B, T, hidden), counted over both."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        found: list[tuple[float, bool]] = []
-        for begin in range(0, len(rows), ROWS):
-            part = slice(begin, begin + ROWS)
-            logits = self.model.logits(flat[mx.array(rows[part])]).astype(mx.float32)  # (N, V)
-            wanted = mx.array(tokens[part])[:, None]
-            own = mx.take_along_axis(logits, wanted, axis=-1)[:, 0]
-            best = own == logits.max(axis=-1)
-            mx.eval(own, best)
-            if device.slow_exponentials():
-                total = cpu_softmax.softmax(logits)[1]
-            else:
-                total = mx.logsumexp(logits, axis=-1)
-            values: list[float] = (own - total).tolist()  # type: ignore[assignment]
-            found.extend(zip(values, best.tolist(), strict=True))  # type: ignore[arg-type]
-        return found
+    def score(self, hidden: mx.array, targets: Iterable[_Target]) -> None:
+        """Record the log probability of each target, from hidden states (B, T, hidden)."""
+        states = hidden.reshape(-1, hidden.shape[-1])  # (B * T, hidden)
+        remaining = iter(targets)
+        while part := list(islice(remaining, LOGIT_ROWS)):
+            rows = mx.array([target.row for target in part])
+            tokens = mx.array([target.token for target in part])
+            logits = self.model.logits(states[rows]).astype(mx.float32)  # (N, V)
+            own = mx.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+            greedy: list[bool] = (own == logits.max(axis=-1)).tolist()  # type: ignore[assignment]
+            logprobs: list[float] = (own - kernels.logsumexp(logits)).tolist()  # type: ignore[assignment]
+            for target, logprob, best in zip(part, logprobs, greedy, strict=True):
+                target.group.record(target.members, logprob, best)
