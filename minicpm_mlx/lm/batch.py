@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-import mlx.core as mx
-
 from ..engine import (
     WIDTH,
     Batch,
@@ -22,6 +20,7 @@ from ..engine import (
     Sampling,
 )
 from ..engine.batching.prefix_cache import common_prefix_length, slice_cache
+from ..engine.session import prefill
 from ..memory import prefill_chunk
 from ..text.tokenizer import Tokenizer
 from .outputs import (
@@ -83,14 +82,12 @@ class _Stream:
         return self.told.ended
 
     def completion(self) -> Completion:
-        stats = Stats(
+        stats = Stats.measure(
             prompt_tokens=len(self.asked.ids),
             cached_tokens=self.cached,
             completion_tokens=self.told.count,
-            ttft=self.first - self.start,
-            seconds=time.perf_counter() - self.start,
-            passes=max(self.told.count - 1, 0),
-            peak_memory=mx.get_peak_memory(),
+            start=self.start,
+            first=self.first,
         )
         return collect([*self.pieces, self.told.finish(stats)])
 
@@ -197,8 +194,6 @@ class _Heads:
 
         self.ids = list(ids)
         self.cache = [KVCache() for _ in range(self.model.config.num_hidden_layers)]
-        step = prefill_chunk(self.model.config)
-        for begin in range(0, len(ids), step):
-            part = mx.array([self.ids[begin : begin + step]])
-            self.model.hidden(part, self.cache, len(ids))
-            mx.eval([layer.state for layer in self.cache])
+        chunk = prefill_chunk(self.model.config)
+        for _ in prefill(self.model, self.ids, self.cache, chunk=chunk, length=len(ids)):
+            pass

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from ..arguments import (
     at_least_one,
     expect,
@@ -185,7 +183,7 @@ class LM:
         speculation: Speculation,
     ) -> Generator[Piece, None, None]:
         start = time.perf_counter()
-        first: float | None = None
+        first = 0.0
         transcript = Transcript(self.tokenizer, stops)
         with closing(tokens):
             for token in tokens:
@@ -195,15 +193,13 @@ class LM:
                     yield piece
                 if transcript.ended:
                     break
-        now = time.perf_counter()
-        stats = Stats(
+        stats = Stats.measure(
             prompt_tokens=len(prompt),
             cached_tokens=cached,
             completion_tokens=transcript.count,
-            ttft=(first or now) - start,
-            seconds=now - start,
+            start=start,
+            first=first,
             passes=speculation.passes,
-            peak_memory=mx.get_peak_memory(),
         )
         yield transcript.finish(stats)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+
+import mlx.core as mx
 
 from ..arguments import listed
 from ..text.tokenizer import Tokenizer
@@ -27,6 +30,32 @@ class Stats:
     """Forward passes that made the reply, the prompt's own not counted."""
     peak_memory: int
     """Most bytes MLX held at once since the process began."""
+
+    @classmethod
+    def measure(
+        cls,
+        *,
+        prompt_tokens: int,
+        cached_tokens: int,
+        completion_tokens: int,
+        start: float,
+        first: float,
+        passes: int | None = None,
+    ) -> Stats:
+        """Stats of a reply that ends now, with `start` and first token at time.perf_counter().
+
+        `first` is 0 where no token came. Without `passes`, each token but the first took one.
+        """
+        now = time.perf_counter()
+        return cls(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=completion_tokens,
+            ttft=(first or now) - start,
+            seconds=now - start,
+            passes=max(completion_tokens - 1, 0) if passes is None else passes,
+            peak_memory=mx.get_peak_memory(),
+        )
 
     @property
     def prompt_tps(self) -> float:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import fastapi
-import mlx.core as mx
 
 from ..engine import (
     ClosedError,
@@ -127,15 +126,12 @@ class ReplyState:
         return [*parts, self._last()] if event.finish_reason or self.transcript.ended else parts
 
     def _last(self) -> Chunk:
-        now = time.perf_counter()
-        stats = Stats(
+        stats = Stats.measure(
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.cached,
             completion_tokens=self.transcript.count,
-            ttft=(self.first or now) - self.begun,
-            seconds=now - self.begun,
-            passes=max(self.transcript.count - 1, 0),
-            peak_memory=mx.get_peak_memory(),
+            start=self.begun,
+            first=self.first,
         )
         piece = self.transcript.finish(stats)
         return Chunk(

@@ -40,7 +40,7 @@ def test_every_token_that_can_be_is_predicted_once(count: int, context: int, str
 def test_each_token_is_predicted_from_its_window(
     context: int, stride: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(perplexity, "ROWS", 7)
+    monkeypatch.setattr(perplexity, "LOGIT_ROWS", 7)
     model: Any = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
     other = random_model()
     ids = np.random.default_rng(0).integers(0, 500, 50).tolist()

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, and how far it is from another that it was made from."""
+"""Perplexity of a model on a text, and its divergence from a reference model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ...arguments import at_least_one
 from ...errors import InvalidArgumentError, NumericsError
 from ...model.config import Config
 
-ROWS = 256
+LOGIT_ROWS = 256
 """Positions whose logits are held at once."""
 
 
 class Predictor(Protocol):
-    """What is asked of a model here."""
+    """The interface of models here; also models that are read a layer at a time."""
 
     @property
     def config(self) -> Config: ...
@@ -32,24 +32,24 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityScore:
-    """What one model makes of a text."""
+    """How well a model predicts a text."""
 
     tokens: int
-    """Predicted."""
+    """Tokens predicted."""
     context: int
-    """Most tokens that a prediction could see."""
+    """Tokens of a window: the most that a prediction could see, and itself."""
     stride: int
-    """New tokens a window; equal to the context where windows do not overlap."""
+    """Distance of the windows; equal to the context where they do not overlap."""
     loss: float
     """Mean negative log-likelihood a token, in nats."""
     reference_loss: float | None = None
-    """The same of the reference."""
+    """The reference model's."""
     kl: float | None = None
     """Mean Kullback-Leibler divergence from the reference's predictions, in nats a token."""
     kl_99: float | None = None
-    """The divergence that 99 % of tokens stay below."""
+    """The 99th percentile of the divergence."""
     top_1: float | None = None
-    """Share of tokens where the likeliest is the reference's."""
+    """Share of tokens for which both models rank the same token first."""
 
     @property
     def perplexity(self) -> float:
@@ -69,12 +69,12 @@ def score(
     reference: Predictor | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> PerplexityScore:
-    """Predict each of `ids` but the first from up to `context` tokens before it.
+    """Predict each of `ids` but the first, in windows of `context` tokens.
 
-    Windows of `context` tokens begin `stride` apart (by default end to end, as the published
-    figures of AWQ and GPTQ are taken); in each, the tokens that are new are predicted. `progress`
-    is told how many have been. InvalidArgumentError: fewer than two ids, ids or a reference of
-    another vocabulary, or as in `check_windows`; NumericsError where the model gives no numbers.
+    Windows begin `stride` apart, by default end to end, as AWQ and GPTQ measure it; each predicts
+    the tokens that no earlier one has. `progress` receives the number of tokens predicted so far.
+    InvalidArgumentError for fewer than two ids, for ids or a reference of another vocabulary, and
+    as in `check_windows`; NumericsError if the model produces NaN.
     """
     context, stride = check_windows(context, stride)
     if len(ids) < 2:
@@ -90,26 +90,27 @@ def score(
             f"the reference predicts {reference.config.vocab_size} tokens and the model "
             f"{vocabulary}; expected the same vocabulary"
         )
+    # One array of each window's tokens; the last three only with a reference.
     losses: list[mx.array] = []
     reference_losses: list[mx.array] = []
     divergences: list[mx.array] = []
-    agreed: list[mx.array] = []
+    top_matches: list[mx.array] = []
     done = 0
     for begin, end, first in windows(len(ids), context, stride):
         text = mx.array([ids[begin:end]])
         hidden = model.hidden(text)[0]  # (T, hidden)
-        expected = reference.hidden(text)[0] if reference else None
-        for at in range(first - 1, end - 1, ROWS):
-            rows = slice(at - begin, min(at + ROWS, end - 1) - begin)
-            wanted = text[0, rows.start + 1 : rows.stop + 1]
-            logs = _logs(model, hidden[rows])  # (rows, V)
-            losses.append(_losses(logs, wanted))
-            if reference and expected is not None:
-                truth = _logs(reference, expected[rows])
-                reference_losses.append(_losses(truth, wanted))
-                divergences.append((mx.exp(truth) * (truth - logs)).sum(axis=-1))
-                agreed.append(truth.argmax(axis=-1) == logs.argmax(axis=-1))
-            mx.eval(losses, reference_losses, divergences, agreed)
+        reference_hidden = reference.hidden(text)[0] if reference else None
+        for start in range(first - 1, end - 1, LOGIT_ROWS):
+            rows = slice(start - begin, min(start + LOGIT_ROWS, end - 1) - begin)
+            targets = text[0, rows.start + 1 : rows.stop + 1]
+            logprobs = _log_softmax(model, hidden[rows])  # (rows, V)
+            losses.append(_losses(logprobs, targets))
+            if reference and reference_hidden is not None:
+                truth = _log_softmax(reference, reference_hidden[rows])
+                reference_losses.append(_losses(truth, targets))
+                divergences.append((mx.exp(truth) * (truth - logprobs)).sum(axis=-1))
+                top_matches.append(truth.argmax(axis=-1) == logprobs.argmax(axis=-1))
+            mx.eval(losses, reference_losses, divergences, top_matches)
             done += rows.stop - rows.start
             progress(done)
     loss = _mean(losses)
@@ -127,15 +128,14 @@ def score(
         reference_loss=_mean(reference_losses) if reference_losses else None,
         kl=None if kl is None else float(np.mean(kl, dtype=np.float64)),
         kl_99=None if kl is None else float(kl[int(0.99 * (done - 1))]),
-        top_1=float(np.mean(np.array(mx.concatenate(agreed)))) if agreed else None,
+        top_1=_mean(top_matches) if top_matches else None,
     )
 
 
 def check_windows(context: int, stride: int | None) -> tuple[int, int]:
-    """`context` and `stride` of `score`, the default filled in.
+    """Return `context` and `stride` of `score`, the default filled in.
 
-    InvalidArgumentError for a context of fewer than two tokens, the predicted one included, and for
-    a stride that is not between 1 and the context.
+    InvalidArgumentError for a context of fewer than two tokens, or a stride beyond the context.
     """
     context = at_least_one("context", context)
     if context < 2:
@@ -151,9 +151,9 @@ def check_windows(context: int, stride: int | None) -> tuple[int, int]:
 
 
 def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Where each window begins and ends in a text of `count` tokens, and its first new token.
+    """Yield begin and end of each window of a text of `count` tokens, and its first new token.
 
-    The very first token is new to none: nothing comes before it.
+    The text's first token is never new: nothing precedes it.
     """
     known = 1
     for begin in range(0, count, stride):
@@ -167,19 +167,19 @@ def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, i
             return
 
 
-def _logs(model: Predictor, hidden: mx.array) -> mx.array:
-    """Log-probabilities (T, V) from hidden states (T, H), in float32."""
+def _log_softmax(model: Predictor, hidden: mx.array) -> mx.array:
+    """Log probabilities (T, V) from hidden states (T, hidden), in float32."""
     logits = model.logits(hidden[None])[0].astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _losses(logs: mx.array, wanted: mx.array) -> mx.array:
-    """Of each row of log-probabilities (T, V) the negative one of the token wanted there."""
-    return -mx.take_along_axis(logs, wanted[:, None], axis=-1)[:, 0]
+def _losses(logprobs: mx.array, targets: mx.array) -> mx.array:
+    """Negative log probabilities (T,) of targets (T,) under log probabilities (T, V)."""
+    return -mx.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
 
 
-def _mean(parts: list[mx.array]) -> float:
-    return float(np.mean(np.array(mx.concatenate(parts)), dtype=np.float64))
+def _mean(arrays: list[mx.array]) -> float:
+    return float(np.mean(np.array(mx.concatenate(arrays)), dtype=np.float64))
 
 
 def _exp(loss: float) -> float:
