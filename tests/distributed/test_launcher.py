@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from minicpm_mlx.distributed import launcher
 from minicpm_mlx.distributed.launcher import run_python
 from minicpm_mlx.errors import InvalidArgumentError
-from support.processes import is_running
+from support.processes import expect_end
 from support.tiny_model import write_model
 
 COMMAND = [sys.executable, "-c", "from minicpm_mlx.cli.main import main; main()"]
@@ -239,7 +238,4 @@ def test_a_launch_that_ends_leaves_no_rank(
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err.lstrip()) == (status, message)
     assert len(ranks) == 2
-    deadline = time.monotonic() + 10
-    while any(map(is_running, ranks)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    expect_end(*ranks)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.distributed import processes
 from minicpm_mlx.distributed.stderr import NOISE, StderrMux
-from support.processes import is_running
+from support.processes import expect_end
 
 Capture = pytest.CaptureFixture[str]
 LONG = "sleep 60"
@@ -118,7 +118,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_is_named(capfd: Capture) -> N
 
 def test_what_a_rank_started_ends_with_it(tmp_path: Path) -> None:
     assert run("sleep 0.3", f"{LONG} & echo $! >{tmp_path}/child; exit 0") == 0
-    assert not is_running(int((tmp_path / "child").read_text()))
+    expect_end(int((tmp_path / "child").read_text()))
 
 
 def send_when(ready: Path, ranks: int, number: int, times: int = 1) -> None:
