@@ -184,9 +184,9 @@ class SamplingOptions:
 
     def apply(self, lm: LM) -> Sampling:
         """The model's own sampling with these values in place of its own."""
-        from minicpm_mlx.lm.lm import sampled
+        from minicpm_mlx.lm.lm import sampling_with
 
-        return sampled(lm.sampling, **asdict(self))
+        return sampling_with(lm.sampling, **asdict(self))
 
 
 def load_model(

@@ -19,7 +19,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.arguments import limits, shown
 from minicpm_mlx.engine import Sampler, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
-from minicpm_mlx.lm.lm import sampled
+from minicpm_mlx.lm.lm import sampling_with
 from support.data import GOLDEN
 from support.source import modules
 
@@ -240,7 +240,7 @@ def test_sampling_of_another_kind_is_refused(demo: mm.LM, wrong: Any) -> None:
         lambda: demo.stream("Hi", sampling=wrong),
         lambda: changed.stream("Hi"),
         lambda: changed.chat("Hi"),
-        lambda: sampled(wrong),
+        lambda: sampling_with(wrong),
     ):
         with refused("sampling must be a Sampling, such as Sampling(temperature=0.7), got"):
             call()

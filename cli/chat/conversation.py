@@ -289,7 +289,7 @@ class TerminalChat:
     def _restored(self, lm: LM, saved: SavedSession) -> Chat:
         from minicpm_mlx.errors import MiniCPMError
         from minicpm_mlx.lm import sessions
-        from minicpm_mlx.lm.fingerprint import identity
+        from minicpm_mlx.lm.fingerprint import fingerprint
         from minicpm_mlx.lm.session_cache import restore_cache
 
         if self.adapter and saved.adapter != (lm.adapter and str(lm.adapter)):
@@ -299,7 +299,7 @@ class TerminalChat:
                 self.note("no_longer", style="warning", error=error)
         chat = sessions.restore(saved, lm, **self._changes)
         reason = restore_cache(chat, saved.name)
-        if saved.identity != identity(lm):
+        if saved.identity != fingerprint(lm):
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
             self.note("rereads")

@@ -72,7 +72,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
     from minicpm_mlx.loading.store import kept_folder
     from minicpm_mlx.model.config import Config
     from minicpm_mlx.model_cards import cards, resolve
-    from minicpm_mlx.quantization.report import read_receipt, summary
+    from minicpm_mlx.quantization.report import read_report, summary
 
     card = resolve(model)
     folder = kept_folder(card)
@@ -97,7 +97,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
             facts["quantization"] = (
                 f"{packing.bits} bits, groups of {packing.group_size}, {packing.mode}"
             )
-        receipt = read_receipt(folder)
+        receipt = read_report(folder)
     if as_json:
         facts |= {} if receipt is None else {"receipt": receipt}
         print_json(facts)

@@ -1,4 +1,4 @@
-"""A checkpoint's folder to another format's: the reference's, a Llama's, mlx-lm's, or GGUF.
+"""Converts a checkpoint to another format: MiniCPM's own (mup), Llama's, mlx-lm's, or GGUF.
 
 Tensors are computed as their shard is written, so memory stays at one shard. A destination appears
 whole or not at all.
@@ -18,9 +18,10 @@ from ..errors import InvalidArgumentError
 from ..files.atomic import make_whole
 from ..model_cards import Card
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from ..weights.companion_files import copy_companions
-from ..weights.gguf import KINDS, Written, write_gguf
+from ..weights.companion_files import copy_companion_files
+from ..weights.gguf import KINDS, GgufReport, write_gguf
 from ..weights.lazy_ops import cast, dense
+from ..weights.lazy_tensor import dtype_name, is_float
 from ..weights.llama_format import (
     Scales,
     fold,
@@ -33,7 +34,7 @@ FORMATS = ("mup", "llama", "mlx", "gguf")
 it; a LlamaForCausalLM as small as the source, for mlx-lm; and llama.cpp's file."""
 
 SHARD = 2 << 30
-"""Bytes of tensors a file holds at most, and so about what a conversion takes of memory."""
+"""Most bytes of tensors in a file, and so roughly the memory that a conversion takes."""
 
 Progress = Callable[[str], object]
 
@@ -50,7 +51,7 @@ def convert(
     card: Card | None = None,
     shard: int = SHARD,
     progress: Progress = lambda _: None,
-) -> Written | None:
+) -> GgufReport | None:
     """Write the model in the folder `source` in another format to `destination`, a new folder.
 
     `format` is one of FORMATS. `dtype` ("float32", "bfloat16", "float16") is that of all floats,
@@ -59,7 +60,7 @@ def convert(
     MiniCPM that a llama folder was made from, needed where it is to be one again. `gguf_type`, for
     gguf alone, is one of `weights.gguf.KINDS` (default F16), and `destination` may be a .gguf file.
     `card` knows the model's template, end tokens and file. `shard` is the size of a file in bytes.
-    Of a GGUF file, what became of its tensors is returned.
+    For gguf, a report on the tensors is returned.
 
     Raises InvalidArgumentError for what the format cannot express and for a `destination` that
     exists, WeightsError for what `dtype` cannot hold, and what `read_checkpoint` raises.
@@ -79,7 +80,7 @@ def convert(
 
     def make(folder: Path) -> None:
         write_checkpoint(result, folder, shard=shard, progress=progress)
-        copy_companions(source, folder, card, code=format == "mup", for_mlx_lm=format == "mlx")
+        copy_companion_files(source, folder, card, code=format == "mup", for_mlx_lm=format == "mlx")
 
     make_whole(destination, make, "give another folder")
     return None
@@ -96,7 +97,7 @@ def converted(
     """The checkpoint in another format; see `convert`. Nothing is computed before it is loaded."""
     if dequantize:
         checkpoint = dense(checkpoint)
-    is_llama = checkpoint.config.dim_model_base is None  # which a MiniCPM has, stated or not
+    is_llama = checkpoint.config.dim_model_base is None  # a MiniCPM has it, stated or by default
     if is_llama and scales is not None:
         checkpoint = unfold(checkpoint, scales)
     elif is_llama and format == "mup":
@@ -133,25 +134,23 @@ def _check(format: str, dtype: str | None, gguf_type: str | None) -> None:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What config.json says of the floats: the embedding's, or its scales'."""
+    """config.json's torch_dtype: that of the embedding, or of its scales."""
     tensors, name = checkpoint.tensors, "model.embed_tokens"
     dtype = tensors.get(f"{name}.scales", tensors[f"{name}.weight"]).dtype
-    if not mx.issubdtype(dtype, mx.floating):
-        return {}
-    return {"torch_dtype": str(dtype).removeprefix("mlx.core.")}
+    return {"torch_dtype": dtype_name(dtype)} if is_float(dtype) else {}
 
 
 def _write_gguf(
     checkpoint: Checkpoint, source: Path, destination: Path, kind: str, progress: Progress
-) -> Written:
+) -> GgufReport:
     if destination.suffix.lower() == ".gguf":
         return write_gguf(checkpoint, source, destination, kind, progress=progress)
-    found: list[Written] = []
+    reports: list[GgufReport] = []
 
     def make(folder: Path) -> None:
         name = f"{destination.name}-{kind}.gguf"
-        found.append(write_gguf(checkpoint, source, folder / name, kind, progress=progress))
+        reports.append(write_gguf(checkpoint, source, folder / name, kind, progress=progress))
 
     make_whole(destination, make, "give another folder")
-    # It was written under another name.
-    return replace(found[0], modelfile=destination / found[0].modelfile.name)
+    # The folder had another name while it was written.
+    return replace(reports[0], modelfile=destination / reports[0].modelfile.name)

@@ -1,12 +1,11 @@
-"""Adapters for other programs: in PEFT's layout, mlx-lm's, or as a GGUF file for llama.cpp.
+"""Exports adapters to other programs: PEFT's layout, mlx-lm's, or a GGUF file for llama.cpp.
 
-Names are the base checkpoint's, whose muP form PEFT's users have too. An adapter was read with its
-scale in `b`, so each layout states one that comes to 1.
+Names are those of the base checkpoint in muP form, which PEFT's users have too. `read_adapter` has
+multiplied `b` by the scale, so each layout states a scale of 1.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from ..model.config import Config
 from ..model.transformer import Model
 from ..model_cards import Card, resolve
 from ..weights.adapters import read_adapter
+from ..weights.checkpoint import write_json
 from ..weights.gguf.lora import write_lora
 
 LAYOUTS = ("peft", "mlx", "gguf")
 
-Written = tuple[str, dict[str, mx.array], dict[str, Any]]
+AdapterFiles = tuple[str, dict[str, mx.array], dict[str, Any]]
 """A layout's file name, its tensors and its adapter_config.json."""
 
 
@@ -51,24 +51,23 @@ def export_adapter(
         )
     card = resolve(str(model))
     config = Config.load(folder_of(card))
-    found = read_adapter(Path(adapter).expanduser())
-    locate_deltas(Model(config), found)  # MLX makes none of its weights
+    source = read_adapter(Path(adapter).expanduser())
+    locate_deltas(Model(config), source)  # MLX makes none of its weights
     if layout == "gguf":
         with named_errors(target, "give another name"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, lambda path: write_lora(path, found, config))
+            write_whole(target, lambda path: write_lora(path, source, config))
     else:
-        written = _peft(found, config, card) if layout == "peft" else _mlx(found, config)
-        make_whole(target, lambda folder: _write(folder, *written), "give another folder")
+        files = _peft(source, config, card) if layout == "peft" else _mlx(source, config)
+        make_whole(target, lambda folder: _write(folder, *files), "give another folder")
 
 
 def _write(folder: Path, name: str, tensors: dict[str, mx.array], config: dict[str, Any]) -> None:
     mx.save_safetensors(str(folder / name), tensors, {"format": "pt"})
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    write_json(folder / "adapter_config.json", config)
 
 
-def _peft(adapter: Adapter, config: Config, card: Card) -> Written:
+def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
     dora = _is_dora(adapter)
     tensors = {}
     for module, delta in adapter.deltas.items():
@@ -103,21 +102,21 @@ def _peft(adapter: Adapter, config: Config, card: Card) -> Written:
 
 
 def _targets(modules: set[str], config: Config) -> list[str]:
-    """PEFT's target_modules: last names, where all modules so called are meant, else full ones."""
+    """PEFT's target_modules: last names if the adapter has all modules of that name, else paths."""
     last = {module.rpartition(".")[2] for module in modules}
-    meant = {name for name in find_projections(Model(config)) if name.rpartition(".")[2] in last}
-    return sorted(last if meant == modules else modules)
+    matching = {name for name in find_projections(Model(config)) if name.rpartition(".")[2] in last}
+    return sorted(last if matching == modules else modules)
 
 
-def _mlx(adapter: Adapter, config: Config) -> Written:
-    """mlx-lm has one rank for all: smaller ones are filled up with zeros, which change nothing."""
+def _mlx(adapter: Adapter, config: Config) -> AdapterFiles:
+    """mlx-lm has one rank for all modules: smaller ones are padded with zeros."""
     dora = _is_dora(adapter)
     rank = max(len(delta.b) for delta in adapter.deltas.values())
     tensors, keys, first = {}, set(), config.num_hidden_layers
     for module, delta in adapter.deltas.items():
-        more = rank - len(delta.b)
-        tensors[f"{module}.lora_a"] = mx.pad(delta.a, [(0, 0), (0, more)])  # (in, rank)
-        tensors[f"{module}.lora_b"] = mx.pad(delta.b, [(0, more), (0, 0)])  # (rank, out)
+        padding = rank - len(delta.b)
+        tensors[f"{module}.lora_a"] = mx.pad(delta.a, [(0, 0), (0, padding)])  # (in, rank)
+        tensors[f"{module}.lora_b"] = mx.pad(delta.b, [(0, padding), (0, 0)])  # (rank, out)
         if delta.magnitude is not None:
             tensors[f"{module}.m"] = delta.magnitude
         match module.split("."):
@@ -138,7 +137,7 @@ def _mlx(adapter: Adapter, config: Config) -> Written:
 
 
 def _is_dora(adapter: Adapter) -> bool:
-    """Whether all of it is DoRA; InvalidArgumentError where a part is, as no layout can say it."""
+    """Whether the adapter is DoRA; InvalidArgumentError if only a part is: no layout has that."""
     kinds = {delta.magnitude is not None for delta in adapter.deltas.values()}
     if len(kinds) > 1:
         raise InvalidArgumentError(

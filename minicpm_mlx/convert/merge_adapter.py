@@ -1,8 +1,8 @@
-"""Adapters merged into a checkpoint's weights, and a check that the change outlived the rounding.
+"""Merges an adapter into a checkpoint's weights, and checks that the change survives rounding.
 
-Where weights are packed in few bits, a change smaller than a step of their grid can vanish, or what
-rounding does to all weights can drown it. So the merged model is held against the base with the
-adapter on top of it, on a text, and not written where it is not nearer to that than the base is.
+With weights of few bits, a change smaller than a step of their grid can vanish, and the rounding of
+all other weights can drown it. So the merged model is compared, on a text, with the base that has
+the adapter on top of it, and it is written only if it is clearly nearer to that than the base is.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from ..loading.load import load
 from ..loading.store import folder_of
 from ..model.adapters import Adapter, LoRADelta, locate_deltas
 from ..model.config_sections import Quantization
-from ..model.packing import PACKED_NAMES, unpack
+from ..model.packing import unpack
 from ..model.transformer import Model
 from ..model_cards import resolve
 from ..quantization.repack import repack
 from ..weights import load_model
 from ..weights.adapters import read_adapter
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from ..weights.companion_files import copy_companions
-from ..weights.lazy_tensor import LazyTensor
+from ..weights.companion_files import copy_companion_files
+from ..weights.lazy_ops import dense_dtype, packed_parts, unpacked
+from ..weights.lazy_tensor import LazyTensor, dtype_name
 
 LOST = 0.5
-"""Share of the adapter's own divergence from which on the merged model's counts as a loss: from 1
-on, leaving the adapter away would have been as near to it; half leaves room for the text's luck."""
+"""Share of the adapter's own divergence above which the merged model's counts as a loss. At 1 the
+base without the adapter would be as near; half leaves a margin for the choice of text."""
 
 NEGLIGIBLE = 1e-5
-"""Divergence in nats a token that 16-bit arithmetic makes by itself."""
+"""Divergence, in nats a token, that 16-bit arithmetic causes by itself."""
 
 LENGTH = 512
-"""Most tokens of a text that are looked at; their logits are held in memory."""
+"""Most tokens of a text that are compared; their logits are held in memory."""
 
 TALK = (
     "What is the capital of France, and what is it known for?",
@@ -54,31 +55,28 @@ TALK = (
     "山东省最高的山是哪座山？它比黄山高还是矮？",
     "山东省最高的山是泰山，主峰海拔1532.7米。黄山主峰海拔1864.8米，所以泰山比黄山矮。",
 )
-"""A conversation to check on where no text is given: questions, each with its answer."""
+"""The conversation to check on by default: questions, each with its answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survival:
+class MergeCheck:
     """How much of an adapter's change is in the merged weights."""
 
     tokens: int
-    """Predicted."""
+    """Predicted tokens."""
     kl: float
     """Mean divergence of the merged model from the base with the adapter on, in nats a token."""
     kl_base: float
-    """The same of the base without it: what the adapter changes."""
+    """Divergence of the base without the adapter: the size of the adapter's change."""
 
     @property
     def lost(self) -> bool:
-        """Whether the merged model is hardly nearer to what it should be than the base is.
-
-        So is one whose divergence is not a number.
-        """
+        """Whether the change was lost; also where the divergence is NaN."""
         return not self.kl <= max(LOST * self.kl_base, NEGLIGIBLE)
 
     @property
     def unknown(self) -> bool:
-        """Whether the adapter changes so little that nothing can be said of what survived."""
+        """Whether the adapter changes too little to tell how much of it survived."""
         return self.kl_base < NEGLIGIBLE
 
 
@@ -91,7 +89,7 @@ def fuse_adapter(
     dequantize: bool = False,
     force: bool = False,
     progress: Callable[[str], object] = lambda _: None,
-) -> Survival:
+) -> MergeCheck:
     """Write to `folder`, which must not exist, `source` with `adapter` in its weights.
 
     `source` is what `load` takes, in the bits it has there; `text` (by default a few sentences in
@@ -111,33 +109,33 @@ def fuse_adapter(
     fused = merged(base, changes, dequantize=dequantize)
     progress("the adapter on the base")
     ids, truth, kl_base = _expected(source, adapter, text, fuse=not base.config.num_experts)
-    found: list[Survival] = []
+    checks: list[MergeCheck] = []
 
     def make(partial_folder: Path) -> None:
         progress("merging")
         write_checkpoint(fused, partial_folder, progress=progress)
-        copy_companions(origin, partial_folder, card)
+        copy_companion_files(origin, partial_folder, card)
         progress("checking")
         model = load_model(partial_folder, fuse=not base.config.num_experts)
         kl = score(model, ids, context=len(ids), reference=truth).kl
-        found.append(Survival(tokens=len(ids) - 1, kl=_known(kl), kl_base=kl_base))
-        if found[0].lost and not force:
-            raise InvalidArgumentError(_refusal(target, found[0], base, dequantize))
+        checks.append(MergeCheck(tokens=len(ids) - 1, kl=_known(kl), kl_base=kl_base))
+        if checks[0].lost and not force:
+            raise InvalidArgumentError(_refusal(target, checks[0], base, dequantize))
 
     make_whole(target, make, "give another folder")
-    return found[0]
+    return checks[0]
 
 
 def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False) -> Checkpoint:
-    """`checkpoint` with `adapter` in its weights, each matrix computed in float32 when it is read.
+    """`checkpoint` with `adapter` in its weights; each matrix is computed in float32 when loaded.
 
-    A matrix keeps its format: its float type, or its bits. With `dequantize`, packed ones that
-    change become dense, in the float type of their scales; mlx-lm reads them as this library does,
-    for which what has no scales is dense. WeightsError where the adapter does not fit.
+    A matrix keeps its float type or its bits. With `dequantize`, packed matrices that change become
+    dense, in the float type of their scales; mlx-lm, like this library, takes a matrix without
+    scales for dense. WeightsError if the adapter does not fit.
     """
     config = checkpoint.config
     locate_deltas(Model(config), adapter)  # MLX makes none of its weights
-    how = checkpoint.packings
+    packings = checkpoint.packings
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")
@@ -145,70 +143,69 @@ def merged(checkpoint: Checkpoint, adapter: Adapter, *, dequantize: bool = False
         if delta is None or part == "bias":
             tensors[name] = tensor
         elif part == "weight":
-            parts = {p: t for p in PACKED_NAMES if (t := checkpoint.tensors.get(f"{module}.{p}"))}
-            change = Change(delta, f"{adapter.folder}: {printable(module)}")
-            new = _matrix(parts, how.get(module), change, dequantize)
-            tensors |= {f"{module}.{p}": made for p, made in new.items()}
+            parts = packed_parts(checkpoint.tensors, module)
+            change = DeltaMerge(delta, f"{adapter.folder}: {printable(module)}")
+            changed = _matrix(parts, packings.get(module), change, dequantize)
+            tensors |= {f"{module}.{part}": tensor for part, tensor in changed.items()}
     return Checkpoint(raw=_raw(checkpoint, tensors), tensors=tensors)
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an adapter does to one matrix, to be merged into it."""
+class DeltaMerge:
+    """Merges an adapter's delta into one matrix."""
 
     delta: LoRADelta
-    where: str
-    """For messages."""
+    name: str
+    """Adapter and module, for messages."""
 
-    def __call__(self, weight: mx.array, kept_as: mx.Dtype) -> mx.array:
-        """The changed matrix (out, in), in float32; WeightsError where `kept_as` cannot hold it."""
+    def __call__(self, weight: mx.array, dtype: mx.Dtype) -> mx.array:
+        """The changed matrix (out, in), in float32; WeightsError if `dtype` cannot hold it."""
         delta = self.delta
         whole = weight.astype(mx.float32) + (delta.a @ delta.b).T
         if delta.magnitude is not None:
             whole = whole * (delta.magnitude / mx.linalg.norm(whole, axis=1))[:, None]
-        if not mx.isfinite(whole.astype(kept_as)).all().item():
+        if not mx.isfinite(whole.astype(dtype)).all().item():
             raise WeightsError(
-                f"{self.where}: merged, its numbers are infinite or none at all; expected an "
-                f"adapter whose change {str(kept_as).removeprefix('mlx.core.')} can hold"
+                f"{self.name}: merged, its numbers are infinite or NaN; expected an adapter whose "
+                f"change fits {dtype_name(dtype)}"
             )
         return whole
 
 
 def _matrix(
-    parts: Mapping[str, LazyTensor], packing: Quantization | None, change: Change, dequantize: bool
+    parts: Mapping[str, LazyTensor],
+    packing: Quantization | None,
+    change: DeltaMerge,
+    dequantize: bool,
 ) -> dict[str, LazyTensor]:
-    """A changed matrix's tensors, computed when they are loaded."""
+    """The changed matrix's tensors by part, computed when they are loaded."""
     weight = parts["weight"]
     if packing is None:
         return {"weight": _dense(weight.shape, weight.dtype, weight.load, change)}
-    scales = parts["scales"].dtype
-    dtype = scales if mx.issubdtype(scales, mx.floating) else mx.bfloat16
+    dtype = dense_dtype(parts)
+    if dequantize:
+        dense = unpacked(parts, packing)
+        return {"weight": _dense(dense.shape, dtype, dense.load, change)}
 
-    def load() -> dict[str, mx.array]:
-        return {part: tensor.load() for part, tensor in parts.items()}
-
-    def again() -> dict[str, mx.array]:
-        old = load()
+    def repacked() -> dict[str, mx.array]:
+        old = {part: tensor.load() for part, tensor in parts.items()}
         return repack(change(unpack(old, packing), dtype), old, packing)
 
-    if dequantize:
-        shape = (weight.shape[0], weight.shape[1] * 32 // packing.bits)
-        return {"weight": _dense(shape, dtype, lambda: unpack(load(), packing), change)}
-    together = Together(again)
+    joint = JointTensors(repacked)
     return {
-        part: LazyTensor(tensor.shape, tensor.dtype, partial(together.take, part))
+        part: LazyTensor(tensor.shape, tensor.dtype, partial(joint.take, part))
         for part, tensor in parts.items()
     }
 
 
 def _dense(
-    shape: tuple[int, ...], dtype: mx.Dtype, load: Callable[[], mx.array], change: Change
+    shape: tuple[int, ...], dtype: mx.Dtype, load: Callable[[], mx.array], change: DeltaMerge
 ) -> LazyTensor:
     return LazyTensor(shape, dtype, lambda: change(load(), dtype).astype(dtype))
 
 
-class Together:
-    """Tensors that are computed at once and taken one by one; what was taken is not kept."""
+class JointTensors:
+    """Tensors computed together and taken one by one; none is kept once taken."""
 
     def __init__(self, compute: Callable[[], dict[str, mx.array]]):
         self._compute = compute
@@ -221,15 +218,15 @@ class Together:
 
 
 def _raw(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """config.json, where no longer is said how matrices are packed that are dense now."""
+    """config.json without the packings of matrices that have become dense."""
     raw = dict(checkpoint.raw)
-    how = raw.get("quantization")
-    if how is None:
+    packings = raw.get("quantization")
+    if packings is None:
         return raw
     raw.pop("quantization_config", None)  # mlx-lm's second copy
     raw["quantization"] = {
         key: value
-        for key, value in how.items()
+        for key, value in packings.items()
         if f"{key}.scales" not in checkpoint.tensors or f"{key}.scales" in tensors
     }
     if not any(name.endswith(".scales") for name in tensors):
@@ -237,8 +234,8 @@ def _raw(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> dict[str,
     return raw
 
 
-class Remembered:
-    """Stands for a model that read one text: gives the logits it gave then."""
+class RecordedLogits:
+    """Stands in for a model that has read one text: returns the logits it computed then."""
 
     adapter: str | None = None
 
@@ -258,12 +255,14 @@ class Remembered:
 
 def _expected(
     source: str | Path, adapter: str | Path, text: str | None, *, fuse: bool
-) -> tuple[list[int], Remembered, float]:
-    """The ids to check on, what the base says to them with the adapter on it, and how far it is
-    from that without. The base is no longer in memory then."""
+) -> tuple[list[int], RecordedLogits, float]:
+    """The ids to check on, the logits of the base with the adapter, and the divergence without it.
+
+    The base is out of memory afterwards, so that the merged model can be loaded.
+    """
     lm = load(source, fuse=fuse, adapter=adapter, progress=False)
     ids = _ids(lm, text)
-    truth = Remembered(lm.model, ids)
+    truth = RecordedLogits(lm.model, ids)
     lm.use_adapter(None)
     kl = score(lm.model, ids, context=len(ids), reference=truth).kl
     del lm
@@ -279,8 +278,8 @@ def _ids(lm: LM, text: str | None) -> list[int]:
         ids = lm.tokenizer.encode("\n".join(TALK))
     else:
         roles = ("user", "assistant") * (len(TALK) // 2)
-        turns = [{"role": r, "content": c} for r, c in zip(roles, TALK, strict=True)]
-        ids = lm.tokenizer.chat_ids(turns, add_generation_prompt=False)
+        messages = [{"role": r, "content": c} for r, c in zip(roles, TALK, strict=True)]
+        ids = lm.tokenizer.chat_ids(messages, add_generation_prompt=False)
     if len(ids) < 2:
         raise InvalidArgumentError(f"expected a text of two tokens or more, got {len(ids)}")
     return ids[: min(LENGTH, lm.context_length)]
@@ -291,12 +290,12 @@ def _known(kl: float | None) -> float:
     return kl
 
 
-def _refusal(target: Path, found: Survival, base: Checkpoint, dequantize: bool) -> str:
+def _refusal(target: Path, check: MergeCheck, base: Checkpoint, dequantize: bool) -> str:
     packed = base.config.quantization is not None and not dequantize
     ways = "--dequantize (dequantize=True) writes the changed matrices dense, " if packed else ""
     return (
         f"{target}: not written, for the adapter's change was lost in rounding: the merged model "
-        f"is {found.kl:.6f} nats a token from the base with the adapter on it, and the base "
-        f"without it {found.kl_base:.6f}; expected at most {LOST:.0%} of that. {ways}--force "
+        f"is {check.kl:.6f} nats a token from the base with the adapter on it, and the base "
+        f"without it {check.kl_base:.6f}; expected at most {LOST:.0%} of that. {ways}--force "
         "(force=True) writes it all the same; or merge into a base of more bits"
     )

@@ -114,7 +114,7 @@ def _request(
         max_tokens=min(task.max_tokens, lm.context_length - len(ids)),
         sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, question.doc)),
         stops=stops,
-        enough=early_stop and (lambda text: early_stop(text, question)),
+        early_stop=early_stop and (lambda text: early_stop(text, question)),
     )
 
 

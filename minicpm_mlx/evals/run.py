@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.scoring.loglikelihood import Alternatives, score, shared_prefix_length
 from ..errors import InvalidArgumentError
-from ..lm.fingerprint import identity
+from ..lm.fingerprint import fingerprint
 from ..weights.load import parameters
 from .data.load import EvalData, load
 from .examples import draw_examples
@@ -148,7 +148,7 @@ def describe_model(lm: LM) -> dict[str, Any]:
         "name": lm.card.name,
         "adapter": None if lm.adapter is None else "/".join(lm.adapter.parts[-2:]),
         "dtypes": ", ".join(sorted(dtypes)),
-        "identity": identity(lm),
+        "identity": fingerprint(lm),
     }
 
 

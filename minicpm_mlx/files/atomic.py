@@ -42,7 +42,8 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "[write]" not in str(error):
             raise  # MLX's word for a disk that is full
-        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        # NumPy's tofile raises an OSError without a number when the disk is full.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
         room = "free some space, or " if full else ""
         raise StorageError(
             f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); {room}"

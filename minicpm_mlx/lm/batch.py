@@ -1,7 +1,7 @@
-"""Replies to many prompts, `width` of them made at a time, each told when it is finished.
+"""Replies to many prompts, `width` of them at a time, each yielded when it is finished.
 
-What prompts in a row begin with alike, such as the examples before the questions of a subject, is
-read once. That changes no answer but by rounding.
+A prefix that consecutive prompts share, such as few-shot examples, is read once; that changes
+replies only by rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import Any, Generic, TypeVar
 
 from ..engine import (
@@ -36,35 +36,35 @@ __all__ = ["BatchRequest", "replies"]
 T = TypeVar("T")
 
 SHARED = 64
-"""Tokens that are worth to be read apart, for the prompts that begin with them."""
+"""Shortest common prefix, in tokens, that is worth a cache of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRequest:
-    """A prompt, and what its reply may be."""
+    """A prompt and the limits of its reply."""
 
     ids: Sequence[int]
     max_tokens: int
-    """With the prompt no more than the context."""
+    """At most the context less the prompt."""
     sampling: Sampling
     stops: Sequence[str] = ()
     """Strings that end the text before them."""
-    enough: Callable[[str], bool] | None = None
-    """Whether so much of the text will do: the reply then ends as at a stop string."""
+    early_stop: Callable[[str], bool] | None = None
+    """Called with the text so far; True ends the reply as a stop string does."""
 
     @property
     def size(self) -> int:
-        """Positions of cache that it may take."""
+        """Most positions of cache that it takes."""
         return len(self.ids) + self.max_tokens
 
 
 @dataclass
 class _Stream:
-    """A reply that is being made."""
+    """A reply in progress."""
 
-    place: int
-    asked: BatchRequest
-    told: Transcript
+    index: int
+    request: BatchRequest
+    transcript: Transcript
     start: float
     cached: int
     first: float = 0.0
@@ -72,122 +72,123 @@ class _Stream:
     text: str = ""
 
     def add(self, token: int) -> bool:
-        """Take a token; whether the reply ends with it."""
+        """Append a token; whether the reply ends with it."""
         self.first = self.first or time.perf_counter()
-        piece = self.told.add(token)
+        piece = self.transcript.add(token)
         self.pieces.append(piece)
-        if self.asked.enough and piece.text and not self.told.ended:
+        if self.request.early_stop and piece.text and not self.transcript.ended:
             self.text += piece.text
-            self.told.ended = self.asked.enough(self.text)
-        return self.told.ended
+            self.transcript.ended = self.request.early_stop(self.text)
+        return self.transcript.ended
 
     def completion(self) -> Completion:
         stats = Stats.measure(
-            prompt_tokens=len(self.asked.ids),
+            prompt_tokens=len(self.request.ids),
             cached_tokens=self.cached,
-            completion_tokens=self.told.count,
+            completion_tokens=self.transcript.count,
             start=self.start,
             first=self.first,
         )
-        return collect([*self.pieces, self.told.finish(stats)])
+        return collect([*self.pieces, self.transcript.finish(stats)])
 
 
 def replies(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    asked: Iterable[BatchRequest],
+    requests: Iterable[BatchRequest],
     width: int = WIDTH,
     *,
     positions: int | None = None,
 ) -> Generator[tuple[int, Completion], None, None]:
-    """The replies with the places of their prompts, each as soon as it is finished.
+    """The replies with the indices of their requests, each as soon as it is finished.
 
-    Prompts are taken from `asked` as there is room: in `positions` of cache, each taken for as
-    long as the longest, a single prompt always (None: no such limit). Seconds count from when a
-    prompt was taken. NumericsError where the model produces NaN.
+    Requests are taken while there is room in `positions` of cache, where each counts as long as the
+    longest (None: no limit); a single one is always taken. Seconds count from when a request is
+    taken. NumericsError if the model produces NaN.
     """
     batch = Batch(model, vocab_size=tokenizer.vocab_size, width=width)
-    heads = _Heads(model)
-    waiting = _Waiting(enumerate(_paired(asked)))
+    prefix = _SharedPrefix(model)
+    queue = _Lookahead(enumerate(_with_next_ids(requests)))
     streams: dict[int, _Stream] = {}
 
-    def fits(one: BatchRequest) -> bool:
-        if not streams or positions is None:
-            return len(streams) < 2 * width  # so that none waits for the next to be read
-        sizes = [stream.asked.size for stream in streams.values()]
-        return (len(sizes) + 1) * max(*sizes, one.size) <= positions and len(sizes) < 2 * width
+    def fits(request: BatchRequest) -> bool:
+        # Twice the width: when one reply ends, the next prompt has already been read.
+        if len(streams) >= 2 * width or not streams or positions is None:
+            return len(streams) < 2 * width
+        sizes = [stream.request.size for stream in streams.values()]
+        return (len(sizes) + 1) * max(*sizes, request.size) <= positions
 
     with closing(batch):
         while True:
-            for place, (one, following) in waiting.taken(lambda entry: fits(entry[1][0])):
-                cache = heads.known(one.ids, following)
+            for index, (request, next_ids) in queue.take_while(lambda entry: fits(entry[1][0])):
+                cache = prefix.cache_for(request.ids, next_ids)
                 number = batch.add(
-                    one.ids,
-                    max_tokens=one.max_tokens,
-                    sampling=one.sampling,
+                    request.ids,
+                    max_tokens=request.max_tokens,
+                    sampling=request.sampling,
                     eos=tokenizer.eos_ids,
                     cache=cache,
                 )
-                told, now = Transcript(tokenizer, one.stops), time.perf_counter()
-                cached = cache[0].offset if cache else 0
-                streams[number] = _Stream(place, one, told, now, cached)
+                streams[number] = _Stream(
+                    index,
+                    request,
+                    Transcript(tokenizer, request.stops),
+                    time.perf_counter(),
+                    cache[0].offset if cache else 0,
+                )
             if not streams:
                 return
-            for drawn in batch.step():
-                drawn.raise_error()
-                stream = streams[drawn.stream]
-                ended = stream.add(drawn.token)
-                if not drawn.finish_reason and not ended:
+            for token in batch.step():
+                token.raise_error()
+                stream = streams[token.stream]
+                if not stream.add(token.token) and not token.finish_reason:
                     continue
-                if not drawn.finish_reason:
-                    batch.remove(drawn.stream)
-                del streams[drawn.stream]
-                yield stream.place, stream.completion()
+                if not token.finish_reason:
+                    batch.remove(token.stream)
+                del streams[token.stream]
+                yield stream.index, stream.completion()
 
 
-class _Waiting(Generic[T]):
-    """Things in their order, of which the next is looked at before it is taken."""
+class _Lookahead(Generic[T]):
+    """An iterator whose next item can be seen before it is taken."""
 
-    def __init__(self, things: Iterator[T]) -> None:
-        self.things, self.next = things, list(islice(things, 1))
+    def __init__(self, items: Iterator[T]) -> None:
+        self.items, self.next = items, list(islice(items, 1))
 
-    def taken(self, fits: Callable[[T], bool]) -> Iterator[T]:
-        """Take the next ones, as long as they fit."""
+    def take_while(self, fits: Callable[[T], bool]) -> Iterator[T]:
         while self.next and fits(self.next[0]):
-            (one,), self.next = self.next, list(islice(self.things, 1))
-            yield one
+            (item,), self.next = self.next, list(islice(self.items, 1))
+            yield item
 
 
-def _paired(asked: Iterable[BatchRequest]) -> Iterator[tuple[BatchRequest, Sequence[int]]]:
-    """Each with the ids of the next, of which the last has none."""
-    before: BatchRequest | None = None
-    for one in asked:
-        if before is not None:
-            yield before, one.ids
-        before = one
-    if before is not None:
-        yield before, ()
+def _with_next_ids(
+    requests: Iterable[BatchRequest],
+) -> Iterator[tuple[BatchRequest, Sequence[int]]]:
+    """Each request with the ids of the next one, () for the last."""
+    for request, following in pairwise(chain(requests, [None])):
+        assert request is not None
+        yield request, following.ids if following else ()
 
 
-class _Heads:
-    """What prompts in a row begin with: the last such beginning, read once."""
+class _SharedPrefix:
+    """Cache of the last prefix that consecutive prompts share."""
 
     def __init__(self, model: LanguageModel) -> None:
         self.model, self.threshold = model, model.config.rotation_threshold
         self.ids: list[int] = []
         self.cache: list[Any] = []
 
-    def known(self, ids: Sequence[int], following: Sequence[int]) -> list[Any] | None:
-        """Keys and values of what `ids` begin with; read now where the next begin so too."""
+    def cache_for(self, ids: Sequence[int], next_ids: Sequence[int]) -> list[Any] | None:
+        """Keys and values of a prefix of `ids`; reads a longer prefix if `next_ids` shares it."""
         if self.threshold is not None and len(ids) > self.threshold:
-            return None  # it is rotated otherwise, by its length
-        have = common_prefix_length(self.ids, ids)
-        coming = common_prefix_length(ids, following)
-        if coming >= have + SHARED:
-            self._read(ids[: min(coming, len(ids) - 1)])
-            have = len(self.ids)
-        have = min(have, len(ids) - 1)
-        return slice_cache(self.cache, have) if have >= SHARED else None
+            return None  # dynamic RoPE: keys depend on the length of the whole text
+        length = common_prefix_length(self.ids, ids)
+        shared = common_prefix_length(ids, next_ids)
+        if shared >= length + SHARED:
+            self._read(ids[: min(shared, len(ids) - 1)])
+            length = len(self.ids)
+        length = min(length, len(ids) - 1)  # the last token must be read for its logits
+        return slice_cache(self.cache, length) if length >= SHARED else None
 
     def _read(self, ids: Sequence[int]) -> None:
         from mlx_lm.models.cache import KVCache

@@ -17,7 +17,7 @@ _SMALL = (".json", ".model", ".jinja")
 _LARGE = (".safetensors", ".bin", ".gguf")
 
 
-def identity(lm: LM) -> str:
+def fingerprint(lm: LM) -> str:
     """A hash of what decides an answer: weights, adapter, config, tokenizer, template, dtype.
 
     Of weights it takes the size and samples all over, not each byte: a moment for gigabytes.

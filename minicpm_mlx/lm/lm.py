@@ -295,7 +295,7 @@ class LM:
         completion = self.generate(
             messages,
             max_tokens=self._room(messages, max_length, max_tokens),
-            sampling=sampled(self.sampling, do_sample=do_sample, **sampling),
+            sampling=sampling_with(self.sampling, do_sample=do_sample, **sampling),
             stop=stop,
             session=session,
         )
@@ -323,7 +323,7 @@ def is_message(item: object) -> bool:
     return isinstance(item, Mapping)
 
 
-def sampled(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
+def sampling_with(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
     """`base` with the fields that are given (None: not given) replaced."""
     expect("sampling", base, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
     known = Sampling.__dataclass_fields__

@@ -11,7 +11,7 @@ from ..engine import KVCache, Session
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.safetensors import read
 from .chat import Chat
-from .fingerprint import identity
+from .fingerprint import fingerprint
 from .lm import LM
 from .sessions import cache_path, write_file
 
@@ -25,7 +25,7 @@ def save_cache(chat: Chat, name: str) -> Path:
     for number, layer in enumerate(session.cache):
         parts = [*layer.used(layer.keys), *layer.used(layer.values)]
         arrays |= {f"{number}.{part}": array for part, array in enumerate(parts)}
-    facts = {"identity": identity(chat.lm), "length": str(session.length)}
+    facts = {"identity": fingerprint(chat.lm), "length": str(session.length)}
     path = cache_path(name)
     write_file(path, lambda file: mx.save_safetensors(str(file), arrays, facts))
     return path
@@ -51,7 +51,7 @@ def _fill(session: Session, lm: LM, path: Path) -> str | None:
     tensors = read(path)
     loaded: Any = mx.load(str(path), return_metadata=True)
     facts = loaded[1]
-    if facts.get("identity") != identity(lm):
+    if facts.get("identity") != fingerprint(lm):
         return "weights, adapter, tokenizer or template are others than those it was made with"
     if {name: (t.shape, t.dtype) for name, t in tensors.items()} != _expected(session, tensors):
         return "it was made with another kv_bits or is damaged"

@@ -25,7 +25,7 @@ from ..errors import InvalidArgumentError, SessionError
 from ..model_cards import cache_dir
 from .attachments import without_files
 from .chat import Chat
-from .fingerprint import identity
+from .fingerprint import fingerprint
 from .lm import LM
 
 FORMAT = 1
@@ -42,7 +42,7 @@ class SavedSession:
     model: str
     """Card name, repository or folder, to load the model by."""
     identity: str
-    """Changes with weights, adapter, tokenizer and template; see identity.py."""
+    """The model's fingerprint: weights, adapter, tokenizer and template."""
     updated: str
     """When, in ISO 8601."""
     adapter: str | None = None
@@ -116,7 +116,7 @@ def snapshot(chat: Chat) -> SavedSession:
     return SavedSession(
         name="",
         model=_model_name(chat.lm),
-        identity=identity(chat.lm),
+        identity=fingerprint(chat.lm),
         adapter=str(chat.lm.adapter) if chat.lm.adapter else None,
         updated="",
         system=chat.system,

@@ -1,1 +1,1 @@
-"""Making a checkpoint smaller: which bits for which matrix, how they are rounded, what it cost."""
+"""Quantization: choosing bits for each matrix, rounding, and measuring the loss."""

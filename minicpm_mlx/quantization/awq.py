@@ -1,7 +1,6 @@
-"""AWQ: columns that see large inputs are made larger before rounding, and clipped weights.
+"""AWQ: scales up columns that see large inputs before rounding, and clips weights.
 
-Lin et al., arXiv 2306.00978. The search is mlx-lm's, which does not know this architecture but can
-be told what reads what.
+Lin et al., arXiv 2306.00978. The search is mlx-lm's; this module describes the architecture to it.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from ..model.transformer import MLP, Block
 from .layerwise import LayerRun, at
 
 GRID = 20
-"""Scales that are tried."""
+"""Number of scales to try."""
 
 UNCLIPPED = ["q_proj", "k_proj"]
-"""Whose outputs are compared with each other, so that clipping them harms."""
+"""Their outputs are multiplied with each other, so clipping them harms."""
 
 
-class Catcher(nn.Module):
-    """A projection that keeps its inputs."""
+class InputRecorder(nn.Module):
+    """A projection that records its inputs."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -40,21 +39,21 @@ class Catcher(nn.Module):
 def rescale(
     block: Block, plan: Mapping[str, Quantization], run: LayerRun, xs: list[mx.array]
 ) -> None:
-    """Change the matrices and norms of `block`, so that rounding to the nearest costs less.
+    """Change the matrices and norms of `block` so that rounding to nearest costs less.
 
-    What it computes of `xs`, its inputs, stays the same but for clipped weights.
+    Its output for the inputs `xs` stays the same, except for clipped weights.
     """
     import mlx_lm.quant.awq as theirs
 
     packing = next(iter(plan.values()))
 
     def rounded(weight: mx.array) -> mx.array:
-        how: Any = {"group_size": packing.group_size, "bits": packing.bits}
-        return mx.dequantize(*mx.quantize(weight, **how), **how)
+        options: Any = {"group_size": packing.group_size, "bits": packing.bits}
+        return mx.dequantize(*mx.quantize(weight, **options), **options)
 
-    _catch(block, list(plan), run, xs)
+    _record_inputs(block, list(plan), run, xs)
     attention = {"rotate": run.rotate, "mask": run.mask, "cache": None}
-    config: Any = theirs.ScaleConfig  # of paths where its types say modules, as in its own tables
+    config: Any = theirs.ScaleConfig  # annotated with modules, but used with paths
     scaled = [
         config(
             block="self_attn",
@@ -75,13 +74,13 @@ def rescale(
         del at(block, name)["input_feat"]
 
 
-def _catch(block: Block, names: list[str], run: LayerRun, xs: list[mx.array]) -> None:
-    """Give each matrix its inputs, under the name that mlx-lm's search looks for."""
-    catchers = {name: Catcher(at(block, name)) for name in names}
-    for name, catcher in catchers.items():
-        replace_module(block, name, catcher)
+def _record_inputs(block: Block, names: list[str], run: LayerRun, xs: list[mx.array]) -> None:
+    """Store each matrix's inputs under the name that mlx-lm's search looks for."""
+    recorders = {name: InputRecorder(at(block, name)) for name in names}
+    for name, recorder in recorders.items():
+        replace_module(block, name, recorder)
     for x in xs:
         mx.eval(run(block, x))
-    for name, catcher in catchers.items():
-        catcher.layer.input_feat = mx.concatenate(catcher.seen)  # (texts, T, in)
-        replace_module(block, name, catcher.layer)
+    for name, recorder in recorders.items():
+        recorder.layer.input_feat = mx.concatenate(recorder.seen)  # (texts, T, in)
+        replace_module(block, name, recorder.layer)

@@ -1,4 +1,9 @@
-"""Which bits each matrix gets: all the same, or more where they count, under a size."""
+"""Bit allocation: the packing of each matrix, uniform or by sensitivity under a size limit.
+
+`allocate` minimizes the total cost for a number of bits: each unit starts with its smallest packing
+and the upgrade that saves most cost per bit is taken first. On convex costs, which the lower hull
+of each unit's choices guarantees, this greedy order is optimal up to the last step that fits.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,10 @@ from ..model.config_sections import Quantization
 from ..weights.checkpoint import Checkpoint
 
 Plan = Mapping[str, Quantization]
-"""By the path of a matrix how it is packed; those that are not in it stay as they are."""
+"""Packing of each matrix, by path; matrices not in it stay as they are."""
 
 Costs = Mapping[str, Mapping[Quantization, float]]
-"""By the path of a matrix what each packing adds to the divergence, in nats a token."""
+"""Divergence that each packing of a matrix adds, in nats a token, by the matrix's path."""
 
 CHOICES = tuple(
     Quantization(bits=bits, group_size=group) for bits in (3, 4, 5, 6, 8) for group in (32, 64, 128)
@@ -34,7 +39,7 @@ def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
     Routers stay as they are: they are small, and a token sent elsewhere is a large error.
     """
-    config, found = checkpoint.config, {}
+    config, shapes = checkpoint.config, {}
     packed = dict(config.layer_quantization)
     for name, tensor in checkpoint.tensors.items():
         module = name.removesuffix(".weight")
@@ -42,17 +47,17 @@ def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
             continue
         rows, columns = tensor.shape
         if f"{module}.scales" in checkpoint.tensors:
-            how = packed.get(module, config.quantization)
-            assert how is not None  # or reading it had failed
-            columns = columns * 32 // how.bits
-        found[module] = (rows, columns)
-    return found
+            packing = packed.get(module, config.quantization)
+            assert packing is not None, "read_checkpoint refuses scales without a packing"
+            columns = columns * 32 // packing.bits
+        shapes[module] = (rows, columns)
+    return shapes
 
 
 def uniform(checkpoint: Checkpoint, packing: Quantization) -> dict[str, Quantization]:
     """`packing` for every matrix whose rows divide into its groups.
 
-    InvalidArgumentError: they hold less than half of the weights.
+    InvalidArgumentError if these hold less than half of the weights.
     """
     matrices = sizes(checkpoint)
     plan = dict.fromkeys(
@@ -69,13 +74,13 @@ def uniform(checkpoint: Checkpoint, packing: Quantization) -> dict[str, Quantiza
 
 
 def unit(path: str) -> str:
-    """What must be packed alike to become one matrix in the inference form (see fuse.py)."""
+    """Key of the matrices that fused.py joins into one, and that must be packed alike for that."""
     parent, _, name = path.rpartition(".")
     return f"{re.sub(r'experts[.][0-9]+', 'experts', parent)}.{_ALIKE.get(name, name)}"
 
 
 class _Step(NamedTuple):
-    """One more packing of a unit, dearer and better than the one before."""
+    """A packing of a unit, with more bits and less cost than the step before."""
 
     bits: float
     cost: float
@@ -85,15 +90,14 @@ class _Step(NamedTuple):
 def allocate(
     costs: Costs, shapes: Mapping[str, tuple[int, int]], bits_per_weight: float
 ) -> dict[str, Quantization]:
-    """The plan of least cost of which the matrices take `bits_per_weight` on average.
+    """The plan of least cost within `bits_per_weight` on average, scales included.
 
-    Units begin with their smallest packing, and the step that saves most a bit is taken, until no
-    other fits. InvalidArgumentError: even the smallest packings take more.
+    InvalidArgumentError if even the smallest packings take more.
     """
-    weights = sum(rows * columns for rows, columns in shapes.values())
+    weights = sum(map(prod, shapes.values()))
     paths = _by_unit(costs)
     steps = {name: _steps(members, costs, shapes) for name, members in paths.items()}
-    chosen = {name: found[0] for name, found in steps.items()}
+    chosen = {name: options[0] for name, options in steps.items()}
     used = sum(step.bits for step in chosen.values())
     if used > bits_per_weight * weights:
         raise InvalidArgumentError(
@@ -101,8 +105,8 @@ def allocate(
         )
     upgrades = [
         ((before.cost - after.cost) / (after.bits - before.bits), name, before, after)
-        for name, found in steps.items()
-        for before, after in pairwise(found)
+        for name, options in steps.items()
+        for before, after in pairwise(options)
     ]
     for _, name, before, after in sorted(upgrades, key=lambda u: -u[0]):
         fits = used + after.bits - before.bits <= bits_per_weight * weights
@@ -113,15 +117,15 @@ def allocate(
 
 
 def _by_unit(costs: Costs) -> dict[str, list[str]]:
-    found = defaultdict(list)
+    units = defaultdict(list)
     for path in costs:
-        found[unit(path)].append(path)
-    return found
+        units[unit(path)].append(path)
+    return units
 
 
 def _steps(members: list[str], costs: Costs, shapes: Mapping[str, tuple[int, int]]) -> list[_Step]:
     """The packings worth choosing, on the lower convex hull of cost over bits."""
-    size = sum(shapes[path][0] * shapes[path][1] for path in members)
+    size = sum(prod(shapes[path]) for path in members)
     options = [
         _Step(
             size * packing.bits_per_weight, sum(costs[path][packing] for path in members), packing
@@ -142,8 +146,8 @@ def _slope(a: _Step, b: _Step) -> float:
     return (b.cost - a.cost) / (b.bits - a.bits)
 
 
-def stated(plan: Plan) -> dict[str, Any]:
-    """`quantization` of config.json: the commonest packing, and under its path what differs."""
+def quantization_section(plan: Plan) -> dict[str, Any]:
+    """config.json's `quantization`: the commonest packing, and the exceptions by path."""
     usual = Counter(plan.values()).most_common(1)[0][0]
     special = {path: asdict(packing) for path, packing in plan.items() if packing != usual}
     return asdict(usual) | special

@@ -1,7 +1,7 @@
-"""DWQ: scales and biases learned, so that the model predicts what it did before it was rounded.
+"""DWQ: trains scales and biases so that the model predicts what it did before rounding.
 
-The training loop is mlx-lm's; codes stay as they are. Both models are in memory whole, and so are
-the gradients: the one method here that needs more of it than a layer takes.
+The training loop is mlx-lm's; codes stay unchanged. Both models and the gradients are in memory:
+this is the only method that needs more than a layer.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ LENGTH = 256
 """Most tokens of a step."""
 
 
-class Coded(nn.Module):
-    """A packed matrix as codes in float32, which a CPU multiplies by many times faster."""
+class CodedLinear(nn.Module):
+    """A packed matrix with its codes in float32, by which a CPU multiplies many times faster."""
 
     def __init__(self, layer: Any):
         super().__init__()
         self.bits, self.group_size, self.mode = layer.bits, layer.group_size, layer.mode
-        self.weight = layer.weight  # for mlx-lm, which counts parameters
+        self.weight = layer.weight  # mlx-lm counts parameters by it
         self.scales, self.biases = (layer[n].astype(mx.float32) for n in ("scales", "biases"))
         ones, zeros = mx.ones_like(self.scales), mx.zeros_like(self.scales)
-        how = {"group_size": layer.group_size, "bits": layer.bits}
-        codes = mx.dequantize(layer.weight, ones, zeros, **how)
+        # Scale 1 and bias 0 unpack to the codes themselves.
+        options = {"group_size": layer.group_size, "bits": layer.bits}
+        codes = mx.dequantize(layer.weight, ones, zeros, **options)
         self._codes = codes.reshape(*self.scales.shape, -1)  # (out, groups, group)
 
     def __call__(self, x: mx.array) -> mx.array:
         return x @ _dense(self._codes, self.scales, self.biases).T
 
 
-class CodedEmbedding(Coded):
-    """The same of an embedding."""
-
+class CodedEmbedding(CodedLinear):
     def __call__(self, ids: mx.array) -> mx.array:
         return _dense(self._codes[ids], self.scales[ids], self.biases[ids])
 
@@ -60,7 +59,7 @@ def _dense(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
     return (codes * scales[..., None] + biases[..., None]).flatten(-2)
 
 
-def learned(
+def learn_scales(
     source: Checkpoint,
     smaller: Checkpoint,
     texts: Sequence[Sequence[int]],
@@ -102,15 +101,18 @@ def learned(
             seed=seed,
             dtype=mx.float32,
         )
-    found = parameters(student)
-    kept = {n: found[n] for n in found if n.endswith((".scales", ".biases"))}
-    mx.eval(kept)
-    return kept
+    trained = {
+        name: array
+        for name, array in parameters(student).items()
+        if name.endswith((".scales", ".biases"))
+    }
+    mx.eval(trained)
+    return trained
 
 
 def _as_codes(model: Model) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.QuantizedLinear):
-            replace_module(model, path, Coded(module))
+            replace_module(model, path, CodedLinear(module))
         elif isinstance(module, nn.QuantizedEmbedding):
             replace_module(model, path, CodedEmbedding(module))

@@ -1,10 +1,10 @@
-"""GPTQ: rounding a matrix so that what it computes changes least, not its weights.
+"""GPTQ: rounds a matrix so that its output, rather than its weights, changes least.
 
-Columns are rounded one after the other, and the error of each is made good, as far as the inputs
-seen while calibrating allow, by the columns still to come (Frantar et al., arXiv 2210.17323). The
-grid of each group is the best of several, by the squared error weighted with the inputs' size.
+Columns are rounded in order, and the error of each is compensated by the columns still to come, as
+the calibration inputs allow (Frantar et al., arXiv 2210.17323). Each group's grid is the best of
+several by squared error, weighted with the mean square of the inputs.
 
-Inside, matrices lie transposed, (in, out), so that a column's weights are neighbours in memory.
+Inside, matrices are transposed, (in, out), so that a column's weights are adjacent in memory.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 DAMPING = 0.01
-"""Share of the mean diagonal that is added to it, so that it can be inverted."""
+"""Share of the mean diagonal added to the diagonal, so that the Hessian can be inverted."""
 
 FEWER = 8
-"""Grids that are tried of fewer steps than there are codes for."""
+"""Number of grids to try with fewer steps than there are codes."""
 
 ROWS = 4096
-"""Rows that are best rounded at once."""
+"""Rows rounded at a time: enough for fast products, few enough for the processor's cache."""
 
 SHRINKS = tuple(1 - 0.04 * step for step in range(1, 9))
-"""Grids that clip the outermost weights, as shares of the group's range."""
+"""Grids to try that clip the outermost weights, as shares of the group's range."""
 
 
 @dataclass(frozen=True)
-class Packed:
+class AffineCodes:
     """A matrix in MLX's affine form, before packing: weight = code * scale + bias."""
 
     codes: npt.NDArray[np.uint8]
@@ -44,21 +44,21 @@ class Packed:
 
 
 class Rounder:
-    """Rounds matrices whose inputs x had `hessian`, the sum of x xT (in, in), a few rows at a time.
+    """Rounds rows of a matrix whose inputs x have the `hessian`, the sum of x xT (in, in).
 
-    Rows do not touch each other, and what is in use of a few fits the processor's cache.
+    Rows do not affect each other, so a large matrix can be rounded in parts that fit the cache.
     """
 
     def __init__(self, hessian: Floats):
         self.upper, self.importance = _upper(hessian), np.diag(hessian).astype(np.float32)
 
-    def __call__(self, rows: Floats, bits: int, group: int, dtype: mx.Dtype) -> Packed:
-        """`rows` (n, in) in `bits`, with scales and biases such as `dtype` can hold."""
-        found = _round(rows.T.copy(), self.upper, self.importance, bits, group, dtype)
-        return Packed(*(array.T for array in found))
+    def __call__(self, rows: Floats, bits: int, group: int, dtype: mx.Dtype) -> AffineCodes:
+        """`rows` (n, in) in `bits`, with scales and biases that `dtype` represents exactly."""
+        arrays = _round(rows.T.copy(), self.upper, self.importance, bits, group, dtype)
+        return AffineCodes(*(array.T for array in arrays))
 
 
-def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype) -> Packed:
+def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype) -> AffineCodes:
     """Round `weight` (out, in) at once; see Rounder."""
     return Rounder(hessian)(weight, bits, group, dtype)
 
@@ -66,7 +66,7 @@ def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype
 def _round(
     rest: Floats, upper: Floats, importance: Floats, bits: int, group: int, dtype: mx.Dtype
 ) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
-    """Codes, scales and biases, transposed, of `rest` (in, out), which is used up."""
+    """Codes, scales and biases, transposed, of `rest` (in, out), which is overwritten."""
     width, out = rest.shape
     codes = np.empty((width, out), np.uint8)
     scales = np.empty((width // group, out), np.float32)
@@ -89,7 +89,7 @@ def _round(
 
 
 def nearest(weight: Floats, importance: Floats, bits: int, group: int, dtype: mx.Dtype) -> Floats:
-    """`weight` (out, in) with each number rounded alone, on the grids that gptq begins with.
+    """`weight` (out, in) rounded to nearest, without compensation, on the same grids as GPTQ.
 
     `importance` (in,) is the mean square of the inputs.
     """
@@ -102,13 +102,14 @@ def nearest(weight: Floats, importance: Floats, bits: int, group: int, dtype: mx
 
 
 def _upper(hessian: Floats) -> Floats:
-    """U, upper triangular, of which UT U is the inverse of the damped Hessian.
+    """Upper triangular U with UT U = H^-1, for the damped Hessian H.
 
-    With both axes reversed H = L LT; U is then the inverse of L, reversed again.
+    Cholesky of H with both axes reversed gives L; the inverse of L, reversed again, is U. That
+    saves inverting H first, as the paper does.
     """
     damped = hessian.astype(np.float32)
     diagonal = np.diag(damped).copy()
-    diagonal[diagonal == 0] = 1.0  # an input that was never seen
+    diagonal[diagonal == 0] = 1.0  # an input that was always 0
     diagonal += DAMPING * diagonal.mean()
     np.fill_diagonal(damped, diagonal)
     lower = mx.linalg.cholesky(mx.array(damped[::-1, ::-1].copy()), stream=mx.cpu)
@@ -116,16 +117,16 @@ def _upper(hessian: Floats) -> Floats:
 
 
 def grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
-    """Scale and bias (out,) for the rows of `block` (out, group), of codes up to `most`.
+    """Scale and bias (out,) for the rows of `block` (out, group), for codes from 0 to `most`.
 
-    Tried are the range of the weights in `most` steps, in fewer (which finds again the grid of
-    weights that were rounded before), and parts of it.
+    Tries the range of the weights in `most` steps, in fewer steps (which recovers the grid of
+    weights that were rounded before), and shares of the range.
     """
     return _grid(np.ascontiguousarray(block.T), importance, most, dtype)
 
 
 def _grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tuple[Floats, Floats]:
-    """The same for the columns of `block` (..., group, out), with `importance` (..., group)."""
+    """`grid` for the columns of `block` (..., group, out), with `importance` (..., group)."""
     best = np.full(block.shape[:-2] + block.shape[-1:], np.inf, np.float32)
     scale, bias = np.ones_like(best), np.zeros_like(best)
     error = np.empty_like(block)
@@ -134,35 +135,35 @@ def _grid(block: Floats, importance: Floats, most: int, dtype: mx.Dtype) -> tupl
         np.divide(error, step[..., None, :], out=error)
         error -= np.clip(np.rint(error), 0, most)  # from the nearest code, in steps
         np.multiply(error, error, out=error)
-        found = (importance[..., None, :] @ error)[..., 0, :] * step * step
-        better = found < best
-        best = np.where(better, found, best)
+        cost = (importance[..., None, :] @ error)[..., 0, :] * step * step
+        better = cost < best
+        best = np.where(better, cost, best)
         scale, bias = np.where(better, step, scale), np.where(better, offset, bias)
     return scale, bias
 
 
 def _candidates(block: Floats, most: int, dtype: mx.Dtype) -> Iterator[tuple[Floats, Floats]]:
-    """Bias and scale of each grid that is tried."""
+    """Bias and scale of each grid to try."""
     low, high = block.min(axis=-2), block.max(axis=-2)
     counts = range(most, max(most - FEWER, most // 2), -1)
     steps = [(low, (high - low) / count) for count in counts]
     clipped = [(low * share, (high - low) * share / most) for share in SHRINKS]
     for offset, step in steps + clipped:
         step = _rounded(step, dtype)
-        # no range at all, or too small a one for the format: any step will do
+        # Weights all alike, or a step that underflows in `dtype`: any step will do.
         yield _rounded(offset, dtype), np.where(step > 0, step, np.float32(1.0))
 
 
 def _rounded(values: Floats, dtype: mx.Dtype) -> Floats:
-    if dtype == mx.float16:  # NumPy has that itself
+    if dtype == mx.float16:  # faster in NumPy, which has no bfloat16
         return values.astype(np.float16).astype(np.float32)
     return np.array(mx.array(values).astype(dtype).astype(mx.float32))
 
 
-def packed(found: Packed, bits: int) -> mx.array:
-    """MLX's packing: codes of a row one after the other, low bits first, in 32-bit words."""
-    out, width = found.codes.shape
+def packed(matrix: AffineCodes, bits: int) -> mx.array:
+    """Codes in MLX's packing: a row's codes in a stream of 32-bit words, lowest bits first."""
+    out, width = matrix.codes.shape
     shifts = np.arange(bits, dtype=np.uint8)
-    stream = ((found.codes[..., None] >> shifts) & 1).reshape(out, width * bits)
+    stream = ((matrix.codes[..., None] >> shifts) & 1).reshape(out, width * bits)
     words = np.packbits(stream, axis=1, bitorder="little").view(np.uint32)
     return mx.array(words)

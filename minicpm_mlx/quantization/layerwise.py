@@ -1,4 +1,4 @@
-"""A checkpoint's model a piece at a time, in float32: what is not in use is not in memory."""
+"""Runs a checkpoint's model layer by layer in float32, with only one layer in memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..model.config_sections import Quantization
-from ..model.packing import PACKED_NAMES, unpack
 from ..model.rope import Rope, Rotation
 from ..model.transformer import Block, Mask, prepare_pass
 from ..weights.checkpoint import Checkpoint
+from ..weights.lazy_ops import packed_parts, unpacked
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 
 ROWS = 256
-"""Positions whose logits are held at once."""
+"""Positions whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class LayerRun:
-    """How blocks are run on texts of one length."""
+    """Runs blocks on texts of one length."""
 
     rotate: Rotation
     mask: Mask
@@ -34,8 +34,8 @@ class LayerRun:
         return block(x, self.rotate, self.mask, None)
 
 
-class Pieces:
-    """The pieces of one model; each call reads its piece anew."""
+class LayerReader:
+    """Reads the parts of one model; each call reads its part anew."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.config = checkpoint.config
@@ -48,7 +48,6 @@ class Pieces:
         return dense(name, self.tensors, self.packings)
 
     def layer(self, number: int) -> Block:
-        """Block `number`."""
         block = Block(self.config)
         prefix = f"model.layers.{number}."
         block.load_weights([(name, self[prefix + name]) for name in parameters(block)])
@@ -57,44 +56,43 @@ class Pieces:
 
     @property
     def head_name(self) -> str:
-        """What the head multiplies by, (V, hidden): the embedding, where it is tied."""
+        """Name of the head's matrix (V, hidden): the embedding, if it is tied."""
         tied = self.config.tie_word_embeddings
         return "model.embed_tokens.weight" if tied else "lm_head.weight"
 
     def start(self, texts: Sequence[Sequence[int]]) -> list[mx.array]:
-        """What the first block reads of each text, alike in length: (1, T, hidden)."""
+        """The first block's input for each text, (1, T, hidden); texts have one length."""
         rows = self._rows(mx.array([list(text) for text in texts])) * self.config.scale_emb
         xs = list(mx.split(rows, len(texts)))
         mx.eval(xs)
         return xs
 
     def _rows(self, ids: mx.array) -> mx.array:
-        """The embedding's rows, without unpacking others."""
+        """The embedding's rows for `ids`, without unpacking the others."""
         name = "model.embed_tokens"
         tensors = {k: v for k, v in self.tensors.items() if k.startswith(f"{name}.")}
-        chosen = {
-            k: LazyTensor(v.shape, v.dtype, partial(_taken, v, ids)) for k, v in tensors.items()
+        rows = {
+            k: LazyTensor(v.shape, v.dtype, partial(_rows_of, v, ids)) for k, v in tensors.items()
         }
-        return dense(f"{name}.weight", chosen, self.packings)
+        return dense(f"{name}.weight", rows, self.packings)
 
     def runner(self, length: int) -> LayerRun:
-        """How blocks are run on texts of `length` tokens."""
         ids = mx.zeros((1, length), mx.int32)
         rotate, mask, _ = prepare_pass(self.rope, ids, None, self.config.num_hidden_layers, None)
         return LayerRun(rotate, mask)
 
     def finish(self, x: mx.array) -> mx.array:
-        """What the head reads, of what the last block makes."""
+        """The head's input for the last block's output `x`."""
         weight, eps = self["model.norm.weight"], self.config.rms_norm_eps
         return mx.fast.rms_norm(x, weight, eps) / self.config.logit_divisor
 
 
-def _taken(tensor: LazyTensor, ids: mx.array) -> mx.array:
+def _rows_of(tensor: LazyTensor, ids: mx.array) -> mx.array:
     return tensor.load()[ids]
 
 
 def matrices(block: Block) -> list[str]:
-    """Paths of the matrices inside a block, but for a router, which is never packed."""
+    """Paths of the matrices inside a block, except a router, which is never packed."""
     return [
         name
         for name, module in block.named_modules()
@@ -109,7 +107,7 @@ def products(x: mx.array) -> mx.array:
 
 
 def at(module: Any, path: str) -> Any:
-    """The module that `path` leads to inside another."""
+    """The submodule at `path`."""
     for name in path.split("."):
         module = module[int(name)] if isinstance(module, list) else module[name]
     return module
@@ -118,11 +116,9 @@ def at(module: Any, path: str) -> Any:
 def dense(
     name: str, tensors: Mapping[str, LazyTensor], packings: Mapping[str, Quantization]
 ) -> mx.array:
-    """The parameter `name` of `tensors`, in float32, unpacked where it is packed."""
+    """The parameter `name` of `tensors` in float32, unpacked if it is packed."""
     module, _, kind = name.rpartition(".")
     packing = packings.get(module)
     if packing is None or kind != "weight":
         return tensors[name].load().astype(mx.float32)
-    return unpack(
-        {p: t.load() for p in PACKED_NAMES if (t := tensors.get(f"{module}.{p}"))}, packing
-    )
+    return unpacked(packed_parts(tensors, module), packing).load()

@@ -1,4 +1,4 @@
-"""What a quantized folder is to be made by: everything that decides its bytes, and nothing else."""
+"""Recipes: every setting that decides the bytes of a quantized folder, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ METHODS = {
     "mixed": "gptq, with more bits for matrices that matter more",
     "dwq": "gptq, then scales and biases learned from the model's own predictions",
 }
-"""How codes are found."""
+"""Methods of finding codes, with a description."""
 
 CHUNKS, LENGTH = 24, 512
-"""Pieces of the calibration text, and tokens in each."""
+"""Samples of the calibration text, and tokens in each."""
 
 USUAL = Quantization(bits=4, group_size=64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is made smaller."""
+    """How a model is quantized."""
 
     method: str = "mixed"
     """One of METHODS."""
     packing: Quantization = USUAL
-    """Of every matrix; of `mixed` it says only how many bits a weight may take on average."""
+    """Packing of every matrix; for `mixed` only its average bits per weight count."""
     bits_per_weight: float | None = None
-    """Of `mixed`: that average, scales included; by default that of `packing`."""
+    """For `mixed`: average bits per weight, scales included; by default those of `packing`."""
     samples: int = CHUNKS
-    """Pieces of the calibration text that are looked at."""
+    """Number of samples taken from the calibration text."""
     length: int = LENGTH
-    """Tokens in each."""
+    """Tokens in each sample."""
     seed: int = 0
-    """Which pieces."""
+    """Chooses the samples."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -70,12 +70,12 @@ class Recipe:
 
     @property
     def calibrated(self) -> bool:
-        """Whether a text is looked at."""
+        """Whether the method needs a calibration text."""
         return self.method != "rtn"
 
     @property
     def target(self) -> float:
-        """Bits a weight on average."""
+        """Average bits per weight."""
         if self.bits_per_weight is not None:
             return self.bits_per_weight
         return self.packing.bits_per_weight
@@ -101,31 +101,31 @@ def _any(choices: Sequence[int]) -> str:
     return ", ".join(map(str, choices))
 
 
-def pieces(
+def split_text(
     ids: Sequence[int], recipe: Recipe, *, whole: bool = False
 ) -> tuple[list[list[int]], list[int]]:
-    """The pieces of a text that `recipe` looks at, and what is left of it to measure on.
+    """The calibration samples that `recipe` takes from a text, and the remaining tokens.
 
-    They are drawn by the recipe's seed from all over the text and do not overlap. At least a
-    quarter is left, or with `whole` nothing need be. InvalidArgumentError: the text is too short.
+    Samples are drawn by the recipe's seed from all over the text and do not overlap. At least a
+    quarter of the text is left to measure on, unless `whole`. InvalidArgumentError if the text is
+    too short.
     """
     length = recipe.length
-    found = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
-    most = len(found) if whole else len(found) - -(-len(found) // 4)
+    chunks = [list(ids[at : at + length]) for at in range(0, len(ids) - length + 1, length)]
+    most = len(chunks) if whole else len(chunks) - -(-len(chunks) // 4)
     if most < 1:
         raise InvalidArgumentError(
             f"the calibration text has {len(ids)} tokens; expected {length * (1 if whole else 2)} "
-            "or more: give a longer one, or a smaller length of pieces"
+            "or more: give a longer text, or a smaller length of samples"
         )
     draw = random.Random(recipe.seed)
-    chosen = set(draw.sample(range(len(found)), min(recipe.samples, most)))
-    rest = [piece for number, piece in enumerate(found) if number not in chosen]
-    draw.shuffle(rest)  # of all kinds of text some, if not all are measured on
-    return [found[number] for number in sorted(chosen)], [
-        token for piece in rest for token in piece
-    ]
+    chosen = set(draw.sample(range(len(chunks)), min(recipe.samples, most)))
+    rest = [chunk for number, chunk in enumerate(chunks) if number not in chosen]
+    draw.shuffle(rest)  # so that a part of the rest has all kinds of text
+    samples = [chunks[number] for number in sorted(chosen)]
+    return samples, [token for chunk in rest for token in chunk]
 
 
 def bundled_text() -> str:
-    """The text that comes with this library: English, Chinese, code and others."""
+    """The calibration text shipped with this library: English, Chinese, code and others."""
     return resources.files(__package__).joinpath("calibration.txt").read_text(encoding="utf-8")

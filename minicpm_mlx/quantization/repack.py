@@ -1,9 +1,8 @@
-"""A packed matrix that was changed a little, packed again in the same bits.
+"""Packs a slightly changed matrix again in the same bits.
 
-It lay on a grid of few levels, group by group, and a small change moves it between them. Per group
-there is a choice: to stay on the grid it has, where all that did not change is still exact, or to
-lie on another that fits what it is now. Whichever is nearer to the changed weights is taken, so
-that the error is never larger than the change itself would be.
+A small change moves weights between the levels of their group's grid. Each group either stays on
+its old grid, on which unchanged weights are exact, or moves to a new one that fits the changed
+weights. The nearer one is taken, so the error is never larger than the change itself.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy.typing as npt
 from ..model.config_sections import Quantization
 from ..model.packing import PackedMatrix, unpack
 from .gptq import (
+    AffineCodes,
     Floats,
-    Packed,
     grid,
     packed,
 )
@@ -24,11 +23,11 @@ from .gptq import (
 Codes = npt.NDArray[np.uint8]
 
 GROUPS = 1024
-"""Groups looked at together: what is in use then fits the processor's cache."""
+"""Groups processed at a time; they fit the processor's cache."""
 
 ENOUGH = 1 / 24
-"""Mean squared error, in steps of a grid as wide as the group, below which no other is looked for.
-A new grid has 1/12 on average, as every rounding has."""
+"""Mean squared error, in squared steps of a grid as wide as the group, below which the old grid is
+kept without a search. A new grid has 1/12 on average, as uniform rounding has."""
 
 
 def repack(wanted: mx.array, old: PackedMatrix, packing: Quantization) -> dict[str, mx.array]:
@@ -39,7 +38,7 @@ def repack(wanted: mx.array, old: PackedMatrix, packing: Quantization) -> dict[s
         wanted, group_size=packing.group_size, bits=packing.bits, mode=packing.mode
     )
     new = {"weight": weight, "scales": scales}
-    groups = (*scales.shape, -1)  # a group fills whole words, so that it can be taken as it is
+    groups = (*scales.shape, -1)  # a group fills whole words, so words can be chosen by group
 
     def error(parts: PackedMatrix) -> mx.array:
         return ((unpack(parts, packing) - wanted) ** 2).reshape(groups).sum(axis=-1)
@@ -60,11 +59,11 @@ def _affine(wanted: mx.array, old: PackedMatrix, packing: Quantization) -> dict[
     for start in range(0, len(block), GROUPS):
         some = slice(start, start + GROUPS)
         codes[some] = _regrid(block[some], scale[some], bias[some], packing.bits, stored)
-    found = Packed(codes.reshape(wanted.shape), scale.reshape(shape), bias.reshape(shape))
+    matrix = AffineCodes(codes.reshape(wanted.shape), scale.reshape(shape), bias.reshape(shape))
     return {
-        "weight": packed(found, packing.bits),
-        "scales": mx.array(found.scales).astype(stored),
-        "biases": mx.array(found.biases).astype(stored),
+        "weight": packed(matrix, packing.bits),
+        "scales": mx.array(matrix.scales).astype(stored),
+        "biases": mx.array(matrix.biases).astype(stored),
     }
 
 

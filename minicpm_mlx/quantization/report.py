@@ -1,12 +1,14 @@
-"""What a quantized folder says of itself: how it was made, and how much it lost."""
+"""The report of a quantized folder (receipt.json, README.md): how it was made, what it lost."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import mlx.core as mx
 
 from ..engine.scoring.perplexity import PerplexityScore, score
 from ..errors import ConfigError
+from ..files.atomic import sha256
 from ..model.config import Config
 from ..weights.checkpoint import Checkpoint
-from ..weights.companion_files import RECEIPT
-from .layerwise import Pieces
+from ..weights.companion_files import REPORT_FILE
+from .layerwise import LayerReader
 from .recipe import METHODS, Recipe
 
 
-def receipt(
+def make_report(
     *,
     name: str,
     source: Path,
@@ -33,22 +36,22 @@ def receipt(
     evaluation: Mapping[str, Any],
     score: PerplexityScore,
 ) -> dict[str, Any]:
-    """The receipt of what is in `folder`, made of the `weights` parameters in `source`."""
+    """The report on `folder`, quantized from the `weights` parameters in `source`."""
     size = sum(path.stat().st_size for path in weight_files(folder))
     quantization = smaller.raw["quantization"]
-    made: dict[str, Any] = {"method": recipe.method, "mode": recipe.packing.mode}
+    method: dict[str, Any] = {"method": recipe.method, "mode": recipe.packing.mode}
     if recipe.method == "mixed":
-        made["target_bits_per_weight"] = recipe.target
+        method["target_bits_per_weight"] = recipe.target
     else:
-        made |= {"bits": recipe.packing.bits, "group_size": recipe.packing.group_size}
+        method |= {"bits": recipe.packing.bits, "group_size": recipe.packing.group_size}
     if calibration is not None:
-        made["calibration"] = {
+        method["calibration"] = {
             **calibration,
             "length": recipe.length,
             "seed": recipe.seed,
         }
     return {
-        **made,
+        **method,
         "bits_per_weight": round(size * 8 / weights, 4),
         "size_bytes": size,
         "packings": _packings(quantization),
@@ -66,38 +69,31 @@ def receipt(
         "source": {"name": name, "files": hashes(source)},
         "files": hashes(folder),
         "versions": {
-            "minicpm-mlx": version("minicpm-mlx"),
-            "mlx": version("mlx"),
-            "numpy": version("numpy"),
+            "minicpm-mlx": version_of("minicpm-mlx"),
+            "mlx": version_of("mlx"),
+            "numpy": version_of("numpy"),
             "python": platform.python_version(),
         },
     }
 
 
-def read_receipt(folder: Path) -> dict[str, Any] | None:
-    """The receipt in `folder`, if there is one; ConfigError where it is damaged."""
-    path = folder / RECEIPT
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report in `folder`, if there is one; ConfigError if it is damaged."""
+    path = folder / REPORT_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected a receipt, found: {error}") from None
-    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected a report, found: {error}") from None
+    if not isinstance(report, dict):
         raise ConfigError(f"{path}: expected a JSON object")
-    return found
+    return report
 
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of each weight file in `folder`, by name."""
-    found = {}
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 24):
-                digest.update(block)
-        found[path.name] = digest.hexdigest()
-    return found
+    return {path.name: sha256(path) for path in weight_files(folder)}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -111,44 +107,42 @@ def text_hash(text: str) -> str:
 
 
 def _packings(quantization: Mapping[str, Any]) -> dict[str, Any]:
-    """How many matrices are packed otherwise than most, by bits and group."""
-    special = [how for how in quantization.values() if isinstance(how, Mapping)]
-    counts: dict[str, int] = {}
-    for how in special:
-        key = f"{how['bits']} bits, groups of {how['group_size']}"
-        counts[key] = counts.get(key, 0) + 1
-    usual = f"{quantization['bits']} bits, groups of {quantization['group_size']}"
-    return {"most": usual, "others": dict(sorted(counts.items()))}
+    """The commonest packing, and the number of matrices with each other one."""
+
+    def name(packing: Mapping[str, Any]) -> str:
+        return f"{packing['bits']} bits, groups of {packing['group_size']}"
+
+    others = Counter(name(value) for value in quantization.values() if isinstance(value, Mapping))
+    return {"most": name(quantization), "others": dict(sorted(others.items()))}
 
 
-def summary(found: Mapping[str, Any]) -> dict[str, str]:
-    """What people want to know of a receipt; nothing of one that lacks it."""
-    try:
-        return _summary(found)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # another program's, or edited
-        return {}
+def summary(report: Mapping[str, Any]) -> dict[str, str]:
+    """The main figures of a report, for people; empty if it lacks them."""
+    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # edited, or not ours
+        return _summary(report)
+    return {}
 
 
-def _summary(found: Mapping[str, Any]) -> dict[str, str]:
-    quality = found["quality"]
+def _summary(report: Mapping[str, Any]) -> dict[str, str]:
+    quality = report["quality"]
     ratio = quality["perplexity"] / quality["source_perplexity"]
     return {
-        "size": f"{found['size_bytes'] / 1e9:.2f} GB, {found['bits_per_weight']:.2f} bits per "
-        f"weight ({found['method']})",
+        "size": f"{report['size_bytes'] / 1e9:.2f} GB, {report['bits_per_weight']:.2f} bits per "
+        f"weight ({report['method']})",
         "perplexity": f"{quality['perplexity']:.3f}, {ratio:.4f} times that of "
-        f"{found['source']['name']}",
+        f"{report['source']['name']}",
         "divergence": f"{quality['kl_mean']:.4f} nats a token, 99 % below {quality['kl_99']:.3f}",
         "same likeliest token": f"{quality['top_1_agreement']:.2%}",
         "measured on": f"{quality['tokens']} tokens of {quality['text']}",
     }
 
 
-def model_card(found: Mapping[str, Any]) -> str:
-    """README.md of a quantized folder, of its receipt."""
-    quality, name = found["quality"], found["source"]["name"]
+def model_card(report: Mapping[str, Any]) -> str:
+    """README.md of a quantized folder."""
+    quality, name = report["quality"], report["source"]["name"]
     excess = quality["perplexity"] / quality["source_perplexity"]
     base = f"base_model: {name}\n" if name.count("/") == 1 else ""
-    how = METHODS[found["method"]]
+    method, version = METHODS[report["method"]], report["versions"]["minicpm-mlx"]
     return f"""---
 library_name: mlx
 pipeline_tag: text-generation
@@ -157,9 +151,9 @@ pipeline_tag: text-generation
 - minicpm-mlx
 ---
 
-# {name}, {found["bits_per_weight"]:.2f} bits per weight
+# {name}, {report["bits_per_weight"]:.2f} bits per weight
 
-Made of {name} by minicpm-mlx {found["versions"]["minicpm-mlx"]}, method {found["method"]}: {how}.
+Made of {name} by minicpm-mlx {version}, method {report["method"]}: {method}.
 
 | | this model | its source |
 |---|---:|---:|
@@ -168,10 +162,10 @@ Made of {name} by minicpm-mlx {found["versions"]["minicpm-mlx"]}, method {found[
 | mean KL divergence, nats a token | {quality["kl_mean"]:.4f} | 0 |
 | 99 % of tokens diverge less than | {quality["kl_99"]:.3f} | 0 |
 | same likeliest token | {quality["top_1_agreement"]:.2%} | 100 % |
-| size of the weights | {found["size_bytes"] / 1e9:.2f} GB | |
+| size of the weights | {report["size_bytes"] / 1e9:.2f} GB | |
 
 Measured on {quality["tokens"]} tokens of {quality["text"]}, each predicted from up to
-{quality["context"]} before it. `{RECEIPT}` holds the rest: hashes, versions, seeds.
+{quality["context"]} before it. `{REPORT_FILE}` holds the rest: hashes, versions, seeds.
 
 ```sh
 minicpm-mlx chat --model .
@@ -183,30 +177,30 @@ Progress = Callable[[str], object]
 
 
 CONTEXT = 512
-"""Tokens that a prediction sees at most."""
+"""Most tokens in a window of the evaluation text."""
 
 
-class Walked:
-    """A model that has read its windows of a text already, all of them layer by layer."""
+class WindowStates:
+    """A model whose last states for all windows of a text were computed layer by layer."""
 
     def __init__(
         self, checkpoint: Checkpoint, windows: Sequence[Sequence[int]], progress: Progress
     ):
-        pieces = Pieces(checkpoint)
-        self.config: Config = pieces.config
-        xs = pieces.start(windows)
-        run = pieces.runner(len(windows[0]))
+        reader = LayerReader(checkpoint)
+        self.config: Config = reader.config
+        xs = reader.start(windows)
+        run = reader.runner(len(windows[0]))
         for number in range(self.config.num_hidden_layers):
-            block = pieces.layer(number)
+            block = reader.layer(number)
             xs = [run(block, x) for x in xs]
             mx.eval(xs)
             mx.clear_cache()
             progress(f"layer {number + 1} of {self.config.num_hidden_layers}")
-        self._states = iter([pieces.finish(x) for x in xs])
-        self._head = pieces[pieces.head_name]
+        self._states = iter([reader.finish(x) for x in xs])
+        self._head = reader[reader.head_name]
 
     def hidden(self, ids: mx.array) -> mx.array:
-        """The last states of the next window, which `ids` must be."""
+        """The last states of the next window, which must be `ids`."""
         return next(self._states)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -221,14 +215,15 @@ def quality(
     *,
     progress: Progress = lambda _: None,
 ) -> PerplexityScore:
-    """What `smaller` makes of a text, with its divergence from `source`; computed in float32.
+    """Perplexity of `smaller` on a text and its divergence from `source`, in float32.
 
-    Of `ids` as many windows of `context` tokens are read as are whole: one at least, so that a
-    text that is shorter is the window.
+    Reads the whole windows of `context` tokens in `ids`; a shorter text is one window.
     """
     context = min(context, len(ids))
     windows = [list(ids[at : at + context]) for at in range(0, len(ids) - context + 1, context)]
     whole = [token for window in windows for token in window]
-    model = Walked(smaller, windows, lambda what: progress(f"measuring the result, {what}"))
-    reference = Walked(source, windows, lambda what: progress(f"measuring the source, {what}"))
+    model = WindowStates(smaller, windows, lambda what: progress(f"measuring the result, {what}"))
+    reference = WindowStates(
+        source, windows, lambda what: progress(f"measuring the source, {what}")
+    )
     return score(model, whole, context=context, reference=reference)

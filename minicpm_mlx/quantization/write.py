@@ -1,4 +1,4 @@
-"""A checkpoint's folder to another that holds it in few bits, with a receipt."""
+"""Quantizes a checkpoint's folder into another, with a report."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ..errors import InvalidArgumentError
 from ..memory import parameter_count
 from ..model_cards import Card
 from ..text.tokenizer import tokenizer_of
-from ..weights.checkpoint import read_checkpoint, write_checkpoint
-from ..weights.companion_files import RECEIPT, copy_companions
+from ..weights.checkpoint import read_checkpoint, write_checkpoint, write_json
+from ..weights.companion_files import REPORT_FILE, copy_companion_files
 from .job import Job
-from .recipe import Recipe, bundled_text, pieces
+from .recipe import Recipe, bundled_text, split_text
 from .report import (
     CONTEXT,
+    make_report,
     model_card,
     quality,
-    receipt,
     text_hash,
     weight_files,
 )
 
 WINDOWS = 8
-"""Windows of the evaluation text that are read, where it is long enough."""
+"""Most windows of the evaluation text to read."""
 
 
 @dataclass(frozen=True)
@@ -48,65 +48,67 @@ def write_quantized(
     evaluation: Text | None = None,
     progress: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the checkpoint in `source`, made smaller by `recipe`, to `folder`, which exists.
+    """Quantize the checkpoint in `source` by `recipe` into `folder`, which exists.
 
-    By default both texts are the one that comes with this library; it is evaluated on pieces that
-    were not calibrated on. What an interrupted call left in `folder` is gone on from, if it was of
-    the same job. `card` knows the source's tokenizer, file and name. Returns the receipt. Never is
-    more in memory than a layer, or the result.
+    By default both texts are the one shipped with this library, evaluated on parts that were not
+    used for calibration. Continues what an interrupted call of the same job left in `folder`.
+    `card` states the source's tokenizer, file and name. Returns the report. Memory holds at most a
+    layer, or the result.
     """
     checkpoint = read_checkpoint(source, card.file if card.repo else None)
     tokenizer = tokenizer_of(card, source)
     calibration = calibration or Text("the bundled text", bundled_text())
     ids = tokenizer.encode(calibration.text, add_bos=False)
     texts, rest = (
-        pieces(ids, recipe, whole=evaluation is not None) if recipe.calibrated else ([], ids)
+        split_text(ids, recipe, whole=evaluation is not None) if recipe.calibrated else ([], ids)
     )
-    named = evaluation or Text(f"{calibration.name}, other pieces than calibrated on", "")
+    measured = evaluation or Text(f"{calibration.name}, other pieces than calibrated on", "")
     if evaluation is not None:
         rest = tokenizer.encode(evaluation.text, add_bos=False)
     if len(rest) < 2:
         raise InvalidArgumentError(
-            f"{named.name}: {len(rest)} tokens are left to measure on; expected two or more. "
+            f"{measured.name}: {len(rest)} tokens are left to measure on; expected two or more. "
             "Give a longer text to measure on (--evaluate)"
         )
+    # Identifies the job: finished parts of another one must not be reused.
     job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source)]
     work = _work(folder, job)
     smaller = Job(checkpoint, recipe, texts, work, progress).run()
     progress("writing")
     write_checkpoint(smaller, folder)
-    copy_companions(source, folder, card)
-    found = receipt(
+    copy_companion_files(source, folder, card)
+    report = make_report(
         name=card.repo or card.name,
         source=source,
         folder=folder,
         recipe=recipe,
         smaller=smaller,
         weights=parameter_count(checkpoint.config),
-        calibration={**_stated(calibration), "samples": len(texts)} if texts else None,
-        evaluation=_stated(named) if evaluation else {"text": named.name},
+        calibration={**_text_facts(calibration), "samples": len(texts)} if texts else None,
+        evaluation=_text_facts(measured) if evaluation else {"text": measured.name},
         score=quality(checkpoint, smaller, rest[: WINDOWS * CONTEXT], progress=progress),
     )
-    (folder / RECEIPT).write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(found), encoding="utf-8")
+    write_json(folder / REPORT_FILE, report)
+    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
     shutil.rmtree(work)
-    return found
+    return report
 
 
-def _stated(text: Text) -> dict[str, Any]:
+def _text_facts(text: Text) -> dict[str, Any]:
     return {"text": text.name, "sha256": text_hash(text.text)}
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each weight file, to notice that the source has changed."""
     stats = ((path.name, path.stat()) for path in weight_files(folder))
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _work(folder: Path, job: object) -> Path:
-    """Where the job keeps what it has done: what another job left there is deleted."""
-    work, note = folder / "work", folder / "work" / "job.json"
-    told = json.dumps(job)
-    same = note.is_file() and note.read_text(encoding="utf-8") == told
+    """The job's folder for finished parts; leftovers of another job are deleted."""
+    work, record = folder / "work", folder / "work" / "job.json"
+    text = json.dumps(job)
+    same = record.is_file() and record.read_text(encoding="utf-8") == text
     for path in folder.iterdir():  # files beside the weights may have changed, or be another job's
         if path.is_dir() and not (same and path == work):
             shutil.rmtree(path)
@@ -114,5 +116,5 @@ def _work(folder: Path, job: object) -> Path:
             path.unlink()
     if not same:
         work.mkdir()
-        note.write_text(told, encoding="utf-8")
+        record.write_text(text, encoding="utf-8")
     return work

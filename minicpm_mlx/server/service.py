@@ -26,7 +26,7 @@ from ..engine import (
     Scheduler,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
-from ..lm.lm import LM, sampled
+from ..lm.lm import LM, sampling_with
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
 from ..weights.adapters import read_adapter
@@ -142,7 +142,7 @@ class Service:
     def sampling(self, **given: Any) -> Sampling:
         """The model's own, with the fields that are not None replaced."""
         try:
-            return sampled(self.lm.sampling, **given)
+            return sampling_with(self.lm.sampling, **given)
         except InvalidArgumentError as error:
             raise ApiError(400, str(error), field=error.field) from None
 

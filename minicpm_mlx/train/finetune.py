@@ -19,12 +19,12 @@ from ..arguments import whole
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import alone, make_whole, named_errors, write_whole
-from ..lm.fingerprint import identity
+from ..lm.fingerprint import fingerprint
 from ..lm.lm import LM
 from ..model.transformer import Model
 from ..weights import safetensors
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from ..weights.companion_files import copy_companions
+from ..weights.companion_files import copy_companion_files
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 from . import checkpoint, lora
@@ -282,7 +282,7 @@ def _write_model(lm: LM, folder: Path) -> None:
 
     def write(partial: Path) -> None:
         write_checkpoint(Checkpoint(raw=raw, tensors=tensors), partial)
-        copy_companions(source, partial, lm.card)
+        copy_companion_files(source, partial, lm.card)
 
     # The old model is replaced only once the new one is complete.
     new, old = (folder.with_name(f"{folder.name}-{age}") for age in ("new", "old"))
@@ -306,7 +306,7 @@ def _record(
         loss = _as_json(objective)
     return {
         "version": version("minicpm-mlx"),
-        "base": {"name": lm.card.name, "repo": lm.card.repo, "identity": identity(lm)},
+        "base": {"name": lm.card.name, "repo": lm.card.repo, "identity": fingerprint(lm)},
         "template_sha256": hashlib.sha256(source.encode()).hexdigest(),
         "data": {"format": data.format, "files": data.sha256, "samples": len(data.train)},
         "method": _as_json(method),

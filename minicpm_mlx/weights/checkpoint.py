@@ -1,7 +1,7 @@
-"""A checkpoint as its files hold it, to be turned into another one without being in memory whole.
+"""Checkpoints: config.json and lazy tensors, read from a folder and written to another.
 
-Conversions take a Checkpoint and give a Checkpoint: each of their tensors is made when it is
-loaded, from those it comes from. `write` loads one shard after the other.
+A conversion takes a Checkpoint and returns one. Its tensors are computed when they are loaded, so a
+model is never in memory whole: `write_checkpoint` loads one shard after the other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .lazy_tensor import LazyTensor
 from .load import packings, read_checked
 
 SHARD = 5 << 30
-"""Bytes of tensors a file holds at most, as mlx-lm and transformers cut them."""
+"""Most bytes of tensors in a file; mlx-lm and transformers use the same limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +35,25 @@ class Checkpoint:
 
     @property
     def config(self) -> Config:
-        """The config, read; ConfigError where it cannot be."""
+        """The parsed config; ConfigError if it is malformed."""
         return Config.from_dict(self.raw)
 
     @property
     def packings(self) -> dict[str, Quantization]:
-        """How each module that is packed is packed, by its path."""
+        """The packing of each quantized module, by path."""
         return packings(self.tensors, self.config)
 
 
 def read_checkpoint(folder: Path, weights: str | None = None) -> Checkpoint:
-    """The checkpoint in `folder`, checked to be whole; nothing of its tensors is read yet.
+    """The checkpoint in `folder`, checked for completeness; tensor data is not read yet.
 
-    `weights` names a torch file that has no usual name. Raises ConfigError or WeightsError.
+    `weights` names a torch file that has no standard name. Raises ConfigError or WeightsError.
     """
     config = Config.load(folder)
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.quantization and raw.get("quantization") is None:  # it was GPTQ's or AWQ's
         raw["quantization"] = asdict(config.quantization)
-    raw.pop("quantization_config", None)  # or mlx-lm's second copy
+    raw.pop("quantization_config", None)  # GPTQ's, AWQ's, or mlx-lm's second copy
     return Checkpoint(raw=raw, tensors=read_checked(folder, config, weights))
 
 
@@ -65,43 +66,40 @@ def write_checkpoint(
 ) -> None:
     """Write config.json and the tensors to `folder`, which exists, as safetensors.
 
-    A shard's tensors are in memory at once, no more.
+    Only one shard, of at most `shard` bytes, is in memory at a time.
     """
     shards = list(_shards(checkpoint.tensors, shard))
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        many = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        file = f"model{many}.safetensors"
+        suffix = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file = f"model{suffix}.safetensors"
         arrays = {name: checkpoint.tensors[name].load() for name in names}
         mx.save_safetensors(str(folder / file), arrays, {"format": "mlx"})
-        where |= dict.fromkeys(names, file)
+        weight_map |= dict.fromkeys(names, file)
         progress(f"file {number} of {len(shards)}")
         del arrays
     if len(shards) > 1:
         total = sum(map(_size, checkpoint.tensors.values()))
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        _write_json(folder / "model.safetensors.index.json", index)
-    _write_json(folder / "config.json", checkpoint.raw)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+    write_json(folder / "config.json", checkpoint.raw)
 
 
-def _shards(tensors: Mapping[str, LazyTensor], most: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], limit: int) -> Iterator[list[str]]:
     names: list[str] = []
-    held = 0
+    size = 0
     for name, tensor in tensors.items():
-        if names and held + _size(tensor) > most:
+        if names and size + _size(tensor) > limit:
             yield names
-            names, held = [], 0
+            names, size = [], 0
         names.append(name)
-        held += _size(tensor)
+        size += _size(tensor)
     yield names
 
 
 def _size(tensor: LazyTensor) -> int:
-    count = tensor.dtype.size
-    for size in tensor.shape:
-        count *= size
-    return count
+    return prod(tensor.shape) * tensor.dtype.size
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

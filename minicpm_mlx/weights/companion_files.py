@@ -1,4 +1,4 @@
-"""What goes along with a model's weights: tokenizer, template, end tokens, licence, papers."""
+"""Files that accompany a model's weights: tokenizer, template, end tokens, licence, README."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ..model_cards import Card
 from ..text.chat_template import BUILTIN, Template
 from ..text.tokenizer import load_tokenizer
 from ..text.tokenizer_files import TokenizerFiles
+from .checkpoint import write_json
 
-BESIDE = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja")
 """Files that readers of the weights need."""
 
-PAPERS = ("README*", "LICENSE*", "NOTICE*")
-"""Files for people; they go along if they are at most PAPER_SIZE bytes long."""
+DOCUMENTS = ("README*", "LICENSE*", "NOTICE*")
+"""Files for people, copied if they are at most MAX_DOCUMENT bytes long."""
 
-PAPER_SIZE = 1 << 20
+MAX_DOCUMENT = 1 << 20
 
-RECEIPT = "receipt.json"
-"""Beside which README.md is about those very weights (see quantization/receipt.py)."""
+REPORT_FILE = "receipt.json"
+"""Report of a quantized folder, whose README.md is then about those weights and not copied."""
 
 CODE = "*_minicpm.py"
 """The reference implementation, which the auto_map of a config.json names. Never run here."""
 
 
-def copy_companions(
+def copy_companion_files(
     source: Path,
     folder: Path,
     card: Card | None = None,
@@ -37,32 +38,32 @@ def copy_companions(
     code: bool = True,
     for_mlx_lm: bool = False,
 ) -> None:
-    """Copy what belongs to the checkpoint in `source` besides its weights to `folder`.
+    """Copy everything but the weights of the checkpoint in `source` to `folder`.
 
-    The template and the end tokens that this library would use are written down where other
-    programs look for them, also where only the card knows them.
+    The template, end tokens and sampling that this library would use are written where other
+    programs look for them, even if only the card states them.
     """
-    papers = [path for pattern in PAPERS for path in source.glob(pattern)]
-    if (source / RECEIPT).exists():
-        papers = [path for path in papers if path.name != "README.md"]
-    papers += source.glob(CODE) if code else []
-    for path in (path for pattern in BESIDE for path in source.glob(pattern)):
+    documents = [path for pattern in DOCUMENTS for path in source.glob(pattern)]
+    if (source / REPORT_FILE).exists():
+        documents = [path for path in documents if path.name != "README.md"]
+    documents += source.glob(CODE) if code else []
+    for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
         shutil.copyfile(path, folder / path.name)
-    for path in papers:
-        if path.is_file() and path.stat().st_size <= PAPER_SIZE:
+    for path in documents:
+        if path.is_file() and path.stat().st_size <= MAX_DOCUMENT:
             shutil.copyfile(path, folder / path.name)
-    _state_template(source, folder, card, with_bos=for_mlx_lm)
-    _state_ends(folder, card)
-    _state_sampling(folder, card)
+    _write_template(source, folder, card, with_bos=for_mlx_lm)
+    _write_eos(folder, card)
+    _write_sampling(folder, card)
     if for_mlx_lm and (folder / "tokenizer.json").exists():
         # Under the name of LlamaTokenizer, transformers 5 builds another: " a" loses its space.
         _update(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def _state_template(source: Path, folder: Path, card: Card | None, *, with_bos: bool) -> None:
-    """Write down the template that this library would use, for readers that do not know it.
+def _write_template(source: Path, folder: Path, card: Card | None, *, with_bos: bool) -> None:
+    """Write the template that this library would use to tokenizer_config.json.
 
-    `with_bos` lets it begin with the token that leads every text: mlx-lm adds none to a chat.
+    `with_bos` puts the bos token in front of it, since mlx-lm adds none to a chat.
     """
     if not any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
         return
@@ -85,25 +86,23 @@ def _begins_with_bos(template: Template) -> bool:
     try:
         text = template.render([{"role": "user", "content": "x"}])
     except TemplateError:
-        return True  # not ours to mend
+        return True  # a broken template is copied as it is
     return bool(template.bos_token) and text.startswith(template.bos_token)
 
 
-def _state_ends(folder: Path, card: Card | None) -> None:
-    """Write the card's end tokens where other programs look for them."""
+def _write_eos(folder: Path, card: Card | None) -> None:
     if card is None or not card.eos:
         return
-    ends = card.eos[0] if len(card.eos) == 1 else list(card.eos)
+    eos = card.eos[0] if len(card.eos) == 1 else list(card.eos)
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
-            _update(folder / name, {"eos_token_id": ends})
+            _update(folder / name, {"eos_token_id": eos})
 
 
-def _state_sampling(folder: Path, card: Card | None) -> None:
-    """Write the card's sampling where other programs look for it."""
+def _write_sampling(folder: Path, card: Card | None) -> None:
     values = {} if card is None else card.sampling
     if values:
-        greedy = values.get("temperature") == 0  # which transformers states so
+        greedy = values.get("temperature") == 0  # transformers: do_sample false, no temperature
         stated = {name: value for name, value in values.items() if value or not greedy}
         _update(folder / "generation_config.json", {"do_sample": not greedy} | stated)
 
@@ -113,4 +112,4 @@ def _update(path: Path, values: Mapping[str, Any]) -> None:
     if path.exists():
         raw = json.loads(path.read_text(encoding="utf-8"))
     raw.update(values)
-    path.write_text(json.dumps(raw, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(path, raw)

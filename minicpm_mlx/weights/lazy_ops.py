@@ -1,8 +1,8 @@
-"""Tensors made from others when they are loaded: multiplied, in another float format, unpacked.
+"""Lazy operations on tensors: multiply, cast, unpack. They run when the result is loaded.
 
-Products are computed in float32, a block of rows at a time, and rounded once, whatever they are
-made of. What float16 cannot hold is refused: values too large would become infinite, and where all
-are too small (below 6e-5) they would lose their bits.
+Products are computed in float32, a block of rows at a time, and rounded once. A product that does
+not fit float16 is refused: too large values would become infinite, and a tensor of only tiny values
+(below 6e-5, where float16 is subnormal) would lose its bits.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..errors import WeightsError
 from ..model.config_sections import Quantization
 from ..model.packing import PACKED_NAMES, unpack
 from .checkpoint import Checkpoint
-from .lazy_tensor import LazyTensor
+from .lazy_tensor import LazyTensor, is_float
 
 BLOCK = 1 << 22
-"""Elements that are in float32 at once."""
+"""Elements held in float32 at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """What loads `source` times `factor` in `dtype`."""
+    """Loads `source` times `factor`, in `dtype`."""
 
     name: str
-    """Of the tensor in the checkpoint, for messages."""
+    """Name of the tensor in the checkpoint, for messages."""
     source: LazyTensor
-    """Not a product itself: of a product's product, the factors are multiplied."""
+    """Not a product itself: nested products multiply their factors, so rounding happens once."""
     factor: float
     dtype: mx.Dtype
 
@@ -54,7 +54,7 @@ class Product:
         return whole.view(self.dtype)
 
     def _check(self, error: mx.array, largest: mx.array) -> None:
-        # Half a unit in the last place of the largest, if that is a normal number.
+        # Half a unit in the last place of the largest value, if that is a normal number.
         if not (error <= largest * 2**-11).item():
             raise WeightsError(
                 f"{self.name}: values up to {largest.item():.3g} do not fit float16, which holds "
@@ -62,12 +62,11 @@ class Product:
             )
 
 
-def times(name: str, tensor: LazyTensor, factor: float) -> LazyTensor:
-    """`tensor` multiplied, in the format it has."""
-    return derived(name, tensor, factor, tensor.dtype)
+def multiplied_by(name: str, tensor: LazyTensor, factor: float) -> LazyTensor:
+    return scaled(name, tensor, factor, tensor.dtype)
 
 
-def derived(name: str, tensor: LazyTensor, factor: float, dtype: mx.Dtype) -> LazyTensor:
+def scaled(name: str, tensor: LazyTensor, factor: float, dtype: mx.Dtype) -> LazyTensor:
     """`tensor` times `factor`, in `dtype`."""
     if factor == 1.0 and dtype == tensor.dtype:
         return tensor
@@ -79,49 +78,53 @@ def derived(name: str, tensor: LazyTensor, factor: float, dtype: mx.Dtype) -> La
 
 
 def cast(checkpoint: Checkpoint, dtype: mx.Dtype) -> Checkpoint:
-    """Every float in `dtype`, the scales and biases of packed matrices among them.
+    """Casts all floats to `dtype`, including scales and biases of packed matrices.
 
-    Loading raises WeightsError where float16 would lose more than it rounds anyway.
+    Loading raises WeightsError for values that do not fit float16.
     """
     tensors = {
-        name: derived(name, tensor, 1.0, dtype) if _is_float(tensor.dtype) else tensor
+        name: scaled(name, tensor, 1.0, dtype) if is_float(tensor.dtype) else tensor
         for name, tensor in checkpoint.tensors.items()
     }
     return replace(checkpoint, tensors=tensors)
 
 
 def dense(checkpoint: Checkpoint) -> Checkpoint:
-    """Every packed matrix unpacked, in the format of its scales (bfloat16 in float modes)."""
-    how = checkpoint.packings
-    tensors = {}
+    """Unpacks every packed matrix, in the format of its scales (bfloat16 in float modes)."""
+    packings, tensors = checkpoint.packings, {}
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")
-        if module not in how or part == "bias":
+        if module not in packings or part == "bias":
             tensors[name] = tensor
         elif part == "weight":
-            tensors[name] = _unpacked(checkpoint.tensors, module, how[module])
+            parts = packed_parts(checkpoint.tensors, module)
+            exact = unpacked(parts, packings[module])
+            tensors[name] = scaled(name, exact, 1.0, dense_dtype(parts))
     raw = {key: value for key, value in checkpoint.raw.items() if key != "quantization"}
     return Checkpoint(raw=raw, tensors=tensors)
 
 
-def _unpacked(tensors: Mapping[str, LazyTensor], module: str, packing: Quantization) -> LazyTensor:
-    parts = {part: t for part in PACKED_NAMES if (t := tensors.get(f"{module}.{part}"))}
-    codes, scales = parts["weight"], parts["scales"].dtype
-    shape = (*codes.shape[:-1], codes.shape[-1] * 32 // packing.bits)
+def packed_parts(tensors: Mapping[str, LazyTensor], module: str) -> dict[str, LazyTensor]:
+    """The tensors of a packed matrix by part: codes ("weight"), scales and, if affine, biases."""
+    return {part: t for part in PACKED_NAMES if (t := tensors.get(f"{module}.{part}"))}
 
-    def load() -> mx.array:
-        return unpack({part: t.load() for part, t in parts.items()}, packing)
 
-    dtype = scales if _is_float(scales) else mx.bfloat16
-    exact = LazyTensor(shape, mx.float32, load)
-    return derived(f"{module}.weight", exact, 1.0, dtype)
+def unpacked(parts: Mapping[str, LazyTensor], packing: Quantization) -> LazyTensor:
+    """The packed matrix in float32, so that a later cast is the only rounding."""
+    *rows, words = parts["weight"].shape
+    shape = (*rows, words * 32 // packing.bits)
+    return LazyTensor(
+        shape, mx.float32, lambda: unpack({part: t.load() for part, t in parts.items()}, packing)
+    )
+
+
+def dense_dtype(parts: Mapping[str, LazyTensor]) -> mx.Dtype:
+    """The float format that a packed matrix takes when written dense."""
+    scales = parts["scales"].dtype
+    return scales if is_float(scales) else mx.bfloat16
 
 
 def _blocks(array: mx.array) -> Iterator[slice]:
-    """Its rows, some at a time."""
+    """Slices of rows with about BLOCK elements each."""
     rows = max(1, BLOCK * array.shape[0] // max(1, array.size))
     return (slice(start, start + rows) for start in range(0, array.shape[0], rows))
-
-
-def _is_float(dtype: mx.Dtype) -> bool:
-    return bool(mx.issubdtype(dtype, mx.floating))

@@ -1,4 +1,4 @@
-"""What the weight readers share: a tensor not read yet, and the first look at a file."""
+"""Lazy tensors, and the first check of a weight file, shared by all readers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from ..errors import WeightsError
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor of a weight file: checked against the file, not read yet."""
+    """A tensor of a weight file, checked against the file but not read yet."""
 
     shape: tuple[int, ...]
     """Sizes, as the file states them."""
     dtype: mx.Dtype
     """Element type in the file."""
     load: Callable[[], mx.array]
-    """The data. Nothing here keeps it, so memory is freed with the caller's last reference."""
+    """Reads the data. Nothing here keeps it: memory is freed with the caller's last reference."""
 
     @classmethod
     def of(cls, array: mx.array) -> LazyTensor:
-        """One of an array in memory."""
         return cls(array.shape, array.dtype, lambda: array)
 
 
+def is_float(dtype: mx.Dtype) -> bool:
+    return bool(mx.issubdtype(dtype, mx.floating))
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The dtype as config.json names it: "bfloat16", not "mlx.core.bfloat16"."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def first_bytes(path: Path, count: int = 32) -> bytes:
-    """The head of a file; WeightsError where it cannot be read or only points to the weights."""
+    """The head of a file; WeightsError if it cannot be read or is only a Git LFS pointer."""
     try:
         with path.open("rb") as file:
             head = file.read(count)

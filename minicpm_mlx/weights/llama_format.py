@@ -21,7 +21,7 @@ from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
 from ..model.config_sections import MAX_SIZE
 from .checkpoint import Checkpoint
-from .lazy_ops import times
+from .lazy_ops import multiplied_by
 from .lazy_tensor import LazyTensor
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
@@ -174,7 +174,7 @@ def multiplied(
                 "multiplied; add --dequantize"
             )
         codes = packed and part == "weight"
-        found[name] = tensor if codes else times(name, tensor, factor)
+        found[name] = tensor if codes else multiplied_by(name, tensor, factor)
     return found
 
 

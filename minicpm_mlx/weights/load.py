@@ -1,4 +1,4 @@
-"""A folder's files to a model whose every parameter was found, and found in the right shape."""
+"""Builds a model from a folder's files, after checking that every parameter has its tensor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..model.kernels.cpu_gemv import split_matrices
 from ..model.packing import apply_packing, dequantize
 from ..model.transformer import Model
 from . import gptq_awq, shards
-from .lazy_tensor import LazyTensor
+from .lazy_tensor import LazyTensor, dtype_name, is_float
 
 
 def load_model(
@@ -36,10 +36,10 @@ def load_model(
     """Load the model in `folder`: `model(ids (B, T)) -> logits (B, T, V)`.
 
     `dtype` is "float32", "bfloat16" or "float16"; by default what this machine computes fastest.
-    `fuse` gives the inference form (see fuse.py) instead of the one that reads like the paper and
-    is trained. `weights` names a torch file that has no usual name. With `shard` the processes of
-    a launch share the work (see sharding.py). Memory stays near the size of the result: tensors are
-    read as their layer is made.
+    `fuse` gives the inference form (see fused.py) instead of the one that reads like the paper and
+    is trained. `weights` names a torch file that has no standard name. With `shard` the processes
+    of a launch share the work (see tensor_parallel.py). Memory stays near the size of the result,
+    since tensors are read layer by layer.
 
     Raises ConfigError or WeightsError for a folder that does not hold a whole, fitting model.
     """
@@ -54,17 +54,17 @@ def load_model(
         if packed
         else None
     )
-    twin = assemble(config, tensors, chosen)
+    plain = assemble(config, tensors, chosen)
     shard = shard and collectives.size() > 1
     if shard:
-        tensor_parallel.shard(twin)
-    model = fusing.fuse(twin) if fuse else twin
+        tensor_parallel.shard(plain)
+    model = fusing.fuse(plain) if fuse else plain
     for layer in model.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
     if dense is not None:
         dequantize(model, dense)
-        mx.eval(model.parameters())  # what is lazy can be computed by this thread alone
+        mx.eval(model.parameters())  # lazy arrays could be computed by this thread alone
     if fuse:
         split_matrices(model)
     if shard:
@@ -80,22 +80,20 @@ def read_checked(folder: Path, config: Config, weights: str | None = None) -> di
     return checked(tensors, config, folder)
 
 
-def checked(
-    tensors: Mapping[str, LazyTensor], config: Config, where: Path
-) -> dict[str, LazyTensor]:
-    """Those of `tensors` that make the model of `config`; WeightsError unless they are all there.
+def checked(tensors: Mapping[str, LazyTensor], config: Config, path: Path) -> dict[str, LazyTensor]:
+    """The tensors that make the model of `config`; WeightsError unless they are all there.
 
-    `where` is the folder or file they are from, for messages.
+    Messages name `path`, the folder or file that holds them.
     """
-    kept = {name: tensor for name, tensor in tensors.items() if not _is_surplus(name, config)}
-    _check(parameters(_empty(config, kept)), kept, where)
-    return kept
+    tensors = {name: tensor for name, tensor in tensors.items() if not _is_redundant(name, config)}
+    _check(parameters(_empty(config, tensors)), tensors, path)
+    return tensors
 
 
 def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | None) -> Model:
-    """The model of `tensors`, which are used up, with floats cast to `dtype` (None: as stored).
+    """The model of `tensors`, which is emptied, with floats cast to `dtype` (None: as stored).
 
-    Nothing of a safetensors file is read before it is evaluated.
+    MLX reads a safetensors file only when an array is evaluated.
     """
     model = _empty(config, tensors)
     model.load_weights([(name, _cast(tensors.pop(name).load(), dtype)) for name in list(tensors)])
@@ -103,7 +101,7 @@ def assemble(config: Config, tensors: dict[str, LazyTensor], dtype: mx.Dtype | N
 
 
 def _empty(config: Config, tensors: dict[str, LazyTensor]) -> Model:
-    """A model whose modules are packed as the tensors are; MLX computes none of its values."""
+    """A model whose modules are packed as the tensors are; its values are never computed."""
     model = Model(config)
     apply_packing(model, packings(tensors, config))
     return model
@@ -111,20 +109,20 @@ def _empty(config: Config, tensors: dict[str, LazyTensor]) -> Model:
 
 def parameters(model: nn.Module) -> dict[str, mx.array]:
     """Every parameter by its name in the checkpoint."""
-    found: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
-    return dict(found)
+    items: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    return dict(items)
 
 
-def _is_surplus(name: str, config: Config) -> bool:
-    """Tensors old exporters wrote that hold nothing new."""
+def _is_redundant(name: str, config: Config) -> bool:
+    """Whether an old exporter wrote a tensor that follows from others."""
     return name.endswith("rotary_emb.inv_freq") or (
         config.tie_word_embeddings and name.startswith("lm_head.")
     )
 
 
 def packings(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str, Quantization]:
-    """How each module that has scales is packed."""
-    special = dict(config.layer_quantization)
+    """The packing of each module that has scales."""
+    exceptions = dict(config.layer_quantization)
     modules = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
     if modules and config.quantization is None:
         raise WeightsError(
@@ -134,39 +132,39 @@ def packings(tensors: Mapping[str, LazyTensor], config: Config) -> dict[str, Qua
     return {
         module: packing
         for module in modules
-        if (packing := special.get(module, config.quantization)) is not None
+        if (packing := exceptions.get(module, config.quantization)) is not None
     }
 
 
-def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], where: Path) -> None:
+def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], path: Path) -> None:
     for name, array in expected.items():
         if name not in tensors:
             raise WeightsError(
-                f"{name} is missing; the config calls for {array.shape}", source=where
+                f"{name} is missing; the config calls for {array.shape}", source=path
             )
         shape, dtype = tensors[name].shape, tensors[name].dtype
         if shape != array.shape:
             raise WeightsError(
-                f"{name} has shape {shape}; the config calls for {array.shape}", source=where
+                f"{name} has shape {shape}; the config calls for {array.shape}", source=path
             )
-        if _is_float(array.dtype) and not _is_float(dtype):
-            raise WeightsError(f"{name} is {_plain(dtype)}; expected a float type", source=where)
-        if not _is_float(array.dtype) and dtype != array.dtype:  # codes, and scales of float modes
-            raise WeightsError(
-                f"{name} is {_plain(dtype)}; expected {_plain(array.dtype)}, packed", source=where
-            )
+        if is_float(array.dtype):
+            needed, fits = "a float type", is_float(dtype)
+        else:  # codes, and scales of float modes
+            needed, fits = f"{dtype_name(array.dtype)}, packed", dtype == array.dtype
+        if not fits:
+            raise WeightsError(f"{name} is {dtype_name(dtype)}; expected {needed}", source=path)
     surplus = sorted(set(tensors) - set(expected))
     if surplus:
         raise WeightsError(
             f"{printable(surplus[0])} is not part of this architecture"
             + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")
             + "; is the config that of another model?",
-            source=where,
+            source=path,
         )
 
 
 def _stored_dtype(tensors: dict[str, LazyTensor]) -> mx.Dtype:
-    """The float format of the checkpoint: its widest weights', norms aside, or its scales'."""
+    """The checkpoint's float format: the widest of its weights, norms aside, or of its scales."""
     weights = {name: tensor.dtype for name, tensor in tensors.items() if "norm" not in name}
     scales = {name for name in weights if name.endswith((".scales", ".biases"))}
     for names in (weights.keys() - scales, scales):
@@ -178,17 +176,9 @@ def _stored_dtype(tensors: dict[str, LazyTensor]) -> mx.Dtype:
 
 
 def _cast(array: mx.array, dtype: mx.Dtype | None) -> mx.array:
-    """`array` in `dtype` if it holds floats; done at once, so that the source can be dropped."""
-    if dtype is None or array.dtype == dtype or not _is_float(array.dtype):
+    """`array` in `dtype` if it holds floats, evaluated at once so that the source can be freed."""
+    if dtype is None or array.dtype == dtype or not is_float(array.dtype):
         return array
     array = array.astype(dtype)
     mx.eval(array)
     return array
-
-
-def _is_float(dtype: mx.Dtype) -> bool:
-    return bool(mx.issubdtype(dtype, mx.floating))
-
-
-def _plain(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

@@ -15,7 +15,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx.cli.main import main
 from minicpm_mlx.convert import merge_adapter
-from minicpm_mlx.convert.merge_adapter import Survival, fuse_adapter, merged
+from minicpm_mlx.convert.merge_adapter import MergeCheck, fuse_adapter, merged
 from minicpm_mlx.engine.scoring.perplexity import score
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, WeightsError
 from minicpm_mlx.model.adapters import Adapter, LoRADelta, apply_adapter, find_projections
@@ -25,7 +25,7 @@ from minicpm_mlx.quantization.repack import repack
 from minicpm_mlx.weights import load_model
 from minicpm_mlx.weights.adapters import read_adapter
 from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
-from minicpm_mlx.weights.companion_files import copy_companions
+from minicpm_mlx.weights.companion_files import copy_companion_files
 from minicpm_mlx.weights.load import parameters
 from support.adapters import CAN_DORA, LORA, close, random_adapter, saved
 from support.random_models import IDS, MOE, TINY, random_model
@@ -250,7 +250,7 @@ def base(tmp_path: Path, demo_folder: Path) -> Path:
 
 def talking(tmp_path: Path, demo_folder: Path, packing: Quantization | None, **more: Any) -> Path:
     source = checkpoint(tmp_path / "base", packing, **SPEAKS, **more)
-    copy_companions(demo_folder, source)
+    copy_companion_files(demo_folder, source)
     return source
 
 
@@ -355,7 +355,7 @@ def test_an_adapter_that_changes_nothing_loses_nothing(base: Path, tmp_path: Pat
     ],
 )
 def test_lost_is_half_of_what_the_adapter_does(kl: float, kl_base: float, lost: bool) -> None:
-    assert Survival(tokens=9, kl=kl, kl_base=kl_base).lost == lost
+    assert MergeCheck(tokens=9, kl=kl, kl_base=kl_base).lost == lost
 
 
 @pytest.mark.parametrize("when", ["the adapter on the base", "merging", "file 1 of 1", "checking"])

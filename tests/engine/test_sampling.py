@@ -7,13 +7,13 @@ import pytest
 
 from minicpm_mlx.engine.sampling import NOT_A_NUMBER, Sampler, Sampling
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.lm.lm import sampled
+from minicpm_mlx.lm.lm import sampling_with
 
 LOGITS = mx.log(mx.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
 
 
 def draw(count: int = 2000, **how: float) -> Counter[int]:
-    sampler = Sampler(sampled(Sampling(temperature=1.0, seed=7), **how), [0], 5)
+    sampler = Sampler(sampling_with(Sampling(temperature=1.0, seed=7), **how), [0], 5)
     return Counter(int(sampler(LOGITS).item()) for _ in range(count))
 
 

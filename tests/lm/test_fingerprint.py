@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.lm.fingerprint import identity
+from minicpm_mlx.lm.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ def flip(path: Path, at: int) -> None:
 
 
 def test_identity_is_that_of_the_files_wherever_they_lie(demo: mm.LM, linked: mm.LM) -> None:
-    same = identity(demo)
-    assert identity(linked) == same
+    same = fingerprint(demo)
+    assert fingerprint(linked) == same
     assert linked.folder is not None
     (linked.folder / "README.md").write_text("words")
     (linked.folder / "dir.json").mkdir()
     (linked.folder / "config.json").touch()
-    assert identity(linked) == same
-    assert identity(replace(linked, sampling=mm.Sampling(temperature=1))) == same
+    assert fingerprint(linked) == same
+    assert fingerprint(replace(linked, sampling=mm.Sampling(temperature=1))) == same
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_identity_is_that_of_the_files_wherever_they_lie(demo: mm.LM, linked: mm
 def test_identity_changes_with_one_byte(demo: mm.LM, linked: mm.LM, file: str, at: int) -> None:
     assert linked.folder is not None
     flip(linked.folder / file, at)
-    assert identity(linked) != identity(demo)
+    assert fingerprint(linked) != fingerprint(demo)
 
 
 def test_identity_takes_every_byte_of_a_large_tokenizer(linked: mm.LM) -> None:
@@ -73,21 +73,21 @@ def test_identity_takes_every_byte_of_a_large_tokenizer(linked: mm.LM) -> None:
     for at in (0, 3_000_001, 3_100_003):
         path.unlink()
         path.write_bytes(b" " * at + b"." + b" " * (6_000_000 - at))
-        seen.add(identity(linked))
+        seen.add(fingerprint(linked))
     assert len(seen) == 3
 
 
 def test_identity_changes_with_template_number_format_and_files(demo: mm.LM, linked: mm.LM) -> None:
-    same = identity(demo)
+    same = fingerprint(demo)
     tokenizer = copy.copy(demo.tokenizer)
     tokenizer.template = None
-    assert identity(replace(demo, tokenizer=tokenizer)) != same
+    assert fingerprint(replace(demo, tokenizer=tokenizer)) != same
     twin = mm.Config(
         **asdict(demo.config) | {"rope_theta": 5.0, "quantization": None, "layer_quantization": ()}
     )
     model = copy.copy(demo.model)
     object.__setattr__(model, "config", twin)
-    assert identity(replace(demo, model=model)) != same
+    assert fingerprint(replace(demo, model=model)) != same
     assert linked.folder is not None
     (linked.folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert identity(linked) != same
+    assert fingerprint(linked) != same

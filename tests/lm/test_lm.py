@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm.lm import sampled
+from minicpm_mlx.lm.lm import sampling_with
 from minicpm_mlx.lm.outputs import StopStrings, collect
 
 GREEDY = mm.Sampling()
@@ -129,12 +129,12 @@ def test_failed_turn_leaves_no_trace(demo: Any) -> None:
 
 def test_given_values_replace_the_models_own_and_none_does_not() -> None:
     base = mm.Sampling(temperature=0.5, top_p=0.8)
-    assert sampled(base, temperature=None, top_k=5) == mm.Sampling(
+    assert sampling_with(base, temperature=None, top_k=5) == mm.Sampling(
         temperature=0.5, top_p=0.8, top_k=5
     )
-    assert sampled(base, do_sample=False).temperature == 0
+    assert sampling_with(base, do_sample=False).temperature == 0
     with pytest.raises(InvalidArgumentError, match="unknown option 'temprature'"):
-        sampled(base, temprature=1.0)
+        sampling_with(base, temprature=1.0)
 
 
 @pytest.mark.parametrize("wrong", [[1.5, 2.5], [b"x"], [None]])

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx.errors import SessionError
 from minicpm_mlx.lm import session_cache, sessions
-from minicpm_mlx.lm.fingerprint import identity
+from minicpm_mlx.lm.fingerprint import fingerprint
 from minicpm_mlx.lm.outputs import collect
 
 GREEDY = mm.Sampling(temperature=0)
@@ -85,7 +85,7 @@ def test_session_comes_back_as_it_was(demo: mm.LM, folder: Path) -> None:
     assert (saved.name, saved.model, saved.identity) == (
         "Ein Test",
         "demo",
-        identity(demo),
+        fingerprint(demo),
     )
     assert saved.title == "山东省最高的山是哪座山？ 🐟"
     back = sessions.restore(saved, demo)
@@ -304,7 +304,7 @@ def test_folder_that_cannot_be_made_is_one_line(demo: mm.LM, folder: Path) -> No
 def test_session_of_a_model_whose_folder_is_gone_is_saved(demo: mm.LM, tmp_path: Path) -> None:
     gone = replace(demo, folder=tmp_path / "gone")
     sessions.save(new_chat(gone), "a")
-    assert sessions.load("a").identity != identity(demo)
+    assert sessions.load("a").identity != fingerprint(demo)
 
 
 BOTH = """

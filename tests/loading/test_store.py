@@ -24,7 +24,7 @@ from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError,
 from minicpm_mlx.files import atomic
 from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.model_cards import Card, cache_dir, resolve
-from minicpm_mlx.quantization.report import read_receipt
+from minicpm_mlx.quantization.report import read_report
 from support.data import write_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "minicpm_2b_like"
@@ -82,7 +82,7 @@ def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[
     assert store.folder_of(CARD) == store.kept_folder(CARD) == folder
     assert fetches == ["org/tiny"]
     assert (folder / "model.safetensors").stat() == before
-    receipt = read_receipt(folder)
+    receipt = read_report(folder)
     assert receipt is not None
     assert (receipt["method"], receipt["source"]["name"]) == ("mixed", "org/tiny")
     assert 4 < receipt["bits_per_weight"] < 4.7

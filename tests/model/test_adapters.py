@@ -262,19 +262,19 @@ def test_a_session_brings_its_adapter_along(
     demo: mm.LM, demo_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minicpm_mlx.lm import session_cache, sessions
-    from minicpm_mlx.lm.fingerprint import identity
+    from minicpm_mlx.lm.fingerprint import fingerprint
 
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
     try:
         chat = mm.Chat(demo, max_tokens=4)
-        bare = identity(demo)
+        bare = fingerprint(demo)
         demo.use_adapter(demo_adapter)
         list(chat.reply("Hello"))
         sessions.save(chat, "a")
         session_cache.save_cache(chat, "a")
         saved = sessions.load("a")
         assert saved.adapter == str(demo_adapter)
-        assert saved.identity == identity(demo) != bare
+        assert saved.identity == fingerprint(demo) != bare
         assert session_cache.restore_cache(sessions.restore(saved, demo), "a") is None
         demo.use_adapter(None)
         reason = session_cache.restore_cache(sessions.restore(saved, demo), "a")

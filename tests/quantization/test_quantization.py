@@ -29,15 +29,15 @@ from minicpm_mlx.quantization import job as jobs
 from minicpm_mlx.quantization.bit_allocation import (
     CHOICES,
     allocate,
+    quantization_section,
     sizes,
-    stated,
     uniform,
     unit,
 )
 from minicpm_mlx.quantization.job import Job
-from minicpm_mlx.quantization.layerwise import Pieces
-from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, pieces
-from minicpm_mlx.quantization.report import model_card, quality, read_receipt, summary
+from minicpm_mlx.quantization.layerwise import LayerReader
+from minicpm_mlx.quantization.recipe import METHODS, Recipe, bundled_text, packing, split_text
+from minicpm_mlx.quantization.report import model_card, quality, read_report, summary
 from minicpm_mlx.quantization.sensitivity import costs
 from minicpm_mlx.quantization.write import Text, write_quantized
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -70,7 +70,7 @@ def logits(checkpoint: Checkpoint, ids: mx.array) -> mx.array:
 @pytest.mark.parametrize("case", ["minicpm_2b_like", "minicpm_moe_like", "minicpm_1b_like"])
 def test_pieces_in_a_row_are_the_model(case: str) -> None:
     checkpoint = read_checkpoint(GOLDEN / case)
-    found, ids = Pieces(checkpoint), texts(length=16)[:1]
+    found, ids = LayerReader(checkpoint), texts(length=16)[:1]
     (x,), run = found.start(ids), found.runner(16)
     for number in range(found.config.num_hidden_layers):
         x = run(found.layer(number), x)
@@ -145,7 +145,7 @@ def test_matrices_that_do_not_divide_into_groups_are_left_and_all_of_them_refuse
 
 def test_config_states_the_commonest_packing_and_what_differs() -> None:
     four, eight = Quantization(bits=4, group_size=64), Quantization(bits=8, group_size=32)
-    found = stated({"a": four, "b": eight, "c": four})
+    found = quantization_section({"a": four, "b": eight, "c": four})
     assert (found["bits"], found["group_size"]) == (4, 64)
     assert found["b"] == {"bits": 8, "group_size": 32, "mode": "affine"}
     assert "a" not in found
@@ -159,7 +159,7 @@ def test_costs_foretell_the_divergence(changes: dict[str, Any]) -> None:
     raw |= {key: getattr(model.config, key) for key in TINY | changes if hasattr(model.config, key)}
     source = checkpoint_of(model, raw)
     seen = texts(model.config.vocab_size, 16, 48)
-    found, _ = costs(Pieces(source), seen, seed=1)
+    found, _ = costs(LayerReader(source), seen, seed=1)
     assert found.keys() == sizes(source).keys()
     how = Quantization(bits=3, group_size=32)
     for path in ("model.layers.1.self_attn.v_proj", "model.layers.0.self_attn.o_proj"):
@@ -255,7 +255,7 @@ def test_the_demo_with_more_bits_where_they_count(demo_folder: Path, tmp_path: P
     """On text it was not calibrated on, a third as far from itself as rounded to the nearest."""
     source, tokenizer = read_checkpoint(demo_folder), mm.load_tokenizer(demo_folder)
     recipe = Recipe(samples=8, length=256)
-    seen, rest = pieces(tokenizer.encode(bundled_text(), add_bos=False), recipe)
+    seen, rest = split_text(tokenizer.encode(bundled_text(), add_bos=False), recipe)
     mixed = Job(source, recipe, seen, tmp_path).run()
     nearest = tmp_path / "nearest"
     nearest.mkdir()
@@ -319,16 +319,16 @@ def test_a_packing_that_mlx_has_not_is_refused(arguments: Any, message: str) -> 
 def test_pieces_are_the_same_for_the_same_seed_and_the_rest_is_measured_on() -> None:
     text = list(range(100))
     recipe = Recipe(samples=5, length=10, seed=1)
-    drawn, rest = pieces(text, recipe)
-    assert (drawn, rest) == pieces(text, recipe)
-    assert drawn != pieces(text, Recipe(samples=5, length=10, seed=2))[0]
+    drawn, rest = split_text(text, recipe)
+    assert (drawn, rest) == split_text(text, recipe)
+    assert drawn != split_text(text, Recipe(samples=5, length=10, seed=2))[0]
     assert all(piece == list(range(piece[0], piece[0] + 10)) for piece in drawn)
     assert sorted(rest + [token for piece in drawn for token in piece]) == text
-    most, left = pieces(text, Recipe(samples=100, length=10))
+    most, left = split_text(text, Recipe(samples=100, length=10))
     assert (len(most), len(left)) == (7, 30)  # a quarter at least is left
-    assert pieces(text, Recipe(samples=100, length=10), whole=True)[1] == []
+    assert split_text(text, Recipe(samples=100, length=10), whole=True)[1] == []
     with pytest.raises(InvalidArgumentError, match="has 100 tokens; expected 202"):
-        pieces(text, Recipe(length=101))
+        split_text(text, Recipe(length=101))
 
 
 def test_the_bundled_text_is_in_both_languages() -> None:
@@ -353,7 +353,7 @@ def test_the_command_writes_a_folder_with_its_receipt(
     how = ("--method", "rtn", "--bits", "8", "--evaluate", str(text), "--json")
     assert command("quantize", str(demo_folder), str(folder), *how) == 0
     receipt = json.loads(capsys.readouterr().out)
-    assert receipt == read_receipt(folder)
+    assert receipt == read_report(folder)
     assert receipt["bits_per_weight"] == pytest.approx(8.51, abs=0.01)
     assert receipt["quality"]["kl_mean"] < 0.005
     assert receipt["quality"]["perplexity"] / receipt["quality"]["source_perplexity"] < 1.01
@@ -376,7 +376,7 @@ def test_the_command_writes_a_folder_with_its_receipt(
     assert summary({"quality": 3}) == {}
     (folder / "receipt.json").write_text("[")
     assert command("show", str(folder)) == 1
-    assert "expected a receipt" in capsys.readouterr().err
+    assert "expected a report" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,12 @@ def test_kinds_that_mlx_does_not_pack_become_float16(path: Path, kind: Type) -> 
 @pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K])
 def test_k_quants_become_float16(path: Path, kind: Type) -> None:
     """Blocks of 256, which no library writes in Python: any bytes are some weights."""
-    from minicpm_mlx.weights.gguf.header import Stored
+    from minicpm_mlx.weights.gguf.header import GgufTensor
     from minicpm_mlx.weights.gguf.quant_blocks import parts_of
 
     _, block = gguf.GGML_QUANT_SIZES[kind]
     raw = np.random.default_rng(3).integers(0, 60, (2, block * 2), np.uint8)
-    stored = Stored(name="x", kind=kind.name, shape=(2, 512), raw=raw)
+    stored = GgufTensor(name="x", kind=kind.name, shape=(2, 512), raw=raw)
     (tensor,) = parts_of(stored, "x", "weight", lambda rows: np.roll(rows, 1, 0)).values()
     expected = quants.dequantize(raw, kind).astype(np.float16)[[1, 0]]
     assert (tensor.shape, tensor.dtype) == ((2, 512), mx.float16)

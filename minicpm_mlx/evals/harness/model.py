@@ -26,7 +26,7 @@ from ...errors import (
     TokenizerError,
 )
 from ...lm.batch import BatchRequest, replies
-from ...lm.fingerprint import identity
+from ...lm.fingerprint import fingerprint
 from ...lm.lm import LM
 from ...lm.outputs import stop_list
 from ...weights.load import parameters
@@ -261,7 +261,7 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         arrays = parameters(self.lm.model).values()
         return {
             "model": self.lm.card.name,
-            "model_identity": identity(self.lm),
+            "model_identity": fingerprint(self.lm),
             "model_dtype": sorted({str(array.dtype).rpartition(".")[2] for array in arrays}),
             "adapter": self.lm.adapter and str(self.lm.adapter),
             "max_length": self.max_length,

@@ -228,13 +228,13 @@ class Vocabulary:
         drops = any(tokenizer.decode([token]) == "" for token in spaced if words[token] == b" ")
         self.spaced = _packed(spaced, size) if drops else None
         """Tokens that begin with a space; None where the first of a text is not dropped."""
-        words_of = _Words(words, min(self.eos), sorted(special | self.eos))
+        words_of = _TokenTable(words, min(self.eos), sorted(special | self.eos))
         self.tokens: LLTokenizer = guidance.LLTokenizer(
             guidance.TokenizerWrapper(words_of), eos_token=sorted(self.eos)
         )
 
 
-class _Words:
+class _TokenTable:
     """Tokens as llguidance asks for them. Special ones cannot be written, only be named."""
 
     bos_token_id = None

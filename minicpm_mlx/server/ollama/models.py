@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ...lm.fingerprint import identity
+from ...lm.fingerprint import fingerprint
 from ...memory import parameter_count
 from ...weights.load import parameters
 
@@ -78,7 +78,7 @@ class Models:
 
     @cached_property
     def _identity(self) -> str:
-        return identity(self.service.lm)
+        return fingerprint(self.service.lm)
 
     @cached_property
     def _size(self) -> int:

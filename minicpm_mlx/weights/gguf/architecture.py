@@ -43,7 +43,7 @@ MUP_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 def config_of(file: GgufFile) -> dict[str, Any]:
     """config.json for a GGUF file. Raises ConfigError for what this library does not run."""
-    found = _Keys(file)
+    found = _ModelKeys(file)
     if found.get("expert_count", 0):
         raise ConfigError(
             f"{file.path}: a mixture of experts, which is not read from GGUF; load the model's "
@@ -71,7 +71,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     return raw
 
 
-class _Keys:
+class _ModelKeys:
     """A file's keys under its architecture, each checked as it is read."""
 
     def __init__(self, file: GgufFile) -> None:
@@ -130,7 +130,7 @@ def _vocabulary(file: GgufFile) -> int:
     return embedding.shape[0]
 
 
-def _head_width(found: _Keys, raw: Mapping[str, Any]) -> dict[str, int]:
+def _head_width(found: _ModelKeys, raw: Mapping[str, Any]) -> dict[str, int]:
     """head_dim, where it does not follow from the other sizes."""
     usual = raw["hidden_size"] // raw["num_attention_heads"]
     width = found.whole(HEAD_WIDTHS[0], usual)
@@ -144,7 +144,7 @@ def _head_width(found: _Keys, raw: Mapping[str, Any]) -> dict[str, int]:
     return {} if width == usual and exact else {"head_dim": width}
 
 
-def _rotation(found: _Keys) -> dict[str, Any]:
+def _rotation(found: _ModelKeys) -> dict[str, Any]:
     kind = found.get(ROPE_TYPE, "none")
     if kind == "none":
         return {}
@@ -171,7 +171,7 @@ def _rotation(found: _Keys) -> dict[str, Any]:
     }
 
 
-def _mup(found: _Keys, raw: Mapping[str, Any]) -> dict[str, Any]:
+def _mup(found: _ModelKeys, raw: Mapping[str, Any]) -> dict[str, Any]:
     """scale_emb, scale_depth and dim_model_base, as config.json has them."""
     values = dict(MUP)
     if found.get("embedding_scale") is not None:

@@ -38,7 +38,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class GgufTensor:
     """A tensor as the file holds it."""
 
     name: str
@@ -59,7 +59,7 @@ class GgufFile:
     """Where it lies."""
     metadata: dict[str, Any]
     """Its keys and values: numbers, truths, texts and lists of one of them."""
-    tensors: dict[str, Stored]
+    tensors: dict[str, GgufTensor]
     """By their names in the file."""
 
 
@@ -172,7 +172,7 @@ def _placed(
     metadata: dict[str, Any],
     data: npt.NDArray[np.uint8],
     end: int,
-) -> dict[str, Stored]:
+) -> dict[str, GgufTensor]:
     """The tensors where the file holds them, none outside of it or inside another."""
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -181,7 +181,7 @@ def _placed(
     constants = library()
     sizes = {kind.name: size for kind, size in constants.GGML_QUANT_SIZES.items()}
     places = []
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, GgufTensor] = {}
     for name, kind, shape, offset in stated:
         if name in tensors:
             raise ValueError(f"{name} is there twice")
@@ -195,7 +195,7 @@ def _placed(
             raise ValueError(f"{name} ends beyond the end of the file")
         places.append((offset, offset + size, name))
         raw = data[start + offset :][:size].reshape(-1, shape[-1] // per_block * block)
-        tensors[name] = Stored(name=name, kind=kind, shape=shape, raw=raw)
+        tensors[name] = GgufTensor(name=name, kind=kind, shape=shape, raw=raw)
     for (_, last, first), (begin, _, second) in pairwise(sorted(places)):
         if begin < last:
             raise ValueError(f"{first} and {second} overlap")

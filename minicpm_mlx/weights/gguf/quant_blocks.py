@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ...errors import WeightsError
 from ...model.config_sections import Quantization
 from ..lazy_tensor import LazyTensor
-from .header import Bytes, Stored
+from .header import Bytes, GgufTensor
 from .package import library
 from .tensor_names import Order
 
@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.floating[Any]]
 # From GGUF
 
 
-def parts_of(tensor: Stored, module: str, part: str, order: Order) -> dict[str, LazyTensor]:
+def parts_of(tensor: GgufTensor, module: str, part: str, order: Order) -> dict[str, LazyTensor]:
     """A tensor of a file under the checkpoint's names, its rows put in `order` when loaded.
 
     Raises WeightsError for a kind this library does not know.
@@ -72,7 +72,7 @@ def parts_of(tensor: Stored, module: str, part: str, order: Order) -> dict[str, 
     )
 
 
-def _codes(tensor: Stored, order: Order) -> mx.array:
+def _codes(tensor: GgufTensor, order: Order) -> mx.array:
     """Byte j of a 4-bit block holds weight j low and weight j + 16 high; MLX packs neighbours."""
     blocks = _blocks(tensor, order)[..., HEAD[tensor.kind] :]
     if tensor.kind == "Q8_0":
@@ -83,11 +83,11 @@ def _codes(tensor: Stored, order: Order) -> mx.array:
     return mx.array(np.ascontiguousarray(packed).reshape(len(packed), -1).view(np.uint32))
 
 
-def _scales(tensor: Stored, order: Order) -> mx.array:
+def _scales(tensor: GgufTensor, order: Order) -> mx.array:
     return mx.array(_halves(tensor, order)[..., 0])
 
 
-def _biases(tensor: Stored, order: Order) -> mx.array:
+def _biases(tensor: GgufTensor, order: Order) -> mx.array:
     halves = _halves(tensor, order)
     if tensor.kind == "Q4_1":
         return mx.array(halves[..., 1])
@@ -101,25 +101,25 @@ def _biases(tensor: Stored, order: Order) -> mx.array:
     return mx.array(biases)
 
 
-def _halves(tensor: Stored, order: Order) -> Floats:
+def _halves(tensor: GgufTensor, order: Order) -> Floats:
     """Scale and minimum of each block: (rows, groups, 1 or 2)."""
     blocks = _blocks(tensor, order)[..., : HEAD[tensor.kind]]
     return np.ascontiguousarray(blocks).view("<f2")
 
 
-def _blocks(tensor: Stored, order: Order) -> Bytes:
+def _blocks(tensor: GgufTensor, order: Order) -> Bytes:
     raw: Bytes = order(tensor.raw)
     return raw.reshape(len(raw), -1, SIZES[tensor.kind])
 
 
-def _plain(tensor: Stored, order: Order) -> mx.array:
+def _plain(tensor: GgufTensor, order: Order) -> mx.array:
     as_numbers = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[tensor.kind]
     rows = np.ascontiguousarray(tensor.raw).view(as_numbers).reshape(tensor.shape)
     array = mx.array(order(rows))
     return array.view(mx.bfloat16) if tensor.kind == "BF16" else array
 
 
-def _unpacked(tensor: Stored, order: Order) -> mx.array:
+def _unpacked(tensor: GgufTensor, order: Order) -> mx.array:
     constants = library()
     kind = constants.GGMLQuantizationType[tensor.kind]
     dense = np.empty((len(tensor.raw), tensor.shape[-1]), np.float16)

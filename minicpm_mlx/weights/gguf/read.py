@@ -1,4 +1,4 @@
-"""A GGUF file to a checkpoint, and to a folder that is loaded like any other."""
+"""Reads a GGUF file as a checkpoint, and converts it to a folder that loads like any other."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _checkpoint(file: GgufFile) -> Checkpoint:
                 continue
             module, part = checkpoint_name(name)
             tensors |= parts_of(tensor, module, part, from_gguf(module, config))
-        _count(tensors, config.num_hidden_layers)
+        _check_layers(tensors, config.num_hidden_layers)
         raw |= _packing(tensors)
         config = Checkpoint(raw=raw, tensors={}).config
         return Checkpoint(raw=raw, tensors=checked(tensors, config, file.path))
@@ -65,12 +65,12 @@ def _checkpoint(file: GgufFile) -> Checkpoint:
         raise error.at(file.path) from None
 
 
-def _count(tensors: Mapping[str, LazyTensor], layers: int) -> None:
-    """Refuse a number of layers that is not there, before a model of so many is made."""
-    found = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
-    if len(found) != layers:
+def _check_layers(tensors: Mapping[str, LazyTensor], layers: int) -> None:
+    """Refuse a wrong layer count before a model of so many layers is built."""
+    numbers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    if len(numbers) != layers:
         raise WeightsError(
-            f"it holds tensors of {len(found)} layers, and its metadata calls for {layers}"
+            f"it holds tensors of {len(numbers)} layers, and its metadata calls for {layers}"
         )
 
 

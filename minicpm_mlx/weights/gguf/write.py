@@ -1,28 +1,25 @@
-"""A checkpoint to a GGUF file for llama.cpp, tensor by tensor, and a Modelfile for Ollama."""
+"""Writes a checkpoint to a GGUF file for llama.cpp, and a Modelfile for Ollama beside it."""
 
 from __future__ import annotations
 
-import errno
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ...arguments import printable
-from ...errors import InvalidArgumentError, StorageError, WeightsError
+from ...errors import InvalidArgumentError, WeightsError
+from ...files.atomic import named_errors, write_whole
 from ...model.config import Config
 from ...model.config_sections import Quantization
-from ...model.packing import PACKED_NAMES, unpack
+from ...model.packing import PACKED_NAMES
 from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
+from ..lazy_ops import packed_parts, unpacked
 from ..lazy_tensor import LazyTensor
 from ..llama_format import EMBEDDING, HEAD
 from .architecture import architecture_of, keys_of
@@ -47,38 +44,38 @@ from .tensor_names import (
 from .tokenizer import tokenizer_keys
 
 KINDS = (*PLAIN, "Q8_0", "Q4_0", "Q4_1")
-"""What matrices can be written as."""
+"""Types that matrices can be written as."""
 
 ENDS = (EMBEDDING, HEAD)
-"""Matrices that rounding to 4 bits hurts most; they become Q8_0 instead, if not 4-bit already."""
+"""Matrices that rounding to 4 bits hurts most: they become Q8_0 unless they are 4-bit already."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What became of a checkpoint's tensors."""
+class GgufReport:
+    """How a checkpoint's tensors were written."""
 
     kinds: dict[str, int]
     """How many tensors of each kind the file holds."""
     kept: int
-    """Packed matrices whose codes went over as they were."""
+    """Packed matrices whose codes are unchanged."""
     scale_error: float
-    """Of those, the largest change of a scale or bias, relative to the largest in its matrix:
-    blocks hold them in float16. 0: none changed."""
+    """Largest change of a scale or bias in those, relative to the largest of its matrix, since
+    blocks hold them in float16; 0: none changed."""
     modelfile: Path
     """For `ollama create NAME -f` it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Planned:
-    """A tensor of the file to be."""
+class _TensorPlan:
+    """A tensor to be written."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     load: Any
-    """Its bytes, (rows, bytes)."""
+    """Returns its bytes, (rows, bytes)."""
     error: float | None = None
-    """Of its scales, where its codes are kept."""
+    """Relative change of its scales, if its codes are unchanged."""
 
 
 def write_gguf(
@@ -88,7 +85,7 @@ def write_gguf(
     kind: str = "F16",
     *,
     progress: Callable[[str], object] = lambda _: None,
-) -> Written:
+) -> GgufReport:
     """Write a checkpoint to the file `path`, and an Ollama Modelfile beside it.
 
     Matrices become `kind`, one of `KINDS`; vectors are F32. A matrix that is packed as `kind`
@@ -104,13 +101,20 @@ def write_gguf(
         raise InvalidArgumentError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     config = checkpoint.config
     keys = _keys(checkpoint, config, source, kind)
-    planned = [*_rotation(config), *_tensors(checkpoint, config, kind)]
-    with _made_whole(path) as partial_file:
-        _write(partial_file, architecture_of(config), keys, planned, progress)
+    tensors = [*_rotation(config), *_tensors(checkpoint, config, kind)]
+    modelfile = path
+
+    def write(partial_file: Path) -> None:
+        nonlocal modelfile
+        _write(partial_file, architecture_of(config), keys, tensors, progress)
         modelfile = write_modelfile(path, load_tokenizer(source), source)
-    errors = [tensor.error for tensor in planned if tensor.error is not None]
-    return Written(
-        kinds=dict(Counter(tensor.kind for tensor in planned)),
+
+    with named_errors(path, "choose another folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)
+    errors = [tensor.error for tensor in tensors if tensor.error is not None]
+    return GgufReport(
+        kinds=dict(Counter(tensor.kind for tensor in tensors)),
         kept=len(errors),
         scale_error=max(errors, default=0.0),
         modelfile=modelfile,
@@ -118,7 +122,6 @@ def write_gguf(
 
 
 def _keys(checkpoint: Checkpoint, config: Config, source: Path, kind: str) -> dict[str, Any]:
-    """Every key of the file but its architecture."""
     architecture = architecture_of(config)
     types = library().LlamaFileType
     name = checkpoint.raw.get("_name_or_path")
@@ -131,66 +134,57 @@ def _keys(checkpoint: Checkpoint, config: Config, source: Path, kind: str) -> di
     }
 
 
-# What is to be written
+# Plan
 
 
-def _rotation(config: Config) -> Iterator[_Planned]:
-    """longrope's factors."""
+def _rotation(config: Config) -> Iterator[_TensorPlan]:
+    """longrope's factors, which GGUF holds as tensors."""
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "longrope":
         return
     for name, key in ROPE_FACTORS.items():
         factors = np.array(getattr(scaling, key), np.float32)
-        yield _Planned(
+        yield _TensorPlan(
             name=name, kind="F32", shape=factors.shape, load=partial(factors.view, np.uint8)
         )
 
 
-def _tensors(checkpoint: Checkpoint, config: Config, kind: str) -> Iterator[_Planned]:
-    how = checkpoint.packings
+def _tensors(checkpoint: Checkpoint, config: Config, kind: str) -> Iterator[_TensorPlan]:
+    packings = checkpoint.packings
     for name, tensor in checkpoint.tensors.items():
         module, _, part = name.rpartition(".")
         order = to_gguf(module, config)
-        if module not in how or part == "bias":
+        if module not in packings or part == "bias":
             yield _rounded(name, tensor, kind, order)
         elif part == "weight":
-            kept = _kept(checkpoint, module, how[module], kind, order)
-            yield kept or _rounded(name, _unpacked(checkpoint, module, how[module]), kind, order)
-
-
-def _unpacked(checkpoint: Checkpoint, module: str, packing: Quantization) -> LazyTensor:
-    """A packed matrix in float32, so that it is rounded once alone."""
-    parts = {p: t for p in PACKED_NAMES if (t := checkpoint.tensors.get(f"{module}.{p}"))}
-    rows, width = parts["weight"].shape
-    shape = (rows, width * 32 // packing.bits)
-    return LazyTensor(
-        shape, mx.float32, lambda: unpack({p: t.load() for p, t in parts.items()}, packing)
-    )
+            packing, parts = packings[module], packed_parts(checkpoint.tensors, module)
+            kept = _kept(parts, module, packing, kind, order)
+            yield kept or _rounded(name, unpacked(parts, packing), kind, order)
 
 
 def _kept(
-    checkpoint: Checkpoint, module: str, packing: Quantization, kind: str, order: Order
-) -> _Planned | None:
-    """A packed matrix that a kind holds as it is, if that is the kind wanted there."""
-    codes, scales, biases = (checkpoint.tensors.get(f"{module}.{part}") for part in PACKED_NAMES)
+    parts: dict[str, LazyTensor], module: str, packing: Quantization, kind: str, order: Order
+) -> _TensorPlan | None:
+    """A packed matrix written with its codes unchanged; None if `kind` cannot hold them."""
+    codes, scales, biases = (parts.get(part) for part in PACKED_NAMES)
     if kind in PLAIN or codes is None or scales is None or biases is None:
         return None
     grid = (scales.load(), biases.load())
-    found = kept_kind(packing, *grid)
-    if found == "Q4_0" and kind != "Q4_0":
-        found = "Q4_1"  # which can say the same
-    if found != kind and not (found == "Q8_0" and module in ENDS):
+    own_kind = kept_kind(packing, *grid)
+    if own_kind == "Q4_0" and kind != "Q4_0":
+        own_kind = "Q4_1"  # with explicit minimums, the same values
+    if own_kind is None or (own_kind != kind and not (own_kind == "Q8_0" and module in ENDS)):
         return None
     error = max(map(_float16_error, grid))
-    if not error <= 2**-10:  # infinite, or too small for float16: rounding anew serves it no worse
+    if not error <= 2**-10:  # infinite or subnormal in float16: rounding anew is no worse
         return None
 
     def load() -> Bytes:
-        return order(blocks_of(found, *(part.load() for part in (codes, scales, biases))))
+        return order(blocks_of(own_kind, *(part.load() for part in (codes, scales, biases))))
 
     rows, width = scales.shape[0], scales.shape[1] * GROUP
-    return _Planned(
-        name=gguf_name(module, "weight"), kind=found, shape=(rows, width), load=load, error=error
+    return _TensorPlan(
+        name=gguf_name(module, "weight"), kind=own_kind, shape=(rows, width), load=load, error=error
     )
 
 
@@ -202,8 +196,8 @@ def _float16_error(values: mx.array) -> float:
         return float(change / np.abs(exact).max()) if change else 0.0
 
 
-def _rounded(name: str, tensor: LazyTensor, kind: str, order: Order) -> _Planned:
-    """A tensor as `kind`, or as what it should be instead."""
+def _rounded(name: str, tensor: LazyTensor, kind: str, order: Order) -> _TensorPlan:
+    """A tensor as `kind`; vectors as F32, and matrices as F16 or Q8_0 where `kind` does not fit."""
     module, _, part = name.rpartition(".")
     if len(tensor.shape) == 1:
         kind = "F32"
@@ -221,7 +215,7 @@ def _rounded(name: str, tensor: LazyTensor, kind: str, order: Order) -> _Planned
             return order(encoded.reshape(-1).view(np.float32)).view(np.uint8)
         return order(encoded)
 
-    return _Planned(name=gguf_name(module, part), kind=kind, shape=tensor.shape, load=load)
+    return _TensorPlan(name=gguf_name(module, part), kind=kind, shape=tensor.shape, load=load)
 
 
 # The file
@@ -231,7 +225,7 @@ def _write(
     path: Path,
     architecture: str,
     keys: dict[str, Any],
-    planned: list[_Planned],
+    tensors: list[_TensorPlan],
     progress: Callable[[str], object],
 ) -> None:
     constants = library()
@@ -239,18 +233,18 @@ def _write(
     try:
         for key, value in keys.items():
             _add(writer, key, value)
-        for tensor in planned:
+        for tensor in tensors:
             kind = constants.GGMLQuantizationType[tensor.kind]
             per_block, block = constants.GGML_QUANT_SIZES[kind]
             size = int(np.prod(tensor.shape)) // per_block * block
-            # A type other than uint8, by which the writer would take the shape for one of bytes.
+            # Not uint8: for that type the writer takes the shape to count bytes.
             writer.add_tensor_info(tensor.name, tensor.shape, np.float32, size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for number, tensor in enumerate(planned, 1):
+        for number, tensor in enumerate(tensors, 1):
             writer.write_tensor_data(np.ascontiguousarray(tensor.load()))
-            progress(f"tensor {number} of {len(planned)}")
+            progress(f"tensor {number} of {len(tensors)}")
     finally:
         writer.close()
 
@@ -267,40 +261,5 @@ def _add(writer: Any, key: str, value: Any) -> None:
         kind = types.ARRAY
     else:
         kind = types.STRING
-    if value != []:  # the writer knows no type for these
+    if value != []:  # the writer cannot tell the type of an empty list
         writer.add_key_value(key, value, kind)
-
-
-@contextmanager
-def _made_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place once it is written; nothing is left otherwise."""
-    partial_file: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        partial_file = path.with_name(f".{path.name}-{os.getpid()}")
-        yield partial_file
-        partial_file.replace(path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, None)
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or printable(error)}); "
-            f"{'free some space, or ' if full else ''}choose another folder"
-        ) from None
-    finally:
-        if partial_file is not None:
-            with suppress(OSError):
-                partial_file.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Delete what processes that were killed left half written of `path`."""
-    for half in path.parent.glob(f".{escape(path.name)}-*"):
-        process = half.name.rpartition("-")[2]
-        if process.isdecimal():
-            try:
-                os.kill(int(process), 0)
-            except ProcessLookupError:
-                half.unlink(missing_ok=True)
-            except OSError:
-                continue  # another user's: it lives
