@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty sessions folder, not made yet; a terminal of no width."""
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
     for module in (sessions, fingerprint):
-        monkeypatch.setattr(module, "identity", lambda lm: "x")
+        monkeypatch.setattr(module, "fingerprint", lambda lm: "x")
     for name in ("FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     theme.console.cache_clear()

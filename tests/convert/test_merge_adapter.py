@@ -401,7 +401,7 @@ def test_a_merge_that_is_not_finite_is_refused(
     adapter = read_adapter(hostile(tmp_path / "adapter", **parts))
     for how in ({}, {"dequantize": True}):
         tensors = merged(read_checkpoint(source), adapter, **how).tensors
-        with pytest.raises(WeightsError, match=rf"{ONE}: merged, its numbers are infinite or none"):
+        with pytest.raises(WeightsError, match=rf"{ONE}: merged, its numbers are infinite or NaN"):
             tensors[f"{ONE}.weight"].load()
 
 

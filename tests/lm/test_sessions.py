@@ -805,7 +805,7 @@ def test_cache_of_another_model_is_left_aside(
     demo: mm.LM, talk: dict[int | None, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = resumed(demo, talk)
-    monkeypatch.setattr(session_cache, "identity", lambda lm: "another")
+    monkeypatch.setattr(session_cache, "fingerprint", lambda lm: "another")
     reason = "weights, adapter, tokenizer or template are others than those it was made with"
     assert session_cache.restore_cache(chat, "a") == reason
     goes_on(chat, False)
