@@ -77,13 +77,7 @@ def as_sql(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-FORMATS = {
-    "md": markdown,
-    "csv": as_csv,
-    "json": as_json,
-    "jsonl": as_jsonl,
-    "sql": as_sql,
-}
+FORMATS = {"md": markdown, "csv": as_csv, "json": as_json, "jsonl": as_jsonl, "sql": as_sql}
 
 
 def _flat(value: Any) -> Any:

@@ -114,11 +114,7 @@ def _sample_docs(task: Task, data: EvalData, settings: EvalSettings) -> tuple[Do
 
 
 def run(
-    lm: LM,
-    plan: EvalPlan,
-    folder: str | Path,
-    *,
-    progress: Listener = lambda progress: None,
+    lm: LM, plan: EvalPlan, folder: str | Path, *, progress: Listener = lambda progress: None
 ) -> Report:
     """Scores the questions not recorded yet, writes the report to `folder` and returns it.
 

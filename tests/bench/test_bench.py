@@ -1,4 +1,4 @@
-"""Benchmarks: what is measured is what is said to be, and every format tells it alike."""
+"""Benchmarks: measurements, their formats, comparisons and predictions."""
 
 from __future__ import annotations
 
@@ -16,17 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx import Config, load_model, memory
-from minicpm_mlx.bench import (
-    chart,
-    chips,
-    machine,
-    output,
-    shapes,
-)
+from minicpm_mlx.bench import chart, chips, machine, output, shapes
 from minicpm_mlx.bench.kernel_count import count, decode_step
 from minicpm_mlx.bench.measure import (
     WARM_TOKENS,
@@ -39,6 +33,7 @@ from minicpm_mlx.bench.measure import (
 )
 from minicpm_mlx.errors import InvalidArgumentError
 from support.data import GOLDEN
+from support.tiny_model import write_model
 
 SMALL = Config.from_dict(
     {**shapes.SHAPES["2b-shape"], "hidden_size": 128, "intermediate_size": 192,
@@ -59,6 +54,13 @@ def subject() -> MeasuredModel:
     return MeasuredModel(
         name="tiny", model=model, load_s=0.5, bandwidth=10.0, quote=[1, 2, 3, 1, 2, 3]
     )
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model in the current folder."""
+    write_model(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +176,8 @@ def test_a_token_reads_the_experts_it_is_sent_to() -> None:
 
 
 def test_a_whole_mixture_is_read_where_every_expert_sees_every_token() -> None:
-    model: Any = load_model(GOLDEN / "minicpm_moe_like")  # the twin
-    subject = MeasuredModel(name="twin", model=model)
+    model: Any = load_model(GOLDEN / "minicpm_moe_like")  # the reference model
+    subject = MeasuredModel(name="reference", model=model)
     assert subject.read() == subject.size
 
 
@@ -231,23 +233,21 @@ JSON = st.recursive(
 SOUND = json.loads(ROW % (5, 0))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "[", "[]", "{}", '[{"test": 1}]', "[1]", '{"a": 1}\n{', "[" * 100_000, "[\0]"),
-        *(ROW % ("0", "0"), ROW % ("NaN", "0"), ROW % ("1e999", "0"), ROW % ("1" + "0" * 400, "0")),
-        *(ROW % ("5", "-1"), ROW % ("5", "null"), ROW % ("true", "0"), ROW % ('"5"', "0")),
-        *(json.dumps(SOUND | {key: []}) for key in output.KEYS),
-    ],
-    ids=lambda text: text[-40:],
-)
-def test_a_file_that_is_no_measurement_is_named(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_measurement_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(InvalidArgumentError, match=r"a\.json"):
-        output.read(path)
+    numbers = [("0", "0"), ("NaN", "0"), ("1e999", "0"), ("1" + "0" * 400, "0"), ("5", "-1")]
+    numbers += [("5", "null"), ("true", "0"), ('"5"', "0")]
+    for text in (
+        *("", "[", "[]", "{}", '[{"test": 1}]', "[1]", '{"a": 1}\n{', "[" * 100_000, "[\0]"),
+        *(ROW % pair for pair in numbers),
+        *(json.dumps(SOUND | {key: []}) for key in output.KEYS),
+    ):
+        path.write_text(text)
+        with pytest.raises(InvalidArgumentError, match=r"a\.json"):
+            output.read(path)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.fixed_dictionaries({k: st.just(v) | JSON for k, v in SOUND.items()}) | JSON))
 def test_whatever_is_read_can_be_compared(found: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -283,7 +283,9 @@ def test_a_chart_is_drawn_of_what_can_be_compared(
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_chart_s_title_is_any_name(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_chart_takes_any_name_and_needs_throughput(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
     chart.draw([{**rows[0], "model": "$x^{$ 中文"}], tmp_path / "chart.png")
     with pytest.raises(InvalidArgumentError, match=r"chart\.png: not drawn; a chart needs"):
@@ -371,14 +373,11 @@ def test_shapes_are_those_of_the_family() -> None:
 
 
 def test_the_command_measures_compares_and_draws(
-    demo_folder: Path,
-    tmp_path: Path,
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
+    tiny: None, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
     chart = tmp_path / "chart.png"
-    short = ["--model", "demo", "-p", "4", "-n", "2", "-r", "1", "--no-warmup"]
+    short = ["--model", "tiny", "-p", "4", "-n", "2", "-r", "1", "--no-warmup"]
     assert command("bench", *short, "--json", "--plot", str(chart), "--bandwidth", "20") == 0
     out, err = capsys.readouterr()
     rows = json.loads(out)
@@ -397,72 +396,48 @@ def test_the_command_measures_compares_and_draws(
     assert "not measured" in capsys.readouterr().out
 
 
-MEASURED = ["--model", "demo", "-p", "4", "-n", "0", "-r", "1"]
+MEASURED = ["--model", "tiny", "-p", "4", "-n", "0", "-r", "1"]
+IMPOSSIBLE = {
+    "-p many": "--n-prompt must be whole numbers from 0",
+    f"-p {'9' * 5000}": "--n-prompt must be whole numbers from 0 to 999999999",
+    "-d 999999999": "not enough memory: 1000000003 tokens of context",
+    "-p 0": "nothing is to be measured",
+    "-d 5 -b 2": "nothing is to be measured",
+    "-p 512,16 --first": "expected prompts of more, got 512, 16",
+    "-b 0": "--batch must be whole numbers from 1",
+    "--pg 5": "--pg takes two numbers",
+    "-o yaml": "--output must be one of md, csv, json, jsonl, sql, got 'yaml'",
+    "-o sql --json": "--json contradicts --output sql",
+    "-r 0": "repetitions",
+    "--kv-bits 8 -b 2": "--kv-bits is for one stream",
+    "--kv-bits 5": "--kv-bits must be 8 or 4, got 5",
+    "--bandwidth nan": "--bandwidth must be above 0, got nan",
+    "--plot /nowhere/a.png": "/nowhere/a.png: no chart can be written there",
+}
+MEANINGLESS = {
+    "--predict -o csv": "--output must be one of md, json with --predict, got 'csv'",
+    "--compare a b -o sql": "md, json with --compare, got 'sql'",
+    "--predict --plot a.png": "--predict measures nothing, so --plot has no meaning",
+    "--predict --compare a b": "so --compare has no meaning",
+    "--compare a b -n 128": "so --n-gen has no meaning",
+    "--compare /nowhere /nowhere": "cannot be read",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-p", "many"], "--n-prompt must be whole numbers from 0"),
-        (["-p", "9" * 5000], "--n-prompt must be whole numbers from 0 to 999999999"),
-        (["-d", "999999999"], "not enough memory: 1000000003 tokens of context"),
-        (["-p", "0"], "nothing is to be measured"),
-        (["-d", "5", "-b", "2"], "nothing is to be measured"),
-        (["-p", "512,16", "--first"], "expected prompts of more, got 512, 16"),
-        (["-b", "0"], "--batch must be whole numbers from 1"),
-        (["--pg", "5"], "--pg takes two numbers"),
-        (["-o", "yaml"], "--output must be one of md, csv, json, jsonl, sql, got 'yaml'"),
-        (["-o", "sql", "--json"], "--json contradicts --output sql"),
-        (["-r", "0"], "repetitions"),
-        (["--kv-bits", "8", "-b", "2"], "--kv-bits is for one stream"),
-        (["--kv-bits", "5"], "--kv-bits must be 8 or 4, got 5"),
-        (["--bandwidth", "0"], "--bandwidth must be above 0, got 0.0"),
-        (["--bandwidth", "nan"], "--bandwidth must be above 0, got nan"),
-        (["--plot", "/nowhere/a.png"], "/nowhere/a.png: no chart can be written there"),
-        (["--plot", "/"], "/: no chart can be written there"),
-    ],
-    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
-)
-def test_what_cannot_be_measured_is_one_line(
-    arguments: list[str],
-    message: str,
-    demo_folder: Path,
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
+def test_options_that_cannot_be_honoured_are_one_line_of_error(
+    tiny: None, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "--plot" in arguments:
-        pytest.importorskip("matplotlib")
-    assert command("bench", *MEASURED, *arguments) == 1
-    out, err = capsys.readouterr()
-    assert message in err
-    assert err.count("\n") == 1
-    assert not out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--predict", "-o", "csv"], "--output must be one of md, json with --predict, got 'csv'"),
-        (["--compare", "a", "b", "-o", "sql"], "md, json with --compare, got 'sql'"),
-        (["--predict", "--plot", "a.png"], "--predict measures nothing, so --plot has no meaning"),
-        (["--predict", "--compare", "a", "b"], "so --compare has no meaning"),
-        (["--compare", "a", "b", "-n", "128"], "so --n-gen has no meaning"),
-        (["--compare", "/nowhere", "/nowhere"], "cannot be read"),
-    ],
-    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
-)
-def test_options_without_meaning_are_refused_where_nothing_is_measured(
-    arguments: list[str],
-    message: str,
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command("bench", *arguments) == 1
-    assert message in capsys.readouterr().err
+    pytest.importorskip("matplotlib")
+    for options, messages in ((MEASURED, IMPOSSIBLE), ([], MEANINGLESS)):
+        for words, message in messages.items():
+            assert command("bench", *options, *words.split()) == 1
+            out, err = capsys.readouterr()
+            assert message in err
+            assert (out, err.count("\n")) == ("", 1)
 
 
 def test_a_missing_matplotlib_is_named_before_anything_is_measured(
-    demo_folder: Path,
+    tiny: None,
     command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -475,7 +450,7 @@ def test_a_missing_matplotlib_is_named_before_anything_is_measured(
 
 
 def test_what_was_measured_is_told_when_the_rest_is_broken_off(
-    demo_folder: Path,
+    tiny: None,
     command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.errors import (
-    ContextLengthError,
-    InvalidArgumentError,
-    TemplateError,
-)
+from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError, TemplateError
 from minicpm_mlx.text.chat_template import Template
 from support.harness import passed, prefixed
 from support.tiny_model import write_model

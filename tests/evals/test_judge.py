@@ -15,12 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, DownloadError, InvalidArgumentError
-from minicpm_mlx.evals.mt_bench.judge import (
-    UNRATED,
-    judge_answers,
-    judge_messages,
-    parse_rating,
-)
+from minicpm_mlx.evals.mt_bench.judge import UNRATED, judge_answers, judge_messages, parse_rating
 from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
 from minicpm_mlx.evals.mt_bench.questions import Bench, load_bench
 from support.data import need_shared

@@ -1,4 +1,4 @@
-"""Metrics, by hand."""
+"""Metrics, against results worked out by hand."""
 
 from __future__ import annotations
 
@@ -19,70 +19,38 @@ from minicpm_mlx.evals.scoring.metrics import (
 )
 
 
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [
-        ("(B)", 1),
-        ("\n (B) because", 1),
-        ("B", 0),
-        ("The answer is (B).", 0),
-        ("（B）", 0),
-        ("(A)(B)", 0),
-        ("", 0),
-    ],
-)
-def test_prefix_match(reply: str, score: int) -> None:
-    assert prefix_match(reply, "(B)") == score
+def check(score: object, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
+    assert callable(score)
+    assert {reply: score(reply) for reply in right + wrong} == {
+        **dict.fromkeys(right, 1.0),
+        **dict.fromkeys(wrong, 0.0),
+    }
 
 
-@pytest.mark.parametrize(
-    ("reply", "gold", "score"),
-    [
-        ("] >", "]>", 1),
-        (" 12 ", "12", 1),
-        ("12.0", "12", 0),
-        ("", "", 0),
-        ("  ", "12", 0),
-    ],
-)
-def test_exact_match(reply: str, gold: str, score: int) -> None:
-    assert exact_match(reply, gold) == score
+def test_prefix_match() -> None:
+    wrong = ("B", "The answer is (B).", "（B）", "(A)(B)", "")
+    check(lambda reply: prefix_match(reply, "(B)"), ("(B)", "\n (B) because"), wrong)
 
 
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [("(B)", 1), ("b", 1), ("(b) ", 1), ("(A) or (B)", 0), ("b)", 0), ("", 0)],
-)
-def test_in_match(reply: str, score: int) -> None:
-    assert in_match(reply, ("(B)", "B")) == score
+def test_exact_match() -> None:
+    check(lambda reply: exact_match(reply, "]>"), ("] >",), ("]", ""))
+    check(lambda reply: exact_match(reply, "12"), (" 12 ",), ("12.0", "  "))
+    assert exact_match("", "") == 0
 
 
-@pytest.mark.parametrize(
-    ("reply", "score"),
-    [
-        ("(B)", 1),
-        ("(B).", 1),
-        ("B.", 1),
-        ("B because it shines", 1),
-        ("\n(B)\nand (A)", 1),
-        ("The answer is (B).", 0),
-        ("（B）", 0),
-        ("(A)", 0),
-        ("the sun", 1),
-        ("the sun, of course", 1),
-        ("the moon", 0),
-        ("What shines by day? the sun", 1),
-        ("What shines by day?\nthe moon", 0),
-        ("What shines by day? What shines by day? the sun", 0),  # one repetition is taken off
-        ("", 0),
-    ],
-)
-def test_qa_match(reply: str, score: int) -> None:
-    assert qa_match(reply, "(B)", "the sun", "What shines by day?") == score
+def test_in_match() -> None:
+    right, wrong = ("(B)", "b", "(b) "), ("(A) or (B)", "b)", "")
+    check(lambda reply: in_match(reply, ("(B)", "B")), right, wrong)
 
 
-def test_an_option_without_text_is_not_found_everywhere() -> None:
-    assert qa_match("anything", "(B)", "", "q") == 0
+def test_qa_match() -> None:
+    question = "What shines by day?"
+    right = ("(B)", "(B).", "B.", "B because it shines", "\n(B)\nand (A)", "the sun")
+    right += ("the sun, of course", f"{question} the sun")
+    wrong = ("The answer is (B).", "（B）", "(A)", "the moon", f"{question}\nthe moon", "")
+    wrong += (f"{question} {question} the sun",)  # one repetition is removed
+    check(lambda reply: qa_match(reply, "(B)", "the sun", question), right, wrong)
+    assert qa_match("anything", "(B)", "", "q") == 0  # an option without text
 
 
 def test_the_sum_is_not_normalised_by_length() -> None:
@@ -93,26 +61,17 @@ def test_the_sum_is_not_normalised_by_length() -> None:
 
 def test_a_prefix_equal_for_all_options_does_not_count() -> None:
     # A mean over all would choose the second: (9 + 1)/2 = 5 against (9 + 2 + 2)/3 = 4.3.
-    losses = mean_loss_past_prefix([[-9.0, -1.0], [-9.0, -2.0, -2.0]])
-    assert losses == [1.0, 2.0]
-
-
-def test_only_leading_tokens_are_a_prefix() -> None:
+    assert mean_loss_past_prefix([[-9.0, -1.0], [-9.0, -2.0, -2.0]]) == [1.0, 2.0]
+    # Only leading tokens are a prefix.
     assert mean_loss_past_prefix([[-1.0, -3.0, -1.0], [-1.0, -2.0, -1.0]]) == [2.0, 1.5]
 
 
-def test_what_is_not_a_number_is_never_chosen() -> None:
+def test_an_option_without_a_loss_is_never_chosen_and_the_first_of_equals_is() -> None:
     for loss in (total_loss, mean_loss_past_prefix):
         losses = loss([[math.nan, -1.0], [-9.0, -9.0]])
         assert losses[0] == math.inf
         assert smallest(losses) == 1
-
-
-def test_an_option_that_is_all_prefix_is_never_chosen() -> None:
     assert mean_loss_past_prefix([[-1.0], [-1.0, -50.0]]) == [math.inf, 50.0]
-
-
-def test_of_equals_the_first_is_chosen() -> None:
     assert smallest([2.0, 1.0, 1.0]) == 1
 
 

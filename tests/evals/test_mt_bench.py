@@ -1,4 +1,4 @@
-"""MT-Bench: its files read, its questions asked in two turns, its ratings added up."""
+"""MT-Bench: its files, its conversations of two turns, its scores."""
 
 from __future__ import annotations
 
@@ -34,14 +34,7 @@ from minicpm_mlx.evals.mt_bench.run import (
 from minicpm_mlx.files.atomic import alone
 from minicpm_mlx.files.jsonl import JsonlFile
 from support.data import need_shared
-from support.little_bench import (
-    PROMPTS,
-    REFERENCES,
-    Reply,
-    local_judge,
-    write_bench,
-    write_lines,
-)
+from support.little_bench import PROMPTS, Reply, local_judge, write_bench, write_lines
 from support.little_bench import QUESTIONS as LITTLE
 from support.tiny_model import write_model
 
@@ -105,52 +98,40 @@ def change(folder: Path, file: str, /, **fields: object) -> None:
     write_lines(folder / file, [{k: v for k, v in r.items() if v != ()} for r in changed])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "question.jsonl").unlink(), "expected question.jsonl or .*FastChat"),
-        (lambda f: (f / "../judge_prompts.jsonl").unlink(), "judge_prompts.jsonl or"),
-        (lambda f: (f / "reference_answer/gpt-4.jsonl").unlink(), "gpt-4.jsonl or"),
-        (lambda f: (f / "question.jsonl").write_text(""), "question.jsonl: expected at least"),
-        (lambda f: (f / "question.jsonl").write_text("{\n"), "question.jsonl:1: "),
-        (lambda f: change(f, "question.jsonl", turns=["one"]), r"jsonl:2: expected two turns"),
-        (lambda f: change(f, "question.jsonl", turns="one"), r"jsonl:2: expected a list of texts"),
-        (lambda f: change(f, "question.jsonl", category="art"), "jsonl:2: expected one of writing"),
-        (
-            lambda f: change(f, "question.jsonl", category=()),
-            "jsonl:2: expected a field 'category'",
-        ),
-        (
-            lambda f: change(f, "question.jsonl", question_id="2"),
-            "jsonl:2: expected a whole number",
-        ),
-        (lambda f: change(f, "question.jsonl", question_id=9), "reference answer for question 9"),
-        (lambda f: change(f, "question.jsonl", required_temperature="x"), "jsonl:2: .*a number"),
-        (lambda f: change(f, "../judge_prompts.jsonl", name="x"), "expected a prompt 'single-math"),
-        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{x}"), "jsonl:2: .*templ"),
-        (lambda f: change(f, "../judge_prompts.jsonl", prompt_template="{"), "jsonl:2: .*templ"),
-        (
-            lambda f: write_lines(
-                f / "reference_answer/gpt-4.jsonl", [{"question_id": 2, "choices": []}]
-            ),
-            "gpt-4.jsonl:1: expected a list of objects with turns",
-        ),
-    ],
-)
-def test_what_is_missing_or_malformed_is_named_with_its_place(
-    tmp_path: Path, damage: Callable[[Path], object], message: str
-) -> None:
-    folder = write_bench(tmp_path)
-    damage(folder)
-    with pytest.raises(DataError, match=message):
-        load_bench(folder)
-
-
-def test_references_may_be_laid_out_without_choices(tmp_path: Path) -> None:
-    folder = write_bench(tmp_path)
-    turns = REFERENCES[0]["choices"][0]["turns"]
-    write_lines(folder / "reference_answer" / "gpt-4.jsonl", [{"question_id": 2, "turns": turns}])
-    assert load_bench(folder).questions[1].reference == ("It is 42.", "That is 21.")
+def test_missing_or_malformed_data_is_named_with_its_place(tmp_path: Path) -> None:
+    question, prompt = "question.jsonl", "../judge_prompts.jsonl"
+    reference = "reference_answer/gpt-4.jsonl"
+    changes: list[tuple[str, dict[str, object], str]] = [
+        (question, {"turns": ["one"]}, r"jsonl:2: expected two turns"),
+        (question, {"turns": "one"}, r"jsonl:2: expected a list of texts"),
+        (question, {"category": "art"}, "jsonl:2: expected one of writing"),
+        (question, {"category": ()}, "jsonl:2: expected a field 'category'"),
+        (question, {"question_id": "2"}, "jsonl:2: expected a whole number"),
+        (question, {"question_id": True}, "jsonl:2: expected a whole number"),
+        (question, {"question_id": 9}, "reference answer for question 9"),
+        (question, {"required_temperature": "x"}, "jsonl:2: .*a number"),
+        (prompt, {"name": "x"}, "expected a prompt 'single-math"),
+        (prompt, {"prompt_template": "{x}"}, "jsonl:2: .*templ"),
+        (prompt, {"prompt_template": "{"}, "jsonl:2: .*templ"),
+    ]
+    contents = [
+        (question, "", "question.jsonl: expected at least"),
+        (question, "{\n", "question.jsonl:1: "),
+        (reference, '{"question_id": 2, "choices": []}', "gpt-4.jsonl:1: expected a list of obj"),
+        (question, None, "expected question.jsonl or .*FastChat"),
+        (prompt, None, "judge_prompts.jsonl or"),
+        (reference, None, "gpt-4.jsonl or"),
+    ]
+    for file, fields, message in changes:
+        folder = write_bench(tmp_path)
+        change(folder, file, **fields)
+        with pytest.raises(DataError, match=message):
+            load_bench(folder)
+    for file, content, message in contents:
+        folder = write_bench(tmp_path)
+        (folder / file).unlink() if content is None else (folder / file).write_text(content)
+        with pytest.raises(DataError, match=message):
+            load_bench(folder)
 
 
 # ---- answers ----
@@ -159,9 +140,14 @@ def test_references_may_be_laid_out_without_choices(tmp_path: Path) -> None:
 def test_each_question_is_asked_in_two_turns_at_its_categorys_temperature(
     bench: Bench, tmp_path: Path
 ) -> None:
-    echo = Echo()
-    found = answer_questions(bench, echo, tmp_path / "a.jsonl", model="m")
-    assert found == dict.fromkeys((1, 2, 3), ("I saw 1.", "I saw 3."))
+    echo, path = Echo(), tmp_path / "a.jsonl"
+    answers = answer_questions(bench, echo, path, model="m")
+    assert answers == dict.fromkeys((1, 2, 3), ("I saw 1.", "I saw 3."))
+    records = [json.loads(line) for line in path.read_text().splitlines()]  # as FastChat's
+    fields = {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert [set(record) for record in records] == [fields] * 3
+    assert records[0]["choices"] == [{"index": 0, "turns": ["I saw 1.", "I saw 3."]}]
+    assert len({record["answer_id"] for record in records}) == 3
     assert [temperature for _, temperature, _ in echo.asked] == [0.7, 0.7, 0.0, 0.0, 0.1, 0.1]
     assert {max_tokens for *_, max_tokens in echo.asked} == {1024}
     assert echo.asked[3][0] == [
@@ -177,17 +163,6 @@ def test_a_temperature_that_the_file_demands_is_kept(tmp_path: Path) -> None:
     echo = Echo()
     answer_questions(load_bench(folder), echo, tmp_path / "a.jsonl", model="m")
     assert [temperature for _, temperature, _ in echo.asked[2:4]] == [0.5, 0.5]
-
-
-def test_answers_are_kept_as_fastchat_keeps_them(bench: Bench, tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    answer_questions(bench, Echo(), path, model="m")
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [set(record) for record in records] == [
-        {"question_id", "answer_id", "model_id", "choices", "tstamp"}
-    ] * 3
-    assert records[0]["choices"] == [{"index": 0, "turns": ["I saw 1.", "I saw 3."]}]
-    assert len({record["answer_id"] for record in records}) == 3
 
 
 def test_a_broken_run_asks_only_what_is_left(bench: Bench, tmp_path: Path) -> None:
@@ -238,14 +213,6 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines_and_can_be_added_to(
     assert len(kept) - cut.count(b"\n") in (0, 1)  # a last line that lacks its end alone is whole
     JsonlFile(path).add({"more": 1})
     assert [row.value for row in JsonlFile(path).rows] == [*kept, {"more": 1}]
-
-
-@pytest.mark.parametrize("number", ["1", None, 1.5, True])
-def test_an_answer_to_no_question_is_named(bench: Bench, tmp_path: Path, number: object) -> None:
-    path = tmp_path / "a.jsonl"
-    JsonlFile(path).add({"model_id": "m", "question_id": number, "turns": ["a", "b"]})
-    with pytest.raises(DataError, match=r"a\.jsonl:1: expected a whole number"):
-        answer_questions(bench, Echo(), path, model="m")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -379,13 +346,11 @@ def test_a_folder_is_for_one_process_at_a_time(bench: Bench, tmp_path: Path) -> 
     assert answers.read_text().count("alone") == 6
 
 
-@pytest.mark.parametrize("more", [{"max_tokens": 0}, {"workers": 0}, {"workers": -1}])
-def test_what_is_asked_for_in_vain_makes_no_folder(
-    bench: Bench, tmp_path: Path, more: dict[str, int]
-) -> None:
-    (name,) = more
-    with pytest.raises(InvalidArgumentError, match=f"{name} must be 1 or more, got {more[name]}"):
-        run(bench, BenchModel("m", Echo()), tmp_path / "out", **more)
+def test_impossible_options_make_no_folder(bench: Bench, tmp_path: Path) -> None:
+    for name, value in (("max_tokens", 0), ("workers", 0), ("workers", -1)):
+        options: dict[str, Any] = {name: value}
+        with pytest.raises(InvalidArgumentError, match=f"{name} must be 1 or more, got {value}"):
+            run(bench, BenchModel("m", Echo()), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -431,9 +396,6 @@ def test_scores_are_means_over_what_was_rated() -> None:
     assert found.interval
     assert found.interval.low == 4
     assert found.interval.high == 8
-
-
-def test_nothing_rated_has_no_score() -> None:
     found = scores(judged((1, "math", 1, UNRATED)))
     assert (found.mean, found.interval, found.turns) == (None, None, (None, None))
     assert found.unrated == 1
@@ -486,14 +448,14 @@ Command = Callable[..., int]
 Out = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("option", ["--max-tokens", "--workers"])
-def test_an_option_below_one_is_refused_before_anything_is_loaded(
-    command: Command, capsys: Out, words: list[str], tmp_path: Path, option: str
+def test_options_below_one_are_refused_before_anything_is_loaded(
+    command: Command, capsys: Out, words: list[str], tmp_path: Path
 ) -> None:
     shutil.rmtree(tmp_path / "tiny")
-    assert command(*words, option, "0") == 1
-    out, err = capsys.readouterr()
-    assert (out, err) == ("", f"minicpm-mlx: {option} must be 1 or more, got 0\n")
+    for option in ("--max-tokens", "--workers"):
+        assert command(*words, option, "0") == 1
+        expected = f"minicpm-mlx: {option} must be 1 or more, got 0\n"
+        assert capsys.readouterr() == ("", expected)
     assert not (tmp_path / "out").exists()
 
 
@@ -512,23 +474,15 @@ def test_how_many_questions_were_asked_stands_beside_the_readmes_figure(
         assert capsys.readouterr().out.splitlines()[0] == "MT-Bench 7.00 (7.00 to 7.00)"
 
 
-def test_the_command_says_that_nothing_is_rated(
-    command: Command, capsys: Out, words: list[str]
-) -> None:
-    with local_judge() as judge:
-        judge.reply = lambda n, body: Reply(says="[[11]]")
-        assert command(*words, "--judge-url", judge.url) == 0
-    out, err = capsys.readouterr()
-    assert out == "MT-Bench: not rated\n"
-    assert "none of 6 judgements by gpt-4 has a rating, so there is no score" in err
-
-
-def test_the_command_says_that_the_judge_is_asked_again(
+def test_the_command_reports_retries_and_missing_ratings(
     command: Command, capsys: Out, words: list[str]
 ) -> None:
     with local_judge() as judge:
         busy = Reply(503, b"", headers={"Retry-After": "0"})
-        judge.reply = lambda n, body: busy if n < 4 else Reply()
+        judge.reply = lambda n, body: busy if n < 4 else Reply(says="[[11]]")
         assert command(*words, "--judge-url", judge.url, "--workers", "1") == 0
-    said = "judge: 503 Service Unavailable, trying again in 0 s"
-    assert capsys.readouterr().err.splitlines().count(said) == 1
+    out, err = capsys.readouterr()
+    assert out == "MT-Bench: not rated\n"
+    assert "none of 6 judgements by gpt-4 has a rating, so there is no score" in err
+    message = "judge: 503 Service Unavailable, trying again in 0 s"
+    assert err.splitlines().count(message) == 1

@@ -19,12 +19,7 @@ import pytest
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.evals.sandbox import runner
 from minicpm_mlx.evals.sandbox.jail import landlock, seatbelt, seccomp
-from minicpm_mlx.evals.sandbox.runner import (
-    Outcome,
-    containment,
-    run_program,
-    run_programs,
-)
+from minicpm_mlx.evals.sandbox.runner import Outcome, containment, run_program, run_programs
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "linux" and not landlock.version(), reason="this kernel has no Landlock"
@@ -428,10 +423,7 @@ def altered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callabl
 @ON_LINUX
 @pytest.mark.parametrize(
     ("barrier", "error"),
-    [
-        ("landlock.restrict(readable)", "ReadsFiles"),
-        ("seccomp.restrict()", "StartsProcesses"),
-    ],
+    [("landlock.restrict(readable)", "ReadsFiles"), ("seccomp.restrict()", "StartsProcesses")],
 )
 def test_what_cannot_be_contained_is_not_run(
     barrier: str, error: str, altered: Callable[..., None]

@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.evals.report.statistics import (
-    bootstrap,
-    compare,
-    matched,
-    mcnemar,
-    wilson,
-)
+from minicpm_mlx.evals.report.statistics import bootstrap, compare, matched, mcnemar, wilson
 
 SCORES = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)
 
@@ -50,16 +44,6 @@ def test_wilsons_ends_solve_its_equation_and_hold_the_mean(counts: tuple[int, in
         # |share - end| is z standard deviations of a share whose true value is `end`.
         expected = 1.959963984540054**2 * end * (1 - end) / count
         assert (found.mean - end) ** 2 == pytest.approx(expected, rel=1e-6, abs=1e-12)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilsons_interval_of_wrong_answers_mirrors_that_of_right_ones(
-    counts: tuple[int, int],
-) -> None:
-    right, count = counts
-    one, other = wilson(right, count), wilson(count - right, count)
-    assert one.low == pytest.approx(1 - other.high, abs=1e-12)
-    assert one.high == pytest.approx(1 - other.low, abs=1e-12)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 0), (2, 1), (-1, 5), (math.nan, 5), (1, 2.5)])
@@ -136,11 +120,6 @@ def test_mcnemars_exact_p_is_the_binomial_one(gained: int, lost: int, p: float) 
     assert mcnemar(*pairs(gained, lost)) == pytest.approx(p, rel=1e-12)
 
 
-def test_mcnemar_of_a_textbook() -> None:
-    # A. Agresti, Categorical Data Analysis, approval of a prime minister: 150 against 86.
-    assert mcnemar(*pairs(150, 86, same=1364)) == pytest.approx(3.7e-5, rel=0.05)
-
-
 @given(SCORES, st.randoms())
 def test_mcnemar_agrees_with_trying_every_way_the_differences_could_fall(
     first: list[float], random: object
@@ -211,15 +190,6 @@ def test_subsets_count_alike_in_a_comparison() -> None:
 def test_runs_that_agree_throughout_do_not_differ() -> None:
     found = compare([0.5, 2.0, 3.0], [0.5, 2.0, 3.0])
     assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
-
-
-def test_p_values_of_equal_runs_are_spread_evenly() -> None:
-    generator = np.random.default_rng(5)
-    found = [
-        compare(*generator.normal(5, 2, (2, 40)).tolist(), resamples=400).p for _ in range(300)
-    ]
-    assert np.mean(np.array(found) < 0.05) < 0.1
-    assert np.mean(found) == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize(

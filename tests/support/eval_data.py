@@ -67,10 +67,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_all(folder: Path, count: int = 6) -> Path:
     """A folder with `count` questions of each set, or of each of its two subsets."""
     numbers = range(count)
-    for name, subjects in (
-        ("mmlu", ("anatomy", "virology")),
-        ("cmmlu", ("agronomy", "anatomy")),
-    ):
+    for name, subjects in (("mmlu", ("anatomy", "virology")), ("cmmlu", ("agronomy", "anatomy"))):
         rows = [{"subject": subject, **four(n)} for subject in subjects for n in numbers]
         write(folder / f"{name}.jsonl", rows)
         rows = [{"subject": subject, **four(n + 50)} for subject in subjects for n in range(5)]

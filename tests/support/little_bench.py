@@ -16,9 +16,7 @@ QUESTIONS = [
     {"question_id": 2, "category": "math", "turns": ["What is 6 x 7?", "And half of it?"]},
     {"question_id": 3, "category": "stem", "turns": ["Why is the sky blue?", "And at dusk?"]},
 ]
-REFERENCES = [
-    {"question_id": 2, "choices": [{"index": 0, "turns": ["It is 42.", "That is 21."]}]},
-]
+REFERENCES = [{"question_id": 2, "choices": [{"index": 0, "turns": ["It is 42.", "That is 21."]}]}]
 PROMPTS = [
     {
         "name": "single-v1",

@@ -19,12 +19,7 @@ from ... import __version__
 from ...arguments import shown
 from ...engine import WIDTH, Sampling
 from ...engine.scoring.loglikelihood import Alternatives, score
-from ...errors import (
-    ContextLengthError,
-    InvalidArgumentError,
-    TemplateError,
-    TokenizerError,
-)
+from ...errors import ContextLengthError, InvalidArgumentError, TemplateError, TokenizerError
 from ...lm.batch import BatchRequest, replies
 from ...lm.fingerprint import fingerprint
 from ...lm.lm import LM

@@ -18,15 +18,7 @@ from typing import Any
 
 from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors
-from ..record import (
-    ADVICE,
-    FORMAT,
-    SETTINGS,
-    check_same,
-    open_folder,
-    read_settings,
-    write_json,
-)
+from ..record import ADVICE, FORMAT, SETTINGS, check_same, open_folder, read_settings, write_json
 
 __all__ = ["answers_path", "judgements_path", "open_bench"]
 

@@ -13,12 +13,7 @@ from pathlib import Path
 from ...errors import DataError
 from ...files.atomic import sha256
 from ...files.rows import Row, read_rows
-from ..data.fields import (
-    text,
-    texts,
-    value,
-    wrong,
-)
+from ..data.fields import text, texts, value, wrong
 from ..data.layouts import raise_error
 
 __all__ = [

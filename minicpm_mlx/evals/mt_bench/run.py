@@ -24,14 +24,7 @@ from ..run import describe_model, model_name
 from .folder import answers_path, judgements_path, open_bench
 from .judge import UNRATED, Judgement, judge_answers
 from .judge_client import Endpoint
-from .questions import (
-    CATEGORIES,
-    Bench,
-    BenchQuestion,
-    load_bench,
-    parse_turns,
-    question_id,
-)
+from .questions import CATEGORIES, Bench, BenchQuestion, load_bench, parse_turns, question_id
 
 if TYPE_CHECKING:
     from ...lm.lm import LM

@@ -14,19 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..record import (
-    Key,
-    Record,
-    RunRecord,
-)
+from ..record import Key, Record, RunRecord
 from ..tasks import TASKS
 from .published import PUBLISHED, Figure
-from .statistics import (
-    Interval,
-    bootstrap,
-    over_subsets,
-    wilson,
-)
+from .statistics import Interval, bootstrap, over_subsets, wilson
 
 __all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of"]
 

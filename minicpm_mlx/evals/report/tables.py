@@ -9,12 +9,7 @@ from collections.abc import Iterator
 from ...files.tables import markdown_table
 from ..settings import sentence
 from .statistics import Interval
-from .summary import (
-    MEANS,
-    PartReport,
-    Report,
-    TaskReport,
-)
+from .summary import MEANS, PartReport, Report, TaskReport
 
 __all__ = ["as_csv", "as_markdown", "scores_table"]
 

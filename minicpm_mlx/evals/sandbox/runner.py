@@ -31,12 +31,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ...arguments import (
-    at_least_one,
-    number,
-    shown,
-    whole,
-)
+from ...arguments import at_least_one, number, shown, whole
 from ...errors import InvalidArgumentError
 from .jail import landlock, seatbelt
 from .jail.main import READY

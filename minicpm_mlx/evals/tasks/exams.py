@@ -19,15 +19,7 @@ from ..scoring.early_stop import as_long_as_gold
 from ..scoring.metrics import prefix_match
 from ..task import DocText, Source, Task
 
-__all__ = [
-    "CEVAL",
-    "CMMLU",
-    "MMLU",
-    "REQUIREMENT",
-    "SUBJECTS",
-    "format_english",
-    "lettered",
-]
+__all__ = ["CEVAL", "CMMLU", "MMLU", "REQUIREMENT", "SUBJECTS", "format_english", "lettered"]
 
 REQUIREMENT = (
     "Requirement:\n"

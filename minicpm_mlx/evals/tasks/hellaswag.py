@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data.fields import (
-    LETTERS,
-    answer_index,
-    text,
-    texts,
-)
+from ..data.fields import LETTERS, answer_index, text, texts
 from ..question import Doc, Question
 from ..scoring.early_stop import after_option
 from ..scoring.metrics import mean_loss_past_prefix, qa_match
