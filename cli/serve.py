@@ -155,7 +155,7 @@ def _load_service(args: ServerOptions, adapters: dict[str, Path]) -> Service:
 
 def _announce(service: Service, url: str, *, page: bool, key: bool) -> None:
     stderr, texts = console(stderr=True), Texts()
-    name, *others = (model.name for model in service.names)
+    name, *others = (model.name for model in service.models)
     stderr.print(texts("serve.ready", name=name, url=url), style="title")
     if others:
         stderr.print(texts("serve.adapters", names=", ".join(others)))
@@ -200,11 +200,11 @@ def _parse_adapters(arguments: Sequence[str] | None) -> dict[str, Path]:
 def _settings(args: ServerOptions) -> Settings:
     """Settings of the HTTP layer; each request is logged to standard error."""
     from minicpm_mlx.server.http.settings import Settings
-    from minicpm_mlx.server.serve import key_of
+    from minicpm_mlx.server.serve import load_key
 
     stderr = console(stderr=True)
     return Settings(
-        api_key=key_of(args.api_key, args.api_key_file),
+        api_key=load_key(args.api_key, args.api_key_file),
         allowed_hosts=tuple(args.allowed_host or ()),
         allowed_origins=tuple(args.allowed_origin or ()),
         log=lambda line: stderr.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", style="quiet"),

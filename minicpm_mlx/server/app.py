@@ -1,4 +1,4 @@
-"""The application: every API's routes, the pages, and errors in each API's own form."""
+"""The application: routes of all APIs, the pages, and errors in each API's own form."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from . import pages
 from .anthropic import routes as anthropic
-from .http.api_error import ApiError
+from .http.api_error import ApiError, unsupported
 from .http.guard import Guard
 from .http.settings import Settings
-from .http.streaming import Gone
+from .http.streaming import ClientDisconnected
 from .metrics import CONTENT_TYPE, Metrics
+from .ollama import replies as ollama_replies
 from .ollama import routes as ollama
-from .openai import embeddings, responses
-from .openai import routes as openai
+from .openai import chat_completions, completions, embeddings, models, responses, tokenize
+from .openai.common import error_body
 from .service import Service
 from .sglang import routes as sglang
 
 APIS = {
-    "OpenAI": (openai, responses, embeddings),
+    "OpenAI": (chat_completions, completions, tokenize, models, responses, embeddings),
     "Anthropic": (anthropic,),
     "Ollama": (ollama,),
     "SGLang": (sglang,),
@@ -34,7 +35,7 @@ APIS = {
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """An application that answers for `service`, and lets in whom `settings` allow."""
+    """The ASGI application that serves `service` to the clients that `settings` allow."""
     app = FastAPI(
         title="minicpm-mlx", version=__version__, docs_url=None, redoc_url=None, debug=False
     )
@@ -44,16 +45,18 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
             app.include_router(module.router(service), tags=[name])
     _add_own_routes(app, service, metrics)
     for kind, handler in (
-        (ApiError, _refusal),
-        (RequestValidationError, _invalid),
-        (HTTPException, _http),
-        (Gone, _gone),
-        (Exception, _failed),
+        (ApiError, _on_api_error),
+        (RequestValidationError, _on_validation_error),
+        (HTTPException, _on_http_error),
+        (ClientDisconnected, _on_disconnect),
+        (Exception, _on_exception),
     ):
         app.add_exception_handler(kind, handler)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    # Not by add_middleware, which would leave some of FastAPI's own outside.
-    app.middleware_stack = Guard(app.build_middleware_stack(), settings, answer, metrics.request)
+    # Not by add_middleware, which would leave some of FastAPI's own middleware outside.
+    app.middleware_stack = Guard(
+        app.build_middleware_stack(), settings, error_response, metrics.on_response
+    )
     return app
 
 
@@ -65,15 +68,15 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return {"status": "ok"}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
-    async def measured() -> Response:
-        """Measurements in the form of Prometheus."""
+    async def read_metrics() -> Response:
+        """Measurements in the format of Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index(request: Request) -> Response:
         return pages.index(request, service)
 
-    # Below the chat page's address, which would answer otherwise.
+    # A path below that of the chat page, which would answer it with a page of its own.
     @app.post("/chat/completions", include_in_schema=False)
     async def completions() -> None:
         raise HTTPException(404)
@@ -83,104 +86,124 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return pages.docs(request, app.openapi())
 
 
-async def _refusal(request: Request, error: Any) -> JSONResponse:
-    return answer(request.url.path, error)
+async def _on_api_error(request: Request, error: Any) -> JSONResponse:
+    return error_response(request.url.path, error)
 
 
-async def _invalid(request: Request, error: Any) -> JSONResponse:
-    return answer(request.url.path, invalid(error.errors(), error.body))
+async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
+    return error_response(request.url.path, validation_error(error.errors(), error.body))
 
 
-async def _http(request: Request, error: Any) -> JSONResponse:
-    path, allowed = request.url.path, (error.headers or {}).get("Allow", "")
+async def _on_http_error(request: Request, error: Any) -> JSONResponse:
+    path, headers = request.url.path, dict(error.headers or {})
+    api_error = ApiError(error.status_code, str(error.detail))
     if error.status_code == 405:
-        refusal = ApiError(405, f"{request.method} is not for {path}; it takes {allowed}")
-        return answer(path, refusal, {"Allow": allowed})
-    if error.status_code == 404:
-        what = f"there is no {request.method} {path[:80]}; {_instead(request.app, path)}"
-        return answer(path, ApiError(404, what, code="not_found"))
-    return answer(path, ApiError(error.status_code, str(error.detail)), dict(error.headers or {}))
+        allowed = headers.get("Allow", "")
+        api_error = ApiError(405, f"{path} takes {allowed}, not {request.method}")
+    elif error.status_code == 404:
+        message = f"there is no {request.method} {path[:80]}; {_suggestion(request.app, path)}"
+        api_error = ApiError(404, message, code="not_found")
+    return error_response(path, api_error, headers)
 
 
-def _instead(app: FastAPI, path: str) -> str:
-    """What may have been meant by a path that is not there: most often a base URL is too short."""
-    known = app.openapi()["paths"]
-    meant = next((one for one in (f"/v1{path}", path.removeprefix("/v1")) if one in known), None)
-    if meant is None:
-        return "/docs lists what there is"
-    return f"did you mean {meant}? The base URL for OpenAI's clients ends in /v1, others' do not"
+def _suggestion(app: FastAPI, path: str) -> str:
+    """Helps with an unknown path; most often the client's base URL is too short."""
+    paths = app.openapi()["paths"]
+    for similar in (f"/v1{path}", path.removeprefix("/v1")):
+        if similar in paths:
+            return (
+                f"did you mean {similar}? The base URL of OpenAI's clients ends in /v1, that of "
+                "others does not"
+            )
+    return "/docs lists all routes"
 
 
-async def _gone(request: Request, error: Any) -> Response:
+async def _on_disconnect(request: Request, error: Any) -> Response:
     return Response(status_code=499)  # nobody reads it; it is for the log
 
 
-async def _failed(request: Request, error: Any) -> JSONResponse:
-    return answer(request.url.path, ApiError(500, "the server failed; see its log"))
+async def _on_exception(request: Request, error: Any) -> JSONResponse:
+    return error_response(request.url.path, ApiError(500, "the server failed; see its log"))
 
 
-def invalid(errors: list[dict[str, Any]], body: object) -> ApiError:
-    """ApiError 400 for a `body` that is not as it was declared, by what is wrong deepest inside."""
-    worst = max(errors, key=lambda error: (error["type"] == "extra_forbidden", len(error["loc"])))
-    field = _field(worst["loc"], body, missing=worst["type"] == "missing")
-    if worst["type"] == "extra_forbidden":
-        return ApiError(
-            400, f"{field} is not known here; leave it out", field=field, code="unknown"
-        )
-    if worst["type"] == "missing":
-        return ApiError(400, f"{field} is missing", field=field, code="missing")
-    same = [error["msg"] for error in errors if len(error["loc"]) == len(worst["loc"])]
-    said = "; or: ".join(dict.fromkeys(same))[:300]
-    return ApiError(400, f"{field}: {said}", field=field, code="invalid_value")
+def validation_error(errors: list[dict[str, Any]], body: object) -> ApiError:
+    """ApiError 400 for the most specific of pydantic's errors in `body`.
 
-
-def _field(place: Sequence[str | int], body: object, *, missing: bool) -> str:
-    """A place in the body, such as messages[0].content.
-
-    Among the names of fields pydantic puts words that tell the branches of a union apart: what is
-    not in the body is one of those, but for the last, where that is the field that is missing.
+    Undeclared fields come first, then the deepest error: those above it may be of other branches of
+    a union.
     """
-    found, value = "", body
-    for number, part in enumerate(place[1:], 2):
-        if isinstance(value, list) and isinstance(part, int) and part < len(value):
-            found, value = f"{found}[{part}]", value[part]
-        elif isinstance(value, dict) and part in value:
-            found, value = f"{found}.{str(part)[:80]}", value[part]
-        elif missing and number == len(place):
-            found = f"{found}.{part}"
-    return found.removeprefix(".") or str(place[-1])
+    worst = max(
+        errors,
+        key=lambda error: (
+            error["type"] == "extra_forbidden",
+            len(error["loc"]),
+            error["type"] != "unsupported",
+        ),
+    )
+    kind, loc = worst["type"], worst["loc"]
+    field = _field_path(loc, body, missing=kind == "missing")
+    if kind == "unsupported":
+        return unsupported(field, worst["msg"])
+    if kind == "extra_forbidden":
+        message = f"{field} is not known here; leave it out"
+        return ApiError(400, message, field=field, code="unknown")
+    if kind == "missing":
+        return ApiError(400, f"{field} is missing", field=field, code="missing")
+    messages = [
+        error["msg"]
+        for error in errors
+        if len(error["loc"]) == len(loc) and error["type"] != "unsupported"
+    ]
+    expected = "; or: ".join(dict.fromkeys(messages))[:300]
+    return ApiError(400, f"{field}: {expected}", field=field, code="invalid_value")
+
+
+def _field_path(loc: Sequence[str | int], body: object, *, missing: bool) -> str:
+    """The path of a field in the body, such as messages[0].content.
+
+    Between the names of fields pydantic puts tags of union branches. A name that is not in the body
+    is such a tag, except for the last one if that is the field that is missing.
+    """
+    path, value = "", body
+    for number, step in enumerate(loc[1:], 2):
+        if isinstance(value, list) and isinstance(step, int) and step < len(value):
+            path, value = f"{path}[{step}]", value[step]
+        elif isinstance(value, dict) and step in value:
+            path, value = f"{path}.{str(step)[:80]}", value[step]
+        elif missing and number == len(loc):
+            path = f"{path}.{step}"
+    return path.removeprefix(".") or str(loc[-1])
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document. Invalid requests are 400 here, not FastAPI's 422."""
     if app.openapi_schema is None:
-        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        refused = {
-            "description": "Refused, in the API's own form of an error",
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        error = {
+            "description": "An error in the API's own form",
             "content": {"application/json": {"schema": {"type": "object"}}},
         }
-        for path, methods in found.get("paths", {}).items():
+        for path, methods in document.get("paths", {}).items():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
-                operation["responses"] |= {"4XX": refused, "5XX": refused}
-                if _streams(operation, found):
-                    kind = "application/x-ndjson" if "/api/" in path else "text/event-stream"
-                    operation["responses"]["200"]["content"][kind] = {"schema": {}}
+                operation["responses"] |= {"4XX": error, "5XX": error}
+                if _can_stream(operation, document):
+                    media = "application/x-ndjson" if "/api/" in path else "text/event-stream"
+                    operation["responses"]["200"]["content"][media] = {"schema": {}}
         for name in ("HTTPValidationError", "ValidationError"):
-            found.get("components", {}).get("schemas", {}).pop(name, None)
-        app.openapi_schema = found
+            document.get("components", {}).get("schemas", {}).pop(name, None)
+        app.openapi_schema = document
     return app.openapi_schema
 
 
-def _streams(operation: dict[str, Any], document: dict[str, Any]) -> bool:
-    """Whether the body has a field that asks for the answer in pieces."""
+def _can_stream(operation: dict[str, Any], document: dict[str, Any]) -> bool:
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
-    shape = document.get("components", {}).get("schemas", {}).get(name, {})
-    return "stream" in shape.get("properties", {})
+    schema = document.get("components", {}).get("schemas", {}).get(name, {})
+    return "stream" in schema.get("properties", {})
 
 
-_SGLANG = (
+_SGLANG_PATHS = (
     "/generate",
     "/get_model_info",
     "/server_info",
@@ -190,23 +213,23 @@ _SGLANG = (
 )
 
 
-def refused(path: str, refusal: ApiError) -> dict[str, Any]:
-    """The body that says `refusal` to a client which asked for `path`."""
+def _error_body(path: str, error: ApiError) -> dict[str, Any]:
+    """The body of an error in the form of the API that `path` belongs to."""
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
-        return anthropic.refused(refusal)
+        return anthropic.error_body(error)
     if path.startswith("/api/"):
-        return ollama.refused(refusal)
-    if path in _SGLANG:
-        return sglang.refused(refusal)
-    return openai.refused(refusal)
+        return ollama_replies.error_body(error)
+    if path in _SGLANG_PATHS:
+        return sglang.error_body(error)
+    return error_body(error)
 
 
-def answer(path: str, refusal: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The response that says it."""
-    sent = dict(headers or {})
-    if refusal.retry_after is not None:
-        sent["Retry-After"] = str(refusal.retry_after)
-    body = refused(path, refusal)
+def error_response(
+    path: str, error: ApiError, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    body, headers = _error_body(path, error), dict(headers or {})
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     if "request_id" in body:  # where Anthropic's clients look for it
-        sent["request-id"] = body["request_id"]
-    return JSONResponse(body, refusal.status, sent)
+        headers["request-id"] = body["request_id"]
+    return JSONResponse(body, error.status, headers)

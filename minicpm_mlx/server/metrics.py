@@ -1,9 +1,9 @@
-"""What a monitor may ask of the server, in the form of Prometheus."""
+"""Measurements of the server in the format of Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 from prometheus_client import (
@@ -16,8 +16,8 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from .service import Chunk, Service
+from .reply_stream import Chunk
+from .service import Service
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2)
@@ -30,7 +30,7 @@ class Metrics:
 
     def __init__(self, service: Service):
         self.registry = CollectorRegistry()
-        self.registry.register(_State(service))
+        self.registry.register(_StateCollector(service))
         self._requests = Counter(
             "minicpm_requests",
             "Requests by route and status",
@@ -39,7 +39,7 @@ class Metrics:
         )
         self._latency = self._histogram("minicpm_request_seconds", "Seconds a request took")
         self._first = self._histogram(
-            "minicpm_time_to_first_token_seconds", "Seconds from a request's start to its reply's"
+            "minicpm_time_to_first_token_seconds", "Seconds from a request to its first token"
         )
         self._between = self._histogram(
             "minicpm_inter_token_seconds",
@@ -57,27 +57,25 @@ class Metrics:
         self._replies = Counter(
             "minicpm_replies", "Finished replies by reason", ("reason",), registry=self.registry
         )
-        service.observers.append(self.reply)
+        service.observers.append(self.on_chunk)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
 
-    def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        """An answer was given. The route's pattern is counted, never the path: there is no end of
-        paths."""
+    def on_response(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        """Counts a response by the pattern of its route: clients could send any number of paths."""
         route = getattr(scope.get("route"), "path", "-")
         method = scope["method"] if scope["method"] in METHODS else "-"
         self._requests.labels(method, route, str(status)).inc()
         self._latency.observe(seconds)
 
-    def reply(self, part: Chunk) -> None:
-        """A part of a reply was made."""
-        if part.pause is not None:
-            self._between.observe(part.pause)
-        if part.stats is None:
+    def on_chunk(self, chunk: Chunk) -> None:
+        if chunk.pause is not None:
+            self._between.observe(chunk.pause)
+        if chunk.stats is None:
             return
-        stats = part.stats
-        self._replies.labels(part.finish_reason or "-").inc()
+        stats = chunk.stats
+        self._replies.labels(chunk.finish_reason or "-").inc()
         for kind, counter in self._tokens.items():
             counter.inc(getattr(stats, f"{kind}_tokens"))
         self._first.observe(stats.ttft)
@@ -86,8 +84,8 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _State(Collector):
-    """What is read off at the moment somebody asks."""
+class _StateCollector(Collector):
+    """Reads the server's state whenever the metrics are requested."""
 
     def __init__(self, service: Service):
         self._service = service
@@ -96,11 +94,11 @@ class _State(Collector):
         for name, value in self._service.state().items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield GaugeMetricFamily(f"minicpm_{name}", f"{name} of the server", value=value)
-        for name, measure in (
+        for name, read_bytes in (
             ("active", mx.get_active_memory),
             ("cache", mx.get_cache_memory),
             ("peak", mx.get_peak_memory),
         ):
             yield GaugeMetricFamily(
-                f"minicpm_mlx_{name}_memory_bytes", f"MLX's {name} memory", value=measure()
+                f"minicpm_mlx_{name}_memory_bytes", f"MLX's {name} memory", value=read_bytes()
             )

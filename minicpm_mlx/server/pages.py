@@ -1,4 +1,4 @@
-"""The server's own pages: what it serves and how to ask for it. No scripts, no other host."""
+"""The server's home page and its list of routes. No scripts, nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from functools import cache
 from html import escape
 from importlib import resources
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 
-if TYPE_CHECKING:
-    from .service import Service
+from .service import Service
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "frame-ancestors 'none'"
 )
 
-WORDS = {
+TEXTS = {
     "running": ("is running", "正在运行"),
     "context": ("{count} tokens of context", "上下文 {count} 个词元"),
     "models": ("Models", "模型"),
     "models_hint": (
-        "The name to ask for. An adapter is asked for as MODEL:ADAPTER.",
+        "The names that requests use. An adapter is named MODEL:ADAPTER.",
         "请求时使用的名称；适配器写作 模型:适配器。",
     ),
     "clients": ("Clients", "客户端"),
-    "clients_hint": ("What each client is to be told.", "各客户端需要填写的地址。"),
+    "clients_hint": ("The address that each client needs.", "各客户端需要填写的地址。"),
     "api": ("API", "接口"),
     "base": ("Base URL", "地址"),
     "try": ("Try it", "试一试"),
@@ -51,14 +50,14 @@ CLIENTS = (
     ("Ollama", "", "OLLAMA_HOST"),
     ("SGLang", "", "RuntimeEndpoint(…)"),
 )
-"""Each API, what follows the server's address, and where its clients keep that."""
+"""Each API, its path below the server's address, and the setting of its clients."""
 
 
 def index(request: Request, service: Service) -> HTMLResponse:
-    """What is served, and the address for each kind of client."""
-    say = _Say(request)
+    """The models, and the address for each kind of client."""
+    say = _PageTexts(request)
     base = str(request.base_url).rstrip("/")
-    name = service.names[0].name
+    name = service.models[0].name
     chat = any(getattr(route, "path", "") == "/chat" for route in request.app.routes)
     pages = [("/chat", "chat")] if chat else []
     pages += [("/docs", "docs"), ("/health", "health"), ("/metrics", "metrics")]
@@ -71,15 +70,15 @@ def index(request: Request, service: Service) -> HTMLResponse:
         f"<h1><b>{escape(name)}</b> {say('running')}</h1>",
         f"<p class=quiet>minicpm-mlx · {say('context', count=service.context_length)}</p>",
         "<nav>",
-        *(f'<a href="{path}">{say(word)}</a>' for path, word in pages),
+        *(f'<a href="{path}">{say(key)}</a>' for path, key in pages),
         "</nav>",
         f"<h2>{say('models')}</h2><p class=quiet>{say('models_hint')}</p><ul>",
-        *(f"<li><code>{escape(served.name)}</code>" for served in service.names),
+        *(f"<li><code>{escape(served.name)}</code>" for served in service.models),
         f"</ul><h2>{say('clients')}</h2><p class=quiet>{say('clients_hint')}</p>",
         f"<table><tr><th>{say('api')}<th>{say('base')}<th>",
         *(
-            f"<tr><td>{api}<td><code>{escape(base + path)}</code><td class=quiet>{where}"
-            for api, path, where in CLIENTS
+            f"<tr><td>{api}<td><code>{escape(base + path)}</code><td class=quiet>{setting}"
+            for api, path, setting in CLIENTS
         ),
         f"</table><h2>{say('try')}</h2><pre>{escape(command)}</pre>",
     ]
@@ -87,9 +86,9 @@ def index(request: Request, service: Service) -> HTMLResponse:
 
 
 def docs(request: Request, document: dict[str, Any]) -> HTMLResponse:
-    """The OpenAPI document, to be read."""
-    say = _Say(request)
-    shapes = document.get("components", {}).get("schemas", {})
+    """The OpenAPI document for readers."""
+    say = _PageTexts(request)
+    schemas = document.get("components", {}).get("schemas", {})
     body = [
         f"<h1>{say('docs')}</h1><nav><a href=/>{say('home')}</a>",
         f"<a href=/openapi.json>{say('document')}</a></nav>",
@@ -102,7 +101,7 @@ def docs(request: Request, document: dict[str, Any]) -> HTMLResponse:
                 group = tag
                 body.append(f"<h2>{escape(tag)}</h2>")
             text = operation.get("description") or operation.get("summary", "")
-            fields = _fields(operation, shapes, say)
+            fields = _fields(operation, schemas, say)
             kind = "" if fields else " class=flat"
             body.append(
                 f"<details{kind}><summary><b>{method.upper()}</b> <code>{escape(path)}</code> "
@@ -112,16 +111,16 @@ def docs(request: Request, document: dict[str, Any]) -> HTMLResponse:
     return say.page(say("docs"), body)
 
 
-class _Say:
-    """Texts in the language that the reader's browser asks for, or ?lang= does."""
+class _PageTexts:
+    """Texts in the language of the browser, or of ?lang=."""
 
     def __init__(self, request: Request):
-        asked = request.query_params.get("lang") or request.headers.get("accept-language", "")
-        self.chinese = asked.strip().lower().startswith("zh")
+        language = request.query_params.get("lang") or request.headers.get("accept-language", "")
+        self.chinese = language.strip().lower().startswith("zh")
         self._path = request.url.path
 
-    def __call__(self, word: str, **values: object) -> str:
-        return escape(WORDS[word][self.chinese].format(**values))
+    def __call__(self, key: str, **values: object) -> str:
+        return escape(TEXTS[key][self.chinese].format(**values))
 
     def page(self, title: str, body: list[str]) -> HTMLResponse:
         other = f'<a href="{self._path}?lang={"en" if self.chinese else "zh"}">{self("other")}</a>'
@@ -136,36 +135,36 @@ class _Say:
         )
 
 
-def _fields(operation: dict[str, Any], shapes: dict[str, Any], say: _Say) -> str:
-    """A table of what the body may hold."""
+def _fields(operation: dict[str, Any], schemas: dict[str, Any], say: _PageTexts) -> str:
+    """A table of the body's fields."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    shape = _resolved(content.get("schema", {}), shapes)
+    schema = _resolved(content.get("schema", {}), schemas)
     rows = [
-        f"<tr><td><code>{escape(name)}</code>{'*' if name in shape.get('required', []) else ''}"
-        f"<td class=quiet>{escape(_kind(field))}<td>{escape(field.get('description', ''))}"
-        for name, field in shape.get("properties", {}).items()
+        f"<tr><td><code>{escape(name)}</code>{'*' if name in schema.get('required', []) else ''}"
+        f"<td class=quiet>{escape(_type_name(field))}<td>{escape(field.get('description', ''))}"
+        for name, field in schema.get("properties", {}).items()
     ]
     head = f"<tr><th>{say('field')}<th>{say('type')}<th>"
     return f"<table>{head}{''.join(rows)}</table>" if rows else ""
 
 
-def _resolved(shape: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
-    named = shape.get("$ref", "").rpartition("/")[2]
-    return shapes.get(named, shape)
+def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    return schemas.get(name, schema)
 
 
-def _kind(field: dict[str, Any]) -> str:
-    """A schema in a few words: "string, or null"."""
+def _type_name(field: dict[str, Any]) -> str:
+    """A short name of a schema, such as "string, or null"."""
     if "$ref" in field:
         return re.split(r"/|__", field["$ref"])[-1]
     if branches := field.get("anyOf") or field.get("oneOf"):
-        return ", or ".join(dict.fromkeys(map(_kind, branches)))
+        return ", or ".join(dict.fromkeys(map(_type_name, branches)))
     if "const" in field:
         return repr(field["const"])
     if "enum" in field:
         return " | ".join(map(repr, field["enum"]))
     kind = str(field.get("type", "any"))
-    return f"list of {_kind(field['items'])}" if kind == "array" and "items" in field else kind
+    return f"list of {_type_name(field['items'])}" if kind == "array" and "items" in field else kind
 
 
 @cache

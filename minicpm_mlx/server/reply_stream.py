@@ -1,4 +1,4 @@
-"""What becomes of requests, as text, for a client that waits on the event loop."""
+"""Turns the scheduler's events into chunks of text for clients that wait on the event loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import fastapi
 
@@ -25,29 +24,29 @@ from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
 from ..text.tokenizer import Tokenizer
 from .http.api_error import ApiError
-from .http.streaming import answered
+from .http.streaming import run_until_disconnect
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A name that clients may ask for."""
+    """A model name that clients may ask for."""
 
     name: str
     adapter: str | None
-    """The adapter's name; None is the model as it is."""
+    """The adapter's name; None is the model without adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One reply that is wanted."""
+    """A request for one reply."""
 
     prompt: Sequence[int]
     served: ServedModel
     sampling: Sampling
     max_tokens: int | None = None
-    """None: the service's own number. 0: the prompt is read and nothing said."""
+    """None: the service's default. 0: the prompt is read and nothing is generated."""
     min_tokens: int = 0
-    """No end of text before this many."""
+    """The reply does not end before this many."""
     stop: Sequence[str] = ()
     stop_tokens: Sequence[int] = ()
     """They end the reply, besides the model's own."""
@@ -56,81 +55,82 @@ class GenerationRequest:
     """Special tokens appear in the text."""
     top_logprobs: int | None = None
     """Log probabilities of the tokens, and of this many of the likeliest; None: none."""
-    score_from: int | None = None
+    logprob_start: int | None = None
     """Log probabilities of the prompt's tokens too, from this position on."""
     grammar: Grammar | None = None
-    """Only what it allows is said."""
+    """Restricts the reply."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """The next bit of a reply."""
+    """The next part of a reply."""
 
     index: int
-    """Of the Ask it belongs to."""
+    """Of the GenerationRequest it belongs to."""
     text: str = ""
-    """Text that is certain: whole characters, and no part of a stop string."""
+    """Text that is final: whole characters, and no part of a stop string."""
     tokens: tuple[TokenLogprob, ...] = ()
-    """Tokens read since the last part, end of text not counted."""
+    """Tokens since the last chunk, without the end of text."""
     pause: float | None = None
-    """Seconds since the token before; None for the first, and for a part without a token."""
+    """Seconds since the token before; None for the first, and for a chunk without a token."""
     prompt: tuple[TokenLogprob, ...] = ()
-    """In the first part where `score_from` was given: the prompt's tokens from there on."""
+    """In the first chunk where `logprob_start` is set: the prompt's tokens from there on."""
     finish_reason: str | None = None
-    """In the last part: "stop" or "length"."""
+    """In the last chunk: "stop" or "length"."""
     stopped_by: str | None = None
-    """In the last part: the stop string that came."""
+    """In the last chunk: the stop string that was found."""
     stats: Stats | None = None
-    """In the last part."""
+    """In the last chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullReply:
-    """All parts of a reply joined."""
+class FullReply(Chunk):
+    """All chunks of a reply joined."""
 
-    text: str
-    tokens: tuple[TokenLogprob, ...]
-    prompt: tuple[TokenLogprob, ...]
     finish_reason: str
-    stopped_by: str | None
     stats: Stats
 
 
 class ReplyState:
-    """One reply on its way: events of the scheduler to parts."""
+    """Turns the scheduler's events of one reply into chunks."""
 
-    def __init__(self, tokenizer: Tokenizer, index: int, ask: GenerationRequest, request: Request):
-        self.index, self.ask, self.request = index, ask, request
+    def __init__(
+        self, tokenizer: Tokenizer, index: int, generation: GenerationRequest, request: Request
+    ):
+        self.index, self.request = index, request
         self.transcript = Transcript(
-            tokenizer, ask.stop, eos=request.eos, skip_special=not ask.keep_special
+            tokenizer,
+            generation.stop,
+            eos=request.eos,
+            skip_special=not generation.keep_special,
         )
-        self.begun, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
+        self.start, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
-    def parts(self, event: RequestEvent) -> list[Chunk]:
-        """What an event makes certain; ApiError where nothing will come of it."""
+    def chunks(self, event: RequestEvent) -> list[Chunk]:
+        """The chunks that an event completes; ApiError if the reply failed."""
         if isinstance(event, RequestFailed):
-            raise refusal_of(event.error)
+            raise api_error_of(event.error)
         if isinstance(event, PrefillDone):
             self.cached = event.cached_tokens
             prompt = event.prompt_logprobs
-            parts = [Chunk(index=self.index, prompt=prompt)] if prompt or event.final else []
-            return [*parts, self._last()] if event.final else parts
+            chunks = [Chunk(index=self.index, prompt=prompt)] if prompt or event.final else []
+            return [*chunks, self._last()] if event.final else chunks
         now = time.perf_counter()
         pause = now - self.latest if self.latest else None
         self.first, self.latest = self.first or now, now
         piece = self.transcript.add(event.token_logprob.token)
         tokens = (event.token_logprob,) if piece.token_ids else ()
-        parts = []
+        chunks = []
         if tokens:
-            parts = [Chunk(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
-        return [*parts, self._last()] if event.finish_reason or self.transcript.ended else parts
+            chunks = [Chunk(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
+        return [*chunks, self._last()] if event.finish_reason or self.transcript.ended else chunks
 
     def _last(self) -> Chunk:
         stats = Stats.measure(
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.cached,
             completion_tokens=self.transcript.count,
-            start=self.begun,
+            start=self.start,
             first=self.first,
         )
         piece = self.transcript.finish(stats)
@@ -143,92 +143,87 @@ class ReplyState:
         )
 
 
-class Replies:
-    """Replies on their way: `async for part in replies`, or `await replies.whole()`.
+class ReplyStream:
+    """The replies to several requests: `async for chunk in stream`, or `await stream.whole()`.
 
-    `async with replies:` gives up what has not come yet when the block is left; so does dropping
-    them, as a stream is whose client left before it began.
+    `async with stream:` cancels what is not finished at the end of the block. So does deleting the
+    stream, which happens when its client leaves before the response begins.
     """
 
     def __init__(
         self,
-        voices: Sequence[ReplyState],
+        states: Sequence[ReplyState],
         cancel: Callable[[Sequence[Request]], None],
-        watch: Callable[[Chunk], None],
+        observe: Callable[[Chunk], None],
     ):
-        self._voices = list(voices)
+        self._states = list(states)
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[ReplyState, RequestEvent]] = asyncio.Queue()
-        self._cancel, self._watch = cancel, watch
+        self._cancel, self._observe = cancel, observe
 
-    def hear(self, told: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
-        """Take events in, from any thread."""
+    def put(self, events: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
+        """Adds events, from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._take, told)
-        except RuntimeError:  # the loop has ended, and who would listen with it
-            self._cancel([voice.request for voice in self._voices])
+            self._loop.call_soon_threadsafe(self._put_now, events)
+        except RuntimeError:  # the loop has ended, and with it whoever waits for the replies
+            self._cancel([state.request for state in self._states])
 
-    def _take(self, told: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
-        for one in told:
-            self._events.put_nowait(one)
+    def _put_now(self, events: Sequence[tuple[ReplyState, RequestEvent]]) -> None:
+        for event in events:
+            self._events.put_nowait(event)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while self._voices:
-            voice, event = await self._events.get()
-            if voice not in self._voices:
-                continue  # it said its last word
-            for part in voice.parts(event):
-                if part.finish_reason:
-                    self._voices.remove(voice)
-                    self._cancel([voice.request])
-                self._watch(part)
-                yield part
+        while self._states:
+            state, event = await self._events.get()
+            if state not in self._states:
+                continue  # this reply is finished
+            for chunk in state.chunks(event):
+                if chunk.finish_reason:
+                    self._states.remove(state)
+                    self._cancel([state.request])
+                self._observe(chunk)
+                yield chunk
 
     async def whole(self) -> list[FullReply]:
-        """All replies, in the order in which they were asked for."""
-        count = len(self._voices)
-        parts: list[list[Chunk]] = [[] for _ in range(count)]
+        """All replies, in the order of their requests."""
+        chunks: list[list[Chunk]] = [[] for _ in self._states]
         async with self:
-            async for part in self:
-                parts[part.index].append(part)
-        return [_joined(one) for one in parts]
+            async for chunk in self:
+                chunks[chunk.index].append(chunk)
+        return [_join(reply) for reply in chunks]
 
-    async def __aenter__(self) -> Replies:
+    async def __aenter__(self) -> ReplyStream:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Give up what has not come yet."""
-        if self._voices:
-            self._cancel([voice.request for voice in self._voices])
-            self._voices.clear()
+        """Cancels what is not finished."""
+        if self._states:
+            self._cancel([state.request for state in self._states])
+            self._states.clear()
 
     __del__ = close
 
 
-def _joined(parts: Sequence[Chunk]) -> FullReply:
-    last = parts[-1]
+def _join(chunks: Sequence[Chunk]) -> FullReply:
+    last = chunks[-1]
     assert last.finish_reason
     assert last.stats
     return FullReply(
-        text="".join(part.text for part in parts),
-        tokens=tuple(token for part in parts for token in part.tokens),
-        prompt=parts[0].prompt,
+        index=last.index,
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        prompt=chunks[0].prompt,
         finish_reason=last.finish_reason,
         stopped_by=last.stopped_by,
         stats=last.stats,
     )
 
 
-def refusal_of(error: Exception) -> ApiError:
-    """What a client is told of an error of the engine."""
+def api_error_of(error: Exception) -> ApiError:
+    """The ApiError for an error of the engine."""
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", retry_after=2)
     if isinstance(error, ClosedError):
@@ -240,11 +235,11 @@ def refusal_of(error: Exception) -> ApiError:
     return ApiError(500, f"the reply could not be computed: {error}", code="server_error")
 
 
-async def wholes(request: fastapi.Request, replies: Replies) -> list[FullReply]:
-    """All replies, which are given up when the client leaves."""
+async def full_replies(request: fastapi.Request, stream: ReplyStream) -> list[FullReply]:
+    """All replies; cancelled when the client leaves."""
 
-    async def work() -> list[FullReply]:
-        async with replies:
-            return await replies.whole()
+    async def collect() -> list[FullReply]:
+        async with stream:
+            return await stream.whole()
 
-    return await answered(request, work())
+    return await run_until_disconnect(request, collect())

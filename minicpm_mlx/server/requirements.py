@@ -1,4 +1,4 @@
-"""What the server needs besides what the library does."""
+"""Packages that the server needs besides those of the library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
 
 def check_packages() -> None:
-    """MissingPackageError unless all are installed; call it before the rest is imported."""
+    """MissingPackageError unless all are installed. Call it before importing the server."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingPackageError(

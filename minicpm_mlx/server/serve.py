@@ -1,4 +1,4 @@
-"""A server from its start to its end: addresses, keys, signals."""
+"""Starts and ends a server: address, key, signals."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from .http.settings import Settings, check_key
 from .service import Service
 
 KEY = "MINICPM_MLX_API_KEY"
-"""The environment variable that holds the key where none is given."""
+"""The environment variable that holds the key if none is given."""
 KEEP_ALIVE = 65
-"""Seconds that a connection may wait for another request; clients give theirs up before."""
+"""Seconds that a connection may wait for another request; clients close theirs earlier."""
 Mount = Callable[[FastAPI, Service], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where to listen, and by what certificate clients know the server."""
+    """Host and port to listen on, and the certificate for https."""
 
     host: str = "127.0.0.1"
     port: int = 8080
-    """0: any that is free."""
+    """0: any free one."""
     certificate: Path | None = None
     """PEM file, for https."""
     private_key: Path | None = None
-    """PEM file, where the certificate's does not hold it."""
+    """PEM file, if the certificate's file does not hold the key."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -50,9 +50,9 @@ class Address:
         if self.private_key is not None and self.certificate is None:
             raise InvalidArgumentError("a TLS key needs its certificate too (--tls-cert)")
         if self.certificate is not None:
-            self._check(self.certificate)
+            self._check_certificate(self.certificate)
 
-    def _check(self, certificate: Path) -> None:
+    def _check_certificate(self, certificate: Path) -> None:
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate, self.private_key, password="")
@@ -63,12 +63,12 @@ class Address:
             ) from None
 
 
-def key_of(given: str | None, file: Path | None) -> str | None:
-    """The API key: as given, or a file's content, or the environment's; None: there is none."""
-    if given is not None and file is not None:
-        raise InvalidArgumentError("--api-key and --api-key-file both give a key; leave one")
+def load_key(key: str | None, file: Path | None) -> str | None:
+    """The API key from the option, a file or the environment; None if there is none."""
+    if key is not None and file is not None:
+        raise InvalidArgumentError("--api-key and --api-key-file both give a key; leave one out")
     if file is None:
-        return given if given is not None else os.environ.get(KEY) or None
+        return key if key is not None else os.environ.get(KEY) or None
     try:
         key = file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
@@ -78,21 +78,21 @@ def key_of(given: str | None, file: Path | None) -> str | None:
 
 
 def readable_by_others(file: Path) -> bool:
-    """Whether other users of this machine can read a key's file."""
+    """Whether other users of this machine can read the file of a key."""
     return bool(file.stat().st_mode & 0o044)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on `host`."""
+    """Whether a server on `host` can be reached from this machine only."""
     with suppress(ValueError):
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host.lower() == "localhost" or host.lower().endswith(".localhost")
 
 
 def listen(address: Address, api_key: str | None) -> list[socket.socket]:
-    """Sockets on `address`; clients that come before the server runs wait.
+    """Sockets on `address`. Clients that connect before the server runs wait.
 
-    InvalidArgumentError where other machines could come without a key, or another has the port.
+    InvalidArgumentError if other machines could connect without a key, or the port is taken.
     """
     if api_key is None and not is_loopback(address.host):
         raise InvalidArgumentError(
@@ -103,25 +103,26 @@ def listen(address: Address, api_key: str | None) -> list[socket.socket]:
     host, port = address.host.strip("[]"), address.port
     sockets: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, place in dict.fromkeys((one[0], one[4][0]) for one in found):
-            with suppress_missing(family, last=not sockets and family == found[-1][0]):
-                one = socket.create_server((str(place), port), family=family, backlog=1024)
-                # asyncio has small writes sent at once only where the socket says it is of TCP;
-                # else each waits for the client's word that it has the one before.
-                tcp = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, one.detach())
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, ip in dict.fromkeys((info[0], info[4][0]) for info in infos):
+            with _skip_missing_ipv6(family, last=not sockets and family == infos[-1][0]):
+                opened = socket.create_server((str(ip), port), family=family, backlog=1024)
+                # asyncio sets TCP_NODELAY only on sockets whose protocol is TCP, not 0. Without it
+                # each small write waits until the client has acknowledged the one before.
+                protocol = socket.IPPROTO_TCP
+                tcp = socket.socket(family, socket.SOCK_STREAM, protocol, opened.detach())
                 sockets.append(tcp)
                 port = tcp.getsockname()[1]
     except OSError as error:
-        for one in sockets:
-            one.close()
-        raise InvalidArgumentError(_why_not(host, port, error)) from None
+        for opened in sockets:
+            opened.close()
+        raise InvalidArgumentError(_listen_problem(host, port, error)) from None
     return sockets
 
 
 @contextmanager
-def suppress_missing(family: int, *, last: bool) -> Iterator[None]:
-    """A name such as localhost may have an IPv6 address on a machine that has no IPv6."""
+def _skip_missing_ipv6(family: int, *, last: bool) -> Iterator[None]:
+    """A name such as localhost may have an IPv6 address on a machine without IPv6."""
     try:
         yield
     except OSError as error:
@@ -130,16 +131,16 @@ def suppress_missing(family: int, *, last: bool) -> Iterator[None]:
             raise
 
 
-def _why_not(host: str, port: int, error: OSError) -> str:
+def _listen_problem(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken; end what listens there, or give another with --port"
+        return f"port {port} is taken; stop the program that uses it, or give another with --port"
     if error.errno == errno.EACCES:
-        return f"port {port} is for the system's own services; give one above 1023 with --port"
+        return f"port {port} is reserved for the system; give one above 1023 with --port"
     return f"cannot listen on {host}: {error.strerror or error}; try --host 127.0.0.1"
 
 
 def url_of(address: Address, sockets: Sequence[socket.socket]) -> str:
-    """What a browser on this machine opens."""
+    """The URL for a browser on this machine."""
     host, port = address.host.strip("[]"), sockets[0].getsockname()[1]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"{'https' if address.certificate else 'http'}://{host}:{port}"
@@ -156,21 +157,21 @@ def serve(
     ready: Callable[[str], None] | None = None,
     ending: Callable[[], None] | None = None,
 ) -> None:
-    """Answer requests until a signal comes (Ctrl-C: raises KeyboardInterrupt then; SIGTERM: not).
+    """Answers requests until a signal arrives; raises KeyboardInterrupt after Ctrl-C.
 
-    At the first no more requests are taken, and replies have `grace` seconds to finish; at the
-    second all ends at once. `sockets` are those of `listen`, made here where they are not given.
-    `mount` adds pages to the application; `ready` is told the URL as soon as there are answers, and
-    `ending` is called at the first signal. A rank that follows another ends with that.
+    After the first signal no requests are taken, and replies have `grace` seconds to finish; the
+    second ends all at once. `sockets` come from `listen` and are opened here by default. `mount`
+    adds pages to the application, `ready` is called with the URL once the server answers, and
+    `ending` at the first signal. A rank that follows another ends with it.
 
         serve(Service(mm.load("demo")))
     """
     if service.follows:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the first rank is told too, and ends all
+        for number in (signal.SIGINT, signal.SIGTERM):  # the first rank gets it too, and ends all
             signal.signal(number, signal.SIG_IGN)
         service.follow()
         return
-    server = running(
+    server = GracefulServer(
         service,
         address=address or Address(),
         settings=settings or Settings(),
@@ -185,69 +186,52 @@ def serve(
         raise KeyboardInterrupt
 
 
-def running(
-    service: Service,
-    *,
-    address: Address,
-    settings: Settings,
-    sockets: Sequence[socket.socket] | None = None,
-    grace: float = 10.0,
-    mount: Mount | None = None,
-    ready: Callable[[str], None] | None = None,
-    ending: Callable[[], None] | None = None,
-) -> Running:
-    """What `serve` runs: `run` blocks until `should_exit` is set, on any thread."""
-    if not 0 <= grace <= 3600:
-        raise InvalidArgumentError(f"grace must be 0 to 3600 seconds, got {grace}")
-    taken = list(sockets or listen(address, settings.api_key))
-    app = create_app(service, settings)
-    if mount is not None:
-        mount(app, service)
-    url = url_of(address, taken)
-    config = uvicorn.Config(
-        app,
-        http=protocol(settings),
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=2,
-        ssl_certfile=address.certificate,
-        ssl_keyfile=address.private_key,
-    )
-    return Running(
-        config,
-        service,
-        sockets=taken,
-        grace=grace,
-        ready=lambda: ready(url) if ready else None,
-        ending=ending or (lambda: None),
-    )
+class GracefulServer(uvicorn.Server):
+    """uvicorn's server, which lets replies finish, and ends at once at the second signal.
 
-
-class Running(uvicorn.Server):
-    """uvicorn's server, with replies that may finish and one that ends when told twice."""
+    `run` works on any thread, until `should_exit` is set. See `serve` for the options.
+    """
 
     def __init__(
         self,
-        config: uvicorn.Config,
         service: Service,
         *,
-        sockets: list[socket.socket],
-        grace: float,
-        ready: Callable[[], None],
-        ending: Callable[[], None],
+        address: Address,
+        settings: Settings,
+        sockets: Sequence[socket.socket] | None = None,
+        grace: float = 10.0,
+        mount: Mount | None = None,
+        ready: Callable[[str], None] | None = None,
+        ending: Callable[[], None] | None = None,
     ):
-        super().__init__(config)
-        self._service, self._sockets, self._grace = service, sockets, grace
+        if not 0 <= grace <= 3600:
+            raise InvalidArgumentError(f"grace must be 0 to 3600 seconds, got {grace}")
+        self._service, self._grace = service, grace
         self._ready, self._ending = ready, ending
+        self._sockets = list(sockets or listen(address, settings.api_key))
+        self._url = url_of(address, self._sockets)
         self.signalled: int | None = None
-        """The first signal that came."""
-        self._at_once = asyncio.Event()
+        """The first signal that arrived."""
+        self._second_signal = asyncio.Event()
+        app = create_app(service, settings)
+        if mount is not None:
+            mount(app, service)
+        config = uvicorn.Config(
+            app,
+            http=protocol(settings),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=2,
+            ssl_certfile=address.certificate,
+            ssl_keyfile=address.private_key,
+        )
+        super().__init__(config)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         super().run(sockets or self._sockets)
@@ -255,46 +239,52 @@ class Running(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._ready()
+        if self._ready is not None:
+            self._ready(self._url)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not send the signals once more when all is over."""
+        """Like uvicorn's, but does not raise the signals again at the end."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {
-            one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)
+        handlers = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
             yield
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """At the first signal begin to end, at the second stop waiting; a third is not ours."""
+        """Starts the shutdown at the first signal, and stops waiting for replies at the second.
+
+        A third one gets the system's own handler.
+        """
         if not self.should_exit:
             self.signalled = sig
             self.should_exit = True
             return
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_DFL)
-        self._loop.call_soon_threadsafe(self._at_once.set)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        self._loop.call_soon_threadsafe(self._second_signal.set)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let replies finish, then end."""
-        self._ending()
+        """Lets replies finish, then ends."""
+        if self._ending is not None:
+            self._ending()
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         closing = asyncio.ensure_future(self._service.close(self._grace))
-        waiting = asyncio.ensure_future(self._at_once.wait())
-        await asyncio.wait({closing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        second_signal = asyncio.ensure_future(self._second_signal.wait())
+        await asyncio.wait({closing, second_signal}, return_when=asyncio.FIRST_COMPLETED)
+        second_signal.cancel()
         if not closing.done():
-            # As if every client had left: what they asked for is given up.
+            # As if every client had left: their requests are cancelled.
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
         await closing

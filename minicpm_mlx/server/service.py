@@ -1,4 +1,4 @@
-"""One model behind all APIs: names, prompts, and replies from the scheduler."""
+"""One model behind all APIs: its names, prompts, and replies from the scheduler."""
 
 from __future__ import annotations
 
@@ -33,32 +33,28 @@ from ..weights.adapters import read_adapter
 from .http.api_error import ApiError
 from .reply_stream import (
     Chunk,
-    FullReply,
     GenerationRequest,
-    Replies,
     ReplyState,
+    ReplyStream,
     ServedModel,
-    refusal_of,
+    api_error_of,
 )
 
-__all__ = ["Chunk", "FullReply", "GenerationRequest", "Replies", "ServedModel", "Service"]
-
 WIDTH = 16
-"""Requests that run at once, unless told otherwise."""
+"""Requests that run at once, by default."""
 
 QUEUE = 256
-"""Requests that wait, at most, unless told otherwise."""
+"""Requests that wait, at most, by default."""
 
 
 class Service:
-    """Answers for `lm`, and for it with each of `adapters` (a folder by its name).
+    """Serves `lm`, and `lm` with each of `adapters` (folders by name).
 
-    Up to `width` requests run at once and `queue` more wait; each is given up after `timeout`
-    seconds, and has up to `max_tokens` of reply where it says no number itself (None: as far as
-    the context goes). Memory that is free is shared out: two fifths to the keys and values of what
-    runs, one fifth, or `cache_bytes`, to those of what was read before. Made on any thread; used on
-    that of an event loop. Of the ranks of a launch that share the model, all but the first
-    `follow`.
+    Up to `width` requests run at once and `queue` more wait. Each fails after `timeout` seconds
+    and has up to `max_tokens` of reply unless it sets a number itself (None: as far as the context
+    goes). Two fifths of the free memory go to the keys and values of running requests, and one
+    fifth, or `cache_bytes`, to the prefix cache. Create it on any thread; use it on the thread of
+    an event loop. In a launch whose ranks share the model, every rank but the first calls `follow`.
     """
 
     def __init__(
@@ -75,37 +71,27 @@ class Service:
         self.lm, self.timeout, self.created = lm, timeout, int(time.time())
         self.max_tokens = max_tokens
         base = lm.card.name
-        self.names = [ServedModel(name=base, adapter=None)]
-        models: dict[str | None, LanguageModel] = {None: lm.model}
-        if adapters and lm.sharded:
-            raise InvalidArgumentError(
-                "--adapter: not on a model that several processes share; fuse it first "
-                "(minicpm-mlx fuse)"
-            )
-        for name, folder in (adapters or {}).items():
-            models[name] = share_weights(lm.model)
-            try:
-                apply_adapter(models[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
-            except MiniCPMError as error:
-                raise type(error)(f"--adapter {name}: {error}") from None
-            self.names.append(ServedModel(name=f"{base}:{name}", adapter=name))
-        plan = memory.estimate(lm.config)
-        left = collectives.least(max(plan.available - plan.working, 0))
-        prefixes = PrefixCache(left // 5 if cache_bytes is None else cache_bytes)
-        positions = left * 2 // 5 * plan.context // max(plan.cache, 1)
+        self.models = [ServedModel(name=base, adapter=None)]
+        networks = _load_adapters(lm, adapters or {})
+        self.models += [ServedModel(name=f"{base}:{name}", adapter=name) for name in networks]
+        estimate = memory.estimate(lm.config)
+        free = collectives.least(max(estimate.available - estimate.working, 0))
+        prefixes = PrefixCache(free // 5 if cache_bytes is None else cache_bytes)
+        positions = free * 2 // 5 * estimate.context // max(estimate.cache, 1)
         limits = [lm.context_length, positions]
         if lm.config.rotation_threshold is not None:
-            # Beyond it each length of text is rotated otherwise, so that none can run together.
+            # Beyond it the rotation depends on the length of the text, so texts cannot share a
+            # batch.
             limits.append(lm.config.rotation_threshold)
         self.context_length = min(limits)
-        """Tokens that a prompt and its reply may have together."""
+        """Tokens of a prompt and its reply together, at most."""
         self.observers: list[Callable[[Chunk], None]] = []
-        """Called with every part of every reply."""
-        self._voices: dict[Request, tuple[ref[Replies], ReplyState]] = {}
-        self._pools: dict[Request, asyncio.Future[RequestEvent]] = {}
+        """Called with every chunk of every reply."""
+        self._streams: dict[Request, tuple[ref[ReplyStream], ReplyState]] = {}
+        self._embeddings: dict[Request, asyncio.Future[RequestEvent]] = {}
         self._scheduler = Scheduler(
-            models,
-            self._told,
+            {None: lm.model, **networks},
+            self._on_events,
             vocab_size=lm.tokenizer.vocab_size,
             width=width,
             queue=queue,
@@ -114,42 +100,42 @@ class Service:
             distributed=lm.sharded,
         )
         self.follows = lm.sharded and collectives.rank() > 0
-        """Another rank of the launch is asked, and this one computes with it."""
+        """Another rank of the launch takes the requests, and this one computes with it."""
         if not self.follows:
             self._scheduler.start()
 
     def follow(self) -> None:
-        """Compute what the first rank is asked, until it ends."""
+        """Computes the first rank's requests until that rank ends."""
         self._scheduler.run()
 
-    # Names, prompts and settings.
+    # Names, prompts and sampling.
 
-    def served(self, name: str | None) -> ServedModel:
-        """Who answers to a name; None: the model itself. ApiError where nobody does."""
-        if name is None or name in ("default", f"{self.names[0].name}:latest"):
-            return self.names[0]
-        for one in self.names:
-            if one.name == name:
-                return one
+    def find_model(self, name: str | None) -> ServedModel:
+        """The model of that name; None is the first one. ApiError 404 if there is none."""
+        if name is None or name in ("default", f"{self.models[0].name}:latest"):
+            return self.models[0]
+        for model in self.models:
+            if model.name == name:
+                return model
+        names = ", ".join(model.name for model in self.models)
         raise ApiError(
             404,
-            f"there is no model {shown(name)} here; there is "
-            f"{', '.join(one.name for one in self.names)}",
+            f"there is no model {shown(name)} here; there is {names}",
             field="model",
             code="model_not_found",
         )
 
-    def sampling(self, **given: Any) -> Sampling:
-        """The model's own, with the fields that are not None replaced."""
+    def sampling(self, **changes: Any) -> Sampling:
+        """The model's default sampling with the fields that are not None replaced."""
         try:
-            return sampling_with(self.lm.sampling, **given)
+            return sampling_with(self.lm.sampling, **changes)
         except InvalidArgumentError as error:
             raise ApiError(400, str(error), field=error.field) from None
 
-    def conversation(
+    def chat_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
     ) -> tuple[list[int], list[str]]:
-        """Prompt ids of a conversation, and the template's own stop strings."""
+        """The token ids of a conversation, and the chat template's own stop strings."""
         tokenizer = self.lm.tokenizer
         try:
             ids = tokenizer.chat_ids(messages, tools=tools)
@@ -158,106 +144,111 @@ class Service:
         return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with a beginning of text where the model wants one."""
+        """The token ids of a text, with the beginning of text if the model uses one."""
         return self.lm.tokenizer.encode(text)
 
     def check_ids(self, ids: Sequence[int], field: str) -> list[int]:
-        """The same ids; ApiError for any that the model has not, which names the body's `field`."""
-        most = self.lm.tokenizer.vocab_size
-        wrong = next((one for one in ids if not 0 <= one < most), None)
-        if wrong is not None:
+        """`ids` as a list; ApiError with the body's `field` if the model does not have one."""
+        size = self.lm.tokenizer.vocab_size
+        unknown = next((token for token in ids if not 0 <= token < size), None)
+        if unknown is not None:
             raise ApiError(
                 400,
-                f"{field}: token ids must be from 0 to {most - 1}, got {shown(wrong)}",
+                f"{field}: token ids must be from 0 to {size - 1}, got {shown(unknown)}",
                 field=field,
             )
         return list(ids)
 
-    def bytes_of(self, token: int) -> bytes:
-        """What one token stands for; a special one, its name."""
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token; for a special token, its name."""
         return self.lm.tokenizer.bytes_of(token)
 
-    def text_of(self, token: int) -> str:
-        """One token as text; half a character is U+FFFD."""
-        return self.bytes_of(token).decode("utf-8", "replace")
+    def token_text(self, token: int) -> str:
+        """A token as text; an incomplete character is U+FFFD."""
+        return self.token_bytes(token).decode("utf-8", "replace")
 
     # Replies.
 
-    def start(self, asks: Sequence[GenerationRequest], field: str = "prompt") -> Replies:
-        """Queue them, all or none; ApiError where a prompt is too long or the queue is full.
+    def start(self, generations: Sequence[GenerationRequest], field: str = "prompt") -> ReplyStream:
+        """Queues all requests or none; ApiError if a prompt is too long or the queue is full.
 
-        `field` is what the API calls the prompt. Later trouble is raised by iterating: 408 for a
-        reply that took too long, 503 at the end of the server.
+        `field` is the API's name for the prompt. Later errors are raised by the stream: 408 for a
+        reply that took too long, 503 when the server ends.
         """
-        requests = [self._request(ask, field) for ask in asks]
-        tokenizer = self.lm.tokenizer
-        pairs = enumerate(zip(asks, requests, strict=True))
-        voices = [ReplyState(tokenizer, i, ask, request) for i, (ask, request) in pairs]
-        replies = Replies(voices, self._cancel, self._watch)
-        self._voices.update((voice.request, (ref(replies), voice)) for voice in voices)
+        requests = [self._request(generation, field) for generation in generations]
+        states = [
+            ReplyState(self.lm.tokenizer, index, generation, request)
+            for index, (generation, request) in enumerate(zip(generations, requests, strict=True))
+        ]
+        stream = ReplyStream(states, self._cancel, self._observe)
+        self._streams.update((state.request, (ref(stream), state)) for state in states)
         try:
             self._submit(requests)
         except ApiError:
             self._forget(requests)
             raise
-        return replies
+        return stream
 
     async def embed(
         self, served: ServedModel, prompts: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """For each prompt the mean of the last layer's hidden states, after the norm."""
+        """For each prompt, the mean of the last layer's hidden states after the norm."""
         greedy = Sampling()
-        asks = [
+        generations = [
             GenerationRequest(prompt=ids, served=served, sampling=greedy, max_tokens=0)
             for ids in prompts
         ]
-        requests = [self._request(ask, "input", embed=True) for ask in asks]
+        requests = [self._request(generation, "input", embed=True) for generation in generations]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[RequestEvent]] = [loop.create_future() for _ in requests]
-        self._pools.update(zip(requests, futures, strict=True))
+        self._embeddings.update(zip(requests, futures, strict=True))
         try:
             self._submit(requests)
             events = [await future for future in futures]
         finally:
             self._cancel(requests)
-        # The fused form has the divisor in its norm.
+        # The fused model has the divisor in its norm.
         scale = self.lm.config.logit_divisor if isinstance(self.lm.model, FusedModel) else 1
         means = []
         for event in events:
             if isinstance(event, RequestFailed):
-                raise refusal_of(event.error)
+                raise api_error_of(event.error)
             assert isinstance(event, PrefillDone)
             means.append([value * scale for value in event.embedding])
         return means
 
-    def _request(self, ask: GenerationRequest, field: str, embed: bool = False) -> Request:
-        if not ask.prompt:
+    def _request(self, generation: GenerationRequest, field: str, embed: bool = False) -> Request:
+        prompt = generation.prompt
+        if not prompt:
             raise ApiError(400, "the prompt is empty; expected at least one token", field=field)
-        room = self.context_length - len(ask.prompt)
-        if room < (ask.max_tokens != 0):
+        room = self.context_length - len(prompt)
+        if room < (generation.max_tokens != 0):
             raise ApiError(
                 400,
-                f"the prompt has {len(ask.prompt)} tokens and the context is "
+                f"the prompt has {len(prompt)} tokens and the context is "
                 f"{self.context_length}; shorten it to leave room for a reply",
                 field=field,
                 code="context_length_exceeded",
             )
-        if ask.grammar and (ask.min_tokens or ask.ignore_eos):
+        if generation.grammar and (generation.min_tokens or generation.ignore_eos):
             raise ApiError(
-                400, "a form for the reply says itself where it may end; leave out others"
+                400,
+                "a grammar decides where the reply may end; leave out min_tokens and ignore_eos",
             )
-        wanted = self.max_tokens if ask.max_tokens is None else ask.max_tokens
-        own = () if ask.ignore_eos else self.lm.tokenizer.eos_ids
+        max_tokens = generation.max_tokens
+        if max_tokens is None:
+            max_tokens = room if self.max_tokens is None else self.max_tokens
+        eos = () if generation.ignore_eos else self.lm.tokenizer.eos_ids
         return Request(
-            prompt=ask.prompt,
-            max_tokens=room if wanted is None else min(wanted, room),
-            sampling=ask.sampling,
-            adapter=ask.served.adapter,
-            eos=frozenset(own) | frozenset(ask.stop_tokens),
-            min_tokens=ask.min_tokens,
-            grammar=ask.grammar,
-            top_logprobs=ask.top_logprobs,
-            logprob_start=ask.score_from,
+            prompt=prompt,
+            max_tokens=min(max_tokens, room),
+            sampling=generation.sampling,
+            adapter=generation.served.adapter,
+            eos=frozenset(eos) | frozenset(generation.stop_tokens),
+            min_tokens=generation.min_tokens,
+            grammar=generation.grammar,
+            top_logprobs=generation.top_logprobs,
+            logprob_start=generation.logprob_start,
             embed=embed,
             deadline=None if self.timeout is None else time.monotonic() + self.timeout,
         )
@@ -266,7 +257,7 @@ class Service:
         try:
             self._scheduler.submit(requests)
         except (QueueFullError, ClosedError) as error:
-            raise refusal_of(error) from None
+            raise api_error_of(error) from None
 
     def _cancel(self, requests: Sequence[Request]) -> None:
         self._forget(requests)
@@ -274,34 +265,34 @@ class Service:
 
     def _forget(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            self._voices.pop(request, None)
-            self._pools.pop(request, None)
+            self._streams.pop(request, None)
+            self._embeddings.pop(request, None)
 
-    def _watch(self, part: Chunk) -> None:
+    def _observe(self, chunk: Chunk) -> None:
         for observer in self.observers:
-            observer(part)
+            observer(chunk)
 
-    def _told(self, told: Sequence[tuple[Request, RequestEvent]]) -> None:
-        """What the scheduler says, on its thread."""
-        heard = defaultdict(list)
-        for request, event in told:
-            if found := self._voices.get(request):
-                replies, voice = found
-                heard[replies].append((voice, event))
-            elif future := self._pools.get(request):
-                future.get_loop().call_soon_threadsafe(_settle, future, event)
-        for listener, events in heard.items():
-            if listening := listener():
-                listening.hear(events)
+    def _on_events(self, events: Sequence[tuple[Request, RequestEvent]]) -> None:
+        """Passes the scheduler's events on; runs on the scheduler's thread."""
+        by_stream = defaultdict(list)
+        for request, event in events:
+            if entry := self._streams.get(request):
+                stream_ref, state = entry
+                by_stream[stream_ref].append((state, event))
+            elif future := self._embeddings.get(request):
+                future.get_loop().call_soon_threadsafe(_set_result, future, event)
+        for stream_ref, own_events in by_stream.items():
+            if stream := stream_ref():
+                stream.put(own_events)
 
-    # The whole.
+    # The server.
 
     async def flush(self) -> None:
-        """Forget what was read before."""
+        """Empties the prefix cache."""
         self._scheduler.flush()
 
     def state(self) -> dict[str, int]:
-        """How busy it is."""
+        """The load and the limits of the scheduler and its prefix cache."""
         scheduler = self._scheduler
         return {
             "running": scheduler.running_count,
@@ -314,11 +305,28 @@ class Service:
         }
 
     async def close(self, seconds: float = 0) -> None:
-        """Take no more requests, let those there are finish for `seconds`, and end."""
+        """Refuses new requests, lets the present ones finish for `seconds`, and ends."""
         self._scheduler.close(seconds)
         await asyncio.to_thread(self._scheduler.join)
 
 
-def _settle(future: asyncio.Future[RequestEvent], event: RequestEvent) -> None:
+def _load_adapters(lm: LM, folders: Mapping[str, str | Path]) -> dict[str | None, LanguageModel]:
+    """The model with each of the adapters; they share its weights."""
+    if folders and lm.sharded:
+        raise InvalidArgumentError(
+            "--adapter: not on a model that several processes share; fuse it first "
+            "(minicpm-mlx fuse)"
+        )
+    networks: dict[str | None, LanguageModel] = {}
+    for name, folder in folders.items():
+        networks[name] = share_weights(lm.model)
+        try:
+            apply_adapter(networks[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+        except MiniCPMError as error:
+            raise type(error)(f"--adapter {name}: {error}") from None
+    return networks
+
+
+def _set_result(future: asyncio.Future[RequestEvent], event: RequestEvent) -> None:
     if not future.done():
         future.set_result(event)

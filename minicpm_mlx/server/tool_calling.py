@@ -1,4 +1,4 @@
-"""Functions that a model may call: what it is told of them, and what it wrote."""
+"""Functions that a model may call: their description in the prompt, and calls in the reply."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..engine.grammar import Grammar
+from ..engine import Grammar
 from ..lm.outputs import overlap
-from ..text.tokenizer import Tokenizer
 from .http.api_error import ApiError, unsupported
-from .http.streaming import Body, identifier
-from .parameters import compute, grammar_of
-from .tool_formats import Form, form_of
-
-if TYPE_CHECKING:
-    from .service import Service
+from .http.schema import Body
+from .http.streaming import new_id
+from .parameters import compile_grammar, compile_only_grammar, run_in_thread
+from .reply_stream import Chunk
+from .service import Service
+from .tool_formats import ToolFormat, detect_tool_format
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
@@ -30,9 +29,9 @@ class Function(Body):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """The JSON schema of its arguments, an object's."""
+    """The JSON schema of its arguments, an object."""
     strict: bool | None = None
-    """Accepted: calls that are asked for follow the schema in any case."""
+    """Accepted: required calls follow the schema in any case."""
 
 
 class Tool(Body):
@@ -45,7 +44,7 @@ class NamedFunction(Body):
 
 
 class NamedChoice(Body):
-    """This function, and no other, must be called."""
+    """The one function that must be called."""
 
     type: Literal["function"]
     function: NamedFunction
@@ -58,15 +57,20 @@ class ToolCall:
     name: str
     arguments: str
     """An object as JSON text."""
-    id: str = field(default_factory=lambda: identifier("call_"))
+    id: str = field(default_factory=lambda: new_id("call_"))
 
 
-class Toolbox:
+def template_call(call_id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of an earlier message, as chat templates take it."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+class RequestTools:
     """The functions of one request.
 
     `choice` is "auto" (the model decides), "none", "required" (at least one call) or the name of
-    the function to call. ApiError where there are functions and the model's chat template has no
-    place for them, or writes calls in a form that is not known here.
+    the function to call. Raises ApiError if there are functions and the model's chat template does
+    not take them or writes calls in an unknown format.
     """
 
     def __init__(
@@ -77,92 +81,95 @@ class Toolbox:
         parallel: bool = True,
     ):
         self.service = service
-        self.tokenizer: Tokenizer = service.lm.tokenizer
+        self.tokenizer = service.lm.tokenizer
         self.functions = {tool.name: dict(tool.parameters or {}) for tool in tools}
         self.choice, self.parallel = choice, parallel
-        _check(tools, self.functions, choice)
+        _check_choice(tools, self.functions, choice)
         self.active = bool(tools) and choice != "none"
-        self.form: Form | None = self._form() if self.active else None
+        self.format: ToolFormat | None = self._find_format() if self.active else None
         described = [tool.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools]
-        self.described = [{"type": "function", "function": one} for one in described]
+        self.described = [{"type": "function", "function": function} for function in described]
 
-    def _form(self) -> Form:
+    def _find_format(self) -> ToolFormat:
         template = self.tokenizer.template
         if template is None or not template.takes_tools:
             raise unsupported(
                 "tools",
-                "this model's chat template has no place for them; leave them out, or serve a "
-                "model that was trained with tools",
+                "this model's chat template does not take tools; leave them out, or serve a model "
+                "that was trained with tools",
             )
-        form = form_of(template.source)
-        if form is None:
-            raise unsupported("tools", "this model's chat template has calls in an unknown form")
-        return form
+        tool_format = detect_tool_format(template.source)
+        if tool_format is None:
+            raise unsupported("tools", "this model's chat template writes calls in an unknown form")
+        return tool_format
 
     @property
     def for_template(self) -> list[dict[str, Any]] | None:
-        """What the chat template is given."""
+        """The `tools` argument of the chat template."""
         return self.described if self.active else None
 
     @property
     def keep_special(self) -> bool:
-        """Whether the marks of a call are special tokens, which text leaves out otherwise."""
-        form = self.form
-        return form is not None and any(
-            mark in form.opening or mark in form.closing for mark in self._specials()
-        )
+        """Whether the tags of a call are special tokens, which text leaves out otherwise."""
+        tags = self.format.opening + "\0" + self.format.closing if self.format else ""
+        return any(token in tags for token in self._special_tokens())
 
     @property
     def stops(self) -> list[str]:
-        """What ends the reply early: the end of the first call, where one is enough."""
-        return [self.form.closing] if self.form is not None and not self.parallel else []
+        """Stop strings: the end of the first call if no parallel calls are wanted."""
+        return [self.format.closing] if self.format is not None and not self.parallel else []
 
-    def reader(self) -> CallReader | None:
-        """What finds the calls in one reply."""
-        return None if self.form is None else CallReader(self.form, self.functions)
+    def reader(self) -> CallReader:
+        return CallReader(self.format, self.functions)
 
-    async def grammar(self) -> Grammar | None:
-        """What holds the reply to calls, where the client wants one."""
-        form = self.form
-        if form is None or self.choice == "auto":
+    async def grammar(self, guides: Mapping[str, Mapping[str, Any]]) -> Grammar | None:
+        """The grammar that `guides` give by field, or that of a required call.
+
+        ApiError if there are several guides, or a guide and tools.
+        """
+        guides = {name: guide for name, guide in guides.items() if guide}
+        tool_format = self.format
+        if tool_format is None:
+            return await compile_only_grammar(self.service, guides)
+        for name in guides:
+            raise ApiError(400, f"{name} and tools exclude each other; leave one out", field=name)
+        if self.choice == "auto":
             return None
-        lark = await compute(lambda: self._lark(form), "tools")
-        return await grammar_of(self.service, {"ebnf": lark}, "tools")
+        lark = await run_in_thread(lambda: self._lark(tool_format), "tools")
+        return await compile_grammar(self.service, {"ebnf": lark}, "tools")
 
-    def _lark(self, form: Form) -> str:
-        names = [self.choice] if self.choice in self.functions else list(self.functions)
-        rules = [form.rule(name, self.functions[name], self._literal) for name in names]
-        calls = (
-            "call" if self.choice in self.functions or not self.parallel else 'call ("\\n" call)*'
-        )
+    def _lark(self, tool_format: ToolFormat) -> str:
+        only = self.choice in self.functions
+        names = [self.choice] if only else list(self.functions)
+        rules = [tool_format.rule(name, self.functions[name], self._literal) for name in names]
         return "\n".join(
             [
-                f"start: {calls}",
+                "start: call" if only or not self.parallel else 'start: call ("\\n" call)*',
                 "call: " + " | ".join(f"call{i}" for i in range(len(rules))),
                 *(f"call{i}: {rule}" for i, rule in enumerate(rules)),
             ]
         )
 
     def _literal(self, text: str) -> str:
-        """A Lark expression for `text`: special tokens by number, as their text would be others."""
-        specials = self._specials()
-        pattern = "|".join(re.escape(mark) for mark in sorted(specials, key=len, reverse=True))
-        pieces = re.split(f"({pattern})", text) if specials else [text]
+        """A Lark expression for `text`. Special tokens are written by id: as text they would be
+        spelled with other tokens."""
+        special = self._special_tokens()
+        pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+        pieces = re.split(f"({pattern})", text) if special else [text]
         return " ".join(
-            f"<[{specials[piece]}]>" if piece in specials else json.dumps(piece, ensure_ascii=False)
+            f"<[{special[piece]}]>" if piece in special else json.dumps(piece, ensure_ascii=False)
             for piece in pieces
             if piece
         )
 
-    def _specials(self) -> dict[str, int]:
-        """The special tokens that marks are made of."""
+    def _special_tokens(self) -> dict[str, int]:
         added = self.tokenizer.backend.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
 
 
-def _check(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:
+def _check_choice(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:
     if len(functions) != len(tools):
-        raise ApiError(400, "tools: each function needs a name of its own", field="tools")
+        raise ApiError(400, "tools: each function needs its own name", field="tools")
     if choice in ("auto", "none"):
         return
     if not functions:
@@ -176,48 +183,56 @@ def _check(tools: Sequence[Function], functions: Mapping[str, Any], choice: str)
 
 
 class CallReader:
-    """Divides a reply, as it comes, into text and calls; what is no good call stays text."""
+    """Splits a reply into text and calls as it arrives; an invalid call stays text.
 
-    def __init__(self, form: Form, functions: Mapping[str, Any]):
-        self.form, self.functions = form, functions
-        self.held = ""
-        self.called = False
-        """A call has been found."""
+    Without a format all is text.
+    """
+
+    def __init__(self, tool_format: ToolFormat | None, functions: Mapping[str, Any]):
+        self.format, self.functions = tool_format, functions
+        self.pending = ""
+        self.has_called = False
+
+    def read(self, chunk: Chunk) -> list[str | ToolCall]:
+        """The text and the calls that are complete with `chunk`."""
+        pieces = self.add(chunk.text)
+        return pieces + self.finish(chunk.stopped_by) if chunk.finish_reason else pieces
 
     def add(self, text: str) -> list[str | ToolCall]:
-        """What is certain by now."""
-        self.held += text
-        found: list[str | ToolCall] = []
-        while (at := self.held.find(self.form.opening)) >= 0:
-            self._say(found, at)
-            end = self.form.end(self.held)
+        if self.format is None:
+            return [text] if text else []
+        self.pending += text
+        pieces: list[str | ToolCall] = []
+        while (start := self.pending.find(self.format.opening)) >= 0:
+            self._take_text(pieces, start)
+            end = self.format.end(self.pending)
             if end < 0:
-                return found
-            found.append(self._call(self.held[:end]))
-            self.held = self.held[end:]
-        self._say(found, len(self.held) - overlap(self.held, self.form.opening))
-        return found
+                return pieces
+            pieces.append(self._parse_call(self.format, self.pending[:end]))
+            self.pending = self.pending[end:]
+        self._take_text(pieces, len(self.pending) - overlap(self.pending, self.format.opening))
+        return pieces
 
     def finish(self, stopped_by: str | None = None) -> list[str | ToolCall]:
-        """The rest, once no more text comes; a call may have been cut by the stop string."""
-        rest, self.held = self.held, ""
-        if rest.startswith(self.form.opening) and stopped_by == self.form.closing:
-            return [self._call(rest + self.form.closing)]
-        found: list[str | ToolCall] = []
-        self.held = rest
-        self._say(found, len(rest))
-        return found
+        """The rest at the end of the reply; the stop string may have cut the end of a call off."""
+        pieces: list[str | ToolCall] = []
+        form = self.format
+        if form and self.pending.startswith(form.opening) and stopped_by == form.closing:
+            text, self.pending = self.pending, ""
+            return [self._parse_call(form, text + form.closing)]
+        self._take_text(pieces, len(self.pending))
+        return pieces
 
-    def _say(self, found: list[str | ToolCall], length: int) -> None:
-        """Give out the first characters as text; space between calls is no text."""
-        text, self.held = self.held[:length], self.held[length:]
-        if text and not (self.called and text.isspace()):
-            found.append(text)
+    def _take_text(self, pieces: list[str | ToolCall], length: int) -> None:
+        """Moves the first characters to `pieces`. White space between calls is left out."""
+        text, self.pending = self.pending[:length], self.pending[length:]
+        if text and not (self.has_called and text.isspace()):
+            pieces.append(text)
 
-    def _call(self, text: str) -> str | ToolCall:
+    def _parse_call(self, tool_format: ToolFormat, text: str) -> str | ToolCall:
         try:
-            name, arguments = self.form.read(text, self.functions)
+            name, arguments = tool_format.read(text, self.functions)
         except (ValueError, RecursionError):
             return text
-        self.called = True
+        self.has_called = True
         return ToolCall(name, json.dumps(arguments, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""How models write that they call a function: the forms that chat templates teach them."""
+"""The forms in which models write tool calls, as their chat templates define them."""
 
 from __future__ import annotations
 
@@ -15,104 +15,102 @@ Schema = Mapping[str, Any]
 """A JSON schema: that of a function's arguments, or of one of them."""
 
 Literal = Callable[[str], str]
-"""Text to the Lark expression that stands for it."""
+"""Turns text into a Lark expression for it."""
 
 
-class Form(Protocol):
-    """One way to write calls."""
+class ToolFormat(Protocol):
+    """One way to write tool calls."""
 
     opening: str
-    """What a call begins with."""
+    """The text at the start of a call."""
     closing: str
-    """What it ends with."""
+    """The text at its end."""
 
     def end(self, text: str) -> int:
-        """Where the call that `text` begins with ends; -1 where it does not yet."""
+        """The end of the call at the start of `text`; -1 if it is not complete."""
         ...
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> tuple[str, dict[str, Any]]:
-        """Name and arguments of a call; ValueError for what is none of `functions`."""
+        """Name and arguments of a call; ValueError if it calls none of `functions`."""
         ...
 
     def rule(self, name: str, arguments: Schema, literal: Literal) -> str:
-        """The Lark expression of a call; InvalidArgumentError where there can be none."""
+        """The Lark expression of a call; InvalidArgumentError if there is none."""
         ...
 
 
-class JsonForm:
+class JsonToolFormat:
     """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen and many others."""
 
     opening, closing = "<tool_call>", "</tool_call>"
 
     def end(self, text: str) -> int:
-        at = text.find(self.closing)
-        return at if at < 0 else at + len(self.closing)
+        start = text.find(self.closing)
+        return start if start < 0 else start + len(self.closing)
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> tuple[str, dict[str, Any]]:
-        call = _object(json.loads(text[len(self.opening) :].removesuffix(self.closing)))
+        call = _parse_object(json.loads(text[len(self.opening) :].removesuffix(self.closing)))
         if call.get("name") not in functions:
             raise ValueError(f"no function {call.get('name')!r}")
-        return call["name"], _object(call.get("arguments", {}))
+        return call["name"], _parse_object(call.get("arguments", {}))
 
     def rule(self, name: str, arguments: Schema, literal: Literal) -> str:
         head = f'{self.opening}\n{{"name": {json.dumps(name)}, "arguments": '
-        return f"{literal(head)} {_json(arguments)} {literal('}' + chr(10) + self.closing)}"
+        schema = json.dumps({"type": "object", **arguments})
+        return f"{literal(head)} %json {schema} {literal('}' + chr(10) + self.closing)}"
 
 
-class XmlForm:
+class XmlToolFormat:
     """`<function name="..."><param name="...">...</param></function>`: MiniCPM 5."""
 
     opening, closing = "<function", "</function>"
 
     def end(self, text: str) -> int:
-        found = _CALL.match(text)
-        return found.end() if found else -1
+        match = _CALL.match(text)
+        return match.end() if match else -1
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> tuple[str, dict[str, Any]]:
-        found = _CALL.fullmatch(text)
-        if found is None or (name := found["name"]) not in functions:
+        match = _CALL.fullmatch(text)
+        if match is None or (name := match["name"]) not in functions:
             raise ValueError("no function of that name")
         properties = _properties(functions[name])
         arguments = {
-            one["name"]: _value(one, properties.get(one["name"], {}))
-            for one in _PARAMETER.finditer(found["inner"])
+            param["name"]: _parse_value(param["inner"], properties.get(param["name"], {}))
+            for param in _PARAMETER.finditer(match["inner"])
         }
         return name, arguments
 
     def rule(self, name: str, arguments: Schema, literal: Literal) -> str:
-        needed = _items(arguments, "required")
+        required = _list_item(arguments, "required")
         parts = [literal(f'<function name="{name}">')]
         for key, schema in _properties(arguments).items():
             if not re.fullmatch(_PLAIN, key):
-                raise InvalidArgumentError(f"parameter {shown(key)}: expected a name without marks")
+                raise InvalidArgumentError(
+                    f"parameter {shown(key)}: expected a name without quotes, <, > or &"
+                )
             head, tail = literal(f'<param name="{key}">'), literal("</param>")
-            one = f"{head} {_text_or_json(schema, literal)} {tail}"
-            parts.append(one if key in needed else f"({one})?")
+            param = f"{head} {_value_rule(schema, literal)} {tail}"
+            parts.append(param if key in required else f"({param})?")
         return " ".join([*parts, literal(self.closing)])
 
 
-FORMS: Sequence[Form] = (JsonForm(), XmlForm())
+TOOL_FORMATS: Sequence[ToolFormat] = (JsonToolFormat(), XmlToolFormat())
 
 
-def form_of(template: str) -> Form | None:
-    """The form that a chat template teaches, by the marks that it writes."""
-    return next((form for form in FORMS if form.opening in template), None)
+def detect_tool_format(template: str) -> ToolFormat | None:
+    """The format that a chat template uses, found by the text that opens a call."""
+    return next((form for form in TOOL_FORMATS if form.opening in template), None)
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _parse_object(value: Any) -> dict[str, Any]:
     """An object, or the JSON text of one, as some models write arguments."""
-    found = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(found, dict):
+    parsed = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(parsed, dict):
         raise ValueError("a call and its arguments are objects")
-    return found
+    return parsed
 
 
-def _json(schema: Schema) -> str:
-    """Lark's way to say: JSON that follows `schema`, an object where that does not say."""
-    return f"%json {json.dumps({'type': 'object', **schema})}"
-
-
-# A section of plain text may hold whatever looks like a mark.
+# A CDATA section may hold text that looks like a tag.
 _CDATA = r"<!\[CDATA\[.*?\]\]>"
 _INNER = rf"(?:{_CDATA}|(?!<!\[CDATA\[).)*?"
 _PLAIN = r"""[^"'<>&\n]*"""
@@ -122,21 +120,20 @@ _PARAMETER = re.compile(rf"<param{_NAME}>(?P<inner>{_INNER})</param>", re.DOTALL
 
 
 def _properties(schema: Schema) -> Mapping[str, Schema]:
-    found = schema.get("properties")
-    return found if isinstance(found, Mapping) else {}
+    properties = schema.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
 
 
-def _items(schema: Schema, name: str) -> list[Any]:
-    found = schema.get(name)
-    return found if isinstance(found, list) else []
+def _list_item(schema: Schema, name: str) -> list[Any]:
+    items = schema.get(name)
+    return items if isinstance(items, list) else []
 
 
 def _is_text(schema: object) -> bool:
     return isinstance(schema, Mapping) and schema.get("type", "string") == "string"
 
 
-def _value(found: re.Match[str], schema: Schema) -> Any:
-    inner = found["inner"]
+def _parse_value(inner: str, schema: Schema) -> Any:
     section = re.fullmatch(r"\s*<!\[CDATA\[(.*?)\]\]>\s*", inner, re.DOTALL)
     text = section[1] if section else unescape(inner)
     if _is_text(schema):
@@ -147,9 +144,9 @@ def _value(found: re.Match[str], schema: Schema) -> Any:
         return text
 
 
-def _text_or_json(schema: Schema, literal: Literal) -> str:
+def _value_rule(schema: Schema, literal: Literal) -> str:
     if not _is_text(schema):
         return f"%json {json.dumps(schema)}"
-    if choices := _items(schema, "enum"):
+    if choices := _list_item(schema, "enum"):
         return "(" + " | ".join(literal(escape(str(choice))) for choice in choices) + ")"
     return rf"(/[^<&\]]+/ | {literal('<![CDATA[')} /[^\]]*/ {literal(']]>')})"

@@ -215,7 +215,7 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("guided_json: cannot follow this form: Invalid type", {"guided_json": {"type": "foo"}}),
         ("messages[0].content", {"messages": [{"role": "user", "content": None}]}),
         (
-            "messages[0].content is not supported",
+            "messages[0].content[0]",
             {"messages": [{"role": "user", "content": [IMAGE]}]},
         ),
         ("messages", {"messages": [{"role": "robot", "content": "Hi"}]}),
@@ -245,7 +245,7 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("text.verbosity", {"text": {"verbosity": "low"}}),
         ("tools", {"tools": [{"type": "web_search"}]}),
         ("input", {"input": []}),
-        ("text alone", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
+        ("only text", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
         ("seed", {"seed": 1}),
     ],
     "/v1/messages": [

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
-from minicpm_mlx.server.app import invalid
+from minicpm_mlx.server.app import validation_error
 from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.http.request_body import DEPTH, check_json
 from support.apis import SMALL
@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_by_the_field() -> None:
 
     def said(*errors: tuple[str, tuple[object, ...], str]) -> tuple[str | None, str]:
         found = [{"type": kind, "loc": place, "msg": text} for kind, place, text in errors]
-        refusal = invalid(found, body)
+        refusal = validation_error(found, body)
         return refusal.field, refusal.message
 
     assert said(("missing", ("body", "model"), "Field required")) == ("model", "model is missing")

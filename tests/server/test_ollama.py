@@ -189,7 +189,7 @@ def test_calls_of_functions_are_told_apart_from_text(client, monkeypatch):
     async def forced(service: Any, *_: Any) -> Any:
         return grammar_of(service.lm.tokenizer, ebnf=f"start: {json.dumps(f'Sure! {CALL}')}")
 
-    monkeypatch.setattr("minicpm_mlx.server.ollama.replies.grammar_of", forced)
+    monkeypatch.setattr("minicpm_mlx.server.ollama.replies.compile_grammar", forced)
     for stream in (False, True):
         answer = client.chat("tiny", STORY, tools=[LOOK], stream=stream)
         parts = [*answer] if stream else [answer]

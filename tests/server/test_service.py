@@ -40,7 +40,7 @@ def ask(service: Service, text: str, count: int = 12, **options: Any) -> Generat
     how = service.sampling(**options.pop("sampling", {}))
     ids = service.encode(text)
     return GenerationRequest(
-        prompt=ids, served=service.served(None), sampling=how, max_tokens=count, **options
+        prompt=ids, served=service.find_model(None), sampling=how, max_tokens=count, **options
     )
 
 
@@ -124,7 +124,7 @@ def test_embeddings_are_means_of_hidden_states_after_the_norm(service: Service) 
 
     texts = ["Hello there", "The quick brown fox jumps over the lazy dog. " * 20]
     ids = [service.encode(text) for text in texts]
-    found = asyncio.run(service.embed(service.served(None), ids))
+    found = asyncio.run(service.embed(service.find_model(None), ids))
     reference = mm.load(str(service.lm.card.path), fuse=False)
     for one, vector in zip(ids, found, strict=True):
         model: Any = reference.model
@@ -144,7 +144,7 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(
     service: Service, wrong: dict[str, Any], status: int, code: str | None
 ) -> None:
     given: dict[str, Any] = {"max_tokens": 4} | wrong
-    one = GenerationRequest(served=service.served(None), sampling=service.sampling(), **given)
+    one = GenerationRequest(served=service.find_model(None), sampling=service.sampling(), **given)
 
     async def run() -> None:
         service.start([one])
@@ -155,8 +155,10 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(
 
 
 def test_names_are_those_the_operator_gave(service: Service) -> None:
-    assert service.served(None) == service.served("tiny") == service.served("tiny:latest")
+    assert (
+        service.find_model(None) == service.find_model("tiny") == service.find_model("tiny:latest")
+    )
     for name in ("", "Tiny", "tiny:pirate", "../tiny", "/etc/passwd", "tiny:", "tiny\0"):
         with pytest.raises(ApiError, match="there is tiny") as refused:
-            service.served(name)
+            service.find_model(name)
         assert (refused.value.status, refused.value.code) == (404, "model_not_found")

@@ -26,10 +26,10 @@ from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.tool_calling import (
     CallReader,
     Function,
-    Toolbox,
+    RequestTools,
     ToolCall,
 )
-from minicpm_mlx.server.tool_formats import JsonForm, XmlForm, form_of
+from minicpm_mlx.server.tool_formats import JsonToolFormat, XmlToolFormat, detect_tool_format
 
 if TYPE_CHECKING:
     from support.serving import Live
@@ -102,7 +102,9 @@ def as_xml(arguments: dict[str, Any]) -> str:
     return f'<function name="weather">{params}</function>'
 
 
-@pytest.mark.parametrize(("form", "write"), [(JsonForm(), as_json), (XmlForm(), as_xml)])
+@pytest.mark.parametrize(
+    ("form", "write"), [(JsonToolFormat(), as_json), (XmlToolFormat(), as_xml)]
+)
 @given(
     calls=st.lists(ARGUMENTS, max_size=3),
     before=st.text(alphabet="ab <\n", max_size=5),
@@ -118,7 +120,7 @@ def test_calls_are_read_however_the_text_comes(form, write, calls, before, sizes
     text=st.text(alphabet='<tool_cal>/{}"name:\n]', max_size=80), sizes=st.lists(st.integers(1, 5))
 )
 def test_text_without_calls_is_left_as_it_is(text, sizes):
-    for form in (JsonForm(), XmlForm()):
+    for form in (JsonToolFormat(), XmlToolFormat()):
         assert joined(read(text, form, sizes)) == (text, [])
 
 
@@ -137,7 +139,7 @@ def test_text_without_calls_is_left_as_it_is(text, sizes):
     ids=lambda text: text[:30],
 )
 def test_what_is_no_good_call_stays_text(text):
-    form = form_of(text)
+    form = detect_tool_format(text)
     assert form is not None
     assert joined(read(text, form, [7, 3])) == (text, [])
 
@@ -147,12 +149,12 @@ def test_values_have_the_types_of_their_schema():
       <param name="city"><![CDATA[a <b> & </function> c]]></param><param name="days">3</param>
     </function>"""
     expected = {"city": "a <b> & </function> c", "days": 3}
-    assert joined(read(text, XmlForm(), [10] * 20)) == ("", [("weather", expected)])
+    assert joined(read(text, XmlToolFormat(), [10] * 20)) == ("", [("weather", expected)])
 
 
 def test_arguments_may_be_json_within_json():
     text = '<tool_call>{"name": "weather", "arguments": "{\\"days\\": 2}"}</tool_call>'
-    assert joined(read(text, JsonForm(), [])) == ("", [("weather", {"days": 2})])
+    assert joined(read(text, JsonToolFormat(), [])) == ("", [("weather", {"days": 2})])
 
 
 # Templates
@@ -201,10 +203,10 @@ def speaking(lm: mm.LM, template: str) -> mm.LM:
 
 def test_marks_that_are_special_tokens_are_held_to_by_number(demo):
     there = SimpleNamespace(lm=speaking(demo, HERMES))
-    toolbox = Toolbox(there, [Function(name="time")], "required")
+    toolbox = RequestTools(there, [Function(name="time")], "required")
     assert not toolbox.keep_special
     assert toolbox._literal('a"<|im_start|>b') == '"a\\"" <[1]> "b"'
-    toolbox.form = SimpleNamespace(opening="<|im_start|>call", closing="</call>")
+    toolbox.format = SimpleNamespace(opening="<|im_start|>call", closing="</call>")
     assert toolbox.keep_special
 
 
@@ -289,9 +291,9 @@ def test_odd_schemas_are_followed_or_refused(tiny, name):
         schema = {name: odd} if name in WEATHER or name == "$ref" else {"properties": {name: odd}}
         for template in (HERMES, XML):
             there = SimpleNamespace(lm=speaking(tiny, template))
-            toolbox = Toolbox(there, [Function(name="f", parameters=schema)], "f")
+            toolbox = RequestTools(there, [Function(name="f", parameters=schema)], "f")
             with suppress(ApiError):
-                assert asyncio.run(toolbox.grammar()) is not None
+                assert asyncio.run(toolbox.grammar({})) is not None
 
 
 def test_what_contradicts_itself_is_refused(tiny_server):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.lm.outputs import Stats
-from minicpm_mlx.server.web.markdown import drawn
+from minicpm_mlx.server.web.markdown import prepare
 from minicpm_mlx.server.web.texts import TEXTS, preferred, say
 from minicpm_mlx.text.chat_template import Template
 
@@ -33,7 +33,7 @@ from minicpm_mlx.server.web.conversation import (
     until,
 )
 from minicpm_mlx.server.web.gate import check_event
-from minicpm_mlx.server.web.status import plain, status
+from minicpm_mlx.server.web.status import escape, status
 
 if TYPE_CHECKING:
     from minicpm_mlx.server.service import Service
@@ -91,20 +91,20 @@ def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
         (ApiError(429, "x", code="queue_full"), "queue is full", "队列已满"),
         (ApiError(408, "x"), "took longer", "超过"),
         (ApiError(503, "x"), "shutting down", "正在关闭"),
-        (ApiError(500, "x"), "went wrong", "出错"),
+        (ApiError(500, "x"), "server failed", "出错"),
         (ApiError(400, "odd: <b>"), "odd: <b>", "odd: <b>"),
     ],
 )
 def test_every_refusal_is_told_in_both_languages(
     refusal: ApiError, english: str, chinese: str
 ) -> None:
-    conversation = WebConversation(trouble=refusal)
+    conversation = WebConversation(error=refusal)
     assert english in status(conversation, "en", 4096).replace("\\", "")
     assert chinese in status(conversation, "zh", 4096).replace("\\", "")
 
 
 def test_plain_text_holds_no_markdown() -> None:
-    assert plain("*a* <b> 1.5") == r"\*a\* \<b\> 1\.5"
+    assert escape("*a* <b> 1.5") == r"\*a\* \<b\> 1\.5"
 
 
 # Markdown
@@ -131,20 +131,20 @@ def test_plain_text_holds_no_markdown() -> None:
     ],
 )
 def test_what_gradio_would_draw_wrongly_is_rewritten(text: str, expected: str) -> None:
-    assert drawn(text) == expected
+    assert prepare(text) == expected
 
 
 @given(st.text(alphabet="ab $`~<>![](\\)\n\t1", max_size=60))
 def test_text_without_marks_of_code_or_mathematics_keeps_no_tag(text: str) -> None:
     bare = text.translate({ord(mark): None for mark in "`~$\\\t"}).replace("    ", " ")
-    assert not any(f"<{letter}" in drawn(bare) for letter in "ab!")
-    assert "![](" not in drawn(bare)
+    assert not any(f"<{letter}" in prepare(bare) for letter in "ab!")
+    assert "![](" not in prepare(bare)
 
 
 @given(st.text(alphabet="ab $`<\n", max_size=40))
 def test_a_fence_is_left_as_it_is(text: str) -> None:
     fence = f"```\n{text.replace('`', '')}\n```"
-    assert drawn(fence) == fence
+    assert prepare(fence) == fence
 
 
 # Events
@@ -274,8 +274,8 @@ def test_a_refused_question_is_given_back_and_leaves_no_turn(service: Service) -
         return conversation
 
     conversation = asyncio.run(run())
-    assert conversation.trouble is not None
-    assert conversation.trouble.code == "context_length_exceeded"
+    assert conversation.error is not None
+    assert conversation.error.code == "context_length_exceeded"
     assert conversation.draft.startswith("word")
     assert not conversation.messages
 
@@ -290,14 +290,14 @@ def test_an_unforeseen_error_is_told_and_the_next_question_answered(
             patch.setattr(service, "start", lambda asks: 1 / 0)
             async for _ in conversation.ask(service, wrong, "Hello"):
                 pass
-        assert conversation.trouble is not None
-        assert conversation.trouble.status == 500
+        assert conversation.error is not None
+        assert conversation.error.status == 500
         async for _ in conversation.ask(service, SETTINGS, "Hello"):
             pass
         return conversation
 
     conversation = asyncio.run(run())
-    assert conversation.trouble is None
+    assert conversation.error is None
     assert len(conversation.messages) == 2
     assert "ZeroDivisionError" in caplog.text
 
@@ -311,7 +311,7 @@ def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Servi
         wrong = PageSettings(served="none", system="", top_p=None, temperature=None, max_tokens=4)
         async for _ in conversation.regenerate(service, wrong):
             pass
-        assert conversation.trouble is not None
+        assert conversation.error is not None
         return before, conversation.messages
 
     before, after = asyncio.run(run())

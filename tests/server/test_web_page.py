@@ -244,7 +244,7 @@ def test_the_system_text_is_told_to_the_model(opened: Callable[..., Page], chat:
         {"role": "system", "content": "You are a parrot."},
         {"role": "user", "content": "Hello"},
     ]
-    ids, _ = chat.service.conversation(messages)
+    ids, _ = chat.service.chat_prompt(messages)
     assert f"of {len(ids)} prompt tokens" in status(page)
 
 
@@ -312,9 +312,9 @@ def test_html_of_a_reply_is_shown_and_not_run(
     from minicpm_mlx.server.web import conversation
 
     form = grammar_of(chat.service.lm.tokenizer, regex=re.escape(HOSTILE).replace("\\ ", " "))
-    question = conversation.question
+    build = conversation.build_request
     monkeypatch.setattr(
-        conversation, "question", lambda *given: replace(question(*given), grammar=form)
+        conversation, "build_request", lambda *given: replace(build(*given), grammar=form)
     )
     page = opened()
     set_number(page, "max_tokens", 200)

@@ -15,9 +15,8 @@ import minicpm_mlx as mm
 from minicpm_mlx.server.http.settings import Settings
 from minicpm_mlx.server.serve import (
     Address,
+    GracefulServer,
     Mount,
-    Running,
-    running,
 )
 from minicpm_mlx.server.service import Service
 
@@ -44,7 +43,7 @@ class Live:
 
     url: str
     service: Service
-    running: Running
+    running: GracefulServer
     log: list[str]
     """A line for each request."""
 
@@ -95,7 +94,7 @@ def serving(
         begun.set()
 
     service = Service(lm, **options)
-    server = running(
+    server = GracefulServer(
         service,
         address=address,
         settings=chosen,

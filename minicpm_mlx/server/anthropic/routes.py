@@ -5,32 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
 from ..http.api_error import ApiError
-from ..http.streaming import identifier, sse, streamed
-from ..parameters import grammar_of
-from ..reply_stream import wholes
+from ..http.streaming import named_sse, new_id, stream_response
+from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
+from ..service import Service
 from ..tool_calling import ToolCall
-from .schema import CountBody, MessagesBody
+from .schema import ConversationBody, MessagesBody
 
-if TYPE_CHECKING:
-    from ..service import (
-        Chunk,
-        FullReply,
-        GenerationRequest,
-        Replies,
-        Service,
-    )
+Event = dict[str, Any]
 
 PING = 15.0
-"""Seconds without a word after which a stream says that it is still there."""
+"""Seconds without a chunk after which a stream sends a ping."""
 
-_KINDS = {
+_ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -41,90 +34,73 @@ _KINDS = {
 }
 
 
-def refused(refusal: ApiError) -> dict[str, Any]:
-    """The body of an answer that is none."""
-    kind = _KINDS.get(refusal.status, "api_error" if refusal.status >= 500 else None)
-    error = {"type": kind or "invalid_request_error", "message": refusal.message}
-    return {"type": "error", "error": error, "request_id": identifier("req_")}
+def error_body(error: ApiError) -> dict[str, Any]:
+    kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else None)
+    details = {"type": kind or "invalid_request_error", "message": error.message}
+    return {"type": "error", "error": details, "request_id": new_id("req_")}
 
 
 def router(service: Service) -> APIRouter:
-    """The routes of the Messages API."""
     routes = APIRouter()
 
     @routes.post("/v1/messages")
     async def messages(body: MessagesBody, request: Request) -> Response:
-        """Answer a conversation."""
-        message = MessageRun(service, body)
-        ask = await message.ask()
-        replies = service.start([ask], "messages")
-        headers = {"request-id": identifier("req_")}
+        """Continue a conversation."""
+        run = MessageRun(service, body)
+        generation = await run.generation()
+        stream = service.start([generation], "messages")
         if body.stream:
-            response: Response = streamed(
-                _events(message, replies, len(ask.prompt)),
-                trouble=lambda refusal: sse(refused(refusal), event="error"),
-            )
-            response.headers.update(headers)
-            return response
-        (whole,) = await wholes(request, replies)
-        return JSONResponse(message.whole(whole), headers=headers)
+            events = _events(run, stream, len(generation.prompt))
+            response: Response = stream_response(events, encode=named_sse, error_body=error_body)
+        else:
+            [reply] = await full_replies(request, stream)
+            response = JSONResponse(run.response(reply))
+        response.headers["request-id"] = new_id("req_")
+        return response
 
     @routes.post("/v1/messages/count_tokens")
-    async def count_tokens(body: CountBody) -> Response:
-        """How many tokens a conversation is."""
-        body.check()
-        service.served(body.model)
-        prompt, _ = body.prompt(service, body.toolbox(service))
-        headers = {"request-id": identifier("req_")}
+    async def count_tokens(body: ConversationBody) -> Response:
+        """Count the tokens of a conversation."""
+        service.find_model(body.model)
+        prompt, _ = body.prompt(service, body.request_tools(service))
+        headers = {"request-id": new_id("req_")}
         return JSONResponse({"input_tokens": len(prompt)}, headers=headers)
 
     return routes
 
 
 class MessageRun:
-    """One reply, as its content comes."""
+    """One request from its body to its response."""
 
     def __init__(self, service: Service, body: MessagesBody):
-        body.check()
         self.service, self.body = service, body
-        self.served = service.served(body.model)
-        self.toolbox = body.toolbox(service)
-        self.reader = self.toolbox.reader()
-        self.called = False
-        """A function, at least once."""
+        self.served = service.find_model(body.model)
+        self.tools = body.request_tools(service)
+        self.reader = self.tools.reader()
+        self.has_called = False
 
-    async def ask(self) -> GenerationRequest:
-        from ..service import GenerationRequest
-
-        body, toolbox = self.body, self.toolbox
-        prompt, stops = body.prompt(self.service, toolbox)
-        grammar = await grammar_of(self.service, body.guide(), "output_config.format")
+    async def generation(self) -> GenerationRequest:
+        body, tools = self.body, self.tools
+        prompt, stops = body.prompt(self.service, tools)
         return GenerationRequest(
             prompt=prompt,
             served=self.served,
-            sampling=self.service.sampling(
-                temperature=body.temperature, top_p=body.top_p, top_k=body.top_k
-            ),
+            sampling=body.sampling(self.service),
             max_tokens=body.max_tokens,
-            stop=[*(body.stop_sequences or ()), *stops, *toolbox.stops],
-            keep_special=toolbox.keep_special,
-            grammar=grammar or await toolbox.grammar(),
+            stop=[*(body.stop_sequences or ()), *stops, *tools.stops],
+            keep_special=tools.keep_special,
+            grammar=await tools.grammar({"output_config.format": body.guide()}),
         )
 
-    def read(self, part: Chunk | FullReply) -> list[str | ToolCall]:
-        """What is certain of the content with the next part of the reply."""
-        pieces: list[str | ToolCall] = [part.text] if part.text else []
-        if self.reader is not None:
-            pieces = self.reader.add(part.text)
-            if part.finish_reason:
-                pieces += self.reader.finish(part.stopped_by)
-        self.called = self.called or any(isinstance(piece, ToolCall) for piece in pieces)
+    def read(self, chunk: Chunk) -> list[str | ToolCall]:
+        pieces = self.reader.read(chunk)
+        self.has_called = self.has_called or any(isinstance(piece, ToolCall) for piece in pieces)
         return pieces
 
     def head(self) -> dict[str, Any]:
-        """The message before anything is in it."""
+        """The message without content."""
         return {
-            "id": identifier("msg_"),
+            "id": new_id("msg_"),
             "type": "message",
             "role": "assistant",
             "model": self.served.name,
@@ -133,10 +109,9 @@ class MessageRun:
             "stop_sequence": None,
         }
 
-    def whole(self, whole: FullReply) -> dict[str, Any]:
-        """The answer that is not streamed."""
+    def response(self, reply: FullReply) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
-        for piece in self.read(whole):
+        for piece in self.read(reply):
             if isinstance(piece, str) and content and content[-1]["type"] == "text":
                 content[-1]["text"] += piece
             else:
@@ -144,15 +119,15 @@ class MessageRun:
         return {
             **self.head(),
             "content": content or [_block("")],
-            **self.end(whole),
-            "usage": usage(whole.stats),
+            **self.end(reply),
+            "usage": usage(reply.stats),
         }
 
-    def end(self, last: Chunk | FullReply) -> dict[str, Any]:
-        """Why the reply ended."""
+    def end(self, last: Chunk) -> dict[str, Any]:
+        """The reason why the reply ended."""
         by_client = last.stopped_by in (self.body.stop_sequences or ())
         reason = "end_turn"
-        if self.called:
+        if self.has_called:
             reason, by_client = "tool_use", False
         elif last.finish_reason == "length":
             assert last.stats is not None
@@ -164,7 +139,7 @@ class MessageRun:
 
 
 def usage(stats: Stats) -> dict[str, int]:
-    """Tokens read and written; those that were known already are counted apart."""
+    """Token counts; cached tokens of the prompt are counted apart."""
     return {
         "input_tokens": stats.prompt_tokens - stats.cached_tokens,
         "cache_creation_input_tokens": 0,
@@ -176,98 +151,93 @@ def usage(stats: Stats) -> dict[str, int]:
 def _block(piece: str | ToolCall) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"type": "text", "text": piece}
-    return {**_begun(piece), "input": json.loads(piece.arguments)}
+    return {**_call_head(piece), "input": json.loads(piece.arguments)}
 
 
-def _begun(call: ToolCall) -> dict[str, Any]:
-    """A call before its arguments."""
+def _call_head(call: ToolCall) -> dict[str, Any]:
+    """A call without its arguments."""
     name = f"toolu_{call.id.removeprefix('call_')}"
     return {"type": "tool_use", "id": name, "name": call.name, "input": {}}
 
 
 async def _events(
-    message: MessageRun, replies: Replies, prompt_tokens: int
-) -> AsyncGenerator[bytes, None]:
-    """The answer as it comes."""
-    async with replies:
-        begun = {"input_tokens": prompt_tokens, "output_tokens": 0}
-        yield _event("message_start", message={**message.head(), "usage": begun})
+    run: MessageRun, stream: ReplyStream, prompt_tokens: int
+) -> AsyncGenerator[Event, None]:
+    async with stream:
+        first_usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
+        yield _event("message_start", message={**run.head(), "usage": first_usage})
         yield _event("ping")
         blocks = ContentBlockStream()
-        async for part in _or_pings(aiter(replies)):
-            if part is None:
+        async for chunk in _with_pings(aiter(stream)):
+            if chunk is None:
                 yield _event("ping")
                 continue
-            for piece in message.read(part):
+            for piece in run.read(chunk):
                 for event in blocks.add(piece):
                     yield event
-            if part.stats is not None:
+            if chunk.stats is not None:
                 for event in blocks.finish():
                     yield event
-                yield _event("message_delta", delta=message.end(part), usage=usage(part.stats))
+                yield _event("message_delta", delta=run.end(chunk), usage=usage(chunk.stats))
     yield _event("message_stop")
 
 
-async def _or_pings(parts: AsyncIterator[Chunk]) -> AsyncIterator[Chunk | None]:
-    """The parts, and None where none came for a while."""
-    coming: asyncio.Future[Chunk] | None = None
+async def _with_pings(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk | None]:
+    """The chunks, and None whenever PING seconds pass without one."""
+    following: asyncio.Future[Chunk] | None = None
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(parts))
-            if not (await asyncio.wait({coming}, timeout=PING))[0]:
+            following = following or asyncio.ensure_future(anext(chunks))
+            if not (await asyncio.wait({following}, timeout=PING))[0]:
                 yield None
                 continue
-            come, coming = coming, None
+            done, following = following, None
             try:
-                yield come.result()
+                yield done.result()
             except StopAsyncIteration:
                 return
     finally:
-        if coming:
-            coming.cancel()
+        if following:
+            following.cancel()
 
 
 class ContentBlockStream:
-    """The events of the content's blocks: a run of text is one, a call is one."""
+    """Events of content blocks: consecutive text is one block, each call is one."""
 
     def __init__(self) -> None:
         self.index = 0
         self.open = False
-        """A block has begun, and not ended."""
+        """A block has begun and not ended."""
 
-    def add(self, piece: str | ToolCall) -> Iterator[bytes]:
-        """Those of the next piece."""
+    def add(self, piece: str | ToolCall) -> Iterator[Event]:
         if isinstance(piece, str):
             if not self.open:
-                self.open = True
                 yield self._start(_block(""))
             yield self._delta({"type": "text_delta", "text": piece})
             return
         yield from self._stop()
-        yield self._start(_begun(piece))
+        yield self._start(_call_head(piece))
         yield self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
-        self.open = True
         yield from self._stop()
 
-    def finish(self) -> Iterator[bytes]:
-        """The end; content without anything is one empty text."""
+    def finish(self) -> Iterator[Event]:
+        """Ends the last block; content without any block becomes one empty text."""
         if self.index == 0 and not self.open:
-            self.open = True
             yield self._start(_block(""))
         yield from self._stop()
 
-    def _start(self, block: dict[str, Any]) -> bytes:
+    def _start(self, block: dict[str, Any]) -> Event:
+        self.open = True
         return _event("content_block_start", index=self.index, content_block=block)
 
-    def _delta(self, delta: dict[str, Any]) -> bytes:
+    def _delta(self, delta: dict[str, Any]) -> Event:
         return _event("content_block_delta", index=self.index, delta=delta)
 
-    def _stop(self) -> Iterator[bytes]:
-        """The end of the block that is open, if one is."""
+    def _stop(self) -> Iterator[Event]:
         if self.open:
             yield _event("content_block_stop", index=self.index)
             self.index, self.open = self.index + 1, False
 
 
-def _event(kind: str, **fields: Any) -> bytes:
-    return sse({"type": kind, **fields}, event=kind)
+def _event(kind: str, **fields: Any) -> Event:
+    return {"type": kind, **fields}

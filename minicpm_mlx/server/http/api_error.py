@@ -1,10 +1,10 @@
-"""Why a request is not answered; each API writes it in its own form."""
+"""The error of all APIs; each API writes it in its own form."""
 
 from __future__ import annotations
 
 
 class ApiError(Exception):
-    """A request that is refused, or could not be finished."""
+    """A request that is refused or could not be finished."""
 
     def __init__(
         self,
@@ -21,13 +21,13 @@ class ApiError(Exception):
         self.message = message
         """What was expected, what was got, what to do."""
         self.field = field
-        """The field of the body that it is about."""
+        """The field of the body in question."""
         self.code = code
         """A word for programs, such as "model_not_found"."""
         self.retry_after = retry_after
-        """Seconds after which it may be tried again."""
+        """Seconds after which the client may try again."""
 
 
-def unsupported(field: str, why: str) -> ApiError:
-    """For a field that would change the answer and cannot be honoured."""
-    return ApiError(400, f"{field} is not supported: {why}", field=field, code="unsupported")
+def unsupported(field: str, reason: str) -> ApiError:
+    """The error for a field that would change the reply and cannot be honoured."""
+    return ApiError(400, f"{field} is not supported: {reason}", field=field, code="unsupported")

@@ -1,4 +1,4 @@
-"""Connections that are too many, too slow or broken: what goes on below HTTP."""
+"""Limits on connections below HTTP: their number, and slow or broken requests."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ _FULL = (
     b"too many connections\n"
 )
 _OTHER_FILES = 256
-"""Open files that are no connections: weights, logs, the web page's."""
+"""Open files that are not connections: weights, logs, files of the web page."""
 
 
-def room_for(connections: int) -> int:
-    """How many of so many connections may be open at once. The limit of open files is raised for
-    them where it can be: a Mac's shell starts with 256."""
-    wanted = connections + _OTHER_FILES
+def connection_limit(connections: int) -> int:
+    """How many of `connections` can be open at once.
+
+    Raises the process's limit of open files if it can: a shell on a Mac starts with 256.
+    """
+    files = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        new = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        new = files if hard == resource.RLIM_INFINITY else min(files, hard)
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (new, hard))
             soft = new
@@ -36,73 +38,74 @@ def room_for(connections: int) -> int:
     return min(connections, max(soft - _OTHER_FILES, 16))
 
 
-def protocol(settings: Settings) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1 with the limits of `settings`."""
-    most = room_for(settings.max_connections)
+class LimitedConnection(H11Protocol):
+    """Closes a connection whose headers or body do not end in time."""
 
-    class Connection(H11Protocol):
-        """Ends a request whose headers or body do not come to an end."""
+    settings: Settings
+    limit: int
+    _timer: asyncio.TimerHandle | None = None
+    _phase: object = None
+    _accepted = False
 
-        _limit: asyncio.TimerHandle | None = None
-        _phase: object = None
-        _let_in = False
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self.limit:
+            transport.write(_FULL)
+            transport.close()
+            self.transport = transport
+            return
+        self._accepted = True
+        super().connection_made(transport)
+        self._expect(h11.IDLE)
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            if len(self.connections) >= most:
-                transport.write(_FULL)
-                transport.close()
-                self.transport = transport
-                return
-            self._let_in = True
-            super().connection_made(transport)
-            self._expect(h11.IDLE)
+    def data_received(self, data: bytes) -> None:
+        if not self._accepted:
+            return
+        super().data_received(data)
+        self._expect(self.conn.their_state)
 
-        def data_received(self, data: bytes) -> None:
-            if not self._let_in:
-                return
-            super().data_received(data)
-            self._expect(self.conn.their_state)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        if self._accepted:
+            super().connection_lost(exc)
 
-        def connection_lost(self, exc: Exception | None) -> None:
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE:  # the next request may never come
             self._expect(None)
-            if self._let_in:
-                super().connection_lost(exc)
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if self.conn.their_state is h11.IDLE:  # waits for another request, which may be never
-                self._expect(None)
-
-        def send_400_response(self, msg: str) -> None:
-            try:
-                super().send_400_response(msg)
-            except h11.LocalProtocolError:  # an answer has begun; there is no room for another
-                self.transport.close()
-
-        def _expect(self, phase: Any) -> None:
-            """Start the clock for what the client has to send next."""
-            if phase is self._phase:
-                return
-            self._phase = phase
-            if self._limit is not None:
-                self._limit.cancel()
-                self._limit = None
-            if phase is h11.IDLE:
-                self._limit = self.loop.call_later(settings.header_seconds, self._late)
-            elif phase is h11.SEND_BODY:
-                # The guard answers a slow body. This is for one that goes on after the answer.
-                self._limit = self.loop.call_later(2 * settings.body_seconds, self.transport.abort)
-
-        def _late(self) -> None:
-            with suppress(h11.LocalProtocolError):
-                self.send_408()
+    def send_400_response(self, msg: str) -> None:
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # a response has begun; no other can follow
             self.transport.close()
 
-        def send_408(self) -> None:
-            """Say why, and close."""
-            headers = [(b"connection", b"close"), (b"content-length", b"0")]
-            response = h11.Response(status_code=408, headers=headers, reason=b"Request Timeout")
-            for event in (response, h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+    def _expect(self, phase: Any) -> None:
+        """Starts the timer for what the client must send next."""
+        if phase is self._phase:
+            return
+        self._phase = phase
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if phase is h11.IDLE:
+            self._timer = self.loop.call_later(self.settings.header_seconds, self._on_timeout)
+        elif phase is h11.SEND_BODY:
+            # The guard answers a slow body; this ends one that continues after the response.
+            self._timer = self.loop.call_later(2 * self.settings.body_seconds, self.transport.abort)
 
-    return Connection
+    def _on_timeout(self) -> None:
+        with suppress(h11.LocalProtocolError):
+            self.send_408()
+        self.transport.close()
+
+    def send_408(self) -> None:
+        headers = [(b"connection", b"close"), (b"content-length", b"0")]
+        response = h11.Response(status_code=408, headers=headers, reason=b"Request Timeout")
+        for event in (response, h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+
+
+def protocol(settings: Settings) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1 protocol with the limits of `settings`."""
+    limit = connection_limit(settings.max_connections)
+    return type("Connection", (LimitedConnection,), {"settings": settings, "limit": limit})

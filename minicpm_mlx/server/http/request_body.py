@@ -1,74 +1,75 @@
-"""A request's body: read within its limits, and held to be JSON before anything else sees it."""
+"""Reads a request's body within its limits and checks that it is JSON before anything else does."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+
+from starlette.types import Message, Receive
 
 from ...files.strict_json import StrictJson
 from .api_error import ApiError
-from .streaming import Gone
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
+from .streaming import ClientDisconnected
 
 DEPTH = 128
-"""Levels of lists and objects; what reads them further on may do so by recursion."""
+"""Nested lists and objects, at most: code that reads them later may be recursive."""
 _LINGER = 8
-"""A body of up to this many times the limit is read to its end and thrown away, so that a client
-which writes before it reads gets an answer and not a broken pipe."""
+"""A body of up to this many times the limit is read to its end and dropped, so that a client that
+writes before it reads gets a response and not a broken pipe."""
 
 
 async def read(receive: Receive, declared: int, limit: int, seconds: float, wait: bool) -> bytes:
-    """The whole body; ApiError 413 if it is longer than `limit` bytes, 408 if it takes longer.
+    """The body; ApiError 413 above `limit` bytes, 408 after `seconds`.
 
-    `declared` is its Content-Length (0: none was given). `wait`: the client sends none before it is
-    told to go on (Expect: 100-continue), so one that is refused need not be read.
+    `declared` is its Content-Length (0: not given). With `wait` the client sends the body only
+    after 100 Continue (Expect: 100-continue), so a refused one is not read at all.
     """
     too_long = ApiError(
         413, f"the body is longer than {limit} bytes; send a shorter prompt", code="body_too_large"
     )
     if declared > limit and wait:
         raise too_long
-    parts, size, until = bytearray(), 0, time.monotonic() + seconds
+    body, size, deadline = bytearray(), 0, time.monotonic() + seconds
     more = True
     while more and size <= limit * _LINGER:
         try:
-            message = await asyncio.wait_for(receive(), until - time.monotonic())
+            message = await asyncio.wait_for(receive(), deadline - time.monotonic())
         except asyncio.TimeoutError:
             raise ApiError(
-                408, f"the body did not come within {seconds:g} seconds; send it again"
+                408, f"the body did not arrive within {seconds:g} seconds; send it again"
             ) from None
         if message["type"] == "http.disconnect":
-            raise Gone
-        piece = message.get("body", b"")
-        size += len(piece)
+            raise ClientDisconnected
+        data = message.get("body", b"")
+        size += len(data)
         if max(size, declared) <= limit:
-            parts += piece
+            body += data
         more = message.get("more_body", False)
     if size > limit:
         raise too_long
-    return bytes(parts)
+    return bytes(body)
 
 
-class _Json(StrictJson):
+class _BodyJson(StrictJson):
     def _integer(self, digits: str) -> int:
         number = super()._integer(digits)
         if not -(2**63) <= number < 2**64:
-            self._problem = f"expected numbers of 64 bits, found one of {len(digits)} digits"
+            self._problem = f"expected numbers of 64 bits, got one of {len(digits)} digits"
             return 0
         return number
 
 
 def check_json(body: bytes) -> None:
-    """ApiError 400 for what is not JSON by its standard, or could not be written as JSON again."""
+    """ApiError 400 for a body that is not standard JSON or could not be written as JSON again."""
     try:
-        value = _Json().whole(body.decode())
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        value = _BodyJson().whole(body.decode())
+        try:
+            text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise ValueError("expected finite numbers, got one beyond 1.8e308") from None
+        text.encode()
         if _depth(value) > DEPTH:
             raise ValueError(f"lists and objects are nested more than {DEPTH} deep")
     except UnicodeDecodeError as error:
@@ -79,31 +80,29 @@ def check_json(body: bytes) -> None:
         problem = f"lists and objects are nested more than {DEPTH} deep"
     except ValueError as error:
         problem = str(error)[:300]
-        if problem.startswith("Out of range float"):
-            problem = "expected finite numbers, found one beyond 1.8e308"
     else:
         return
-    raise ApiError(400, f"the body is no valid JSON: {problem}", code="invalid_json")
+    raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json")
 
 
 def _depth(value: object) -> int:
-    """How deep lists and objects are nested, counted without recursion."""
+    """The depth of nested lists and objects, counted without recursion."""
     level, depth = [value], 0
-    while level := [one for one in level if isinstance(one, (dict, list))]:
+    while level := [item for item in level if isinstance(item, (dict, list))]:
         depth += 1
         level = [
-            inner for one in level for inner in (one.values() if isinstance(one, dict) else one)
+            inner for item in level for inner in (item.values() if isinstance(item, dict) else item)
         ]
     return depth
 
 
-def given_again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body which was read, and then what comes after it."""
-    waiting = [body]
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body that was read, and then later messages."""
+    unread = [body]
 
-    async def again() -> Message:
+    async def receive_again() -> Message:
         with suppress(IndexError):
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
         return await receive()
 
-    return again
+    return receive_again

@@ -1,4 +1,4 @@
-"""What the operator of a server decides."""
+"""Settings of the operator of a server: who may send requests, and how much."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOST = re.compile(r"[a-z0-9_.-]+", re.IGNORECASE)
 
 
 def check_key(key: str, name: str) -> None:
-    """InvalidArgumentError, which calls it `name`, where `key` could not be sent in a header."""
+    """InvalidArgumentError, which calls it `name`, if `key` could not be sent in a header."""
     if not re.fullmatch(r"[!-~]+", key):
         raise InvalidArgumentError(
             f"{name} must be printable ASCII without spaces, and not empty; "
@@ -23,26 +23,26 @@ def check_key(key: str, name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Who may ask, and how much."""
+    """Keys, hosts, origins and limits."""
 
     api_key: str | None = field(default=None, repr=False)
-    """Wanted on every route; None: nobody is asked for one."""
+    """Required on every route; None: no key is needed."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names this server is called by, besides localhost, the machine's own name and addresses."""
+    """Names of this server, besides localhost, the machine's own name and addresses."""
     allowed_origins: tuple[str, ...] = ()
-    """Web pages of other hosts that may call it, such as https://example.com."""
+    """Other sites whose pages may call it, such as https://example.com."""
     max_body: int = 8 * 2**20
     """Bytes of a request's body."""
     body_seconds: float = 30.0
-    """Within which a body must have come."""
+    """A body must arrive within this time."""
     header_seconds: float = 10.0
-    """Within which a request's headers must have come."""
+    """A request's headers must arrive within this time."""
     max_requests: int = 512
-    """That are being answered at a time."""
+    """Answered at a time, at most."""
     max_connections: int = 1024
-    """That are open at a time."""
+    """Open at a time, at most."""
     log: Callable[[str], None] | None = None
-    """Told a line for each request: no prompts, no keys."""
+    """Called with a line for each request, without prompts and keys."""
 
     def __post_init__(self) -> None:
         if self.api_key is not None:

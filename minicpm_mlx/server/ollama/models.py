@@ -1,4 +1,4 @@
-"""What Ollama's API says of the models that are served: their names, sizes and settings."""
+"""Names, sizes and settings of the models, in Ollama's form."""
 
 from __future__ import annotations
 
@@ -6,50 +6,48 @@ import hashlib
 import json
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...lm.fingerprint import fingerprint
 from ...memory import parameter_count
 from ...weights.load import parameters
-
-if TYPE_CHECKING:
-    from ..service import ServedModel, Service
+from ..reply_stream import ServedModel
+from ..service import Service
 
 _NEVER = "9999-12-31T23:59:59Z"
-"""When a model that stays leaves the memory."""
+"""The expiry of a model that stays in memory."""
 
 
-def moment(seconds: float) -> str:
-    """A Unix time as Ollama writes it."""
-    written = datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
-    return written.replace("+00:00", "Z")
+def timestamp(seconds: float) -> str:
+    """A Unix time in Ollama's form."""
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def tagged(served: ServedModel) -> str:
-    """A name as Ollama's clients expect it, with a tag."""
+def _tagged_name(served: ServedModel) -> str:
+    """A name with a tag, which Ollama's clients expect."""
     return served.name if ":" in served.name else f"{served.name}:latest"
 
 
-class Models:
-    """The models of a service."""
+class OllamaModels:
+    """Describes the models of a service."""
 
     def __init__(self, service: Service):
         self.service = service
 
-    def listed(self) -> list[dict[str, Any]]:
+    def tags(self) -> list[dict[str, Any]]:
         """For /api/tags."""
-        return [self._entry(served) for served in self.service.names]
+        return [self._entry(served) for served in self.service.models]
 
-    def running(self) -> list[dict[str, Any]]:
-        """For /api/ps: all of them are in memory, and stay."""
-        more = {
+    def ps(self) -> list[dict[str, Any]]:
+        """For /api/ps: all are in memory, and stay there."""
+        memory = {
             "expires_at": _NEVER,
             "size_vram": self._size,
             "context_length": self.service.context_length,
         }
-        return [self._entry(served) | more for served in self.service.names]
+        return [self._entry(served) | memory for served in self.service.models]
 
-    def shown(self, served: ServedModel) -> dict[str, Any]:
+    def show(self, served: ServedModel) -> dict[str, Any]:
         """For /api/show."""
         template = self.service.lm.tokenizer.template
         return {
@@ -63,14 +61,14 @@ class Models:
                 "completion",
                 *(["tools"] if template and template.takes_tools else []),
             ],
-            "modified_at": moment(self.service.created),
+            "modified_at": timestamp(self.service.created),
         }
 
     def _entry(self, served: ServedModel) -> dict[str, Any]:
         return {
-            "name": tagged(served),
-            "model": tagged(served),
-            "modified_at": moment(self.service.created),
+            "name": _tagged_name(served),
+            "model": _tagged_name(served),
+            "modified_at": timestamp(self.service.created),
             "size": self._size,
             "digest": hashlib.sha256(f"{self._identity} {served.name}".encode()).hexdigest(),
             "details": self._details,
@@ -98,21 +96,21 @@ class Models:
             "family": self._family,
             "families": [self._family],
             "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M",
-            "quantization_level": self._level(),
+            "quantization_level": self._quantization_level(),
         }
 
-    def _level(self) -> str:
+    def _quantization_level(self) -> str:
         if packing := self.service.lm.config.quantization:
             return f"Q{packing.bits}"
-        kinds = {array.dtype.size for array in parameters(self.service.lm.model).values()}
-        return f"F{8 * max(kinds)}"
+        sizes = {array.dtype.size for array in parameters(self.service.lm.model).values()}
+        return f"F{8 * max(sizes)}"
 
     @cached_property
     def _info(self) -> dict[str, Any]:
         config, family = self.service.lm.config, self._family
         return {
             "general.architecture": family,
-            "general.basename": self.service.names[0].name,
+            "general.basename": self.service.models[0].name,
             "general.parameter_count": parameter_count(config),
             f"{family}.context_length": self.service.context_length,
             f"{family}.embedding_length": config.hidden_size,
@@ -125,9 +123,9 @@ class Models:
         }
 
     def _settings(self) -> list[tuple[str, str]]:
-        """The model's own sampling and stop strings, by Ollama's names."""
+        """The model's default sampling and stop strings, with Ollama's names."""
         sampling = self.service.lm.sampling
-        found = [
+        settings = [
             ("temperature", str(sampling.temperature)),
             ("top_p", str(sampling.top_p)),
             ("top_k", str(sampling.top_k)),
@@ -135,9 +133,9 @@ class Models:
         ]
         template = self.service.lm.tokenizer.template
         stops = template.stop_strings if template else ()
-        return [*found, *(("stop", json.dumps(stop, ensure_ascii=False)) for stop in stops)]
+        return [*settings, *(("stop", json.dumps(stop, ensure_ascii=False)) for stop in stops)]
 
     def _modelfile(self, served: ServedModel) -> str:
-        lines = [f"FROM {self.service.names[0].name}"]
+        lines = [f"FROM {self.service.models[0].name}"]
         lines += [f"ADAPTER {served.adapter}"] if served.adapter else []
         return "\n".join(lines + [f"PARAMETER {name} {value}" for name, value in self._settings()])

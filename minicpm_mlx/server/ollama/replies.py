@@ -1,90 +1,80 @@
-"""Ollama's /api/generate and /api/chat: lines of JSON as they come, or one object."""
+"""Ollama's /api/generate and /api/chat: a stream of JSON lines, or one object."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ...engine.logprobs import TokenLogprob
-from ...lm.outputs import Stats
-from ..http.api_error import unsupported
-from ..http.streaming import ndjson, streamed
+from ...engine import TokenLogprob
+from ..http.api_error import ApiError, unsupported
+from ..http.streaming import ndjson, stream_response
 from ..openai.common import chat_logprobs
-from ..parameters import grammar_of
-from ..reply_stream import wholes
-from ..tool_calling import CallReader, Toolbox, ToolCall
-from .models import moment
-from .schema import (
-    ChatBody,
-    CommonRequest,
-    GenerateBody,
-    OllamaOptions,
-    templated,
-)
+from ..parameters import compile_grammar
+from ..reply_stream import Chunk, GenerationRequest, full_replies
+from ..service import Service
+from ..tool_calling import CallReader, RequestTools, ToolCall
+from .models import timestamp
+from .schema import ChatBody, CommonRequest, GenerateBody, OllamaOptions
 
-if TYPE_CHECKING:
-    from ..service import (
-        Chunk,
-        FullReply,
-        GenerationRequest,
-        Service,
-    )
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message}
 
 
 @dataclass(kw_only=True)
 class OllamaReply:
-    """How one reply is written."""
+    """Writes one reply."""
 
     service: Service
     model: str
-    """As the client named it."""
+    """The name that the client sent."""
     chat: bool
-    """In a message, not as bare text."""
+    """Text is in a message, not in `response`."""
     logprobs: bool
-    begun: float
-    """When it was asked for; see time.perf_counter."""
+    start: float = field(default_factory=time.perf_counter)
     context: list[int] | None = None
-    """The prompt, to grow to the answer's `context`; None leaves that out."""
-    reader: CallReader | None = None
-    """Finds the calls of functions."""
+    """The prompt, which grows to the response's `context`; None leaves that out."""
+    reader: CallReader = field(default_factory=lambda: CallReader(None, {}))
     calls: int = 0
-    """Of functions, so far."""
+    """Calls so far."""
 
     def line(
         self,
-        said: Sequence[str | ToolCall],
+        pieces: Sequence[str | ToolCall],
         tokens: Sequence[TokenLogprob] = (),
         done: bool = False,
     ) -> dict[str, Any]:
-        """A line, but for what the last one says besides."""
-        text = "".join(piece for piece in said if isinstance(piece, str))
-        calls = [piece for piece in said if isinstance(piece, ToolCall)]
+        """A line of the stream; `end` has the further fields of the last one."""
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if calls:
             first, self.calls = self.calls, self.calls + len(calls)
             message["tool_calls"] = [_call(call, first + i) for i, call in enumerate(calls)]
-        found = {
+        line = {
             "model": self.model,
-            "created_at": moment(time.time()),
+            "created_at": timestamp(time.time()),
             **({"message": message} if self.chat else {"response": text}),
             "done": done,
         }
         if self.logprobs and tokens:
-            found["logprobs"] = chat_logprobs(self.service, tokens)
-        return found
+            line["logprobs"] = chat_logprobs(self.service, tokens)
+        return line
 
-    def end(self, reason: str, stats: Stats) -> dict[str, Any]:
-        """What the last line says besides."""
+    def end(self, chunk: Chunk) -> dict[str, Any]:
+        """The further fields of the last line."""
+        stats = chunk.stats
+        assert stats is not None
         return {
-            "done_reason": reason,
+            "done_reason": chunk.finish_reason,
             **({} if self.context is None else {"context": self.context}),
-            "total_duration": nanoseconds(time.perf_counter() - self.begun),
+            "total_duration": nanoseconds(time.perf_counter() - self.start),
             "load_duration": 0,
             "prompt_eval_count": stats.prompt_tokens,
             "prompt_eval_duration": nanoseconds(stats.ttft),
@@ -92,115 +82,94 @@ class OllamaReply:
             "eval_duration": nanoseconds(stats.seconds - stats.ttft),
         }
 
-    def read(self, part: Chunk | FullReply) -> list[str | ToolCall]:
-        """What is certain of the reply with its next part."""
+    def read(self, chunk: Chunk) -> list[str | ToolCall]:
         if self.context is not None:
-            self.context.extend(scored.token for scored in part.tokens)
-        if self.reader is None:
-            return [part.text] if part.text else []
-        found = self.reader.add(part.text)
-        if part.finish_reason is not None:
-            found += self.reader.finish(part.stopped_by)
-        return found
+            self.context.extend(scored.token for scored in chunk.tokens)
+        return self.reader.read(chunk)
 
-    def lines(self, part: Chunk) -> list[dict[str, Any]]:
-        """Those of a stream for its next part."""
-        said = self.read(part)
-        found = [self.line(said, part.tokens)] if said or (self.logprobs and part.tokens) else []
-        if part.finish_reason is not None:
-            assert part.stats is not None
-            found.append(self.line([], done=True) | self.end(part.finish_reason, part.stats))
-        return found
+    def lines(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """The lines of a stream for its next chunk."""
+        pieces, lines = self.read(chunk), []
+        if pieces or (self.logprobs and chunk.tokens):
+            lines.append(self.line(pieces, chunk.tokens))
+        if chunk.finish_reason is not None:
+            lines.append(self.line([], done=True) | self.end(chunk))
+        return lines
 
 
-def add(routes: APIRouter, service: Service) -> None:
-    """Add both routes."""
-
+def add_routes(routes: APIRouter, service: Service) -> None:
     @routes.post("/generate")
     async def generate(body: GenerateBody, request: Request) -> Response:
-        """Continue or answer a text."""
-        body.check()
+        """Continue a text or reply to it."""
         reply = _reply(service, body, chat=False)
         if not body.prompt:
             return _loaded(reply)
-        prompt, stops = prompt_of(service, body)
+        prompt, stops = _generate_prompt(service, body)
         reply.context = None if body.raw else list(prompt)
-        ask = await _ask(service, body, prompt, stops)
-        return await _answer(request, reply, ask, body.stream is not False)
+        generation = await _generation(service, body, prompt, stops)
+        return await _respond(request, reply, generation, body.stream is not False)
 
     @routes.post("/chat")
     async def chat(body: ChatBody, request: Request) -> Response:
-        """Answer a conversation."""
-        body.check()
+        """Continue a conversation."""
         reply = _reply(service, body, chat=True)
         if not body.messages:
             return _loaded(reply)
-        toolbox = Toolbox(service, [tool.function for tool in body.tools or []])
-        reply.reader = toolbox.reader()
-        messages = templated(body.messages)
-        prompt, stops = service.conversation(messages, toolbox.for_template)
-        ask = await _ask(service, body, prompt, stops, toolbox.keep_special)
-        return await _answer(request, reply, ask, body.stream is not False)
+        tools = RequestTools(service, [tool.function for tool in body.tools or []])
+        reply.reader = tools.reader()
+        messages = [message.for_template() for message in body.messages]
+        prompt, stops = service.chat_prompt(messages, tools.for_template)
+        generation = await _generation(service, body, prompt, stops, tools.keep_special)
+        return await _respond(request, reply, generation, body.stream is not False)
 
 
 def _reply(service: Service, body: CommonRequest, chat: bool) -> OllamaReply:
-    service.served(body.model)  # refuses a name that there is not
-    return OllamaReply(
-        service=service,
-        model=body.model,
-        chat=chat,
-        logprobs=bool(body.logprobs),
-        begun=time.perf_counter(),
-    )
+    service.find_model(body.model)  # ApiError for an unknown name, even without a prompt
+    return OllamaReply(service=service, model=body.model, chat=chat, logprobs=bool(body.logprobs))
 
 
 def _loaded(reply: OllamaReply) -> Response:
-    """The answer to a request for nothing: the model is there."""
+    """The response to a request without a prompt: the model is loaded."""
     return JSONResponse(reply.line([], done=True) | {"done_reason": "load"})
 
 
-async def _ask(
+async def _generation(
     service: Service,
     body: CommonRequest,
     prompt: list[int],
     stops: list[str],
     keep_special: bool = False,
 ) -> GenerationRequest:
-    from ..service import GenerationRequest
-
     options = body.options or OllamaOptions()
     return GenerationRequest(
         prompt=prompt,
-        served=service.served(body.model),
+        served=service.find_model(body.model),
         sampling=options.sampling(service),
         max_tokens=options.max_tokens(service, prompt),
         stop=[*(options.stop or []), *stops],
         keep_special=keep_special,
-        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await grammar_of(service, body.guide(), "format"),
+        top_logprobs=body.wanted_logprobs(),
+        grammar=await compile_grammar(service, body.guide(), "format"),
     )
 
 
-async def _answer(
-    request: Request, reply: OllamaReply, ask: GenerationRequest, stream: bool
+async def _respond(
+    request: Request, reply: OllamaReply, generation: GenerationRequest, stream: bool
 ) -> Response:
-    replies = reply.service.start([ask])
+    replies = reply.service.start([generation])
 
-    async def chunks() -> AsyncGenerator[bytes, None]:
+    async def lines() -> AsyncGenerator[dict[str, Any], None]:
         async with replies:
-            async for part in replies:
-                for line in reply.lines(part):
-                    yield ndjson(line)
+            async for chunk in replies:
+                for line in reply.lines(chunk):
+                    yield line
 
     if stream:
-        return streamed(
-            chunks(),
-            trouble=lambda refusal: ndjson({"error": refusal.message}),
-            media_type="application/x-ndjson",
+        return stream_response(
+            lines(), encode=ndjson, error_body=error_body, media_type="application/x-ndjson"
         )
-    (whole,) = await wholes(request, replies)
-    line = reply.line(reply.read(whole), whole.tokens, done=True)
-    return JSONResponse(line | reply.end(whole.finish_reason, whole.stats))
+    [full] = await full_replies(request, replies)
+    return JSONResponse(reply.line(reply.read(full), full.tokens, done=True) | reply.end(full))
 
 
 def _call(call: ToolCall, number: int) -> dict[str, Any]:
@@ -208,35 +177,37 @@ def _call(call: ToolCall, number: int) -> dict[str, Any]:
     return {"id": call.id, "function": function}
 
 
-def prompt_of(service: Service, body: GenerateBody) -> tuple[list[int], list[str]]:
+def _generate_prompt(service: Service, body: GenerateBody) -> tuple[list[int], list[str]]:
     """Prompt ids of /api/generate, and the template's own stop strings."""
     prompt = body.prompt or ""
     if body.raw:
         return service.encode(prompt), []
-    if service.lm.tokenizer.template is None:  # as Ollama's own default, which is the bare prompt
+    if service.lm.tokenizer.template is None:  # Ollama's default template is the bare prompt
         if body.system:
-            raise unsupported("system", "this model has no chat template to say it in")
-        before = service.check_ids(body.context or [], "context")
-        return before + service.lm.tokenizer.encode(prompt, add_bos=not before), []
+            raise unsupported("system", "this model has no chat template")
+        context = service.check_ids(body.context or [], "context")
+        return context + service.lm.tokenizer.encode(prompt, add_bos=not context), []
     if body.context:
-        return _continued(service, service.check_ids(body.context, "context"), prompt)
+        return _continue_context(service, service.check_ids(body.context, "context"), prompt)
     system = [{"role": "system", "content": body.system}] if body.system else []
-    return service.conversation([*system, {"role": "user", "content": prompt}])
+    return service.chat_prompt([*system, {"role": "user", "content": prompt}])
 
 
-def _continued(service: Service, before: list[int], prompt: str) -> tuple[list[int], list[str]]:
-    """The ids `before`, which end in a reply, with the user's next turn.
+def _continue_context(
+    service: Service, context: list[int], prompt: str
+) -> tuple[list[int], list[str]]:
+    """The ids of `context`, which ends in a reply, with the user's next message.
 
-    The turn is what the template puts behind a reply; it is seen by rendering one.
+    Renders a short conversation to find the text that the template puts after a reply.
     """
     tokenizer = service.lm.tokenizer
     question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
-    _, stops = service.conversation([question])
-    known = tokenizer.chat_text([question]) + "!"
+    _, stops = service.chat_prompt([question])
+    head = tokenizer.chat_text([question]) + "!"
     text = tokenizer.chat_text([question, reply, {"role": "user", "content": prompt}])
-    if not text.startswith(known):
+    if not text.startswith(head):
         raise unsupported("context", "the model's template cannot be continued; use /api/chat")
-    return before + tokenizer.encode(text.removeprefix(known), add_bos=False), stops
+    return context + tokenizer.encode(text.removeprefix(head), add_bos=False), stops
 
 
 def nanoseconds(seconds: float) -> int:

@@ -1,27 +1,26 @@
-"""Ollama's API: models, versions and embeddings; replies are in ollama_replies.py."""
+"""Ollama's API: models, version and embeddings; replies.py has /generate and /chat."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..http.api_error import ApiError, unsupported
-from ..http.streaming import Body, answered
-from ..openai.embeddings import unit
+from ..http.api_error import ApiError
+from ..http.schema import Body, Ignored, refused
+from ..http.streaming import run_until_disconnect
+from ..openai.embeddings import normalize
+from ..service import Service
 from . import replies
-from .models import Models
+from .models import OllamaModels
 from .schema import OllamaOptions
 
-if TYPE_CHECKING:
-    from ..service import ServedModel, Service
-
 VERSION = "0.12.11"
-"""Of Ollama's API that is followed here; clients ask for a version before they use what it has."""
+"""The version of Ollama's API that is implemented; clients check it before they use features."""
 
-_CHANGES = (
+_READ_ONLY = (
     ("POST", "/pull"),
     ("POST", "/push"),
     ("POST", "/create"),
@@ -34,9 +33,8 @@ _CHANGES = (
 class ShowBody(Body):
     model: str | None = None
     name: str | None = None
-    """What `model` was called once."""
-    verbose: bool | None = None
-    """Accepted without effect: there is no longer answer."""
+    """The older name of `model`."""
+    verbose: Ignored[bool] = None
 
 
 class EmbedBody(Body):
@@ -44,65 +42,59 @@ class EmbedBody(Body):
     input: str | list[str]
     truncate: bool | None = None
     """False refuses a text longer than the context; otherwise its end is cut off."""
-    dimensions: int | None = None
+    dimensions: Annotated[int | None, refused("an embedding has the model's own width", ())] = None
     options: OllamaOptions | None = None
     keep_alive: float | str | None = None
-    """Accepted without effect: the model stays."""
+    """Accepted without effect: the model stays in memory."""
 
 
 class EmbeddingsBody(Body):
-    """The older form."""
+    """The body of the older route."""
 
     model: str
     prompt: str | None = None
     options: OllamaOptions | None = None
-    keep_alive: float | str | None = None
-    """Accepted without effect."""
-
-
-def refused(refusal: ApiError) -> dict[str, Any]:
-    """The body of an answer that is none."""
-    return {"error": refusal.message}
+    keep_alive: Ignored[float | str] = None
 
 
 def router(service: Service) -> APIRouter:
-    """The routes under /api."""
     routes = APIRouter(prefix="/api")
-    models = Models(service)
+    models = OllamaModels(service)
 
     @routes.get("/version")
     async def version() -> dict[str, str]:
-        """The version of Ollama's API that is followed."""
+        """Show the version of Ollama's API."""
         return {"version": VERSION}
 
     @routes.get("/tags")
     def tags() -> dict[str, Any]:
-        """The models that are served."""
-        return {"models": models.listed()}
+        """List the models."""
+        return {"models": models.tags()}
 
     @routes.get("/ps")
     def ps() -> dict[str, Any]:
-        """The models that are in memory: all of them."""
-        return {"models": models.running()}
+        """List the models in memory: all of them."""
+        return {"models": models.ps()}
 
     @routes.post("/show")
     def show(body: ShowBody) -> dict[str, Any]:
-        """What there is to know of a model."""
-        return models.shown(service.served(_name(body)))
+        """Describe a model."""
+        return models.show(service.find_model(_name(body)))
 
     @routes.post("/embed")
     async def embed(body: EmbedBody, request: Request) -> Response:
-        """Embeddings of texts, of length 1."""
-        begun = time.perf_counter()
-        texts = (
-            [text for text in [body.input] if text] if isinstance(body.input, str) else body.input
-        )
-        vectors, count = await _embedded(service, request, body, texts)
+        """Embed texts, with length 1."""
+        start = time.perf_counter()
+        texts = body.input
+        if isinstance(texts, str):
+            texts = [texts] if texts else []
+        truncate = body.truncate is not False
+        vectors, count = await _embed(service, request, body.model, texts, truncate)
         return JSONResponse(
             {
                 "model": body.model,
-                "embeddings": [unit(vector) for vector in vectors],
-                "total_duration": replies.nanoseconds(time.perf_counter() - begun),
+                "embeddings": [normalize(vector) for vector in vectors],
+                "total_duration": replies.nanoseconds(time.perf_counter() - start),
                 "load_duration": 0,
                 "prompt_eval_count": count,
             }
@@ -110,23 +102,23 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/embeddings")
     async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
-        """The embedding of a text: the mean of the last hidden states."""
+        """Embed a text: the mean of the last hidden states."""
         texts = [body.prompt] if body.prompt else []
-        vectors, _ = await _embedded(service, request, body, texts)
+        vectors, _ = await _embed(service, request, body.model, texts)
         return JSONResponse({"embedding": vectors[0] if vectors else []})
 
-    for method, path in _CHANGES:
-        routes.add_api_route(path, unchanging, methods=[method])
-    replies.add(routes, service)
+    for method, path in _READ_ONLY:
+        routes.add_api_route(path, refuse_change, methods=[method])
+    replies.add_routes(routes, service)
     return routes
 
 
-async def unchanging() -> None:
+async def refuse_change() -> None:
     """Refused: this server changes no models."""
     raise ApiError(
         403,
-        "this server changes no models: it serves those it was started with; "
-        "`minicpm-mlx pull` and `minicpm-mlx convert` get and make others",
+        "this server changes no models and serves those it was started with; "
+        "use `minicpm-mlx pull` and `minicpm-mlx convert` for others",
         code="read_only",
     )
 
@@ -138,17 +130,11 @@ def _name(body: ShowBody) -> str:
     return name
 
 
-async def _embedded(
-    service: Service, request: Request, body: EmbedBody | EmbeddingsBody, texts: list[str]
+async def _embed(
+    service: Service, request: Request, model: str, texts: list[str], truncate: bool = True
 ) -> tuple[list[list[float]], int]:
-    """The embeddings of texts, and how many tokens were read."""
-    served = service.served(body.model)
-    truncate = True
-    if isinstance(body, EmbedBody):
-        truncate = body.truncate is not False
-        if body.dimensions is not None:
-            raise unsupported("dimensions", "an embedding has the model's own width")
-    limit = service.context_length
+    """The embeddings of texts, and their number of tokens."""
+    served, limit = service.find_model(model), service.context_length
     prompts = [service.encode(text) for text in texts]
     for index, prompt in enumerate(prompts):
         if len(prompt) > limit and not truncate:
@@ -159,13 +145,8 @@ async def _embedded(
                 field="input",
                 code="context_length_exceeded",
             )
-    return await _read(service, request, served, [prompt[:limit] for prompt in prompts])
-
-
-async def _read(
-    service: Service, request: Request, served: ServedModel, prompts: list[list[int]]
-) -> tuple[list[list[float]], int]:
     if not prompts:
         return [], 0
-    vectors = await answered(request, service.embed(served, prompts))
+    prompts = [prompt[:limit] for prompt in prompts]
+    vectors = await run_until_disconnect(request, service.embed(served, prompts))
     return vectors, sum(map(len, prompts))

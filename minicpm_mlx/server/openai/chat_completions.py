@@ -3,109 +3,76 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from ..http.api_error import ApiError
-from ..http.streaming import identifier
-from ..parameters import compute, grammar_of_one, refuse_all
-from ..reply_stream import wholes
-from ..tool_calling import (
-    CallReader,
-    NamedChoice,
-    Tool,
-    Toolbox,
-    ToolCall,
-)
-from .common import chat_logprobs, events, usage
-from .messages import Message, templated
-from .options import OpenAIOptions, ResponseFormat, guide_of
+from ..http.schema import NO_REASONING, TEXT_ONLY_OUTPUT, Ignored, refused
+from ..http.streaming import new_id
+from ..parameters import LogprobFields, run_in_thread
+from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
+from ..service import Service
+from ..tool_calling import CallReader, NamedChoice, RequestTools, Tool, ToolCall
+from .common import chat_logprobs, stream_events, usage
+from .messages import Message, template_messages
+from .options import OpenAIFields, ResponseFormat
 
-if TYPE_CHECKING:
-    from ..service import (
-        Chunk,
-        FullReply,
-        GenerationRequest,
-        Replies,
-        Service,
-    )
+JsonDict = dict[str, Any]
 
 
-class ChatCompletion(OpenAIOptions):
-    """A conversation to answer."""
+class ChatCompletionBody(LogprobFields, OpenAIFields):
+    """A conversation to continue."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """None: as far as the context goes."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The older name of the same."""
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """The older name of max_completion_tokens."""
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
 
-    # Accepted without effect.
-    store: bool | None = None
-    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
+    store: Ignored[bool] = None
+    service_tier: Ignored[Literal["auto", "default", "flex", "scale", "priority", "fast"]] = None
+    safety_identifier: Ignored[str] = None
+    prompt_cache_key: Ignored[str] = None
+    prompt_cache_options: Ignored[JsonDict] = None
+    prompt_cache_retention: Ignored[str] = None
 
-    # Refused where they ask for something.
-    audio: dict[str, Any] | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
-    function_call: str | dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    moderation: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
-    web_search_options: dict[str, Any] | None = None
+    audio: Annotated[JsonDict | None, refused(TEXT_ONLY_OUTPUT)] = None
+    modalities: Annotated[
+        list[Literal["text", "audio"]] | None, refused(TEXT_ONLY_OUTPUT, ([], ["text"]))
+    ] = None
+    function_call: Annotated[str | JsonDict | None, refused("use tool_choice")] = None
+    functions: Annotated[list[JsonDict] | None, refused("use tools")] = None
+    moderation: Annotated[JsonDict | None, refused("this server has no moderation")] = None
+    prediction: Annotated[JsonDict | None, refused("leave it out")] = None
+    reasoning_effort: Annotated[str | None, refused(NO_REASONING, ("none",))] = None
+    verbosity: Annotated[
+        Literal["low", "medium", "high"] | None,
+        refused("ask for the length of the reply in the messages", ("medium",)),
+    ] = None
+    web_search_options: Annotated[
+        JsonDict | None, refused("this server does not search the web")
+    ] = None
 
     def check(self) -> None:
-        """Refuse what contradicts itself or cannot be done."""
-        self.check_stream()
-        refuse_all(
-            {
-                "audio": (self.audio, "this model writes text alone"),
-                "modalities": ("audio" in (self.modalities or ()), "this model writes text alone"),
-                "function_call": (self.function_call, "use tool_choice"),
-                "functions": (self.functions, "use tools"),
-                "moderation": (self.moderation, "nothing here moderates"),
-                "prediction": (self.prediction, "leave it out"),
-                "reasoning_effort": (
-                    self.reasoning_effort not in (None, "none"),
-                    "this model does not reason before it answers",
-                ),
-                "verbosity": (
-                    self.verbosity not in (None, "medium"),
-                    "say in the messages how long the reply should be",
-                ),
-                "web_search_options": (self.web_search_options, "nothing here searches the web"),
-            }
-        )
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ApiError(400, "top_logprobs goes with logprobs: true", field="top_logprobs")
-        if (
-            None not in (both := (self.max_tokens, self.max_completion_tokens))
-            and len(set(both)) > 1
-        ):
+        super().check()
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ApiError(
                 400,
                 "max_tokens and max_completion_tokens differ; give one",
                 field="max_completion_tokens",
             )
 
-    def toolbox(self, service: Service) -> Toolbox:
+    def request_tools(self, service: Service) -> RequestTools:
         choice = self.tool_choice or "auto"
-        return Toolbox(
+        return RequestTools(
             service,
             [tool.function for tool in self.tools or ()],
             choice.function.name if isinstance(choice, NamedChoice) else choice,
@@ -114,121 +81,100 @@ class ChatCompletion(OpenAIOptions):
 
 
 class ChatRun:
-    """One request on its way."""
+    """One request from its body to its response."""
 
-    def __init__(self, service: Service, body: ChatCompletion):
-        body.check()
+    def __init__(self, service: Service, body: ChatCompletionBody):
         self.service, self.body = service, body
-        self.tools = body.toolbox(service)
+        self.tools = body.request_tools(service)
         self.head = {
-            "id": identifier("chatcmpl-"),
+            "id": new_id("chatcmpl-"),
             "created": int(time.time()),
-            "model": service.served(body.model).name,
+            "model": service.find_model(body.model).name,
         }
 
-    async def asks(self) -> list[GenerationRequest]:
-        body = self.body
-        messages, tools = templated(body.messages), self.tools.for_template
-        prompt, stops = await compute(
-            lambda: self.service.conversation(messages, tools=tools), "messages"
+    async def generations(self) -> list[GenerationRequest]:
+        body, tools = self.body, self.tools
+        messages = template_messages(body.messages)
+        prompt, stops = await run_in_thread(
+            lambda: self.service.chat_prompt(messages, tools=tools.for_template), "messages"
         )
-        grammar = await grammar_of_one(self.service, self._guides())
-        return body.asks(
+        guides = body.guides()
+        if body.response_format and (guide := body.response_format.guide()):
+            guides["response_format"] = guide
+        return body.generations(
             self.service,
             [prompt],
+            await tools.grammar(guides),
             max_tokens=body.max_completion_tokens or body.max_tokens,
-            stop=[*body.stops(), *stops, *self.tools.stops],
-            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            keep_special=self.tools.keep_special or body.skip_special_tokens is False,
-            grammar=grammar or await self.tools.grammar(),
+            stop=[*body.stops(), *stops, *tools.stops],
+            top_logprobs=body.wanted_logprobs(),
+            keep_special=tools.keep_special or body.skip_special_tokens is False,
         )
 
-    def _guides(self) -> dict[str, dict[str, Any]]:
-        """Forms for the reply, by the fields that give them."""
-        guides = self.body.guides()
-        if guide := guide_of(self.body.response_format):
-            guides["response_format"] = guide
-        if guides and self.tools.active:
-            field = next(iter(guides))
-            raise ApiError(400, f"{field} and tools cannot be had together; give one", field=field)
-        return guides
-
-    def completion(self, found: Iterable[FullReply]) -> dict[str, Any]:
-        """The answer as a whole."""
-        replies = list(found)
+    def response(self, replies: Sequence[FullReply]) -> dict[str, Any]:
         return {
             **self.head,
             "object": "chat.completion",
-            "choices": [self._choice(index, whole) for index, whole in enumerate(replies)],
-            "usage": usage([[whole.stats for whole in replies]]),
+            "choices": [self._choice(reply) for reply in replies],
+            "usage": usage([[reply.stats for reply in replies]]),
         }
 
-    def _choice(self, index: int, whole: FullReply) -> dict[str, Any]:
-        text, calls = whole.text, list[ToolCall]()
-        if reader := self.tools.reader():
-            pieces = [*reader.add(whole.text), *reader.finish(whole.stopped_by)]
-            calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
-            text = "".join(piece for piece in pieces if isinstance(piece, str))
+    def _choice(self, reply: FullReply) -> dict[str, Any]:
+        pieces = self.tools.reader().read(reply)
+        calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message["content"] = text if text.strip() else None
             message["tool_calls"] = [_call(call) for call in calls]
         logprobs = None
         if self.body.logprobs:
-            logprobs = {"content": chat_logprobs(self.service, whole.tokens), "refusal": None}
+            logprobs = {"content": chat_logprobs(self.service, reply.tokens), "refusal": None}
         return {
-            "index": index,
+            "index": reply.index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": "tool_calls" if calls else whole.finish_reason,
+            "finish_reason": "tool_calls" if calls else reply.finish_reason,
         }
 
-    async def chunks(self, replies: Replies) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer as it comes."""
-        streams = [ChoiceStream(i, self.tools.reader()) for i in range(self.body.n or 1)]
+    async def chunks(self, stream: ReplyStream) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a streamed response."""
+        choices = [ChoiceStream(i, self.tools.reader()) for i in range(self.body.n or 1)]
         stats = []
-        async with replies:
-            for stream in streams:
-                yield self._chunk(stream.choice({"role": "assistant", "content": ""}))
-            async for part in replies:
-                logprobs = chat_logprobs(self.service, part.tokens) if self.body.logprobs else None
-                for choice in streams[part.index].choices(part, logprobs):
-                    yield self._chunk(choice)
-                if part.stats is not None:
-                    stats.append(part.stats)
+        async with stream:
+            for choice in choices:
+                yield self._chunk(choice.choice({"role": "assistant", "content": ""}))
+            async for chunk in stream:
+                logprobs = chat_logprobs(self.service, chunk.tokens) if self.body.logprobs else None
+                for delta in choices[chunk.index].add(chunk, logprobs):
+                    yield self._chunk(delta)
+                if chunk.stats is not None:
+                    stats.append(chunk.stats)
         if self.body.wants_usage():
             yield self._chunk(None) | {"usage": usage([stats])}
 
     def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
-        found = {**self.head, "object": "chat.completion.chunk"}
-        found["choices"] = [] if choice is None else [choice]
-        return found | ({"usage": None} if self.body.wants_usage() else {})
+        choices = [] if choice is None else [choice]
+        chunk = {**self.head, "object": "chat.completion.chunk", "choices": choices}
+        return chunk | ({"usage": None} if self.body.wants_usage() else {})
 
 
 class ChoiceStream:
-    """The chunks of one of the replies."""
+    """Turns the chunks of one reply into choices."""
 
-    def __init__(self, index: int, reader: CallReader | None):
+    def __init__(self, index: int, reader: CallReader):
         self.index, self.reader = index, reader
         self.calls = 0
 
-    def choices(
-        self, part: Chunk, logprobs: list[dict[str, Any]] | None
-    ) -> Iterable[dict[str, Any]]:
-        """What a part of the reply comes to: one delta or several."""
-        pieces: list[str | ToolCall] = [part.text] if part.text else []
-        if self.reader is not None:
-            pieces = self.reader.add(part.text)
-            if part.finish_reason:
-                pieces += self.reader.finish(part.stopped_by)
-        deltas = [delta for piece in pieces for delta in self._deltas(piece)]
+    def add(self, chunk: Chunk, logprobs: list[dict[str, Any]] | None) -> Iterable[dict[str, Any]]:
+        deltas = [delta for piece in self.reader.read(chunk) for delta in self._deltas(piece)]
         if logprobs and not deltas:
             deltas.append({"content": ""})
         for delta in deltas:
             yield self.choice(delta, logprobs)
             logprobs = None
-        if part.finish_reason:
-            yield self.choice({}, reason="tool_calls" if self.calls else part.finish_reason)
+        if chunk.finish_reason:
+            yield self.choice({}, reason="tool_calls" if self.calls else chunk.finish_reason)
 
     def choice(
         self,
@@ -247,10 +193,10 @@ class ChoiceStream:
         if isinstance(piece, str):
             return [{"content": piece}]
         index, self.calls = self.calls, self.calls + 1
-        begun = _call(piece)
-        begun["function"]["arguments"] = ""
+        start = _call(piece)
+        start["function"]["arguments"] = ""
         arguments = {"index": index, "function": {"arguments": piece.arguments}}
-        return [{"tool_calls": [{"index": index, **begun}]}, {"tool_calls": [arguments]}]
+        return [{"tool_calls": [{"index": index, **start}]}, {"tool_calls": [arguments]}]
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -259,16 +205,15 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def router(service: Service) -> APIRouter:
-    """The route of the chat API."""
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(body: ChatCompletion, request: Request) -> Response:
-        """Answer a conversation."""
+    async def chat_completions(body: ChatCompletionBody, request: Request) -> Response:
+        """Continue a conversation."""
         chat = ChatRun(service, body)
-        replies = service.start(await chat.asks(), "messages")
+        stream = service.start(await chat.generations(), "messages")
         if body.stream:
-            return events(chat.chunks(replies))
-        return JSONResponse(chat.completion(await wholes(request, replies)))
+            return stream_events(chat.chunks(stream))
+        return JSONResponse(chat.response(await full_replies(request, stream)))
 
     return routes

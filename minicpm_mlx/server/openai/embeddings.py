@@ -6,20 +6,18 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..http.streaming import Body, answered
-from ..parameters import refuse_all
+from ..http.schema import Body, Ignored, refused
+from ..http.streaming import run_until_disconnect
+from ..service import Service
 from .prompts import Prompts, read_prompts
 
-if TYPE_CHECKING:
-    from ..service import Service
 
-
-class Embedding(Body):
+class EmbeddingBody(Body):
     """Texts to turn into vectors."""
 
     input: Prompts
@@ -27,55 +25,45 @@ class Embedding(Body):
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     """Numbers, or little-endian float32 in base64."""
-    dimensions: int | None = None
-    user: str | None = None
-    """Accepted without effect."""
+    dimensions: Annotated[int | None, refused("an embedding has the model's own width")] = None
+    user: Ignored[str] = None
 
 
-def unit(vector: list[float]) -> list[float]:
-    """`vector` with length 1."""
+def normalize(vector: list[float]) -> list[float]:
+    """`vector` scaled to length 1."""
     length = math.sqrt(sum(value * value for value in vector))
     return [value / length for value in vector] if length else vector
 
 
-def encoded(vector: Sequence[float], encoding: str | None) -> list[float] | str:
-    """A vector as the client wants it."""
+def _encode(vector: Sequence[float], encoding: str | None) -> list[float] | str:
     if encoding != "base64":
         return list(vector)
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def router(service: Service) -> APIRouter:
-    """The route of the embeddings API."""
     routes = APIRouter()
 
     @routes.post("/v1/embeddings", response_model=None)
-    async def embeddings(body: Embedding, request: Request) -> Response:
-        """The mean of the model's last hidden states over each text's tokens, scaled to length 1.
+    async def embeddings(body: EmbeddingBody, request: Request) -> Response:
+        """Embed texts: the mean of the last hidden states over each text's tokens, with length 1.
 
-        A language model's, never trained to be compared: a model made for it does better.
+        A language model is not trained to compare texts; an embedding model does better.
         """
-        refuse_all(
-            {"dimensions": (body.dimensions, f"vectors have {service.lm.config.hidden_size}")}
-        )
-        served = service.served(body.model)
+        served = service.find_model(body.model)
         prompts = await read_prompts(service, body.input, "input")
         ids = [list(prompt.ids) for prompt in prompts]
-        vectors = await answered(request, service.embed(served, ids))
+        vectors = await run_until_disconnect(request, service.embed(served, ids))
         count = sum(map(len, ids))
-        found: dict[str, Any] = {
-            "object": "list",
-            "model": served.name,
-            "data": [
-                {
-                    "object": "embedding",
-                    "index": index,
-                    "embedding": encoded(unit(vector), body.encoding_format),
-                }
-                for index, vector in enumerate(vectors)
-            ],
-            "usage": {"prompt_tokens": count, "total_tokens": count},
-        }
-        return JSONResponse(found)
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _encode(normalize(vector), body.encoding_format),
+            }
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "model": served.name, "data": data, "usage": usage})
 
     return routes

@@ -1,4 +1,4 @@
-"""Messages as OpenAI's chat API has them, and as chat templates take them."""
+"""Messages of OpenAI's chat API, and their conversion for chat templates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field
 
-from ..http.api_error import ApiError, unsupported
-from ..http.streaming import TEXT_OR_PARTS, Body
+from ..http.api_error import ApiError
+from ..http.schema import Body, Ignored, TextOrParts, UnsupportedPart, join_text, refused
+from ..tool_calling import template_call
 
 
 class TextPart(Body):
@@ -18,26 +19,21 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """What an assistant would not say; it is part of the conversation."""
+    """An assistant's refusal to answer; it is part of the conversation."""
 
     type: Literal["refusal"]
     refusal: str
 
+    @property
+    def text(self) -> str:
+        return self.refusal
 
-class OtherPart(Body):
-    """An image, a sound, a file: declared, so that its refusal can say so."""
 
+class MediaPart(UnsupportedPart):
     type: Literal["image_url", "input_audio", "file"]
-    image_url: dict[str, Any] | None = None
-    input_audio: dict[str, Any] | None = None
-    file: dict[str, Any] | None = None
 
 
-Part = Annotated[TextPart | RefusalPart | OtherPart, Field(discriminator="type")]
-Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[Part], Tag("(parts)")],
-    TEXT_OR_PARTS,
-]
+Content = TextOrParts[Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]]
 
 
 class CalledFunction(Body):
@@ -55,8 +51,6 @@ class MessageToolCall(Body):
 
 
 class SystemOrUserMessage(Body):
-    """What the system, the developer or the user says."""
-
     role: Literal["system", "developer", "user"]
     content: Content
     name: str | None = None
@@ -64,21 +58,20 @@ class SystemOrUserMessage(Body):
 
 
 class AssistantMessage(Body):
-    """What the model said, as this API returned it."""
+    """A reply as this API returned it."""
 
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
-    """Accepted without effect."""
-    audio: dict[str, Any] | None = None
-    function_call: dict[str, Any] | None = None
+    annotations: Ignored[list[Any]] = None
+    audio: Annotated[dict[str, Any] | None, refused("expected text or tool_calls", ())] = None
+    function_call: Annotated[dict[str, Any] | None, refused("use tool_calls", ())] = None
 
 
 class ToolMessage(Body):
-    """What a tool answered."""
+    """The result of a call."""
 
     role: Literal["tool"]
     content: Content
@@ -91,58 +84,34 @@ Message = Annotated[
 ]
 
 
-def templated(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages for a chat template: text, and calls with their arguments as objects."""
-    return [_templated(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_template_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def text_of(content: str | Sequence[Part] | None, field: str) -> str:
-    """The text of parts, one after the other; ApiError for parts of another kind."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(_text(part, field) for part in content)
-
-
-def _text(part: Part, field: str) -> str:
-    if isinstance(part, OtherPart):
-        raise unsupported(f"{field}.content", f"this model reads text alone, got {part.type}")
-    return part.text if isinstance(part, TextPart) else part.refusal
-
-
-def _templated(message: Message, field: str) -> dict[str, Any]:
-    if isinstance(message, AssistantMessage):
-        return _said(message, field)
+def _template_message(message: Message, field: str) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    found = {"role": role, "content": text_of(message.content, field)}
+    converted: dict[str, Any] = {"role": role, "content": join_text(message.content)}
     if message.name is not None:
-        found["name"] = message.name
+        converted["name"] = message.name
     if isinstance(message, ToolMessage):
-        found["tool_call_id"] = message.tool_call_id
-    return found
+        converted["tool_call_id"] = message.tool_call_id
+    if isinstance(message, AssistantMessage):
+        converted["content"] = converted["content"] or message.refusal or ""
+        if message.tool_calls:
+            converted["tool_calls"] = [
+                parse_call(call.id, call.function.name, call.function.arguments, field)
+                for call in message.tool_calls
+            ]
+    return converted
 
 
-def _said(message: AssistantMessage, field: str) -> dict[str, Any]:
-    for name in ("audio", "function_call"):
-        if getattr(message, name) is not None:
-            raise unsupported(f"{field}.{name}", "expected text or tool_calls")
-    text = text_of(message.content, field) or message.refusal or ""
-    found: dict[str, Any] = {"role": "assistant", "content": text}
-    if message.name is not None:
-        found["name"] = message.name
-    if message.tool_calls:
-        found["tool_calls"] = [
-            called(call.id, call.function.name, call.function.arguments, f"{field}.tool_calls")
-            for call in message.tool_calls
-        ]
-    return found
-
-
-def called(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any]:
-    """A call for a chat template, which wants the arguments as an object."""
+def parse_call(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any]:
+    """A call for a chat template; ApiError unless `arguments` is the text of a JSON object."""
     try:
-        given = json.loads(arguments or "{}")
+        parsed = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise ApiError(400, f"{field}: arguments must be a JSON object as text", field=field)
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": given}}
+    return template_call(call_id, name, parsed)

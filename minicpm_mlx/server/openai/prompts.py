@@ -1,27 +1,25 @@
-"""Prompts as the completions and embeddings API take them: text, ids, or lists of either."""
+"""Prompts of the completions and embeddings API: text, ids, or lists of either."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
 from ..http.api_error import ApiError
-from ..parameters import compute
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..parameters import run_in_thread
+from ..service import Service
 
 MAX_PROMPTS = 256
-"""Of one request."""
+"""Prompts of one request, at most."""
 
 TokenIds = list[int]
 
 
 def _kind(value: object) -> str | None:
-    """Which of the four it is, so that a mistake is told of that one alone."""
+    """The branch of the union, so that errors are those of one branch."""
     if isinstance(value, str):
         return "(text)"
     if not isinstance(value, list):
@@ -47,36 +45,38 @@ Prompts = Annotated[
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be read."""
+    """Token ids, and the text they come from."""
 
     service: Service
     ids: Sequence[int]
-    given: str | None = None
-    """The text it came as."""
+    source: str | None = None
+    """None: the request had ids."""
 
     def text(self) -> str:
-        """It as text."""
-        return self.service.lm.tokenizer.decode(self.ids) if self.given is None else self.given
+        return self.service.lm.tokenizer.decode(self.ids) if self.source is None else self.source
 
 
 async def read_prompts(
     service: Service,
-    given: str | Sequence[str] | TokenIds | Sequence[TokenIds],
+    prompts: str | Sequence[str] | TokenIds | Sequence[TokenIds],
     field: str,
     adds_bos: bool = True,
 ) -> list[Prompt]:
-    """Each of the prompts; ApiError where there is none, or one is empty."""
-    lone = isinstance(given, str) or not given or isinstance(given[0], int)
-    many = [given] if lone else given
-    found = await compute(lambda: [_read(service, one, field, adds_bos) for one in many], field)
-    if not all(prompt.ids for prompt in found):
-        raise ApiError(400, f"{field}: expected text or token ids, got an empty one", field=field)
-    return found
+    """Encodes the prompts; ApiError if there is none, or one is empty."""
+    single = isinstance(prompts, str) or not prompts or isinstance(prompts[0], int)
+    sources = [prompts] if single else prompts
+    encoded = await run_in_thread(
+        lambda: [_read(service, source, field, adds_bos) for source in sources], field
+    )
+    if not all(prompt.ids for prompt in encoded):
+        message = f"{field}: expected text or token ids, got an empty prompt"
+        raise ApiError(400, message, field=field)
+    return encoded
 
 
-def _read(service: Service, given: object, field: str, adds_bos: bool) -> Prompt:
-    if isinstance(given, str):
-        ids = service.encode(given) if adds_bos else service.lm.tokenizer.encode(given, False)
-        return Prompt(service, ids, given)
-    assert isinstance(given, list)
-    return Prompt(service, service.check_ids(given, field))
+def _read(service: Service, source: object, field: str, adds_bos: bool) -> Prompt:
+    if isinstance(source, str):
+        ids = service.encode(source) if adds_bos else service.lm.tokenizer.encode(source, False)
+        return Prompt(service, ids, source)
+    assert isinstance(source, list)
+    return Prompt(service, service.check_ids(source, field))

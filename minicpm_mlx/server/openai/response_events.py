@@ -1,77 +1,73 @@
-"""A reply as the responses API tells it: output items, and the events that build them."""
+"""Output items of OpenAI's responses API, and the events of its streams."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...lm.outputs import Stats
 from ..http.api_error import ApiError
-from ..http.streaming import identifier
-from ..tool_calling import Toolbox, ToolCall
+from ..http.streaming import new_id
+from ..reply_stream import Chunk
+from ..service import Service
+from ..tool_calling import RequestTools, ToolCall
 from .common import chat_logprobs
 
-if TYPE_CHECKING:
-    from ...lm.outputs import Stats
-    from ..service import Chunk, FullReply, Service
-
-Event = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 
 class ResponseStream:
-    """Takes the parts of one reply, or the whole of it, and gives events; then the response."""
+    """Turns the chunks of one reply, or the full reply, into events and the response."""
 
-    def __init__(self, service: Service, echoed: dict[str, Any], tools: Toolbox, logprobs: bool):
+    def __init__(
+        self, service: Service, echoed: dict[str, Any], tools: RequestTools, logprobs: bool
+    ):
         self.service, self.echoed, self.logprobs = service, echoed, logprobs
-        self.reader = tools.reader()
-        self.id, self.created = identifier("resp_"), int(time.time())
+        self.reader, self.has_tools = tools.reader(), tools.active
+        self.id, self.created = new_id("resp_"), int(time.time())
         self.output: list[dict[str, Any]] = []
         self.message: dict[str, Any] | None = None
-        """The item that text goes to, while it is open."""
-        self.part: Chunk | FullReply | None = None
+        """The open message item, to which text is added."""
+        self.chunk: Chunk | None = None
         self.error: dict[str, Any] | None = None
         self.number = 0
 
-    def begin(self) -> Iterator[Event]:
-        """Before anything is known of the reply."""
+    def begin(self) -> Iterator[ResponseEvent]:
+        """The events before the first chunk."""
         for name in ("response.created", "response.in_progress"):
             yield self._event(name, response=self.response())
-        if self.reader is None:
+        if not self.has_tools:
             yield from self._open()
 
-    def add(self, part: Chunk | FullReply) -> Iterator[Event]:
-        """What a part of the reply comes to."""
-        self.part = part
-        pieces: list[str | ToolCall] = [part.text]
-        if self.reader is not None:
-            pieces = self.reader.add(part.text)
-            if part.finish_reason:
-                pieces += self.reader.finish(part.stopped_by)
-        tokens = chat_logprobs(self.service, part.tokens) if self.logprobs else []
-        for piece in pieces:
+    def add(self, chunk: Chunk) -> Iterator[ResponseEvent]:
+        self.chunk = chunk
+        pieces = self.reader.read(chunk)
+        tokens = chat_logprobs(self.service, chunk.tokens) if self.logprobs else []
+        for piece in pieces or ([""] if tokens and not self.has_tools else []):
             if isinstance(piece, ToolCall):
                 yield from self._close()
                 yield from self._call(piece)
-            elif piece or tokens:
-                yield from self._say(piece, tokens)
+            else:
+                yield from self._add_text(piece, tokens)
                 tokens = []
-        if part.finish_reason:
-            yield from self._end(part.finish_reason)
+        if chunk.finish_reason:
+            yield from self._end(chunk.finish_reason)
 
-    def fail(self, refusal: ApiError) -> Iterator[Event]:
-        """The reply broke off."""
+    def fail(self, refusal: ApiError) -> Iterator[ResponseEvent]:
+        """The events of a reply that failed."""
         yield self._event("error", code=refusal.code, message=refusal.message, param=refusal.field)
         self.error = {"code": "server_error", "message": refusal.message}
         yield self._event("response.failed", response=self.response())
 
     def response(self) -> dict[str, Any]:
-        """The answer as far as it is known."""
-        part, status = self.part, "in_progress"
-        if part is not None and part.finish_reason:
-            status = "incomplete" if part.finish_reason == "length" else "completed"
+        """The response so far."""
+        chunk, status = self.chunk, "in_progress"
+        if chunk is not None and chunk.finish_reason:
+            status = _status(chunk.finish_reason)
         if self.error:
             status = "failed"
-        stats = part.stats if part is not None else None
+        stats = chunk.stats if chunk is not None else None
         return {
             "id": self.id,
             "object": "response",
@@ -88,21 +84,21 @@ class ResponseStream:
             **self.echoed,
         }
 
-    def _event(self, kind: str, /, **fields: Any) -> Event:
+    def _event(self, kind: str, /, **fields: Any) -> ResponseEvent:
         number, self.number = self.number, self.number + 1
         return {"type": kind, "sequence_number": number, **fields}
 
-    def _place(self, item: dict[str, Any]) -> dict[str, Any]:
+    def _position(self, item: dict[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self.output) - 1}
 
-    def _item(self, name: str, item: dict[str, Any]) -> Event:
-        # A copy, as the item goes on changing.
+    def _item(self, name: str, item: dict[str, Any]) -> ResponseEvent:
+        # A copy, because the item changes later.
         return self._event(name, output_index=len(self.output) - 1, item=dict(item))
 
-    def _open(self) -> Iterator[Event]:
-        """A message begins."""
+    def _open(self) -> Iterator[ResponseEvent]:
+        """Begins a message."""
         self.message = {
-            "id": identifier("msg_"),
+            "id": new_id("msg_"),
             "type": "message",
             "role": "assistant",
             "status": "in_progress",
@@ -110,12 +106,12 @@ class ResponseStream:
         }
         self.output.append(self.message)
         yield self._item("response.output_item.added", self.message | {"content": []})
-        self.message["content"].append(_text("", []))
-        place = self._place(self.message) | {"content_index": 0}
-        yield self._event("response.content_part.added", **place, part=_text("", []))
+        self.message["content"].append(_text_content("", []))
+        position = self._position(self.message) | {"content_index": 0}
+        yield self._event("response.content_part.added", **position, part=_text_content("", []))
 
-    def _say(self, text: str, tokens: list[dict[str, Any]]) -> Iterator[Event]:
-        """More text, with its tokens' log probabilities."""
+    def _add_text(self, text: str, tokens: list[dict[str, Any]]) -> Iterator[ResponseEvent]:
+        """Adds text with its tokens' log probabilities."""
         if self.message is None:
             yield from self._open()
         assert self.message is not None
@@ -124,32 +120,32 @@ class ResponseStream:
         content["logprobs"] += tokens
         yield self._event(
             "response.output_text.delta",
-            **self._place(self.message),
+            **self._position(self.message),
             content_index=0,
             delta=text,
             logprobs=tokens,
         )
 
-    def _close(self, status: str = "completed") -> Iterator[Event]:
-        """The message ends, if one is open."""
+    def _close(self, status: str = "completed") -> Iterator[ResponseEvent]:
+        """Ends the message, if one is open."""
         if self.message is None:
             return
         message, self.message = self.message, None
         message["status"] = status
         content = message["content"][0]
-        place = self._place(message) | {"content_index": 0}
+        position = self._position(message) | {"content_index": 0}
         yield self._event(
             "response.output_text.done",
-            **place,
+            **position,
             text=content["text"],
             logprobs=content["logprobs"],
         )
-        yield self._event("response.content_part.done", **place, part=content)
+        yield self._event("response.content_part.done", **position, part=content)
         yield self._item("response.output_item.done", message)
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
+    def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
         item = {
-            "id": identifier("fc_"),
+            "id": new_id("fc_"),
             "type": "function_call",
             "status": "in_progress",
             "call_id": call.id,
@@ -158,23 +154,27 @@ class ResponseStream:
         }
         self.output.append(item)
         yield self._item("response.output_item.added", item)
-        place, arguments = self._place(item), call.arguments
-        yield self._event("response.function_call_arguments.delta", **place, delta=arguments)
+        position, arguments = self._position(item), call.arguments
+        yield self._event("response.function_call_arguments.delta", **position, delta=arguments)
         item |= {"arguments": arguments, "status": "completed"}
         yield self._event(
-            "response.function_call_arguments.done", **place, arguments=arguments, name=call.name
+            "response.function_call_arguments.done", **position, arguments=arguments, name=call.name
         )
         yield self._item("response.output_item.done", item)
 
-    def _end(self, reason: str) -> Iterator[Event]:
-        status = "incomplete" if reason == "length" else "completed"
+    def _end(self, reason: str) -> Iterator[ResponseEvent]:
+        status = _status(reason)
         if not self.output:
             yield from self._open()
         yield from self._close(status)
         yield self._event(f"response.{status}", response=self.response())
 
 
-def _text(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+def _status(finish_reason: str) -> str:
+    return "incomplete" if finish_reason == "length" else "completed"
+
+
+def _text_content(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 

@@ -1,4 +1,4 @@
-"""What goes into OpenAI's responses API: messages, calls and their results, as items."""
+"""Input items of OpenAI's responses API: messages, calls and their results."""
 
 from __future__ import annotations
 
@@ -7,64 +7,52 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ..http.api_error import ApiError, unsupported
-from ..http.streaming import TEXT_OR_PARTS, Body
-from .messages import called
+from ..http.api_error import ApiError
+from ..http.schema import Body, Ignored, TextOrParts, UnsupportedPart, join_text
+from .messages import RefusalPart, parse_call
 
-State = Literal["in_progress", "completed", "incomplete"]
+Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputText(Body):
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: dict[str, Any] | None = None
-    """Accepted without effect."""
+    prompt_cache_breakpoint: Ignored[dict[str, Any]] = None
 
 
 class OutputText(Body):
-    """What the model said, as this API returned it."""
+    """Text of an earlier reply, as this API returned it."""
 
     type: Literal["output_text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Ignored[list[Any]] = None
+    logprobs: Ignored[list[Any]] = None
 
 
-class RefusalText(Body):
-    type: Literal["refusal"]
-    refusal: str
-
-
-class OtherInput(Body):
-    """An image or a file: declared, so that its refusal can say so."""
-
+class InputMedia(UnsupportedPart):
     type: Literal["input_image", "input_file", "input_audio"]
-    detail: str | None = None
-    file_id: str | None = None
-    image_url: str | None = None
-    file_data: str | None = None
-    file_url: str | None = None
-    filename: str | None = None
-    input_audio: dict[str, Any] | None = None
 
 
-Part = Annotated[InputText | OutputText | RefusalText | OtherInput, Field(discriminator="type")]
-Content = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[Part], Tag("(parts)")],
-    TEXT_OR_PARTS,
+Content = TextOrParts[
+    Annotated[InputText | OutputText | RefusalPart | InputMedia, Field(discriminator="type")]
 ]
 
 
-class MessageItem(Body):
+class ItemFields(Body):
+    """Fields that outputs of this API have when they come back as inputs."""
+
+    id: Ignored[str] = None
+    status: Ignored[Status] = None
+
+
+class MessageItem(ItemFields):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    id: str | None = None
-    status: State | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
+    phase: Ignored[Literal["commentary", "final_answer"]] = None
 
 
-class CallItem(Body):
+class CallItem(ItemFields):
     """A call that the model made."""
 
     type: Literal["function_call"]
@@ -72,69 +60,55 @@ class CallItem(Body):
     name: str
     arguments: str
     """JSON, as the model wrote it."""
-    id: str | None = None
-    status: State | None = None
 
 
-class ResultItem(Body):
-    """What the function answered."""
+class ResultItem(ItemFields):
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: Content
-    id: str | None = None
-    status: State | None = None
 
 
-def _kind(value: Any) -> str:
-    found = value.get("type") if isinstance(value, dict) else None
-    return f"({found})" if found in ("function_call", "function_call_output") else "(message)"
+def _tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"({kind})" if kind in ("function_call", "function_call_output") else "(message)"
 
 
 Item = Annotated[
     Annotated[MessageItem, Tag("(message)")]
     | Annotated[CallItem, Tag("(function_call)")]
     | Annotated[ResultItem, Tag("(function_call_output)")],
-    Discriminator(_kind),
+    Discriminator(_tag),
 ]
 
 
-def templated(instructions: str | None, given: str | Sequence[Item]) -> list[dict[str, Any]]:
-    """Items as messages for a chat template."""
+def template_messages(
+    instructions: str | None, items: str | Sequence[Item]
+) -> list[dict[str, Any]]:
+    """Instructions and items as messages for a chat template."""
     messages: list[dict[str, Any]] = []
     if instructions is not None:
         messages.append({"role": "system", "content": instructions})
-    if isinstance(given, str):
-        return [*messages, {"role": "user", "content": given}]
-    for index, item in enumerate(given):
-        _add(messages, item, f"input[{index}]")
+    if isinstance(items, str):
+        return [*messages, {"role": "user", "content": items}]
+    for index, item in enumerate(items):
+        _add_item(messages, item, f"input[{index}]")
     if not messages:
-        raise ApiError(400, "input: expected a text or items, got none", field="input")
+        raise ApiError(400, "input: expected text or items, got none", field="input")
     return messages
 
 
-def _add(messages: list[dict[str, Any]], item: Item, field: str) -> None:
+def _add_item(messages: list[dict[str, Any]], item: Item, field: str) -> None:
     if isinstance(item, MessageItem):
         role = "system" if item.role == "developer" else item.role
-        messages.append({"role": role, "content": _text(item.content, field)})
+        messages.append({"role": role, "content": join_text(item.content)})
     elif isinstance(item, ResultItem):
-        content = _text(item.output, field)
+        content = join_text(item.output)
         messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})
     else:
-        # The calls of one reply are items of their own here, and one message there.
+        # Each call is an item here; in a template all calls of a reply belong to its message.
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": ""})
-        found = called(item.call_id, item.name, item.arguments, f"{field}.arguments")
-        messages[-1].setdefault("tool_calls", []).append(found)
-
-
-def _text(content: str | Sequence[Part], field: str) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(_part_text(part, field) for part in content)
-
-
-def _part_text(part: Part, field: str) -> str:
-    if isinstance(part, OtherInput):
-        raise unsupported(f"{field}.content", f"this model reads text alone, got {part.type}")
-    return part.refusal if isinstance(part, RefusalText) else part.text
+        call = parse_call(item.call_id, item.name, item.arguments, f"{field}.arguments")
+        messages[-1].setdefault("tool_calls", []).append(call)

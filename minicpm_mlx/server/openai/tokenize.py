@@ -1,22 +1,20 @@
-"""The tokenizer over HTTP, as vLLM serves it and lm-eval asks for it."""
+"""The tokenizer over HTTP, as in vLLM's server; lm-eval uses it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from ..http.api_error import ApiError
-from ..http.streaming import Body
-from ..tool_calling import Tool, Toolbox
-from .messages import Message, templated
-
-if TYPE_CHECKING:
-    from ..service import Service
+from ..http.schema import Body
+from ..service import Service
+from ..tool_calling import RequestTools, Tool
+from .messages import Message, template_messages
 
 
-class Tokenize(Body):
+class TokenizeBody(Body):
     """A text, or a conversation, to encode."""
 
     model: str | None = None
@@ -27,19 +25,22 @@ class Tokenize(Body):
     """Whether a text begins with the model's bos."""
     return_token_strs: bool | None = None
 
-    def ids(self, service: Service) -> list[int]:
+    def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ApiError(400, "give one of prompt and messages", field="prompt")
+
+    def ids(self, service: Service) -> list[int]:
         if self.messages is not None:
-            toolbox = Toolbox(service, [tool.function for tool in self.tools or ()])
-            return service.conversation(templated(self.messages), tools=toolbox.for_template)[0]
+            tools = RequestTools(service, [tool.function for tool in self.tools or ()])
+            messages = template_messages(self.messages)
+            return service.chat_prompt(messages, tools=tools.for_template)[0]
         text = self.prompt or ""
         if self.add_special_tokens:
             return service.encode(text)
         return service.lm.tokenizer.encode(text, add_bos=False)
 
 
-class Detokenize(Body):
+class DetokenizeBody(Body):
     """Token ids to decode."""
 
     model: str | None = None
@@ -47,19 +48,18 @@ class Detokenize(Body):
 
 
 def router(service: Service) -> APIRouter:
-    """The routes of the tokenizer."""
     routes = APIRouter()
     tokenizer = service.lm.tokenizer
 
     @routes.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
-        """The tokenizer's special tokens and chat template."""
+        """Show the tokenizer's special tokens and chat template."""
         template = tokenizer.template
-        bos, ends = tokenizer.bos_id, tokenizer.eos_ids
+        bos, eos = tokenizer.bos_id, tokenizer.eos_ids
         return {
             "tokenizer_class": type(tokenizer).__name__,
-            "bos_token": None if bos is None else service.text_of(bos),
-            "eos_token": service.text_of(ends[0]) if ends else None,
+            "bos_token": None if bos is None else service.token_text(bos),
+            "eos_token": service.token_text(eos[0]) if eos else None,
             "add_bos_token": tokenizer.adds_bos,
             "chat_template": None if template is None else template.source,
             "model_max_length": service.context_length,
@@ -67,22 +67,22 @@ def router(service: Service) -> APIRouter:
         }
 
     @routes.post("/tokenize")
-    async def tokenize(body: Tokenize) -> dict[str, Any]:
-        """Text or messages to token ids."""
-        service.served(body.model)
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        """Convert text or messages to token ids."""
+        service.find_model(body.model)
         ids = body.ids(service)
-        named = [service.text_of(token) for token in ids] if body.return_token_strs else None
+        texts = [service.token_text(token) for token in ids] if body.return_token_strs else None
         return {
             "count": len(ids),
             "max_model_len": service.context_length,
             "tokens": ids,
-            "token_strs": named,
+            "token_strs": texts,
         }
 
     @routes.post("/detokenize")
-    async def detokenize(body: Detokenize) -> dict[str, Any]:
-        """Token ids to text, special tokens by name."""
-        service.served(body.model)
+    async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
+        """Convert token ids to text, special tokens by name."""
+        service.find_model(body.model)
         ids = service.check_ids(body.tokens, "tokens")
         return {"prompt": tokenizer.decode(ids, skip_special=False)}
 

@@ -1,49 +1,38 @@
-"""What SGLang's /generate is sent, and the replies that it asks for."""
+"""The body of SGLang's /generate, and its requests for replies."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from ...engine.grammar import Grammar
-from ..http.api_error import ApiError, unsupported
-from ..http.streaming import Body
-from ..parameters import Stop, bias_of, grammar_of_one
-
-if TYPE_CHECKING:
-    from ..service import GenerationRequest, ServedModel, Service
+from ...engine import Grammar
+from ..http.api_error import ApiError
+from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, refused
+from ..parameters import CompletionFields, compile_only_grammar, repeat
+from ..reply_stream import GenerationRequest, ServedModel
+from ..service import Service
 
 T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0)]
 Ids = list[int]
+OneOrList: TypeAlias = T | list[T]
+
+_NO_CODE = "this server runs no code of requests"
+_ONE_SERVER = "prefill and decode are on one server"
+_EMPTY = (*OFF, {})
 
 
-class SamplingParams(Body):
+class SamplingParams(CompletionFields):
     """None is the model's default."""
 
     max_new_tokens: Count | None = 128
     """0: the prompt is only read. None: as far as the context goes."""
     min_new_tokens: Count = 0
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    """Replies to each prompt; number i of a request with a seed is drawn with seed + i."""
-    stop: Stop | None = None
-    stop_token_ids: Annotated[Ids, Field(max_length=128)] | None = None
-    ignore_eos: bool = False
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    """-1 keeps all tokens."""
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    """Token ids, as text, and what is added to their logits: -100 to 100."""
     sampling_seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     regex: str | None = None
     """A regular expression that the whole reply follows."""
@@ -51,25 +40,13 @@ class SamplingParams(Body):
     """The text of a JSON schema that the reply follows."""
     ebnf: str | None = None
     """A grammar that the reply follows."""
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    """Accepted without effect: no spaces are put in."""
     stream_interval: Annotated[int, Field(ge=1)] | None = None
-    """Accepted without effect: every token is told as it comes."""
-
-    no_stop_trim: bool = False
-    structural_tag: str | None = None
-    custom_params: dict[str, Any] | None = None
+    """Accepted without effect: every token is sent at once."""
+    no_stop_trim: Annotated[bool, refused("a reply ends before its stop string")] = False
+    structural_tag: Annotated[str | None, refused("use regex, json_schema or ebnf")] = None
+    custom_params: Annotated[dict[str, Any] | None, refused(_NO_CODE, _EMPTY)] = None
 
     def check(self) -> None:
-        """Refuse what would change the reply and cannot be honoured."""
-        for name, why in (
-            ("no_stop_trim", "a reply ends before its stop string"),
-            ("structural_tag", "use regex, json_schema or ebnf"),
-            ("custom_params", "no code of requests is run here"),
-        ):
-            if getattr(self, name):
-                raise unsupported(f"sampling_params.{name}", why)
         if self.top_k == 0:
             raise ApiError(
                 400,
@@ -77,28 +54,24 @@ class SamplingParams(Body):
                 field="sampling_params.top_k",
             )
 
-    def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
     def guides(self) -> dict[str, dict[str, Any]]:
-        """How the reply is constrained, by field, as arguments of `grammar_of`."""
-        names = ("regex", "json_schema", "ebnf")
-        given = {name: getattr(self, name) for name in names}
-        found = {name: {name: value} for name, value in given.items() if value is not None}
-        if self.json_schema == "$$ANY$$":  # SGLang's word for any object
-            found["json_schema"] = {"json_object": True}
+        """Arguments of `compile_grammar` by field."""
+        values = {name: getattr(self, name) for name in ("regex", "json_schema", "ebnf")}
+        guides = {name: {name: value} for name, value in values.items() if value is not None}
+        if self.json_schema == "$$ANY$$":  # SGLang's name for any object
+            guides["json_schema"] = {"json_object": True}
         elif self.json_schema is not None:
-            found["json_schema"] = {"json_schema": _object(self.json_schema)}
-        return {f"sampling_params.{name}": guide for name, guide in found.items()}
+            guides["json_schema"] = {"json_schema": _parse_schema(self.json_schema)}
+        return {f"sampling_params.{name}": guide for name, guide in guides.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SGLangPrompt:
-    """A reply that is wanted, and what the answer says of it."""
+    """A request for one reply, and options of its response."""
 
-    ask: GenerationRequest
+    generation: GenerationRequest
     id: str | None
-    """The client's own name for it."""
+    """The client's name for it."""
     with_text: bool
     """Log probabilities come with their tokens' text."""
 
@@ -108,108 +81,104 @@ class SGLangGenerateBody(Body):
     input_ids: (
         Annotated[Ids, Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] | None
     ) = None
-    sampling_params: SamplingParams | list[SamplingParams] | None = None
+    sampling_params: OneOrList[SamplingParams] | None = None
     stream: bool = False
-    rid: str | list[str] | None = None
-    """Names for the answers."""
-    return_logprob: bool | list[bool] | None = None
-    logprob_start_len: int | list[int] | None = None
-    """Where in the prompt log probabilities begin; -1 is its last token."""
-    top_logprobs_num: Count | list[Count] | None = None
+    rid: OneOrList[str] | None = None
+    """Names of the responses."""
+    return_logprob: OneOrList[bool] | None = None
+    logprob_start_len: OneOrList[int] | None = None
+    """The first position of the prompt with log probabilities; -1 is its last token."""
+    top_logprobs_num: OneOrList[Count] | None = None
     return_text_in_logprobs: bool = False
     lora_path: str | list[str | None] | None = None
     """Names of adapters that the server was started with."""
-
-    log_metrics: bool = True
-    """Accepted without effect."""
+    log_metrics: Ignored[bool] = True
     modalities: list[str | None] | None = None
-    """Accepted without effect: what they would be of is refused."""
+    """Accepted without effect: the data they describe is refused."""
 
-    input_embeds: list[Any] | None = None
-    image_data: str | dict[str, Any] | list[Any] | None = None
-    audio_data: str | dict[str, Any] | list[Any] | None = None
-    token_ids_logprob: list[Any] | None = None
-    session_params: dict[str, Any] | list[dict[str, Any]] | None = None
-    custom_logit_processor: str | list[str | None] | None = None
-    return_hidden_states: bool = False
-    bootstrap_host: str | list[str] | None = None
-    bootstrap_port: int | list[int] | None = None
-    bootstrap_room: int | list[int] | None = None
+    input_embeds: Annotated[list[Any] | None, refused("send text or input_ids")] = None
+    image_data: Annotated[
+        str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INPUT, _EMPTY)
+    ] = None
+    audio_data: Annotated[
+        str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INPUT, _EMPTY)
+    ] = None
+    token_ids_logprob: Annotated[
+        list[Any] | None, refused("top_logprobs_num gives those of the likeliest tokens")
+    ] = None
+    session_params: Annotated[
+        OneOrList[dict[str, Any]] | None,
+        refused("send the whole text; the prefix cache reuses its beginning", _EMPTY),
+    ] = None
+    custom_logit_processor: Annotated[str | list[str | None] | None, refused(_NO_CODE)] = None
+    return_hidden_states: Annotated[bool, refused("/v1/embeddings gives their mean")] = False
+    bootstrap_host: Annotated[OneOrList[str] | None, refused(_ONE_SERVER)] = None
+    bootstrap_port: Annotated[OneOrList[int] | None, refused(_ONE_SERVER)] = None
+    bootstrap_room: Annotated[OneOrList[int] | None, refused(_ONE_SERVER)] = None
+
+    def check(self) -> None:
+        if (self.text is None) == (self.input_ids is None):
+            raise ApiError(400, "expected either text or input_ids", field="text")
 
     @property
     def prompt_field(self) -> str:
-        """Which field the prompts are in."""
+        """The field that has the prompts."""
         return "input_ids" if self.text is None else "text"
 
     @property
     def is_single(self) -> bool:
-        """Whether one answer is wanted, not a list."""
-        listed = self.text if self.text is not None else self.input_ids
-        several = isinstance(listed, list) and isinstance(listed[0], str | list)
-        return not several and all(one.n == 1 for one in self._given_params())
-
-    def _given_params(self) -> Sequence[SamplingParams]:
-        given = self.sampling_params
-        return given if isinstance(given, list) else [given or SamplingParams()]
-
-    def check(self) -> None:
-        """Refuse what would change the answer and cannot be honoured."""
-        if (self.text is None) == (self.input_ids is None):
-            raise ApiError(400, "expected either text or input_ids", field="text")
-        for name, why in (
-            ("input_embeds", "send text or input_ids"),
-            ("image_data", "this model reads text alone"),
-            ("audio_data", "this model reads text alone"),
-            ("token_ids_logprob", "top_logprobs_num gives those of the likeliest tokens"),
-            ("session_params", "send the whole text; what was read before is reused"),
-            ("custom_logit_processor", "no code of requests is run here"),
-            ("return_hidden_states", "/v1/embeddings gives their mean"),
-            ("bootstrap_host", "one server reads and writes"),
-            ("bootstrap_port", "one server reads and writes"),
-            ("bootstrap_room", "one server reads and writes"),
-        ):
-            if getattr(self, name):
-                raise unsupported(name, why)
+        """Whether the response is one object, not a list."""
+        prompts = self.text if self.text is not None else self.input_ids
+        several = isinstance(prompts, list) and isinstance(prompts[0], str | list)
+        params = self.sampling_params or SamplingParams()
+        counts = [item.n for item in (params if isinstance(params, list) else [params])]
+        return not several and all(count in (None, 1) for count in counts)
 
     async def prompts(self, service: Service) -> list[SGLangPrompt]:
-        """Every reply that is wanted, those to one prompt together."""
-        self.check()
-        texts = self._texts(service)
-        params = self._params(len(texts))
-        grammars = await _grammars(service, params)
-        logprobs = _each("return_logprob", self.return_logprob, len(texts), False)
-        starts = _each("logprob_start_len", self.logprob_start_len, len(texts), None)
-        tops = _each("top_logprobs_num", self.top_logprobs_num, len(texts), 0)
-        adapters = _each("lora_path", self.lora_path, len(texts), None)
-        names = self._names(len(texts) * params[0].n)
-        found: list[SGLangPrompt] = []
-        for i, ids in enumerate(texts):
-            ask = _ask(service, params[i], ids, served=_served(service, adapters[i]))
+        """All requests for replies; those for one prompt follow each other."""
+        prompts = self._encode_prompts(service)
+        params = self._params(len(prompts))
+        grammars = await _compile_grammars(service, params)
+        logprobs = _each("return_logprob", self.return_logprob, len(prompts), False)
+        starts = _each("logprob_start_len", self.logprob_start_len, len(prompts), None)
+        tops = _each("top_logprobs_num", self.top_logprobs_num, len(prompts), 0)
+        adapters = _each("lora_path", self.lora_path, len(prompts), None)
+        generations: list[GenerationRequest] = []
+        for i, ids in enumerate(prompts):
+            generation = params[i].generation(
+                service,
+                seed=params[i].sampling_seed,
+                prefix="sampling_params.",
+                prompt=ids,
+                served=_find_adapter(service, adapters[i]),
+                max_tokens=params[i].max_new_tokens,
+                min_tokens=params[i].min_new_tokens,
+            )
             if logprobs[i]:
-                start = _start(starts[i], ids, params[i])
-                ask = replace(ask, top_logprobs=tops[i], score_from=start)
-            for one in _copies(ask, params[i].n, grammars[i]):
-                name = names[len(found)]
-                found.append(SGLangPrompt(ask=one, id=name, with_text=self.return_text_in_logprobs))
-        return found
+                start = _first_scored(starts[i], ids, params[i])
+                generation = replace(generation, top_logprobs=tops[i], logprob_start=start)
+            generations += repeat(generation, params[i].n or 1, grammars[i])
+        names = self._names(len(generations))
+        return [
+            SGLangPrompt(generation=generation, id=name, with_text=self.return_text_in_logprobs)
+            for generation, name in zip(generations, names, strict=True)
+        ]
 
-    def _texts(self, service: Service) -> list[list[int]]:
+    def _encode_prompts(self, service: Service) -> list[list[int]]:
         if self.text is not None:
             texts = [self.text] if isinstance(self.text, str) else self.text
             return [service.encode(text) for text in texts]
-        given: Any = self.input_ids
-        lists = [given] if isinstance(given[0], int) else given
-        return [service.check_ids(ids, "input_ids") for ids in lists]
+        ids: Any = self.input_ids
+        prompts = [ids] if isinstance(ids[0], int) else ids
+        return [service.check_ids(prompt, "input_ids") for prompt in prompts]
 
     def _params(self, count: int) -> list[SamplingParams]:
-        found = _each("sampling_params", self.sampling_params, count, SamplingParams())
-        for one in found:
-            one.check()
-            if one.n != found[0].n:
-                raise ApiError(
-                    400, "sampling_params: n must be the same for all", field="sampling_params"
-                )
-        return found
+        params = _each("sampling_params", self.sampling_params, count, SamplingParams())
+        if len({item.n or 1 for item in params}) > 1:
+            raise ApiError(
+                400, "sampling_params: n must be the same for all", field="sampling_params"
+            )
+        return params
 
     def _names(self, count: int) -> list[str | None]:
         if isinstance(self.rid, str):
@@ -217,103 +186,60 @@ class SGLangGenerateBody(Body):
         return _each("rid", self.rid, count, None)
 
 
-def _each(field: str, given: Any, count: int, default: T) -> list[T]:
-    """A value for each of `count` prompts, from one for all of them or a list."""
-    if not isinstance(given, list):
-        return [default if given is None else given] * count
-    if len(given) != count:
+def _each(field: str, values: Any, count: int, default: T) -> list[T]:
+    """A value for each of `count` prompts, from one value for all or a list."""
+    if not isinstance(values, list):
+        return [default if values is None else values] * count
+    if len(values) != count:
         raise ApiError(
             400,
-            f"{field} must be one value or as many as there are prompts, {count}; got {len(given)}",
+            f"{field} must be one value, or one for each of the {count} prompts; got {len(values)}",
             field=field,
         )
-    return given
+    return values
 
 
-async def _grammars(service: Service, params: Sequence[SamplingParams]) -> list[Grammar | None]:
-    """What each reply must follow; built once where all have the same parameters."""
-    made: dict[int, Grammar | None] = {}
-    for one in params:
-        if id(one) not in made:
-            made[id(one)] = await grammar_of_one(service, one.guides())
-    return [made[id(one)] for one in params]
+async def _compile_grammars(
+    service: Service, params: Sequence[SamplingParams]
+) -> list[Grammar | None]:
+    """The grammar of each prompt, compiled once if all share the same parameters."""
+    grammars: dict[int, Grammar | None] = {}
+    for item in params:
+        if id(item) not in grammars:
+            grammars[id(item)] = await compile_only_grammar(service, item.guides())
+    return [grammars[id(item)] for item in params]
 
 
-def _ask(
-    service: Service, params: SamplingParams, ids: list[int], served: ServedModel
-) -> GenerationRequest:
-    from ..service import GenerationRequest
+def _first_scored(start: int | None, ids: Sequence[int], params: SamplingParams) -> int:
+    """The first position of the prompt with log probabilities.
 
-    name, bias, ends = "sampling_params", params.logit_bias, params.stop_token_ids or []
-    return GenerationRequest(
-        prompt=ids,
-        served=served,
-        sampling=service.sampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=None if params.top_k is None else max(params.top_k, 0),
-            min_p=params.min_p,
-            repetition_penalty=params.repetition_penalty,
-            frequency_penalty=params.frequency_penalty,
-            presence_penalty=params.presence_penalty,
-            logit_bias=None if bias is None else bias_of(service, bias, f"{name}.logit_bias"),
-            seed=params.sampling_seed,
-        ),
-        max_tokens=params.max_new_tokens,
-        min_tokens=params.min_new_tokens,
-        stop=params.stops(),
-        stop_tokens=service.check_ids(ends, f"{name}.stop_token_ids"),
-        ignore_eos=params.ignore_eos,
-        keep_special=not params.skip_special_tokens,
-    )
-
-
-def _copies(ask: GenerationRequest, count: int, grammar: Grammar | None) -> list[GenerationRequest]:
-    """`count` asks that differ in their seeds; each has a grammar of its own."""
-    sampling = ask.sampling
-    seeds = [None if sampling.seed is None else (sampling.seed + i) % 2**64 for i in range(count)]
-    return [
-        replace(
-            ask,
-            sampling=replace(sampling, seed=seed),
-            grammar=None if grammar is None else grammar.copy(),
-        )
-        for seed in seeds
-    ]
-
-
-def _start(given: int | None, ids: Sequence[int], params: SamplingParams) -> int:
-    """The prompt's first token that is scored.
-
-    SGLang's default is its last one. Where nothing is generated that would answer nothing, and its
-    frontend expects the whole prompt (`unconditional_likelihood_normalized`).
+    SGLang's default is the last token. If nothing is generated, its frontend expects the whole
+    prompt (`unconditional_likelihood_normalized`).
     """
-    if given is None:
-        given = 0 if params.max_new_tokens == 0 else -1
-    if not -1 <= given < max(len(ids), 1):
+    if start is None:
+        start = 0 if params.max_new_tokens == 0 else -1
+    if not -1 <= start < max(len(ids), 1):
         raise ApiError(
             400,
-            f"logprob_start_len must be -1 or below the prompt's {len(ids)} tokens, got {given}",
+            f"logprob_start_len must be -1 or below the prompt's {len(ids)} tokens, got {start}",
             field="logprob_start_len",
         )
-    return len(ids) - 1 if given == -1 else given
+    return len(ids) - 1 if start == -1 else start
 
 
-def _served(service: Service, adapter: str | None) -> ServedModel:
-    if adapter is None:
-        return service.served(None)
-    return service.served(f"{service.names[0].name}:{adapter}")
+def _find_adapter(service: Service, adapter: str | None) -> ServedModel:
+    return service.find_model(None if adapter is None else f"{service.models[0].name}:{adapter}")
 
 
-def _object(text: str) -> dict[str, Any]:
+def _parse_schema(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        schema = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        schema = None
+    if not isinstance(schema, dict):
         raise ApiError(
             400,
             "json_schema must be the text of a JSON object",
             field="sampling_params.json_schema",
         )
-    return found
+    return schema

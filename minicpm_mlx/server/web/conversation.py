@@ -1,166 +1,161 @@
-"""A conversation of the page with the service; nothing here knows how it is drawn."""
+"""A conversation of the page with the service, without its display."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from minicpm_mlx.server.http.api_error import ApiError
-
-if TYPE_CHECKING:
-    from minicpm_mlx.lm.outputs import Stats
-    from minicpm_mlx.server.service import GenerationRequest, Service
+from ...lm.outputs import Stats
+from ..http.api_error import ApiError
+from ..reply_stream import GenerationRequest
+from ..service import Service
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 INTERVAL = 0.05
-"""Seconds between two drawings of a growing reply: more often is not seen, and costs."""
+"""Seconds between two updates of a growing reply; nobody sees more, and each costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageSettings:
-    """What the page's controls say."""
+    """The values of the page's controls."""
 
     served: str
     system: str
     top_p: float | None
     temperature: float | None
-    """None: the model's own."""
+    """None: the model's default."""
     max_tokens: int | None
     """None: as far as the context goes."""
 
 
 @dataclass(eq=False)
 class WebConversation:
-    """What one tab has said so far, and what became of its last question."""
+    """The messages of one tab, and the result of its last question."""
 
     messages: list[dict[str, str]] = field(default_factory=list)
     replying: bool = False
     draft: str = ""
-    """A question that came to nothing, to be put back where it was typed."""
+    """A question without a reply, to be put back into the input box."""
     stats: Stats | None = None
-    """What the last reply cost."""
+    """Of the last reply."""
     finish_reason: str | None = None
-    """How it ended: "stop", "length", or "stopped" by the user."""
-    trouble: ApiError | None = None
-    """Why there is none."""
+    """Of the last reply: "stop", "length", or "stopped" by the user."""
+    error: ApiError | None = None
+    """Set if the last question has no reply."""
     _stop: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     def __deepcopy__(self, _memo: object) -> WebConversation:
-        """Each tab begins with a new one."""
+        """Gradio copies the initial state for each tab."""
         return WebConversation()
 
     def stop(self) -> None:
-        """End the reply that is coming."""
+        """Ends the current reply."""
         self._stop.set()
 
     def undo(self) -> None:
-        """Take the last question and its answer back; the question is the draft then."""
+        """Removes the last question and its reply; the question becomes the draft."""
         if self.replying:
             return
-        self._settle()
+        self._reset()
         while self.messages:
-            message = self.messages.pop()
-            if message["role"] == "user":
-                self.draft = message["content"]
+            last = self.messages.pop()
+            if last["role"] == "user":
+                self.draft = last["content"]
                 return
 
     def clear(self) -> None:
-        """Begin anew."""
         if self.replying:
             return
-        self._settle()
+        self._reset()
         self.messages.clear()
 
     def ask(
         self, service: Service, settings: PageSettings, text: str
     ) -> AsyncGenerator[list[dict[str, str]], None]:
-        """Answer `text`; the messages as they grow. Trouble is kept, not raised."""
-        return self._reply(service, settings, [*self.messages, said("user", text)], text)
+        """Yields the messages as the reply to `text` grows. Keeps errors, does not raise them."""
+        return self._reply(service, settings, [*self.messages, message("user", text)], text)
 
     def regenerate(
         self, service: Service, settings: PageSettings
     ) -> AsyncGenerator[list[dict[str, str]], None]:
-        """Answer the last question anew; the old answer stays unless a new one comes."""
-        asked = [*self.messages]
-        while asked and asked[-1]["role"] != "user":
-            asked.pop()
-        return self._reply(service, settings, asked, "")
+        """Replies to the last question again; the old reply stays unless a new one arrives."""
+        messages = [*self.messages]
+        while messages and messages[-1]["role"] != "user":
+            messages.pop()
+        return self._reply(service, settings, messages, "")
 
-    def _settle(self) -> None:
+    def _reset(self) -> None:
         self.draft = ""
-        self.stats = self.finish_reason = self.trouble = None
+        self.stats = self.finish_reason = self.error = None
 
     async def _reply(
-        self, service: Service, settings: PageSettings, asked: list[dict[str, str]], draft: str
+        self, service: Service, settings: PageSettings, messages: list[dict[str, str]], draft: str
     ) -> AsyncGenerator[list[dict[str, str]], None]:
-        if self.replying or not asked:
+        if self.replying or not messages:
             return
-        self._settle()
+        self._reset()
         self._stop.clear()
         self.replying = True
         text = ""
         try:
-            yield asked
-            async with aclosing(self._texts(service, settings, asked)) as texts:
+            yield messages
+            async with aclosing(self._texts(service, settings, messages)) as texts:
                 async for text in texts:
-                    yield [*asked, said("assistant", text)]
-        except ApiError as refusal:
-            self.trouble = refusal
-        except Exception:  # the page is told so, in its language, and may be used further
+                    yield [*messages, message("assistant", text)]
+        except ApiError as error:
+            self.error = error
+        except Exception:  # the page shows it in its language and stays usable
             _log.exception("a reply of the web page failed")
-            self.trouble = ApiError(500, "the server failed; see its log")
+            self.error = ApiError(500, "the server failed; see its log")
         finally:
             self.replying = False
             if text:
-                self.messages = [*asked, said("assistant", text)]
+                self.messages = [*messages, message("assistant", text)]
             else:
                 self.draft = draft
 
     async def _texts(
-        self, service: Service, settings: PageSettings, asked: list[dict[str, str]]
+        self, service: Service, settings: PageSettings, messages: list[dict[str, str]]
     ) -> AsyncGenerator[str, None]:
-        """The reply's text as it grows, not more often than it is worth drawing."""
-        text, drawn = "", 0.0
+        """The reply's text as it grows, at most once in INTERVAL."""
+        text, updated = "", 0.0
         async with (
-            service.start([question(service, settings, asked)]) as replies,
-            aclosing(until(self._stop, replies)) as parts,
+            service.start([build_request(service, settings, messages)]) as replies,
+            aclosing(until(self._stop, replies)) as chunks,
         ):
-            async for part in parts:
-                text += part.text
-                self.stats = part.stats or self.stats
-                self.finish_reason = part.finish_reason or self.finish_reason
-                if text and (time.monotonic() - drawn > INTERVAL or part.finish_reason):
+            async for chunk in chunks:
+                text += chunk.text
+                self.stats = chunk.stats or self.stats
+                self.finish_reason = chunk.finish_reason or self.finish_reason
+                if text and (time.monotonic() - updated > INTERVAL or chunk.finish_reason):
                     yield text
-                    drawn = time.monotonic()
+                    updated = time.monotonic()
         if self.finish_reason is None:
             self.finish_reason = "stopped"
             if text:
                 yield text
 
 
-def said(role: str, text: str) -> dict[str, str]:
+def message(role: str, text: str) -> dict[str, str]:
     return {"role": role, "content": text}
 
 
-def question(
-    service: Service, settings: PageSettings, asked: list[dict[str, str]]
+def build_request(
+    service: Service, settings: PageSettings, messages: list[dict[str, str]]
 ) -> GenerationRequest:
-    """What is asked of the service; ApiError for what it cannot do."""
-    from minicpm_mlx.server.service import GenerationRequest
-
-    system = [said("system", settings.system)] if settings.system.strip() else []
-    prompt, stop = service.conversation([*system, *asked])
+    system = [message("system", settings.system)] if settings.system.strip() else []
+    prompt, stop = service.chat_prompt([*system, *messages])
     return GenerationRequest(
         prompt=prompt,
-        served=service.served(settings.served),
+        served=service.find_model(settings.served),
         sampling=service.sampling(temperature=settings.temperature, top_p=settings.top_p),
         max_tokens=settings.max_tokens,
         stop=stop,
@@ -168,38 +163,31 @@ def question(
 
 
 def takes_system(service: Service) -> bool:
-    """Whether the model's template has a place for a system text."""
+    """Whether the model's chat template uses a system message."""
     try:
-        told, _ = service.conversation([said("system", "x"), said("user", "x")])
-        plain, _ = service.conversation([said("user", "x")])
+        with_system, _ = service.chat_prompt([message("system", "x"), message("user", "x")])
+        plain, _ = service.chat_prompt([message("user", "x")])
     except ApiError:
         return False
-    return told != plain
+    return with_system != plain
 
 
 async def until(stopped: asyncio.Event, items: AsyncIterable[T]) -> AsyncGenerator[T, None]:
-    """`items`, until `stopped` is set."""
+    """Yields `items` until `stopped` is set."""
     iterator = aiter(items)
-    waiting = asyncio.ensure_future(stopped.wait())
-    following = asyncio.ensure_future(_following(iterator))
+    stop = asyncio.ensure_future(stopped.wait())
+    following = asyncio.ensure_future(anext(iterator, None))
     try:
         while True:
-            await asyncio.wait([waiting, following], return_when=asyncio.FIRST_COMPLETED)
-            if waiting.done() or (found := following.result()) is None:
+            await asyncio.wait([stop, following], return_when=asyncio.FIRST_COMPLETED)
+            if stop.done() or (item := following.result()) is None:
                 return
-            yield found[0]
-            following = asyncio.ensure_future(_following(iterator))
+            yield item
+            following = asyncio.ensure_future(anext(iterator, None))
     finally:
-        for one in (waiting, following):
-            one.cancel()
+        for task in (stop, following):
+            task.cancel()
             with suppress(asyncio.CancelledError, ApiError):
-                await one
+                await task
         if isinstance(iterator, AsyncGenerator):
             await iterator.aclose()
-
-
-async def _following(iterator: AsyncIterator[T]) -> tuple[T] | None:
-    try:
-        return (await anext(iterator),)
-    except StopAsyncIteration:
-        return None

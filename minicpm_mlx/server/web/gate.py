@@ -1,7 +1,7 @@
-"""What of Gradio is let through: the page, its own files, and the events of its buttons.
+"""Lets through only what the page needs of Gradio: the page, its files, and events of its buttons.
 
-Gradio's server can do much more than this page needs: take uploads, hand out files, fetch from
-other hosts, keep links and runs. None of that can be reached: what is not listed here is not there.
+Gradio's server can also take uploads, serve files, fetch from other hosts, and keep links and runs.
+Paths that are not listed here cannot be reached.
 """
 
 from __future__ import annotations
@@ -9,51 +9,47 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
-from minicpm_mlx.server.http.api_error import ApiError
-from minicpm_mlx.server.http.request_body import check_json, given_again, read
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from ..http.api_error import ApiError
+from ..http.request_body import check_json, read, replay
 
 FILE = r"[\w-]+(?:\.[\w-]+)*"
-"""A name with no way out of its folder."""
-READ = re.compile(
+"""A file name that cannot leave its folder."""
+READ_PATHS = re.compile(
     rf"/|/(?:theme\.css|assets/{FILE}|static/(?:{FILE}/)*{FILE})"
     r"|/gradio_api/(?:queue/data|startup-events)"
 )
 JOIN = "/gradio_api/queue/join"
-WRITTEN = re.compile(rf"{JOIN}|/gradio_api/(?:cancel|reset)")
+EVENT_PATHS = re.compile(rf"{JOIN}|/gradio_api/(?:cancel|reset)")
 HEARTBEAT = re.compile(r"/gradio_api/heartbeat/\w+")
 
-LARGEST = 2**20
+MAX_EVENT = 2**20
 """Bytes of an event: a message and the settings."""
 SECONDS = 30.0
-"""Within which it must have come."""
+"""An event must arrive within this time."""
 POLICY = (
     "default-src 'self'; script-src 'self' 'nonce-{nonce}'; style-src 'self' 'unsafe-inline'; "
     "img-src data: blob:; font-src 'self' data:; object-src 'none'; frame-src 'none'; "
     "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Scripts are those of the page alone, and nothing comes from another host, whatever a reply says:
-should Gradio's cleaning of its HTML ever let something through, the browser does not run it."""
+"""Only the page's own scripts run, and nothing comes from other hosts. If Gradio's sanitizer ever
+lets a script of a reply through, the browser does not run it."""
 
 
 class Gate:
     """ASGI middleware around Gradio's application.
 
-    `files` are our own: type and content by path; `head` is put into that of the page; `events`
-    says how many values each of the page's events takes, by its number.
+    `files` are our own: type and content by path. `head` is added to that of the page. `events` has
+    the number of values of each event of the page.
     """
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         files: Mapping[str, tuple[str, bytes]],
         head: bytes,
         events: Mapping[int, int],
@@ -65,18 +61,18 @@ class Gate:
         reading = scope["method"] in ("GET", "HEAD")
         if reading and path in self._files:
             kind, content = self._files[path]
-            headers = {b"content-type": kind.encode(), b"cache-control": b"no-cache"}
-            await _answer(200, headers, content, send)
+            response = Response(content, headers={"Cache-Control": "no-cache"}, media_type=kind)
+            await response(scope, receive, send)
         elif reading and HEARTBEAT.fullmatch(path):
-            # Nothing here needs to know of a tab that is idle, and an open connection would keep
-            # the server from ending. The browser does not ask again after a 204.
-            await _answer(204, {}, b"", send)
-        elif reading and READ.fullmatch(path):
+            # The server need not know about idle tabs, and an open connection would delay its end.
+            # The browser does not reconnect after a 204.
+            await Response(status_code=204)(scope, receive, send)
+        elif reading and READ_PATHS.fullmatch(path):
             await self._read(path, scope, receive, send)
-        elif scope["method"] == "POST" and WRITTEN.fullmatch(path):
-            content = await read(receive, 0, LARGEST, SECONDS, wait=False)
+        elif scope["method"] == "POST" and EVENT_PATHS.fullmatch(path):
+            content = await read(receive, 0, MAX_EVENT, SECONDS, wait=False)
             check_event(content, self._events if path == JOIN else None)
-            await self._app(scope, given_again(content, receive), send)
+            await self._app(scope, replay(content, receive), send)
         else:
             raise ApiError(404, f"there is no {scope['method']} {scope['path'][:80]}")
 
@@ -84,26 +80,26 @@ class Gate:
         if path == "/gradio_api/queue/data":
             await self._app(scope, receive, send)
         elif path == "/":
-            # Gradio would look for a saved page named in the query; compressed, it could not be
-            # given its nonce.
+            # With a query Gradio would look for a saved page; a compressed page cannot be given its
+            # nonce.
             headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
             page = {**scope, "query_string": b"", "headers": headers}
-            await self._app(page, receive, Dressed(send, self._head))
+            await self._app(page, receive, PageSender(page, receive, send, self._head))
         else:
             await self._app({**scope, "query_string": b""}, receive, send)
 
 
-class Dressed:
-    """`send`, which adds `head` to a page and marks the page's scripts as its own."""
+class PageSender:
+    """A `send` that adds `head` to a page, and the policy's nonce to the page's scripts."""
 
-    def __init__(self, send: Send, head: bytes) -> None:
-        self._send, self._head = send, head
-        self._start: Message = {}
+    def __init__(self, scope: Scope, receive: Receive, send: Send, head: bytes) -> None:
+        self._connection, self._head = (scope, receive, send), head
+        self._status = 200
         self._body = bytearray()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._start = message
+            self._status = message["status"]
             return
         self._body += message.get("body", b"")
         if message.get("more_body"):
@@ -112,17 +108,18 @@ class Dressed:
         page = self._body.replace(b"</head>", self._head + b"</head>", 1)
         page = page.replace(b"<script", f"<script nonce='{nonce}'".encode())
         headers = {
-            b"content-type": b"text/html; charset=utf-8",
-            b"content-security-policy": POLICY.format(nonce=nonce).encode(),
-            b"cache-control": b"no-store",
+            "Content-Security-Policy": POLICY.format(nonce=nonce),
+            "Cache-Control": "no-store",
         }
-        await _answer(self._start["status"], headers, bytes(page), self._send)
+        response = Response(bytes(page), self._status, headers, media_type="text/html")
+        await response(*self._connection)
 
 
 def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
-    """ApiError 400 unless it is one of `events` (None: it is none that takes values).
+    """ApiError 400 unless `content` is one of `events` (None: a request without event).
 
-    Gradio takes an object among its values for a file to be read, or for a component to be made.
+    Among the values only text and numbers are allowed: for an object, Gradio would read a file or
+    create a component.
     """
     check_json(content)
     event = json.loads(content)
@@ -136,11 +133,5 @@ def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
     if type(number) is not int or number not in events:
         raise ApiError(400, "fn_index: expected the number of an event", field="fn_index")
     if len(values) != events[number]:
-        what = f"data: event {number} takes {events[number]} values, got {len(values)}"
-        raise ApiError(400, what, field="data")
-
-
-async def _answer(status: int, headers: dict[bytes, bytes], body: bytes, send: Send) -> None:
-    sized = headers if status == 204 else headers | {b"content-length": b"%d" % len(body)}
-    await send({"type": "http.response.start", "status": status, "headers": [*sized.items()]})
-    await send({"type": "http.response.body", "body": body})
+        message = f"data: event {number} takes {events[number]} values, got {len(values)}"
+        raise ApiError(400, message, field="data")

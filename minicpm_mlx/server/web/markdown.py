@@ -1,37 +1,37 @@
-"""A reply's text as Markdown that Gradio draws as it was meant.
+"""Prepares a reply's Markdown for Gradio.
 
-Outside code and mathematics: HTML is shown as it was written and not obeyed, a picture becomes a
-link to it, and $...$ is mathematics only where it is not two prices.
+Outside code and mathematics, HTML is shown as text, a picture becomes a link to it, and $...$ is
+mathematics unless it stands between two prices.
 """
 
 from __future__ import annotations
 
 import re
 
-_KEPT = re.compile(
-    r"(^ {0,3}```.*?(?:^ {0,3}```|\Z)|^ {0,3}~~~.*?(?:^ {0,3}~~~|\Z)"  # code, perhaps not yet ended
+_LITERAL = re.compile(
+    r"(^ {0,3}```.*?(?:^ {0,3}```|\Z)|^ {0,3}~~~.*?(?:^ {0,3}~~~|\Z)"  # code, maybe unfinished
     r"|^(?: {4}|\t)[^\n]*|(?<!`)(`+)(?!`)[^\n]*?(?<!`)\2(?!`)"
     r"|\$\$.*?\$\$|\\\[.*?\\\]|\\\(.*?\\\))",
     re.DOTALL | re.MULTILINE,
 )
-_PRICELESS = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n`]+?)(?<=\S)\$(?![\w$])")
-"""Pandoc's rule: no space within the marks, and nothing like a number after them."""
+_DOLLAR_MATH = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n`]+?)(?<=\S)\$(?![\w$])")
+"""Pandoc's rule: no space inside the dollar signs, and no digit after them."""
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _PICTURE = re.compile(r"!\[([^\]\n]*)\](?=[(\[])")
 
 
-def drawn(text: str) -> str:
+def prepare(text: str) -> str:
     """`text` for Gradio's Chatbot."""
     parts: list[str] = []
     end = 0
-    for kept in _KEPT.finditer(text):
-        parts += [_plain(text[end : kept.start()]), kept[0]]
-        end = kept.end()
-    return "".join([*parts, _plain(text[end:])])
+    for literal in _LITERAL.finditer(text):
+        parts += [_prepare_text(text[end : literal.start()]), literal[0]]
+        end = literal.end()
+    return "".join([*parts, _prepare_text(text[end:])])
 
 
-def _plain(text: str) -> str:
-    parts = _PRICELESS.split(text)  # every second one is mathematics
+def _prepare_text(text: str) -> str:
+    parts = _DOLLAR_MATH.split(text)  # every second part is mathematics
     parts[::2] = [_PICTURE.sub(_link, _TAG.sub("&lt;", part)) for part in parts[::2]]
     parts[1::2] = [f"\\({part}\\)" for part in parts[1::2]]
     return "".join(parts)

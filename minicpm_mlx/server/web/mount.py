@@ -1,4 +1,4 @@
-"""The page's place in the server: made when it is first asked for."""
+"""Mounts the page in the server; it is built at its first request."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ import importlib.util
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from minicpm_mlx.errors import MissingPackageError
-
-from .gate import (
-    App,
-    Gate,
-    Receive,
-    Scope,
-    Send,
-)
+from ...errors import MissingPackageError
+from .gate import Gate
 
 if TYPE_CHECKING:
-    from minicpm_mlx.server.service import Service
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ..service import Service
 
 PATH = "/chat"
 
@@ -30,12 +25,12 @@ viewBox='0 0 32 32'><rect width='32' height='32' rx='8' fill='%230f766e'/>\
 
 
 def available() -> bool:
-    """Whether Gradio is installed; it is not imported to find out."""
+    """Whether Gradio is installed; does not import it."""
     return importlib.util.find_spec("gradio") is not None
 
 
 def check_gradio() -> None:
-    """Raise MissingPackageError where Gradio is not installed."""
+    """MissingPackageError if Gradio is not installed."""
     if not available():
         raise MissingPackageError(
             'the web page needs gradio; install it with: pip install "minicpm-mlx[web]"'
@@ -43,34 +38,33 @@ def check_gradio() -> None:
 
 
 def mount(app: Any, service: Service) -> None:
-    """Put the page at /chat of a FastAPI application.
+    """Adds the page at /chat to a FastAPI application; MissingPackageError without Gradio.
 
-    Gradio is imported when the page is first asked for: that takes it seconds. Raises
-    MissingPackageError where it is not installed.
+    Gradio is imported at the first request of the page, because that takes seconds.
     """
     check_gradio()
     app.mount(PATH, ChatPage(service))
 
 
 class ChatPage:
-    """An ASGI application which makes the page with its first request."""
+    """An ASGI application that builds the page at its first request."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._app: App | None = None
-        self._making = asyncio.Lock()
+        self._app: ASGIApp | None = None
+        self._building = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is None:
-            async with self._making:
-                self._app = self._app or await self._make()
+            async with self._building:
+                self._app = self._app or await self._build()
         await self._app(scope, receive, send)
 
-    async def _make(self) -> App:
-        # The import alone is on another thread, so that replies under way go on meanwhile: what
-        # Gradio makes belongs to the event loop it is made on.
+    async def _build(self) -> ASGIApp:
+        # Only the import is on another thread, so that running replies continue: the objects of
+        # Gradio belong to the event loop that creates them.
         page = await asyncio.to_thread(importlib.import_module, "minicpm_mlx.server.web.page")
         script = resources.files(__package__).joinpath("page.js").read_bytes()
         files = {"/page.js": ("text/javascript; charset=utf-8", script)}
-        made = page.application(self._service, PATH)
-        return Gate(made, files, HEAD, page.events(made))
+        application = page.application(self._service, PATH)
+        return Gate(application, files, HEAD, page.events(application))

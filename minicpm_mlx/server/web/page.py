@@ -1,6 +1,6 @@
-"""The page: what is on it, where, and what its buttons do.
+"""The page: its components, and the events of its buttons.
 
-Gradio is imported here alone, which takes it seconds: import this module when the page is wanted.
+Only this module imports Gradio. That takes seconds, so import it when the page is needed.
 """
 
 from __future__ import annotations
@@ -13,48 +13,41 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import resources
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-# Read when Gradio is imported or makes its queue. It would ask another host for its newest version,
-# and after every event sum up in pandas how long the last 10,000 took, for a page that is closed.
+# Gradio reads these at import and when it creates its queue. Otherwise it asks another host for its
+# newest version, and after every event computes statistics of the last 10,000 for a closed page.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
 os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**62)
 
 import gradio as gr
 
+from ..service import Service
 from .conversation import PageSettings, WebConversation, takes_system
-from .markdown import drawn
+from .markdown import prepare
 from .status import status
-from .texts import (
-    LANGUAGES,
-    TEXTS,
-    preferred,
-    say,
-)
-
-if TYPE_CHECKING:
-    from minicpm_mlx.server.service import Service
+from .texts import LANGUAGES, TEXTS, preferred, say
 
 _log = logging.getLogger(__name__)
 
-LONGEST_MESSAGE = 200_000
-"""Characters; the context is shorter."""
+MAX_MESSAGE = 200_000
+"""Characters of a message; the context is shorter."""
 SESSIONS = 256
-"""Tabs whose conversations are kept; the one that was longest silent is forgotten first."""
-LARGEST_REPLY = 2048
-"""Tokens, until the user moves the slider; that of MiniCPM's own page."""
+"""Tabs whose conversations are kept; the least recently used is dropped first."""
+DEFAULT_MAX_TOKENS = 2048
+"""Tokens of a reply until the user moves the slider, as on MiniCPM's own page."""
 
 MATH: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
 ]
-"""Not $...$, which is also what stands between two prices: see markdown.py."""
+"""Without $...$, which may also stand between two prices: see markdown.py."""
 
 
 def theme() -> Any:
-    """Gradio's own look in the system's fonts: its default ones come from another host."""
+    """Gradio's default theme with the system's fonts: its own come from another host."""
     sans = ["system-ui", "-apple-system", "PingFang SC", "Noto Sans CJK SC", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
     return gr.themes.Default(
@@ -63,44 +56,43 @@ def theme() -> Any:
 
 
 def texts() -> Any:
-    """The texts as Gradio shows them before anything is pressed: in the browser's language."""
-    table = {key: (value[0], value[1]) for key, value in TEXTS.items()}
-    english = {key: value[0] for key, value in table.items()}
-    chinese = {key: value[1] for key, value in table.items()}
+    """The texts in the browser's language, until the user chooses one."""
+    english = {key: text for key, (text, _) in TEXTS.items()}
+    chinese = {key: text for key, (_, text) in TEXTS.items()}
     return gr.I18n(**{"en": english, "zh": chinese, "zh-CN": chinese, "zh-TW": chinese})
 
 
 class Page:
-    """Builds the page of one service; `blocks` is the whole of it."""
+    """Builds the page of one service; `blocks` is Gradio's page."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.labels: list[tuple[Any, dict[str, str]]] = []
-        """Components with the texts that their properties show, by key."""
+        """Components, and the keys of the texts that their properties show."""
         self.i18n = texts()
         with gr.Blocks(
-            title=f"{service.names[0].name} · MiniCPM", analytics_enabled=False, fill_height=True
+            title=f"{service.models[0].name} · MiniCPM", analytics_enabled=False, fill_height=True
         ) as self.blocks:
             self.conversation = gr.State(WebConversation())
             self._head()
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="talk"):
-                    self._talk()
+                    self._chat_column()
                 with gr.Column(scale=1, min_width=260, elem_id="settings"):
                     self._settings()
             self._wire()
-        # The service has its own bound; this one only keeps a flood of clicks in check.
+        # The service has its own limit; this one only limits a flood of clicks.
         self.blocks.queue(max_size=64, default_concurrency_limit=64, api_open=False)
         self.blocks.state_session_capacity = SESSIONS
 
-    def _said(self, component: Any, **keys: str) -> Any:
-        """A component whose properties are texts, in whatever language is chosen."""
-        made = component(**{name: self.i18n(key) for name, key in keys.items()})
-        self.labels.append((made, keys))
-        return made
+    def _labelled(self, create: Any, **keys: str) -> Any:
+        """A component whose properties are texts in the chosen language."""
+        component = create(**{name: self.i18n(key) for name, key in keys.items()})
+        self.labels.append((component, keys))
+        return component
 
     def _head(self) -> None:
-        name = self.service.names[0].name
+        name = self.service.models[0].name
         with gr.Row(elem_id="head"):
             gr.Markdown(f"# {name}", elem_id="title")
             self.language = gr.Radio(
@@ -114,7 +106,7 @@ class Page:
             )
             gr.Button("◐", elem_id="theme", size="sm", scale=0, min_width=44)
 
-    def _talk(self) -> None:
+    def _chat_column(self) -> None:
         self.chat = gr.Chatbot(
             elem_id="chat",
             show_label=False,
@@ -129,17 +121,17 @@ class Page:
         )
         self.status = gr.Markdown(elem_id="status")  # gr.HTML would need eval in the browser
         with gr.Row(elem_id="ask", equal_height=True):
-            self.box = self._said(
-                lambda **given: gr.Textbox(
+            self.box = self._labelled(
+                lambda **texts: gr.Textbox(
                     show_label=False,
                     container=False,
                     lines=1,
                     max_lines=8,
-                    max_length=LONGEST_MESSAGE,
+                    max_length=MAX_MESSAGE,
                     autofocus=True,
                     scale=1,
                     elem_id="box",
-                    **given,
+                    **texts,
                 ),
                 label="message",
                 placeholder="hint",
@@ -151,32 +143,32 @@ class Page:
             self.undo = self._button("undo", size="sm")
             self.clear = self._button("clear", size="sm")
 
-    def _button(self, key: str, **how: Any) -> Any:
-        return self._said(
-            lambda value: gr.Button(value, elem_id=key, scale=0, min_width=96, **how), value=key
+    def _button(self, key: str, **options: Any) -> Any:
+        return self._labelled(
+            lambda value: gr.Button(value, elem_id=key, scale=0, min_width=96, **options), value=key
         )
 
     def _settings(self) -> None:
-        names, sampling = self.service.names, self.service.lm.sampling
-        self.served = self._said(
-            lambda **given: gr.Dropdown(
-                [one.name for one in names],
-                value=names[0].name,
-                visible=len(names) > 1,
+        models, sampling = self.service.models, self.service.lm.sampling
+        self.served = self._labelled(
+            lambda **texts: gr.Dropdown(
+                [model.name for model in models],
+                value=models[0].name,
+                visible=len(models) > 1,
                 filterable=False,
                 elem_id="adapter",
-                **given,
+                **texts,
             ),
             label="adapter",
         )
-        self.system = self._said(
-            lambda **given: gr.Textbox(
+        self.system = self._labelled(
+            lambda **texts: gr.Textbox(
                 lines=3,
                 max_lines=8,
-                max_length=LONGEST_MESSAGE,
+                max_length=MAX_MESSAGE,
                 visible=takes_system(self.service),
                 elem_id="system",
-                **given,
+                **texts,
             ),
             label="system",
             placeholder="system_hint",
@@ -184,114 +176,123 @@ class Page:
         longest = self.service.context_length
         self.top_p = self._slider("top_p", 0.05, 1.0, sampling.top_p, 0.05)
         self.temperature = self._slider("temperature", 0.0, 2.0, sampling.temperature, 0.05)
-        self.max_tokens = self._slider("max_tokens", 1, longest, min(LARGEST_REPLY, longest), 1)
+        self.max_tokens = self._slider(
+            "max_tokens", 1, longest, min(DEFAULT_MAX_TOKENS, longest), 1
+        )
 
     def _slider(self, key: str, low: float, high: float, value: float, step: float) -> Any:
-        return self._said(
-            lambda **given: gr.Slider(low, high, value=value, step=step, elem_id=key, **given),
+        return self._labelled(
+            lambda **texts: gr.Slider(low, high, value=value, step=step, elem_id=key, **texts),
             label=key,
             info=f"{key}_hint",
         )
 
-    # What the buttons do
+    # Events
 
     def _wire(self) -> None:
         controls = [self.served, self.system, self.top_p, self.temperature, self.max_tokens]
-        given = [self.conversation, self.language, *controls]
-        self.drawn = [self.chat, self.status, self.box, self.submit, self.stop, *self._later]
-        how: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        state = [self.conversation, self.language]
+        inputs = [*state, *controls]
+        self.outputs = [
+            self.chat,
+            self.status,
+            self.box,
+            self.submit,
+            self.stop,
+            *self._idle_buttons,
+        ]
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [self.submit.click, self.box.submit],
             self._ask,
-            [self.box, *given],
-            self.drawn,
-            **how,
+            [self.box, *inputs],
+            self.outputs,
+            **options,
         )
-        self.regenerate.click(self._regenerate, given, self.drawn, **how)
-        said = [self.conversation, self.language]
-        self.stop.click(_stop, [self.conversation], None, **how)
-        self.undo.click(self._undo, said, self.drawn, **how)
-        self.clear.click(self._clear, said, self.drawn, **how)
+        self.regenerate.click(self._regenerate, inputs, self.outputs, **options)
+        self.stop.click(_stop, [self.conversation], None, **options)
+        self.undo.click(self._undo, state, self.outputs, **options)
+        self.clear.click(self._clear, state, self.outputs, **options)
         relabelled = [component for component, _ in self.labels]
-        self.language.input(self._relabel, said, [self.status, *relabelled], **how)
-        self.blocks.load(_language, None, [self.language], **how)
+        self.language.input(self._relabel, state, [self.status, *relabelled], **options)
+        self.blocks.load(_language, None, [self.language], **options)
 
     @property
-    def _later(self) -> list[Any]:
-        """The buttons that must wait for the reply."""
+    def _idle_buttons(self) -> list[Any]:
+        """The buttons that are disabled during a reply."""
         return [self.regenerate, self.undo, self.clear]
 
     async def _ask(
         self, text: str, conversation: WebConversation, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         if not text.strip():
-            yield self._same()
+            yield self._unchanged()
             return
-        growing = conversation.ask(self.service, _read(*controls), text)
-        async with aclosing(self._draw(conversation, language, growing)) as steps:
+        replies = conversation.ask(self.service, _read_controls(*controls), text)
+        async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
                 yield outputs
 
     async def _regenerate(
         self, conversation: WebConversation, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        growing = conversation.regenerate(self.service, _read(*controls))
-        async with aclosing(self._draw(conversation, language, growing)) as steps:
+        replies = conversation.regenerate(self.service, _read_controls(*controls))
+        async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
                 yield outputs
 
-    async def _draw(
+    async def _update(
         self,
         conversation: WebConversation,
         language: str,
-        growing: AsyncGenerator[list[dict[str, str]], None],
+        replies: AsyncGenerator[list[dict[str, str]], None],
     ) -> AsyncGenerator[tuple[Any, ...], None]:
-        """The outputs as a reply grows: buttons change with its first and its last."""
-        begun = False
-        async with aclosing(growing):  # so that a closed tab ends the reply, and at once
-            async for messages in growing:
-                if begun:
-                    yield (_bubbles(messages), "", *self._same()[2:])
+        """The outputs as a reply grows; the buttons change with the first and the last."""
+        has_begun = False
+        async with aclosing(replies):  # so that closing the tab ends the reply at once
+            async for messages in replies:
+                if has_begun:
+                    yield (_bubbles(messages), "", *self._unchanged()[2:])
                 else:
-                    begun = True
-                    waiting = say("waiting", language)
-                    yield (_bubbles(messages), waiting, "", *self._buttons(replying=True))
-        yield self._settled(conversation, language) if begun else self._same()
+                    has_begun = True
+                    text = say("waiting", language)
+                    yield (_bubbles(messages), text, "", *self._buttons(replying=True))
+        yield self._idle_outputs(conversation, language) if has_begun else self._unchanged()
 
     async def _undo(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         conversation.undo()
-        return self._settled(conversation, language)
+        return self._idle_outputs(conversation, language)
 
     async def _clear(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         conversation.clear()
-        return self._settled(conversation, language)
+        return self._idle_outputs(conversation, language)
 
-    def _settled(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
-        """The outputs when no reply is coming."""
-        what = status(conversation, language, self.service.context_length)
+    def _idle_outputs(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
+        """The outputs without a current reply."""
+        line = status(conversation, language, self.service.context_length)
         draft = conversation.draft or gr.skip()
-        return (_bubbles(conversation.messages), what, draft, *self._buttons(replying=False))
+        return (_bubbles(conversation.messages), line, draft, *self._buttons(replying=False))
 
     def _buttons(self, *, replying: bool) -> list[Any]:
         shown = [gr.update(visible=not replying), gr.update(visible=replying)]
-        return [*shown, *(gr.update(interactive=not replying) for _ in self._later)]
+        return [*shown, *(gr.update(interactive=not replying) for _ in self._idle_buttons)]
 
-    def _same(self) -> tuple[Any, ...]:
-        return tuple(gr.skip() for _ in self.drawn)
+    def _unchanged(self) -> tuple[Any, ...]:
+        return tuple(gr.skip() for _ in self.outputs)
 
     async def _relabel(self, conversation: WebConversation, language: str) -> list[Any]:
-        what = status(conversation, language, self.service.context_length)
-        return [what, *(_labelled(keys, language) for _, keys in self.labels)]
+        line = status(conversation, language, self.service.context_length)
+        return [line, *(_update_texts(keys, language) for _, keys in self.labels)]
 
 
-def _read(
+def _read_controls(
     served: str,
     system: str | None,
     top_p: float | None,
     temperature: float | None,
     max_tokens: float | None,
 ) -> PageSettings:
-    """The controls; an emptied one is None."""
+    """The values of the controls; an empty one is None."""
     return PageSettings(
         served=served,
         system=system or "",
@@ -301,16 +302,19 @@ def _read(
     )
 
 
-def _labelled(keys: dict[str, str], language: str) -> Any:
+def _update_texts(keys: dict[str, str], language: str) -> Any:
     texts: dict[str, Any] = {name: say(key, language) for name, key in keys.items()}
     return gr.update(**texts)
 
 
 def _bubbles(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Messages as Gradio draws them; bare strings would lose their indentation."""
+    """Messages in Gradio's form; plain strings would lose their indentation."""
     return [
-        {"role": one["role"], "content": [{"type": "text", "text": drawn(one["content"])}]}
-        for one in messages
+        {
+            "role": message["role"],
+            "content": [{"type": "text", "text": prepare(message["content"])}],
+        }
+        for message in messages
     ]
 
 
@@ -322,27 +326,26 @@ async def _language(request: gr.Request) -> str:
     return preferred(request.headers.get("accept-language", ""))
 
 
-def _print_place() -> None:
-    """What traceback.print_exc prints, without the error's message: it may quote what was typed."""
+def _log_traceback() -> None:
+    """Replaces traceback.print_exc; leaves the error's message out, which may quote the user."""
     error = sys.exc_info()[1]
     if error is not None:
-        place = "".join(traceback.format_tb(error.__traceback__))
-        _log.error("the page failed:\n%s%s", place, type(error).__name__)
+        lines = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("the page failed:\n%s%s", lines, type(error).__name__)
 
 
-# Where Gradio prints errors. All that these modules use of traceback is print_exc.
+# The modules in which Gradio prints errors. They use only print_exc of traceback.
 for _module in (gr.queueing, gr.routes, gr.route_utils):
-    vars(_module)["traceback"] = SimpleNamespace(print_exc=_print_place)
+    vars(_module)["traceback"] = SimpleNamespace(print_exc=_log_traceback)
 
 
 def events(application: Any) -> dict[int, int]:
-    """How many values each event of the page takes, by its number."""
-    return {number: len(one.inputs) for number, one in application.get_blocks().fns.items()}
+    """The number of values of each event of the page, by the event's number."""
+    return {number: len(event.inputs) for number, event in application.get_blocks().fns.items()}
 
 
 def application(service: Service, path: str) -> Any:
-    """The page as an ASGI application to be mounted at `path`; it runs on the event loop that this
-    is called on."""
+    """The page as an ASGI application for `path`. It runs on the caller's event loop."""
     blocks = Page(service).blocks
     outer: Any = gr.routes.App()
     gr.mount_gradio_app(
@@ -353,7 +356,7 @@ def application(service: Service, path: str) -> Any:
         css=resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8"),
         i18n=texts(),
         footer_links=[],
-        # Each can be turned on by a variable of the environment as well.
+        # Variables of the environment could turn each of these on.
         run_history=False,
         ssr_mode=False,
         mcp_server=False,
@@ -363,6 +366,6 @@ def application(service: Service, path: str) -> Any:
         max_file_size=0,
     )
     blocks.run_startup_events()
-    # Gradio looks for work a thousand times a second, which an idle laptop can do without.
+    # Gradio polls its queue a thousand times a second, which would keep an idle laptop awake.
     blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = 0.02
     return outer.routes[-1].app

@@ -1,4 +1,4 @@
-"""What the page says, in English and in Chinese."""
+"""Texts of the page in English and in Chinese."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 TEXTS = {
     "message": ("Message", "消息"),
     "hint": (
-        "Ask something. Enter sends, Shift+Enter makes a new line.",
+        "Ask something. Enter sends, Shift+Enter starts a new line.",
         "输入消息。Enter 发送，Shift+Enter 换行。",
     ),
     "submit": ("Submit", "发送"),
@@ -17,13 +17,16 @@ TEXTS = {
     "clear": ("Clear", "清空"),
     "adapter": ("Adapter", "适配器"),
     "system": ("System text", "系统提示"),
-    "system_hint": ("What the model is told first", "先告诉模型的话"),
+    "system_hint": ("Instructions for the model", "给模型的指示"),
     "top_p": ("Top-p", "Top-p"),
-    "top_p_hint": ("Keep the likeliest tokens of this total.", "保留累计概率至此的词元。"),
+    "top_p_hint": (
+        "Sample from the likeliest tokens with this total probability.",
+        "只从累计概率达到此值的词元中采样。",
+    ),
     "temperature": ("Temperature", "温度"),
-    "temperature_hint": ("0 takes the likeliest token.", "0 总取最可能的词元。"),
+    "temperature_hint": ("0 always takes the likeliest token.", "0 表示总取最可能的词元。"),
     "max_tokens": ("Max tokens", "最大词元数"),
-    "max_tokens_hint": ("The longest a reply may get.", "回复的最大长度。"),
+    "max_tokens_hint": ("Length of a reply, at most.", "回复的最大长度。"),
     "waiting": ("waiting …", "等待中 …"),
     "stopped": ("stopped", "已停止"),
     "tokens": ("{count} tokens", "{count} 个词元"),
@@ -36,7 +39,7 @@ TEXTS = {
     ),
     "cut": ("cut off: see Max tokens", "已截断：见“最大词元数”"),
     "too_long": (
-        "The conversation no longer fits the model's {context} tokens. Undo or Clear makes room.",
+        "The conversation is longer than the model's {context} tokens. Use Undo or Clear.",
         "对话超出了模型的 {context} 个词元。请撤回或清空。",
     ),
     "full": (
@@ -48,9 +51,9 @@ TEXTS = {
         "回复超过了服务器允许的时间。请重试，或减少最大词元数。",
     ),
     "closing": ("The server is shutting down.", "服务器正在关闭。"),
-    "failed": ("It could not be answered: {reason}", "无法回复：{reason}"),
+    "failed": ("No reply: {reason}", "无法回复：{reason}"),
     "unexpected": (
-        "Something went wrong in the server; its log says what.",
+        "The server failed; see its log.",
         "服务器出错，详情见其日志。",
     ),
 }
@@ -62,5 +65,5 @@ def say(key: str, language: str, **values: object) -> str:
 
 
 def preferred(accept_language: str) -> str:
-    """The language of an Accept-Language header: its first one decides."""
+    """The language for an Accept-Language header; the first one decides."""
     return "zh" if accept_language.strip().lower().startswith("zh") else "en"
