@@ -85,7 +85,7 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, place in find_projections(demo.model).items():
         if name.endswith("v_proj"):
             out = place.rows.stop - place.rows.start
-            tensors[f"{name}.lora_a"] = mx.random.normal((place.width, 2)) * 0.1
+            tensors[f"{name}.lora_a"] = mx.random.normal((place.inputs, 2)) * 0.1
             tensors[f"{name}.lora_b"] = mx.random.normal((2, out)) * 0.1
     mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 9.0}}

@@ -1,4 +1,4 @@
-"""Adapters on a loaded model, put on and taken off without touching its weights."""
+"""LoRA and DoRA adapters on a loaded model, applied and removed without touching its weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from .fused import (
 )
 from .kernels.cpu_gemv import SplitLinear
 from .modules import replace_module
+from .packing import dequantized_weight
 from .transformer import Model
 
 
 class AdaptedLinear(nn.Module):
-    """A projection with an adapter: layer(x) + (x a) b; in DoRA times `gain`, but for the bias."""
+    """A projection with an adapter: layer(x) + (x a) b, in DoRA times `gain` but for the bias."""
 
     def __init__(self, layer: nn.Module, a: mx.array, b: mx.array):
         super().__init__()
@@ -40,20 +41,20 @@ class AdaptedLinear(nn.Module):
 
 @dataclass(frozen=True)
 class ProjectionSlice:
-    """Where a projection of the checkpoint is in a model: in these rows of a layer's output."""
+    """Where a model holds a projection of the checkpoint: rows of the output of a layer."""
 
     path: str
+    """The layer's."""
     rows: slice
-    width: int
-    """Inputs."""
+    inputs: int
     scale: float = 1.0
-    """By which the output is multiplied there."""
+    """Multiplier of the output that the layer's weights contain."""
 
 
 def apply_adapter(model: Model | FusedModel, adapter: Adapter | None) -> None:
-    """Put `adapter` on `model` in the place of the one it has; None: none.
+    """Replace the adapter of `model` by `adapter`; None removes it.
 
-    WeightsError where it does not fit; the model is then as it was.
+    WeightsError if it does not fit; the model is then unchanged.
     """
     changes = {} if adapter is None else locate_deltas(model, adapter)
     for path, module in list(model.named_modules()):
@@ -68,92 +69,94 @@ def apply_adapter(model: Model | FusedModel, adapter: Adapter | None) -> None:
 
 
 def share_weights(model: Model | FusedModel) -> Model | FusedModel:
-    """A model of the same arrays that can have an adapter of its own; it has none."""
-    twin: Model | FusedModel = _shared(model)
-    apply_adapter(twin, None)
-    return twin
+    """Return a model with the same arrays, without an adapter, that can get one of its own."""
+    copied: Model | FusedModel = _copy_modules(model)
+    apply_adapter(copied, None)
+    return copied
 
 
-def _shared(part: Any) -> Any:
-    """A part of a model, with the modules in it made anew and their arrays not."""
-    if isinstance(part, nn.Module):
-        twin = copy(part)
-        for name, value in part.items():
-            twin[name] = _shared(value)
-        return twin
-    if isinstance(part, list | tuple):
-        return type(part)(map(_shared, part))
-    if isinstance(part, dict):
-        return {name: _shared(value) for name, value in part.items()}
-    return part
+def _copy_modules(node: Any) -> Any:
+    """Copy the modules in a part of a model, not their arrays."""
+    if isinstance(node, nn.Module):
+        module = copy(node)
+        for name, value in node.items():
+            module[name] = _copy_modules(value)
+        return module
+    if isinstance(node, list | tuple):
+        return type(node)(map(_copy_modules, node))
+    if isinstance(node, dict):
+        return {name: _copy_modules(value) for name, value in node.items()}
+    return node
 
 
 def locate_deltas(
     model: Model | FusedModel, adapter: Adapter
 ) -> dict[str, list[tuple[ProjectionSlice, LoRADelta]]]:
-    """By layer of the model what is changed in it; WeightsError where that cannot be."""
-    known = find_projections(model)
+    """Return the deltas of each layer of `model` by its path; WeightsError if they do not fit."""
+    projections = find_projections(model)
     changes = defaultdict(list)
     for module, delta in adapter.deltas.items():
-        place = known.get(module)
-        if place is None:
+        projection = projections.get(module)
+        if projection is None:
             raise WeightsError(
                 f"{adapter.folder}: changes {printable(module)}, which is no matrix of this model "
                 "that an adapter can be put on; is it another model's?"
             )
         shape = (delta.a.shape[0], delta.b.shape[1])
-        wanted = (place.width, place.rows.stop - place.rows.start)
-        if shape != wanted or (delta.magnitude is not None and delta.magnitude.size != wanted[1]):
+        expected = (projection.inputs, projection.rows.stop - projection.rows.start)
+        magnitude_fits = delta.magnitude is None or delta.magnitude.size == expected[1]
+        if shape != expected or not magnitude_fits:
             raise WeightsError(
                 f"{adapter.folder}: {printable(module)} goes from {shape[0]} to {shape[1]} numbers "
-                f"and this model's from {wanted[0]} to {wanted[1]}; is it another model's?"
+                f"and this model's from {expected[0]} to {expected[1]}; is it another model's?"
             )
-        changes[place.path].append((place, delta))
+        changes[projection.path].append((projection, delta))
     return changes
 
 
 def _adapted(
     layer: nn.Module, deltas: list[tuple[ProjectionSlice, LoRADelta]], dtype: mx.Dtype
 ) -> AdaptedLinear:
-    """One pair of matrices for all that is changed in a layer."""
-    out, width = shape_of(layer)
+    """Merge the deltas of a layer into one pair of matrices."""
+    out, inputs = shape_of(layer)
     a = mx.concatenate([delta.a for _, delta in deltas], axis=1)
     b, gain = mx.zeros((a.shape[1], out)), mx.ones((out,))
     row = 0
-    for place, delta in deltas:
+    for projection, delta in deltas:
         rank = len(delta.b)
-        b[row : row + rank, place.rows] = delta.b * place.scale
+        b[row : row + rank, projection.rows] = delta.b * projection.scale
         row += rank
         if delta.magnitude is not None:
-            whole = dense(layer)[place.rows] + place.scale * (delta.a @ delta.b).T
-            gain[place.rows] = delta.magnitude * place.scale / mx.linalg.norm(whole, axis=1)
+            rows, scale = projection.rows, projection.scale
+            merged = dense(layer)[rows] + scale * (delta.a @ delta.b).T  # (out, in)
+            gain[rows] = delta.magnitude * scale / mx.linalg.norm(merged, axis=1)
     adapted = AdaptedLinear(layer, a.astype(dtype), b.astype(dtype))
     if any(delta.magnitude is not None for _, delta in deltas):
         adapted.gain = gain.astype(dtype)
-        bias = layer(mx.zeros((1, width), dtype))[0]
+        bias = layer(mx.zeros((1, inputs), dtype))[0]
         if bias.any().item():
             adapted.bias = bias * (1 - adapted.gain)
     return adapted
 
 
 def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
-    """Where each matrix of the checkpoint is in `model`, by its path in the checkpoint."""
-    known: dict[str, ProjectionSlice] = {}
+    """Return where `model` holds each projection of the checkpoint, by its path there."""
+    projections: dict[str, ProjectionSlice] = {}
 
     def add(path: str, layer: nn.Module, names: dict[str, int], scale: float = 1.0) -> None:
         start = 0
         for name, rows in names.items():
-            known[name] = ProjectionSlice(
+            projections[name] = ProjectionSlice(
                 path, slice(start, start + rows), shape_of(layer)[1], scale
             )
             start += rows
 
     if isinstance(model, Model):
-        inside = tuple(f"{p}." for p, m in model.named_modules() if type(m) is AdaptedLinear)
+        adapted = tuple(f"{p}." for p, m in model.named_modules() if type(m) is AdaptedLinear)
         for path, module in model.named_modules():
-            if _is_projection(module) and not path.startswith(inside):
+            if _is_projection(module) and not path.startswith(adapted):
                 add(path, module, {path: shape_of(module)[0]})
-        return known
+        return projections
     config = model.config
     if not config.tie_word_embeddings:
         add("lm_head", model.lm_head, {"lm_head": config.vocab_size})
@@ -174,7 +177,7 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
             add(f"{path}.mlp.gate_up_proj", block.mlp.gate_up_proj, up)
             down = {f"{name}.mlp.down_proj": H}
             add(f"{path}.mlp.down_proj", block.mlp.down_proj, down, scale)
-    return known
+    return projections
 
 
 def _is_projection(module: nn.Module) -> bool:
@@ -182,7 +185,7 @@ def _is_projection(module: nn.Module) -> bool:
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a projection of whatever form."""
+    """Return the outputs and inputs of a projection of any form."""
     shapes = []
     for leaf, _ in _leaves(layer):
         out, width = leaf.weight.shape
@@ -192,25 +195,18 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
 
 
 def dense(layer: nn.Module) -> mx.array:
-    """The matrix (out, in) of a projection, in float32; without its adapter."""
+    """Return the matrix (out, in) of a projection in float32, without its adapter."""
     blocks = []
     for leaf, scale in _leaves(layer):
         weight = leaf.weight
         if isinstance(leaf, nn.QuantizedLinear):
-            weight = mx.dequantize(
-                weight,
-                leaf.scales,
-                leaf.get("biases"),
-                group_size=leaf.group_size,
-                bits=leaf.bits,
-                mode=leaf.mode,
-            )
+            weight = dequantized_weight(leaf)
         blocks.append(weight.astype(mx.float32) * scale)
     return mx.concatenate(blocks)
 
 
 def _leaves(layer: nn.Module) -> list[tuple[nn.Module, float]]:
-    """The plain or quantized layers that a projection consists of, each with its multiplier."""
+    """Return the plain or quantized layers of a projection, each with its multiplier."""
     if isinstance(layer, ConcatenatedLinear):
         return [leaf for part in layer.parts for leaf in _leaves(part)]
     if isinstance(layer, ScaledLinear):
@@ -222,14 +218,14 @@ def _leaves(layer: nn.Module) -> list[tuple[nn.Module, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRADelta:
-    """What an adapter does to a projection W (out, in): W x + b (a x)."""
+    """An adapter's change of a projection W (out, in): W x + b (a x)."""
 
     a: mx.array
     """(in, rank)"""
     b: mx.array
     """(rank, out), the adapter's scale included."""
     magnitude: mx.array | None = None
-    """(out,): in DoRA, the length that each row of W + ba is then given."""
+    """(out,): in DoRA, the length to which each row of W + ba is scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from .config import Config
 
 
 def route(scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """Choose `k` experts from router scores (..., E): their indices and weights, both (..., k).
+    """Choose `k` experts from router scores (..., E); return indices and weights, both (..., k).
 
-    Softmax over all experts in float32, then the chosen weights are made to sum to 1.
+    Softmax over all experts in float32; the chosen weights are normalized to sum to 1.
     """
     weights = mx.softmax(scores.astype(mx.float32), axis=-1)
     chosen = mx.stop_gradient(mx.argpartition(-weights, kth=k - 1, axis=-1)[..., :k])
@@ -31,7 +31,7 @@ class Expert(nn.Module):
 
 
 class MoE(nn.Module):
-    """The obvious mixture: every expert sees every token, and most results are weighted by 0."""
+    """The reference mixture: every expert sees every token, and most results are weighted by 0."""
 
     def __init__(self, config: Config):
         super().__init__()

@@ -1,7 +1,7 @@
 """Rotary positions: plain, linear, dynamic NTK and longrope.
 
-Where frequencies depend on the length of the text (dynamic NTK, longrope) the reference picks them
-anew for each forward pass and leaves keys already cached as they were rotated. This follows it.
+Where frequencies depend on the length of the text (dynamic NTK, longrope), each forward pass picks
+them anew and cached keys stay as they were rotated, as in the reference implementation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rotation = Callable[[mx.array], mx.array]
 
 
 class Rope:
-    """Makes rotations of queries and keys; halves of D are paired, as in the checkpoints."""
+    """Creates rotations of queries and keys; halves of D are paired, as in the checkpoints."""
 
     def __init__(self, config: Config):
         scaling = config.rope_scaling
@@ -41,13 +41,13 @@ class Rope:
             powers = self._powers(mx.array(self.theta))
             self.short = powers * mx.array(scaling.short_factor)
             self.long = powers * mx.array(scaling.long_factor)
-            mx.eval(self.short, self.long)  # what is lazy can be computed by this thread alone
+            mx.eval(self.short, self.long)  # a lazy array is bound to this thread
 
     def at(self, offset: int | mx.array, steps: int, length: int | mx.array) -> Rotation:
-        """The rotation of `steps` positions from `offset` on, in a text of `length` tokens.
+        """Return the rotation of `steps` positions from `offset` on, in a text of `length` tokens.
 
-        Offset and length are one number, or one a row (B,). What comes back rotates queries or keys
-        (B, H, steps, D), in every layer alike.
+        Offset and length are one number, or one a row (B,). The rotation takes queries or keys
+        (B, H, steps, D) of any layer.
         """
         freqs = self._frequencies(length)
         if (freqs is not None and freqs.ndim == 2) or device.on_cpu():
@@ -67,9 +67,9 @@ class Rope:
         return rotate
 
     def _by_table(self, offset: int | mx.array, steps: int, freqs: mx.array | None) -> Rotation:
-        """Sines and cosines computed once for all layers.
+        """Rotate by sines and cosines that are computed once for all layers.
 
-        mx.fast.rope takes no frequencies by row; on a CPU it is no kernel but a dozen operations.
+        mx.fast.rope takes no frequencies by row, and on a CPU it is a dozen operations, no kernel.
         """
         if freqs is None:
             freqs = self._powers(mx.array(self.theta))
@@ -87,7 +87,7 @@ class Rope:
         return rotate
 
     def _frequencies(self, length: int | mx.array) -> mx.array | None:
-        """Radians a position, inverted: (D/2), or (B, D/2) for one length a row; None: plain."""
+        """Return inverse frequencies (D/2,), or (B, D/2) for one length a row; None: plain."""
         if self.kind not in ("dynamic", "longrope"):
             return None
         if isinstance(length, int):
@@ -99,7 +99,7 @@ class Rope:
         return self._powers(self._base(length))
 
     def _base(self, length: mx.array) -> mx.array:
-        """Dynamic NTK's base: it grows once the text is longer than the trained context."""
+        """Return dynamic NTK's base, which grows beyond the trained context."""
         stretch = self.factor * length / self.trained - (self.factor - 1)
         exponent = self.head_dim / (self.head_dim - 2)
         return self.theta * mx.maximum(stretch, 1.0) ** exponent

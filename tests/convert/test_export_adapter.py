@@ -217,7 +217,7 @@ def test_llama_cpp_says_the_same_with_it(
     deltas = {}
     for name, place in find_projections(lm.model).items():
         out = place.rows.stop - place.rows.start
-        a = mx.random.normal((place.width, 4)) / place.width**0.5
+        a = mx.random.normal((place.inputs, 4)) / place.inputs**0.5
         deltas[name] = LoRADelta(a=a, b=mx.random.normal((4, out)) * strength)
     adapter = saved(tmp_path / "adapter", Adapter(folder=tmp_path, deltas=deltas, digest=""), "mlx")
     export_adapter(adapter, tmp_path / "lora.gguf", "gguf", model=folder)

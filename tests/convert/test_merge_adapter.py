@@ -322,7 +322,7 @@ def test_an_adapter_on_experts_is_merged_and_checked(tmp_path: Path, demo_folder
     made = random_model(**SPEAKS, **MOE)
     deltas = {
         name: LoRADelta(
-            a=mx.random.normal((place.width, 2)),
+            a=mx.random.normal((place.inputs, 2)),
             b=mx.random.normal((2, place.rows.stop - place.rows.start)) * 0.02,
         )
         for name, place in find_projections(made).items()

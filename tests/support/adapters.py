@@ -29,7 +29,7 @@ def random_adapter(model: Model, *, dora: bool = False, seed: int = 5) -> Adapte
         if name.endswith(TARGETS):
             out = place.rows.stop - place.rows.start
             deltas[name] = LoRADelta(
-                a=mx.random.normal((place.width, 3)),
+                a=mx.random.normal((place.inputs, 3)),
                 b=mx.random.normal((3, out)) * 0.02,
                 magnitude=mx.random.uniform(0.5, 2, (out,)) if dora else None,
             )

@@ -1,7 +1,7 @@
-"""Dense matrices for decoding on a CPU with OpenBLAS.
+"""One-row products of dense matrices, for decoding on a CPU with OpenBLAS.
 
-To multiply a single row, OpenBLAS first copies the whole matrix, unless the product is small. So a
-large matrix is multiplied in blocks, half of them on a second thread.
+OpenBLAS copies the whole matrix to multiply a single row, unless the product is small. So a large
+matrix is multiplied in blocks, half of them on a second thread.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from ... import device
 from ..modules import replace_module
 
 COPIED = 1_000_000
-"""Weights from which OpenBLAS 0.3.21 copies a matrix."""
+"""Weights of a matrix from which OpenBLAS 0.3.21 copies it."""
 
 BLOCK = 400_000
 """Weights of a block at most; smaller ones gain nothing."""
 
 
 def split_matrices(model: nn.Module) -> None:
-    """Have the large dense matrices of `model` multiply single rows in blocks, where that pays."""
+    """With OpenBLAS, make the large dense matrices of `model` multiply single rows in blocks."""
     if not device.on_cpu() or not (device.blas or "").startswith("libopenblas"):
         return
     second = mx.new_thread_local_stream(mx.cpu)
@@ -32,7 +32,7 @@ def split_matrices(model: nn.Module) -> None:
 
 
 def _is_large(weight: mx.array) -> bool:
-    matrix = weight.ndim == 2 and len(weight) > 1  # and no stack of experts
+    matrix = weight.ndim == 2 and len(weight) > 1  # not a stack of experts
     return matrix and weight.dtype == mx.float32 and weight.size >= COPIED
 
 
@@ -63,7 +63,7 @@ class SplitEmbedding(nn.Module):
 
 
 class RowBlocks:
-    """A matrix (N, K) as views: blocks for one thread, as many for another, and rows left over."""
+    """A matrix (N, K) as views: blocks for one thread, as many for another, and remaining rows."""
 
     def __init__(self, weight: mx.array, second: mx.ThreadLocalStream):
         N, K = weight.shape
@@ -71,9 +71,9 @@ class RowBlocks:
         rows = N // (2 * pairs)
         blocks = weight[: 2 * pairs * rows].reshape(2 * pairs, rows, K).swapaxes(1, 2)
         self.halves = blocks[:pairs], blocks[pairs:]
-        self.over = weight[2 * pairs * rows :].T
+        self.rest = weight[2 * pairs * rows :].T
         self.second = second
-        mx.eval(self.halves, self.over)
+        mx.eval(self.halves, self.rest)
 
     def times(self, x: mx.array) -> mx.array:
         """x (..., K), a single row, times the matrix: (..., N)."""
@@ -82,6 +82,6 @@ class RowBlocks:
             mx.matmul(row, self.halves[0]).flatten(),
             mx.matmul(row, self.halves[1], stream=self.second).flatten(),
         ]
-        if self.over.size:
-            parts.append(mx.matmul(row, self.over).flatten())
+        if self.rest.size:
+            parts.append(mx.matmul(row, self.rest).flatten())
         return mx.concatenate(parts).reshape(*x.shape[:-1], -1)
