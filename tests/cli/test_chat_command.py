@@ -1,12 +1,10 @@
-"""`minicpm-mlx chat`: in a real terminal, through a pipe, and turn by turn with a fake model."""
+"""`minicpm-mlx chat` in this process: keys, turns with a fake model, and pipes with the demo."""
 
 from __future__ import annotations
 
 import io
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,17 @@ from prompt_toolkit.output import DummyOutput
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli import options
-from minicpm_mlx.cli.chat import command
+from minicpm_mlx.cli.chat import command as chat_command
 from minicpm_mlx.cli.chat.attachments import typed_path
 from minicpm_mlx.cli.chat.conversation import Loading
 from minicpm_mlx.cli.chat.conversation import TerminalChat as Conversation
 from minicpm_mlx.cli.chat.line_editor import LineEditor
-from minicpm_mlx.cli.main import main
 from minicpm_mlx.cli.render import theme
 from minicpm_mlx.cli.render.texts import Texts
-from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import ContextLengthError, NumericsError
+from minicpm_mlx.lm import sessions
 from support.fake_model import FakeLM
-from support.terminal import ALT_ENTER, CODE, CTRL_C, CTRL_D, ENTER, PROMPT, STATS, UP, Terminal
+from support.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP
 
 
 @pytest.fixture(autouse=True)
@@ -38,67 +35,6 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     theme.console.cache_clear()
-
-
-@pytest.fixture
-def terminal(plain: None, demo_folder: Path) -> Iterator[Terminal]:
-    opened = Terminal("chat", "--model", "demo", "--temp", "0", "--max-tokens", "400")
-    yield opened
-    opened.close()
-
-
-# In a terminal
-
-
-def test_a_conversation_in_a_terminal(terminal: Terminal) -> None:
-    terminal.wait("demo\n")
-    terminal.wait("Ctrl-C stops")
-    terminal.wait(PROMPT)
-    terminal.send("What is the capital of France?" + ENTER)
-    terminal.wait(r"\nThe capital of France is Paris\.\n")
-    tokens, first = map(int, terminal.wait(STATS).groups())
-    assert (tokens, first) == (7, 44)
-
-    terminal.wait(PROMPT)
-    terminal.send("And what do people eat there? 用中文说" + ENTER)
-    terminal.wait("用中文说")
-    tokens, second = map(int, terminal.wait(STATS).groups())
-    assert second > first + tokens  # the first turn is still there
-
-    terminal.wait(PROMPT)
-    terminal.send("/clear" + ENTER)
-    terminal.wait("conversation cleared")
-    terminal.wait(PROMPT)
-    terminal.send(UP + UP + UP + ENTER)  # the first question again
-    terminal.wait(r"\nThe capital of France is Paris\.\n")
-    assert int(terminal.wait(STATS).group(2)) == first
-    terminal.wait(PROMPT)
-    terminal.send("/exit" + ENTER)
-    assert terminal.status() == 0
-    assert "Traceback" not in terminal.text
-
-
-def test_ctrl_c_stops_a_reply_and_never_the_session(terminal: Terminal) -> None:
-    terminal.wait("Ctrl-C stops")
-    terminal.wait(PROMPT)
-    terminal.send("half a line" + CTRL_C)
-    terminal.wait(PROMPT)
-    terminal.send("Tell me a very long story about" + ALT_ENTER + "a dragon" + ENTER)
-    terminal.wait("dragon")
-    terminal.wait(r"\n[A-Z]\w* \w+ \w+ ")  # some words of it
-    terminal.send(CTRL_C)
-    terminal.wait(r"\nstopped · \d+ tokens?\n")
-    terminal.wait(PROMPT)
-    terminal.send("/clear" + ENTER)
-    terminal.wait("conversation cleared")
-    terminal.wait(PROMPT)
-    terminal.send("What is the capital of France?" + ENTER)
-    terminal.wait(r"\nThe capital of France is Paris\.\n")
-    terminal.wait(STATS)
-    terminal.wait(PROMPT)
-    terminal.send(CTRL_D)
-    assert terminal.status() == 0
-    assert "Traceback" not in terminal.text
 
 
 @pytest.mark.parametrize(
@@ -147,25 +83,6 @@ def test_quotes_recalled_are_quotes_and_a_draft_is_sent_with_enter() -> None:
             assert prompt.read(draft) == read
 
 
-# Through a pipe
-
-
-def test_a_pipe_gets_plain_replies_alone(demo_folder: Path) -> None:
-    arguments = ["chat", "--model", "demo", "--temp", "0", "--max-tokens", "12"]
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *arguments],
-        input="Hi\n\nWhat is 2+2?\n",
-        capture_output=True,
-        text=True,
-        env={**os.environ, "FORCE_COLOR": "1"},
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second = done.stdout.splitlines()
-    assert first.startswith("Hello")
-    assert "four" in second or "4" in second
-    assert "\x1b" not in done.stdout
-
-
 # Turn by turn
 
 
@@ -181,7 +98,7 @@ def talk(capsys: pytest.CaptureFixture[str]) -> Talk:
         typed = iter(lines)
         conversation = Conversation(make, Loading(lambda: lm), Texts("en"), markdown=False)  # type: ignore[arg-type, return-value]
         conversation.loading.wait()
-        command.converse(conversation, lambda: next(typed, None))
+        chat_command.converse(conversation, lambda: next(typed, None))
         return conversation.chat, capsys.readouterr().out
 
     return call
@@ -219,13 +136,6 @@ def test_clear_forgets_the_turns_and_keeps_the_system_text(talk: Talk) -> None:
     _, out = talk(lm, "first", "/clear", "second", system="Be brief.")
     assert [message["role"] for message in lm.prompts[1]] == ["system", "user"]
     assert "conversation cleared" in out
-
-
-def test_an_unknown_command_is_named(talk: Talk) -> None:
-    lm = FakeLM()
-    _, out = talk(lm, "/wat")
-    assert "no command /wat; /help lists them" in out
-    assert lm.prompts == []
 
 
 @pytest.mark.parametrize("line", ["/sytem Be brief.", "/atach notes.txt"])
@@ -288,7 +198,7 @@ def test_a_full_context_says_what_to_do(talk: Talk) -> None:
 def test_a_card_whose_model_is_here_is_greeted_by_name(
     demo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command._greet("demo", Texts("zh")) == "demo"
+    assert chat_command._greet("demo", Texts("zh")) == "demo"
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "demo"
     assert "SmolLM2-135M-Instruct，仅供试用" in out
@@ -303,7 +213,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
     monkeypatch.setattr(
         "minicpm_mlx.loading.store.folder_of", lambda card: fetched.append(card.name)
     )
-    assert command._greet("minicpm-2b-dpo", Texts("en")) == chosen
+    assert chat_command._greet("minicpm-2b-dpo", Texts("en")) == chosen
     assert fetched == ([chosen] if answer == "d" else [])
 
 
@@ -311,7 +221,7 @@ def test_any_other_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) ->
     answers = iter(["", "yes", "?", "Q"])
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     with pytest.raises(typer.Exit):
-        command._greet("minicpm-2b-dpo", Texts("en"))
+        chat_command._greet("minicpm-2b-dpo", Texts("en"))
     assert not list(answers)
 
 
@@ -321,42 +231,79 @@ def test_counts_are_singular_and_plural() -> None:
     assert [chinese.count("message", n) for n in (1, 2)] == ["1 条消息", "2 条消息"]
 
 
-# With the demo in this process
+# Through a pipe, with the demo in this process
+
+FRANCE, PARIS = "What is the capital of France?", "The capital of France is Paris.\n"
+
+Pipe = Callable[..., tuple[int, str, str]]
 
 
-def test_a_second_turn_reads_only_what_is_new(demo: mm.LM) -> None:
-    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
-    first = [piece.stats for piece in chat.reply("My name is Ada.")][-1]
-    second = [piece.stats for piece in chat.reply("你好，what is my name?")][-1]
-    assert first
-    assert second
-    assert first.cached_tokens == 0
-    assert second.cached_tokens >= first.prompt_tokens + first.completion_tokens - 1
-    assert chat.messages[2]["content"] == "你好，what is my name?"
-
-
-def test_a_turn_after_a_stopped_one_is_as_if_nothing_was_cached(demo: mm.LM) -> None:
-    chat = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
-    reply = chat.reply("Tell me a long story about a dragon.")
-    said = "".join(next(reply).text for _ in range(4))
-    reply.close()
-    assert chat.messages[-1] == {"role": "assistant", "content": said}
-    cached = "".join(piece.text for piece in chat.reply("Go on."))
-    again = mm.Chat(demo, sampling=mm.Sampling(temperature=0), max_tokens=8)
-    again.messages = chat.messages[:2]
-    again.session = Session(demo.config)
-    assert "".join(piece.text for piece in again.reply("Go on.")) == cached
-
-
-def test_options_reach_the_conversation(
+@pytest.fixture
+def piped(
     demo: mm.LM,
+    tmp_path: Path,
+    command: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> Pipe:
+    """Runs `chat` with its standard input: status, stdout, stderr."""
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
     monkeypatch.setattr(options, "load_model", lambda name, **_: demo)
-    arguments = ["--temp", "0", "--max-tokens", "24", "--stop", " is"]
-    monkeypatch.setattr(sys, "argv", ["minicpm-mlx", "chat", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert (ended.value.code, *capsys.readouterr()) == (0, "The capital of France\n", "")
+
+    def call(*arguments: str, typed: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        status = command("chat", "--temp", "0", "--max-tokens", "12", *arguments)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_pipe_gets_plain_replies_alone(piped: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert piped("-p", FRANCE) == (0, PARIS, "")
+    assert piped("-p", "-", typed=FRANCE) == (0, PARIS, "")
+    assert piped("--stop", " is", typed=f"{FRANCE}\n") == (0, "The capital of France\n", "")
+    status, out, err = piped(typed="Hi\n\nWhat is 2+2?\n/exit\nnever")
+    assert (status, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith("Hello")
+    assert "four" in second or "4" in second
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--kv-bits", "3"), "--kv-bits must be 8 or 4, got 3"),
+        (("--on-overflow", "no"), "--on-overflow must be stop or slide, got 'no'"),
+        (("--context", "0"), "--context must be 1 or more, got 0"),
+        (("--max-tokens", "0"), "--max-tokens must be 1 or more, got 0"),
+        (("--lang", "fr"), "--lang must be en or zh, got 'fr'"),
+        (("--top-p", "7"), "top_p must be"),
+        (("-p", " \n"), "the prompt is empty"),
+        (("-c", "--no-save"), "--no-save contradicts --resume and --continue"),
+        (("-c",), "no saved session in"),
+    ],
+)
+def test_options_are_refused_before_anything_is_asked(
+    piped: Pipe, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = piped("-p", "x", *arguments)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+def test_a_pipe_resumes_a_session_if_told_to(piped: Pipe, demo: mm.LM) -> None:
+    assert piped("-p", FRANCE)[0] == 0
+    assert sessions.listed() == []
+    chat = mm.Chat(demo, max_tokens=2)
+    list(chat.reply(FRANCE))
+    sessions.save(chat, "talk")
+    assert piped("-c", "-p", "And of Italy?")[0] == 0
+    assert piped("--resume", "talk", typed="And of Spain?\nThank you.\n")[::2] == (0, "")
+    (saved,) = sessions.listed()
+    questions = [message["content"] for message in saved.messages[::2]]
+    assert questions == [FRANCE, "And of Italy?", "And of Spain?", "Thank you."]
+    status, _, err = piped("--resume", "nothing", "-p", "x")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "the nearest are 'talk'" in err

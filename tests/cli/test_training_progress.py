@@ -8,6 +8,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from minicpm_mlx.train.tracking.events import (
 )
 from support import terminal
 from support.fake_events import trained
-from support.terminal import CTRL_C, Terminal
+from support.terminal import CTRL_C, PATIENCE, Terminal
 
 RUN = """
 import sys, time
@@ -155,7 +156,9 @@ class Training(Terminal):
 
     def look(self) -> list[str]:
         """The rows of the screen when it has stood still for a moment."""
-        while select.select([self.master], [], [], 0.2)[0] and self._read():
+        while select.select([self.master], [], [], 0.2)[0] and self._read(
+            PATIENCE + time.monotonic(), ""
+        ):
             pass
         self.display.feed(self.raw.decode()[self._fed :])
         self._fed = len(self.raw.decode())
@@ -186,7 +189,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
         one.close()
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+@pytest.mark.parametrize("width", [40, 120])
 def test_the_block_fits_terminals_of_any_width(start: Callable[..., Training], width: int) -> None:
     one = start(width, waits=True)
     one.hear("a")
@@ -222,7 +225,7 @@ def test_the_block_speaks_chinese(start: Callable[..., Training]) -> None:
     assert not any(one.display.folds)
 
 
-@pytest.mark.parametrize("widths", [[40, 120], [50, 44, 40], [60, 200, 48]])
+@pytest.mark.parametrize("widths", [[50, 44, 120], [60, 200, 48]])
 def test_a_terminal_made_narrower_keeps_one_block(
     start: Callable[..., Training], widths: list[int]
 ) -> None:
@@ -280,9 +283,8 @@ def test_results_stay_on_standard_output(
     assert "step 20/20  stopped early" in rows
 
 
-@pytest.mark.parametrize("variable", ["", "FORCE_COLOR"])
-def test_in_a_pipe_each_event_is_a_line(variable: str) -> None:
-    environment = {**os.environ, "LC_ALL": "zh_CN.UTF-8", "PYTHONUTF8": "1", variable or "X": "1"}
+def test_in_a_pipe_each_event_is_a_line() -> None:
+    environment = {**os.environ, "LC_ALL": "zh_CN.UTF-8", "PYTHONUTF8": "1", "FORCE_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-c", RUN], capture_output=True, text=True, env=environment, check=True
     )

@@ -25,6 +25,12 @@ STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
 PROMPT = r"> "
 
 
+def default_signals() -> None:
+    """Undoes ignored signals, which a child would inherit from a test run in the background."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Terminal:
     """A process whose controlling terminal is a pseudo-terminal, wide enough for paths."""
 
@@ -40,6 +46,7 @@ class Terminal:
             stderr=self.slave,
             env=env,
             start_new_session=True,
+            preexec_fn=default_signals,
         )
         os.close(self.slave)
         self.raw = b""
@@ -53,10 +60,8 @@ class Terminal:
         """Reads until `pattern` appears after what was last waited for."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.compile(pattern).search(self.text, self.seen)):
-            ready, _, _ = select.select([self.master], [], [], 0.2)
-            read = self._read() if ready else None
+            read = self._read(deadline, f"never {pattern!r}")
             assert read != b"", f"it ended before {pattern!r}:\n{self.text}"
-            assert time.monotonic() < deadline, f"never {pattern!r}:\n{self.text}"
         self.seen = found.end()
         return found
 
@@ -79,7 +84,8 @@ class Terminal:
 
     def status(self) -> int:
         """Reads to the end; the exit status."""
-        while self._read():
+        deadline = time.monotonic() + PATIENCE
+        while self._read(deadline, "it did not end"):
             pass
         return self.process.wait(PATIENCE)
 
@@ -96,7 +102,10 @@ class Terminal:
         if self.master >= 0:
             os.close(self.master)
 
-    def _read(self) -> bytes:
+    def _read(self, deadline: float, otherwise: str) -> bytes:
+        """What comes next; b"" at the end. AssertionError if nothing comes until `deadline`."""
+        ready = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))[0]
+        assert ready, f"{otherwise}:\n{self.text}"
         try:
             data = os.read(self.master, 4096)
         except OSError:  # how Linux says that the other end has closed
