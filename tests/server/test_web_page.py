@@ -57,7 +57,7 @@ def opened(chrome: Browser, chat: Live) -> Iterator[Callable[..., Page]]:
         page = chrome.page(f"{chat.url}/chat/", **how)
         pages.append(page)
         page.see(BOX)
-        set_number(page, "max_tokens", 12)
+        set_number(page, "max_tokens", 8)
         return page
 
     yield open_page
@@ -118,7 +118,7 @@ def test_a_reply_grows_and_its_cost_is_told(
     opened: Callable[..., Page], tmp_path: Path, chat: Live
 ) -> None:
     page = opened()
-    set_number(page, "max_tokens", 40)
+    set_number(page, "max_tokens", 24)
     ask(page, "Count from one to twenty.")
     page.see("#stop")
     lengths: set[int] = set()
@@ -130,7 +130,7 @@ def test_a_reply_grows_and_its_cost_is_told(
     assert len(reply) > 20
     assert box(page) == ""
     cost = status(page)
-    assert "40 tokens · first after" in cost
+    assert "24 tokens · first after" in cost
     assert "prompt tokens cached" in cost
     assert "cut off" in cost
     page.screenshot(tmp_path / "english.png")
@@ -168,9 +168,9 @@ def test_stop_keeps_what_was_said_and_ends_the_work(
     assert said(page, BOT)[0] == before[0]
 
 
-def test_regenerate_answers_the_same_question_anew(opened: Callable[..., Page]) -> None:
+def test_turns_are_answered_anew_taken_back_and_cleared(opened: Callable[..., Page]) -> None:
     page = opened()
-    ask(page, "Name a colour.")
+    ask(page, "First.")
     first = answered(page)
     page.click("#regenerate")
     page.see("#stop")
@@ -180,13 +180,8 @@ def test_regenerate_answers_the_same_question_anew(opened: Callable[..., Page]) 
     page.see("#stop")
     assert answered(page) != first
     assert len(said(page, USER)) == len(said(page, BOT)) == 1
-
-
-def test_undo_takes_a_turn_back_and_clear_all_of_them(opened: Callable[..., Page]) -> None:
-    page = opened()
-    for count, text in enumerate(("First.", "Second."), 1):
-        ask(page, text)
-        answered(page, count)
+    ask(page, "Second.")
+    answered(page, 2)
     page.click("#undo")
     page.wait(f"document.querySelector('{BOX}').value == 'Second.'")
     assert said(page, USER) == ["First."]
@@ -201,66 +196,35 @@ def test_undo_takes_a_turn_back_and_clear_all_of_them(opened: Callable[..., Page
     assert said(page, BOT) == []
 
 
-def test_enter_of_an_input_method_does_not_send(opened: Callable[..., Page]) -> None:
-    page = opened(language="zh-CN")
-    page.click(BOX)
-    page.compose("shan dong")
-    page.press("Enter")
-    page.press("Enter", code=229)
-    page.value("new Promise(done => setTimeout(done, 300))")
-    assert said(page, USER) == []
-    page.compose("")
-    page.write("山东省最高的山是哪座山？")
-    page.press("Enter", code=229)
-    page.value("new Promise(done => setTimeout(done, 300))")
-    assert said(page, USER) == []
-    page.press("Enter")
-    answered(page)
-    assert said(page, USER) == ["山东省最高的山是哪座山？"]
-
-
-def test_shift_enter_is_a_new_line_and_an_empty_message_is_not_sent(
-    opened: Callable[..., Page],
+def test_keys_the_system_text_and_the_adapter_are_heeded(
+    opened: Callable[..., Page], chat: Live
 ) -> None:
     page = opened()
+    page.click("#system textarea")
+    page.write("You are a parrot.")
     page.click(BOX)
-    page.press("Enter")
+    page.press("Enter")  # an empty message is not sent
     page.write("one")
     page.press("Enter", shift=True)
     page.write("two")
     assert box(page) == "one\ntwo"
     page.press("Enter")
-    answered(page)
+    plain = answered(page)
     assert said(page, USER) == ["one\ntwo"]
-
-
-def test_the_system_text_is_told_to_the_model(opened: Callable[..., Page], chat: Live) -> None:
-    page = opened()
-    page.click("#system textarea")
-    page.write("You are a parrot.")
-    ask(page, "Hello")
-    answered(page)
     messages = [
         {"role": "system", "content": "You are a parrot."},
-        {"role": "user", "content": "Hello"},
+        {"role": "user", "content": "one\ntwo"},
     ]
     ids, _ = chat.service.chat_prompt(messages)
     assert f"of {len(ids)} prompt tokens" in status(page)
-
-
-def test_another_adapter_answers_otherwise(opened: Callable[..., Page]) -> None:
-    page = opened()
-    ask(page, "Hello")
-    plain = answered(page)
-    page.click("#clear")
-    page.wait(f"!document.querySelector('{USER}')")
     page.click("#adapter input")
     page.click("#adapter [role=option][aria-label='demo:pirate'], [aria-label='demo:pirate']")
-    ask(page, "Hello")
+    page.click("#regenerate")
+    page.see("#stop")
     assert answered(page) != plain
 
 
-def test_the_page_speaks_the_browsers_language_and_can_change_it(
+def test_the_page_speaks_the_browsers_language_takes_its_input_method_and_can_change(
     opened: Callable[..., Page], tmp_path: Path
 ) -> None:
     page = opened(language="zh-CN,zh;q=0.9")
@@ -269,8 +233,18 @@ def test_the_page_speaks_the_browsers_language_and_can_change_it(
     assert page.value("document.documentElement.lang").startswith("zh")
     for text in ("发送", "重新生成", "撤回", "清空", "温度", "适配器"):
         assert text in page.text()
-    ask(page, "你好")
+    page.click(BOX)
+    page.compose("shan dong")
+    page.press("Enter")  # of the input method: it does not send
+    page.press("Enter", code=229)
+    page.compose("")
+    page.write("山东省最高的山是哪座山？")
+    page.press("Enter", code=229)
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert said(page, USER) == []
+    page.press("Enter")
     answered(page)
+    assert said(page, USER) == ["山东省最高的山是哪座山？"]
     assert "个词元 · 首个" in status(page)
     page.screenshot(tmp_path / "chinese.png")
     page.click("#language label:first-of-type")
@@ -278,19 +252,15 @@ def test_the_page_speaks_the_browsers_language_and_can_change_it(
     assert "tokens · first after" in status(page)
     assert page.value(f"document.querySelector('{BOX}').placeholder").startswith("Ask")
     assert page.value("document.documentElement.lang") == "en"
-    assert said(page, USER) == ["你好"]
+    assert said(page, USER) == ["山东省最高的山是哪座山？"]
     assert "发送" not in page.text()
 
 
-@pytest.mark.parametrize(("language", "told"), [("en-US", "no longer fits"), ("zh-CN", "超出了")])
-def test_a_message_that_is_too_long_is_told_and_given_back(
-    opened: Callable[..., Page], language: str, told: str
-) -> None:
-    page = opened(language=language)
-    page.wait(f"document.querySelector('#language input[value={language[:2]}]').checked")
+def test_a_message_that_is_too_long_is_told_and_given_back(opened: Callable[..., Page]) -> None:
+    page = opened()
     ask(page, "word " * 9000)
     page.wait("document.querySelector('#status').innerText.includes('⚠')")
-    assert told in status(page)
+    assert "no longer fits" in status(page)
     assert box(page).startswith("word word")
     assert said(page, USER) == []
 
@@ -329,7 +299,7 @@ def test_the_browser_itself_runs_no_script_of_a_reply(chrome: Browser, chat: Liv
     page = chrome.page(f"{chat.url}/chat/")
     page.see(BOX)
     page.value(
-        "document.querySelector('#chat').insertAdjacentHTML('beforeend', "
+        "document.body.insertAdjacentHTML('beforeend', "
         f"{json.dumps(HOSTILE + '<img src=http://example.com/y.png>')})"
     )
     page.value("new Promise(done => setTimeout(done, 300))")
