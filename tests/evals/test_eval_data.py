@@ -162,60 +162,30 @@ def test_ids_are_the_datas_and_unique(tmp_path: Path) -> None:
     assert [item.id for item in items] == ["7", "7#1", "9"]
 
 
-# What is missing or malformed
+# Missing and malformed data
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        (
-            "test.jsonl",
-            '{"question": "?"}\n',
-            r"test.jsonl:1: expected a field 'answer', found que",
-        ),
-        (
-            "test.jsonl",
-            '{"question": 1, "answer": []}\n',
-            "expected text in 'answer', found a list",
-        ),
-        ("test.jsonl", "\n{broken\n", r"test.jsonl:2: not JSON at character 2"),
-        ("test.jsonl", "[1]", r"test.jsonl: item 1 .*expected an object"),
-        ("test.jsonl", "", "expected at least one sample"),
-        ("test.jsonl", b"\xff\xfe\x00", "expected UTF-8, found UTF-16"),
-    ],
-)
-def test_malformed_lines_are_named(
-    name: str, content: str | bytes, said: str, tmp_path: Path
-) -> None:
-    put(tmp_path, name, content)
-    with pytest.raises(DataError, match=said):
-        load(GSM8K, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("q,1,2,3,4\n", r"anatomy_test.csv:1: expected 6 cells .*, found 5"),
-        (
-            "q,1,2,3,4,A\nq,1,2,3,4,E\n",
-            r"csv:2: expected A to D, or 0 to 3, in 'answer', found 'E'",
-        ),
-        ("q,1,2,3,4,\n", "found ''; a test split without answers cannot be scored"),
-        ('q,1,2,3,4,A\n"q,1\n', r"csv:\d: "),
-        (b"q\xff,1,2,3,4,A\n", "expected UTF-8, found byte 0xff"),
-    ],
-)
-def test_malformed_tables_are_named(content: str | bytes, said: str, tmp_path: Path) -> None:
-    put(tmp_path, "test/anatomy_test.csv", content)
-    with pytest.raises(DataError, match=said):
-        load(MMLU, tmp_path)
-
-
-def test_a_label_below_zero_is_no_place_from_the_end(tmp_path: Path) -> None:
-    row = {"activity_label": "x", "ctx": "y", "endings": ["a", "b"], "label": -1}
-    put(tmp_path, "hellaswag.jsonl", lines({"ind": 1, **row}))
-    with pytest.raises(DataError, match=r"jsonl:1: expected A to B, or 0 to 1, in 'label'"):
-        load(TASKS["hellaswag"], tmp_path)
+def test_malformed_files_are_named_with_their_lines(tmp_path: Path) -> None:
+    sums, table, endings = "test.jsonl", "test/anatomy_test.csv", "hellaswag.jsonl"
+    negative = {"activity_label": "x", "ctx": "y", "endings": ["a", "b"], "label": -1}
+    cases: list[tuple[Task, str, str | bytes, str]] = [
+        (GSM8K, sums, '{"question": "?"}\n', r"test.jsonl:1: expected a field 'answer', found que"),
+        (GSM8K, sums, '{"question": 1, "answer": []}\n', "expected text in 'answer', found a list"),
+        (GSM8K, sums, "\n{broken\n", r"test.jsonl:2: not JSON at character 2"),
+        (GSM8K, sums, "[1]", r"test.jsonl: item 1 .*expected an object"),
+        (GSM8K, sums, "", "expected at least one sample"),
+        (GSM8K, sums, b"\xff\xfe\x00", "expected UTF-8, found UTF-16"),
+        (MMLU, table, "q,1,2,3,4\n", r"anatomy_test.csv:1: expected 6 cells .*, found 5"),
+        (MMLU, table, "q,1,2,3,4,A\nq,1,2,3,4,E\n", r"csv:2: expected A to D, or 0 to 3, .* 'E'"),
+        (MMLU, table, "q,1,2,3,4,\n", "found ''; a test split without answers cannot be scored"),
+        (MMLU, table, 'q,1,2,3,4,A\n"q,1\n', r"csv:\d: "),
+        (MMLU, table, b"q\xff,1,2,3,4,A\n", "expected UTF-8, found byte 0xff"),
+        (TASKS["hellaswag"], endings, lines(negative), r"jsonl:1: expected A to B, or 0 to 1, in"),
+    ]
+    for index, (task, name, content, message) in enumerate(cases):
+        put(tmp_path / str(index), name, content)
+        with pytest.raises(DataError, match=message):
+            load(task, tmp_path / str(index))
 
 
 def test_a_cut_archive_is_named(tmp_path: Path) -> None:
@@ -230,13 +200,6 @@ def test_an_archive_that_swells_is_refused(tmp_path: Path, monkeypatch: pytest.M
     put(tmp_path, "HumanEval.jsonl.gz", gzip.compress(bytes(10**6)))
     with pytest.raises(DataError, match="expected at most 1000 bytes, found more"):
         load(TASKS["humaneval"], tmp_path)
-
-
-def test_a_broken_table_of_bytes_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    put(tmp_path, "main/test/0000.parquet", b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"0000.parquet: expected a .parquet file, found none"):
-        load(GSM8K, tmp_path)
 
 
 def test_a_folder_without_the_set_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -376,18 +339,15 @@ def loaded_of(count: int, shots: int = 0) -> EvalData:
     )
 
 
-def test_examples_are_the_sets_own_where_it_has_some() -> None:
+def test_examples_are_the_sets_own_where_it_has_some_else_other_questions() -> None:
     loaded = loaded_of(20, shots=9)
-    shots = draw_examples(GSM8K, loaded.docs[""][0], loaded)
-    assert len(shots) == 8
-    assert all(shot in loaded.examples[""] for shot in shots)
-
-
-def test_examples_of_a_set_without_any_are_other_questions() -> None:
+    examples = draw_examples(GSM8K, loaded.docs[""][0], loaded)
+    assert len(examples) == 8
+    assert all(example in loaded.examples[""] for example in examples)
     loaded = loaded_of(9)
-    for item in loaded.docs[""]:
-        shots = draw_examples(GSM8K, item, loaded)
-        assert sorted(shot.id for shot in (*shots, item)) == list("012345678")
+    for doc in loaded.docs[""]:
+        examples = draw_examples(GSM8K, doc, loaded)
+        assert sorted(example.id for example in (*examples, doc)) == list("012345678")
 
 
 def test_an_example_that_is_the_question_is_left_out_by_what_it_says() -> None:
@@ -405,10 +365,7 @@ def test_examples_depend_on_the_seed_alone() -> None:
     assert shots == draw_examples(GSM8K, item, loaded, seed=3)
     assert shots != draw_examples(GSM8K, item, loaded, seed=4)
     assert shots == draw_examples(GSM8K, other, loaded, seed=3)  # one beginning for all prompts
-
-
-def test_examples_are_the_same_on_every_machine() -> None:
-    loaded = loaded_of(1, shots=10)
+    loaded = loaded_of(1, shots=10)  # and on every machine
     shots = draw_examples(GSM8K, loaded.docs[""][0], loaded, seed=0, count=4)
     assert [shot.id for shot in shots] == list("0172")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -250,11 +251,15 @@ def test_another_setting_is_refused(lm: mm.LM, data: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "settings.json").read_bytes() == before
 
 
-def test_other_data_and_another_model_are_refused(lm: mm.LM, demo: mm.LM, tmp_path: Path) -> None:
+def test_other_data_and_another_model_are_refused(lm: mm.LM, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "scale_emb": 3}))
+    demo = mm.load(other)
     how = EvalSettings(tasks=("arc_easy",), mode="ppl", limit=2)
     write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(4)])
     run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
-    with pytest.raises(InvalidArgumentError, match='name is "model", not "demo"'):
+    with pytest.raises(InvalidArgumentError, match='name is "model", not "other"'):
         run(demo, prepare(how, tmp_path / "data"), tmp_path / "out")
     changed = replace(lm, adapter=Path("/of/pirate/adapters"), model=demo.model)
     with pytest.raises(InvalidArgumentError, match='adapter is null, not "pirate/adapters"'):

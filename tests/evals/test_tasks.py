@@ -22,6 +22,11 @@ from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.evals.tasks.exams import SUBJECTS
 from support.data import need_shared
 
+REQUIREMENT = (
+    "Requirement:\n"
+    "Choose and respond with the letter of the correct answer, including the parentheses.\n"
+)
+CHINESE_REQUIREMENT = "要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
 MMLU_TEST = 'What is 2 + 2?,3,4,5,6,B\n"Which, of these?",a,b,c,d,D\n'
 MMLU_DEV = "What is 1 + 1?,1,2,3,4,B\n"
 
@@ -62,14 +67,10 @@ def test_mmlu(tmp_path: Path) -> None:
         "The following are multiple choice questions (with answers) about us_foreign_policy."
         "\n\n\n\n"
         "Question:\nWhat is 1 + 1?\n"
-        "Requirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-        "Options:\n(A) 1\n(B) 2\n(C) 3\n(D) 4\nAnswer:\n(B)"
+        f"{REQUIREMENT}Options:\n(A) 1\n(B) 2\n(C) 3\n(D) 4\nAnswer:\n(B)"
         "\n\n"
         "Question:\nWhat is 2 + 2?\n"
-        "Requirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-        "Options:\n(A) 3\n(B) 4\n(C) 5\n(D) 6\nAnswer:\n"
+        f"{REQUIREMENT}Options:\n(A) 3\n(B) 4\n(C) 5\n(D) 6\nAnswer:\n"
     )
     assert score(question, "mmlu", "(B) 4") == 1
     assert score(question, "mmlu", "(A)") == 0
@@ -85,11 +86,11 @@ def test_ceval(tmp_path: Path) -> None:
     question = asked("ceval", tmp_path, "logic", shots=1)
     assert question.prompt == (
         "以下是中国关于逻辑学考试的单项选择题，请选出其中的正确答案。\n\n"
-        "问题：\n一是____。\n要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
-        "选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n(A)\n\n"
+        "问题：\n一是____。\n"
+        f"{CHINESE_REQUIREMENT}选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n(A)\n\n"
         "问题：\n一加一等于____。\n"
-        "要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
-        "选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n"
+        ""
+        f"{CHINESE_REQUIREMENT}选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n"
     )
     assert score(question, "ceval", "(B)") == 1
     assert score(question, "ceval", "（B）") == 0
@@ -101,10 +102,10 @@ def test_cmmlu(tmp_path: Path) -> None:
     question = asked("cmmlu", tmp_path, "agronomy", shots=1)
     assert question.prompt == (
         "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n"
-        "问题：\n松是什么？\n要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
-        "选项：\n(A) 草\n(B) 树\n(C) 鸟\n(D) 鱼\n答案：\n(B)\n\n"
-        "问题：\n稻是什么？\n要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
-        "选项：\n(A) 草\n(B) 树\n(C) 鸟\n(D) 鱼\n答案：\n"
+        "问题：\n松是什么？\n"
+        f"{CHINESE_REQUIREMENT}选项：\n(A) 草\n(B) 树\n(C) 鸟\n(D) 鱼\n答案：\n(B)\n\n"
+        "问题：\n稻是什么？\n"
+        f"{CHINESE_REQUIREMENT}选项：\n(A) 草\n(B) 树\n(C) 鸟\n(D) 鱼\n答案：\n"
     )
     assert score(question, "cmmlu", "(A)") == 1
 
@@ -249,15 +250,11 @@ def write_bbh(folder: Path) -> None:
 def test_bbh_with_options(tmp_path: Path) -> None:
     write_bbh(tmp_path)
     question = asked("bbh", tmp_path, "date_understanding", shots=1)
-    requirement = (
-        "Requirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-    )
     assert question.prompt == (
         "Question:\nWhich is a mis?\nOptions:\n(A) Mist\n(B) Monmis\n"
-        f"{requirement}Options:\n(A) Mist\n(B) Monmis\nAnswer:\n(A)\n\n"
+        f"{REQUIREMENT}Options:\n(A) Mist\n(B) Monmis\nAnswer:\n(A)\n\n"
         "Question:\nWhich is a day?\nOptions:\n(A) Mist\n(B) Monday\n"
-        f"{requirement}Options:\n(A) Mist\n(B) Monday\nAnswer:\n"
+        f"{REQUIREMENT}Options:\n(A) Mist\n(B) Monday\nAnswer:\n"
     )
     assert score(question, "bbh", "(B) Monday") == 1
     assert score(question, "bbh", "So the answer is (B)") == 0
@@ -267,9 +264,7 @@ def test_bbh_with_two_answers(tmp_path: Path) -> None:
     write_bbh(tmp_path)
     question = asked("bbh", tmp_path, "sports_understanding")
     assert question.prompt == (
-        "Question:\nIs it plausible?\nRequirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-        "Options:\n(A) Yes\n(B) No\nAnswer:\n"
+        f"Question:\nIs it plausible?\n{REQUIREMENT}Options:\n(A) Yes\n(B) No\nAnswer:\n"
     )
     assert question.gold == "(B)"
 
@@ -322,8 +317,6 @@ def test_bbh_with_a_chain_of_thought(tmp_path: Path) -> None:
         assert score(question, "bbh_cot", reply) == 1
     for reply in ("So the answer is (A).", "I say (B)", ""):
         assert score(question, "bbh_cot", reply) == 0
-    task = TASKS["bbh_cot"]
-    assert (task.max_tokens, task.sampling.temperature, task.sampling.top_p) == (1024, 0.3, 0.8)
 
 
 ARC = {
@@ -344,9 +337,7 @@ def test_arc(tmp_path: Path) -> None:
     write(tmp_path, "ARC-Easy/ARC-Easy-Test.jsonl", [ARC])
     question = asked("arc_easy", tmp_path)
     assert question.prompt == (
-        "Question:\nWhat is wet?\nRequirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-        "Options:\n(A) dust\n(B) water\n(C) sand\nAnswer:\n"
+        f"Question:\nWhat is wet?\n{REQUIREMENT}Options:\n(A) dust\n(B) water\n(C) sand\nAnswer:\n"
     )
     for reply in ("(B)", "B.", "water", "What is wet? water"):
         assert score(question, "arc_easy", reply) == 1
@@ -386,9 +377,9 @@ def test_hellaswag(tmp_path: Path) -> None:
     question = asked("hellaswag", tmp_path)
     assert question.prompt == (
         "Context:\n Cooking: A man boils water. he\n"
-        "Question:\nWhich ending makes the most sense?\nRequirement:\n"
-        "Choose and respond with the letter of the correct answer, including the parentheses.\n"
-        "Options:\n(A) adds salt.\n(B) flies.\n(C) melts.\n(D) sings to it.\nAnswer:\n"
+        "Question:\nWhich ending makes the most sense?\n"
+        f"{REQUIREMENT}Options:\n"
+        "(A) adds salt.\n(B) flies.\n(C) melts.\n(D) sings to it.\nAnswer:\n"
     )
     assert score(question, "hellaswag", "Cooking: A man boils water. he adds salt.") == 1
     assert score(question, "hellaswag", "(B)") == 0
@@ -411,26 +402,23 @@ def test_a_mode_that_a_task_does_not_have_is_refused(tmp_path: Path) -> None:
         asked("gsm8k", tmp_path, mode="ppl")
 
 
-@pytest.mark.parametrize(
-    ("names", "shots", "temperature", "top_p"),
-    [
-        (("ceval", "cmmlu", "mmlu"), 5, 0.3, 0.8),
-        (("humaneval",), 0, 0.1, 0.95),
-        (("mbpp",), 3, 0.1, 0.95),
-        (("gsm8k",), 8, 0.1, 0.95),
-        (("math",), 4, 0.1, 0.95),
-        (("bbh",), 3, 0.3, 0.8),
-        (("arc_easy", "arc_challenge", "hellaswag"), 0, 0.3, 0.8),
-    ],
-)
-def test_settings_are_those_of_the_published_run(
-    names: tuple[str, ...], shots: int, temperature: float, top_p: float
-) -> None:
-    for name in names:
-        task = TASKS[name]
-        assert task.few_shot["gen"] == shots
-        assert (task.sampling.temperature, task.sampling.top_p) == (temperature, top_p)
-        assert task.max_tokens == 300
+def test_settings_are_those_of_the_published_run() -> None:
+    default, code = (0.3, 0.8), (0.1, 0.95)
+    expected = {
+        **dict.fromkeys(("ceval", "cmmlu", "mmlu"), (5, default, 300)),
+        "humaneval": (0, code, 300),
+        "mbpp": (3, code, 300),
+        "gsm8k": (8, code, 300),
+        "math": (4, code, 300),
+        "bbh": (3, default, 300),
+        "bbh_cot": (0, default, 1024),
+        **dict.fromkeys(("arc_easy", "arc_challenge", "hellaswag"), (0, default, 300)),
+    }
+    assert expected == {
+        name: (task.few_shot["gen"], (task.sampling.temperature, task.sampling.top_p), tokens)
+        for name, task in TASKS.items()
+        for tokens in [task.max_tokens]
+    }
 
 
 def test_every_set_has_all_its_subsets() -> None:
