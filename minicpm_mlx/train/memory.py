@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from .. import device
 from ..errors import InvalidArgumentError
-from ..memory import weight_bytes
+from ..memory import parameter_count, weight_bytes
 from ..model.config import Config
 from . import cpu_kernels
 from .cross_entropy import CHUNK
@@ -108,18 +108,17 @@ def trained_count(config: Config, method: LoRAConfig) -> int:
     """The number of trained parameters."""
     layers = method.layers or config.num_hidden_layers
     H, F = config.hidden_size, config.intermediate_size
+    if method.kind == "full":
+        total = parameter_count(config)
+        outer = config.vocab_size * H * (1 if config.tie_word_embeddings else 2) + H
+        inner = (total - outer) // config.num_hidden_layers * layers
+        return total if method.layers is None else inner
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     shapes = {"q_proj": (H, queries), "k_proj": (H, keys), "v_proj": (H, keys)}
     shapes["o_proj"] = (queries, H)
     if not config.num_experts:
         shapes |= {"gate_proj": (H, F), "up_proj": (H, F), "down_proj": (F, H)}
-    if method.kind == "full":
-        ends = 0
-        if method.layers is None:
-            ends = config.vocab_size * H * (1 if config.tie_word_embeddings else 2) + H
-        experts = config.num_experts * (3 * H * F + H)
-        return ends + layers * (sum(a * b for a, b in shapes.values()) + experts + 2 * H)
     names = method.modules or tuple(shapes)
     per_layer = sum(
         method.rank * (width + out) + (out if method.kind == "dora" else 0)

@@ -92,24 +92,26 @@ class Optimizer:
 
     @property
     def state(self) -> Arrays:
-        """The state of all groups, as "group/parameter/name"."""
-        return {
-            f"{group}/{name}": array
-            for group, optimizer in self._groups.items()
-            for name, array in _flatten(optimizer.state).items()
-        }
+        """The state of all groups, as "group/parameter/name" or "group/name"."""
+        arrays: Arrays = {}
+        for group, optimizer in self._groups.items():
+            for name, value in optimizer.state.items():
+                if isinstance(value, dict):
+                    arrays |= {f"{group}/{name}/{key}": array for key, array in value.items()}
+                else:
+                    arrays[f"{group}/{name}"] = value
+        return arrays
 
     @state.setter
     def state(self, arrays: Arrays) -> None:
         for group, optimizer in self._groups.items():
             state: dict[str, Any] = {}
-            for full_name, array in arrays.items():
-                prefix, *path, name = full_name.split("/")
-                if prefix == group:
-                    branch = state
-                    for key in path:
-                        branch = branch.setdefault(key, {})
-                    branch[name] = array
+            for path, array in arrays.items():
+                prefix, name, *key = path.split("/")
+                if prefix == group and key:
+                    state.setdefault(name, {})[key[0]] = array
+                elif prefix == group:
+                    state[name] = array
             if state:
                 optimizer.state = state
                 optimizer._initialized = True  # otherwise it would reset the state
@@ -135,17 +137,6 @@ def _group(name: str, array: mx.array) -> str:
     if array.ndim < 2:
         return "vectors"
     return "inside" if ".layers." in name else "ends"
-
-
-def _flatten(state: dict[str, Any], prefix: str = "") -> Arrays:
-    """Joins nested names with slashes, as parameter names hold dots."""
-    arrays: Arrays = {}
-    for name, value in state.items():
-        if isinstance(value, dict):
-            arrays |= _flatten(value, f"{prefix}{name}/")
-        else:
-            arrays[prefix + name] = value
-    return arrays
 
 
 # mx.optimizers.clip_grad_norm sums the squares of bfloat16 gradients in bfloat16.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -62,45 +63,39 @@ class Counts:
 
 
 def count_split(split: DataSplit) -> Counts:
-    items = split.items
+    items, entries = split.items, split.entries
     samples = sequences(items)
     return Counts(
-        rows=len({entry.place for entry in split.entries}),
+        rows=len({entry.place for entry in entries}),
         samples=len(items),
         tokens=sum(len(sample.ids) for sample in samples),
         targets=sum(sample.targets for sample in samples),
-        truncated=sum(entry.encoded.truncated for entry in split.entries),
-        dropped=sum(entry.encoded.dropped for entry in split.entries),
-        split=_split_rows(split.entries),
+        truncated=sum(entry.encoded.truncated for entry in entries),
+        dropped=sum(entry.encoded.dropped for entry in entries),
+        split=len({entry.place for entry in entries if entry.encoded.split}),
         bad=split.bad,
     )
 
 
-def notes_of(splits: Mapping[str, DataSplit], limit: int) -> list[str]:
+def notes_of(splits: Mapping[str, DataSplit], counts: Iterable[Counts], limit: int) -> list[str]:
     """Describes for the user what was truncated, dropped, split or skipped."""
-    entries = [entry for split in splits.values() for entry in split.entries]
-    counts = {
-        f"longer than {limit} tokens and truncated; raise max_seq_length": sum(
-            entry.encoded.truncated for entry in entries
-        ),
-        f"dropped, as longer than {limit} tokens; raise max_seq_length": sum(
-            entry.encoded.dropped for entry in entries
-        ),
-        f"longer than {limit} tokens and split": _split_rows(entries),
-        "bad and skipped": sum(split.bad for split in splits.values()),
+    labels = {
+        "truncated": f"longer than {limit} tokens and truncated; raise max_seq_length",
+        "dropped": f"dropped, as longer than {limit} tokens; raise max_seq_length",
+        "split": f"longer than {limit} tokens and split",
+        "bad": "bad and skipped",
     }
-    notes = [f"{count} {label}" for label, count in counts.items() if count]
-    several = sum(len(entry.encoded.items) > 1 and not entry.encoded.split for entry in entries)
-    if several:
+    totals = Counter[str]()
+    for split_counts in counts:
+        totals.update({name: getattr(split_counts, name) for name in labels})
+    notes = [f"{totals[name]} {label}" for name, label in labels.items() if totals[name]]
+    encoded = [entry.encoded for split in splits.values() for entry in split.entries]
+    if several := sum(len(example.items) > 1 and not example.split for example in encoded):
         notes.append(
             f"{several} conversations make several samples each, as the template writes earlier "
             "replies differently from the last"
         )
     return notes
-
-
-def _split_rows(entries: Iterable[Entry]) -> int:
-    return len({entry.place for entry in entries if entry.encoded.split})
 
 
 def list_overlong(splits: Mapping[str, DataSplit]) -> tuple[str, ...]:

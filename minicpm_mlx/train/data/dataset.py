@@ -97,6 +97,7 @@ def load_data(
         splits |= _hold_out(splits["train"], tokenizer, options, notes)
     valid = splits["valid"].entries if "valid" in splits else []
     items = {name: split.items for name, split in splits.items()}
+    counts = {name: count_split(split) for name, split in splits.items()}
     unread = [f"fields that are not read: {listed(sorted(reader.unread))}"] if reader.unread else []
     return Data(
         train=items["train"],
@@ -104,8 +105,8 @@ def load_data(
         test=items.get("test", []),
         format=reader.format.name,
         kind=reader.format.kind,
-        counts={name: count_split(split) for name, split in splits.items()},
-        notes=(*notes, *notes_of(splits, options.max_seq_length), *unread),
+        counts=counts,
+        notes=(*notes, *notes_of(splits, counts.values(), options.max_seq_length), *unread),
         bad=tuple(reader.bad),
         overlong=list_overlong(splits),
         sha256={file.name: sha256(file) for file in files.values()},

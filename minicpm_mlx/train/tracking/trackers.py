@@ -36,8 +36,6 @@ class MetricsWriter:
     write: Callable[[int, Mapping[str, float]], object]
     """Writes metrics by name, at a step."""
     close: Callable[[], object]
-    advice: str
-    """How to view the metrics."""
 
 
 Opener = Callable[[Any, str, Mapping[str, Any], Path, int], MetricsWriter]
@@ -60,11 +58,6 @@ class Tracker:
             self._writer = self._open(event.step if isinstance(event, Started) else 0)
         if values := metrics(event):
             self._writer.write(event.step, values)
-
-    @property
-    def advice(self) -> str:
-        """How to view the metrics; empty before the first event."""
-        return self._writer.advice if self._writer else ""
 
     def close(self) -> None:
         """Flushes the metrics. Further calls do nothing."""
@@ -128,7 +121,7 @@ def _tensorboard(
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
-    return MetricsWriter(write, writer.close, f"tensorboard --logdir '{folder}'")
+    return MetricsWriter(write, writer.close)
 
 
 def _wandb(
@@ -145,14 +138,7 @@ def _wandb(
         # wandb must not draw over the progress display, nor upload it.
         settings=module.Settings(silent=True, console="off"),
     )
-    run_folder = Path(run.dir).parent
-
-    def write(step: int, values: Mapping[str, float]) -> None:
-        run.log(dict(values), step=step)
-
-    return MetricsWriter(
-        write, run.finish, f"wandb sync '{run_folder}'" if run.offline else str(run.url)
-    )
+    return MetricsWriter(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
 def _wandb_login() -> bool:
@@ -181,14 +167,11 @@ def _swanlab(
             settings=settings,
         )
 
-    def write(step: int, values: Mapping[str, float]) -> None:
-        run.log(dict(values), step=step)
-
     def close() -> None:
         with redirect_stdout(sys.stderr):
             run.finish()
 
-    return MetricsWriter(write, close, f"swanlab sync '{folder}/run-…'" if offline else "")
+    return MetricsWriter(lambda step, values: run.log(dict(values), step=step), close)
 
 
 OPENERS: dict[str, Opener] = {"tensorboard": _tensorboard, "wandb": _wandb, "swanlab": _swanlab}
