@@ -190,13 +190,13 @@ def _comparison(format: str, before: Path, after: Path) -> str:
     rows = output.compare(output.read(before), output.read(after))
     if format == "json":
         return json.dumps(rows, ensure_ascii=False, indent=2)
-    lines = ["| model | test | before | after | faster |", "|---|---|---:|---:|---:|"]
-    for row in rows:
-        lines.append(
-            f"| {row['model']} | {row['test']} | {row['before_s']:.3f} s | {row['after_s']:.3f} s "
-            f"| {row['ratio']:.2f} ± {row['stddev']:.2f} |"
-        )
-    return "\n".join(lines)
+    lines = [
+        f"| {row['model']} | {row['test']} | {row['before_s']:.3f} s | {row['after_s']:.3f} s "
+        f"| {row['ratio']:.2f} ± {row['stddev']:.2f} |"
+        for row in rows
+    ]
+    head = ["| model | test | before | after | faster |", "|---|---|---:|---:|---:|"]
+    return "\n".join([*head, *lines])
 
 
 def _prediction(format: str) -> str:

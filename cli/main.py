@@ -41,25 +41,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("chat")(chat)
-app.command("generate")(generate)
-app.command("pull")(pull)
+for command in (chat, generate, pull):
+    app.command()(command)
 app.command("list")(list_models)
 app.command("show")(show)
 app.command("rm")(remove)
-app.command("serve")(serve)
-app.command("web")(web)
-app.command("bench")(bench)
-app.command("quantize")(quantize)
-app.command("convert")(convert)
-app.command("ppl")(ppl)
-app.command("fuse")(fuse)
-app.command("export-adapter")(export_adapter)
-app.command("lora")(lora)
+for command in (serve, web, bench, quantize, convert, ppl, fuse, export_adapter, lora):
+    app.command()(command)
 app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(lora)
-app.command("doctor")(doctor)
+app.command()(doctor)
 app.add_typer(evaluate, name="eval")
-app.command("launch", context_settings={"allow_interspersed_args": False})(launch)
+app.command(context_settings={"allow_interspersed_args": False})(launch)
 
 
 @app.callback(invoke_without_command=True)

@@ -112,9 +112,10 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
 
 
 def _check(member: Field[Any], value: Any) -> None:
-    if value is None:
+    if value is None or "typer" not in member.metadata:
         return
-    name = "--" + member.name.replace("_", "-")
+    first = member.metadata["typer"].default  # typer keeps the first name here
+    name = first if isinstance(first, str) else "--" + member.name.replace("_", "-")
     if limit := member.metadata.get("option_limit"):
         limit.check(name, value)
     choices = member.metadata.get("choices")

@@ -31,8 +31,8 @@ NOT_NEGATIVE = Limit(least=0, below=math.inf)
 class Limits:
     """Load that the server accepts; None: the service's own default."""
 
-    max_concurrency: int | None = option(
-        "Replies generated at the same time; default 16.", limit=options.COUNT
+    width: int | None = option(
+        "Replies generated at the same time; default 16.", "--max-concurrency", limit=options.COUNT
     )
     queue: int | None = option("Requests that may wait; default 256.", limit=NOT_NEGATIVE)
     timeout: float | None = option(
@@ -47,15 +47,10 @@ class Limits:
 
     def as_keywords(self) -> dict[str, Any]:
         """The limits that were given, as Service names them."""
-        cache_bytes = None if self.cache_memory is None else int(self.cache_memory * 1e9)
-        values = {
-            "width": self.max_concurrency,
-            "queue": self.queue,
-            "timeout": self.timeout,
-            "max_tokens": self.max_tokens,
-            "cache_bytes": cache_bytes,
-        }
-        return {name: value for name, value in values.items() if value is not None}
+        values = {name: value for name, value in vars(self).items() if value is not None}
+        if (gigabytes := values.pop("cache_memory", None)) is not None:
+            values["cache_bytes"] = int(gigabytes * 1e9)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +109,7 @@ def run(
     warnings = list(_warnings(address, args.api_key_file))
     _log_to_stderr()
     queue = QUEUE if limits.queue is None else limits.queue
-    max_requests = max(settings.max_requests, queue + (limits.max_concurrency or WIDTH) + 64)
+    max_requests = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
     settings = replace(settings, max_requests=max_requests, max_connections=2 * max_requests)
     # First, so that a port in use is known at once; of several ranks only one listens.
     sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []

@@ -39,7 +39,7 @@ def run_lm_eval(args: EvalOptions) -> None:
         apply_chat_template=args.chat_template,
         seed=args.seed,
         allow_code=args.allow_code,
-        width=args.batch,
+        width=args.width,
     )
     if args.as_json:
         print_json(summary(results))

@@ -45,7 +45,7 @@ class EvalOptions:
     whole_replies: bool = flag("Generate on after the score is decided.")
     allow_code: bool = flag("Run programs the model writes, in a sandbox.")
     output: Path | None = option("Folder of the run, resumed if it exists; default: eval-MODEL.")
-    batch: int = option("Replies generated at once.", default=8)
+    width: int = option("Replies generated at once.", "--batch", default=8)
     harness: str | None = option(
         "lm-eval: --tasks are lm-evaluation-harness's own.", choices=("lm-eval",)
     )
@@ -61,20 +61,11 @@ class EvalOptions:
         from minicpm_mlx.arguments import limits
         from minicpm_mlx.evals.settings import EvalSettings
 
-        limits(EvalSettings)["width"].check("--batch", self.batch)
-        return EvalSettings(
-            tasks=self.task_names,
-            mode=self.mode,
-            limit=self.limit,
-            subjects=_split(self.subjects or ""),
-            shots=self.shots,
-            sampling=self.sampling,
-            seed=self.seed,
-            chat_template=self.chat_template,
-            whole_replies=self.whole_replies,
-            allow_code=self.allow_code,
-            width=self.batch,
-        )
+        limits(EvalSettings)["width"].check("--batch", self.width)
+        names = [name for name in EvalSettings.__dataclass_fields__ if hasattr(self, name)]
+        values = {name: getattr(self, name) for name in names}
+        values |= {"tasks": self.task_names, "subjects": _split(self.subjects or "")}
+        return EvalSettings(**values)
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""What the terminal shows: theme, Markdown, spinner, interface texts."""
+"""Theme, Markdown, spinner and interface texts of the terminal, for the rest of cli."""

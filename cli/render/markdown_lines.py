@@ -1,4 +1,4 @@
-"""What kind of Markdown a line is, told as early as its beginning allows."""
+"""Classifies a line of Markdown as early as its beginning allows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNSURE = re.compile(r" *(?:#{1,6} *|`{1,2}|~{1,2}|[-+*]|\d{1,9}[.)]?|([-*_])(?: 
 
 
 class Line(NamedTuple):
-    """What the beginning of a line says of it."""
+    """A line's kind and its prefixes, from its beginning."""
 
     kind: str  # "blank", "text", "heading", "rule", "fence" or "row" (of a table)
     first: str = ""  # written in front of it: indentation, bars of quotes, a list item's mark

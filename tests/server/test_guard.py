@@ -520,7 +520,7 @@ def test_the_help_tells_the_defaults_that_the_service_has() -> None:
     from minicpm_mlx.server.service import QUEUE, WIDTH
 
     helps = {field.name: field.metadata["typer"].help for field in fields(Limits)}
-    assert helps["max_concurrency"].endswith(f"default {WIDTH}.")
+    assert helps["width"].endswith(f"default {WIDTH}.")
     assert helps["queue"].endswith(f"default {QUEUE}.")
 
 
