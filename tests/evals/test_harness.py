@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,8 @@ from minicpm_mlx.errors import DownloadError, InvalidArgumentError, MissingPacka
 from minicpm_mlx.evals.harness import run
 from minicpm_mlx.evals.harness.run import choose, figures, run_harness
 from support.data import need_shared
-
-pytest.importorskip("lm_eval")
-
 from support.harness import passed, prefixed
+from support.tiny_model import write_model
 
 ROWS = [
     {"question": "The capital of France is", "choices": [" Paris", " a banana"], "answer": 0},
@@ -47,6 +46,17 @@ metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher
 """
 
 
+@pytest.fixture(autouse=True)
+def lm_eval() -> None:
+    """Skips a test without lm-eval, which is not imported before a test runs."""
+    pytest.importorskip("lm_eval")
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> mm.LM:
+    return mm.load(write_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tasks of one's own, each on local data."""
@@ -71,26 +81,37 @@ def write_task(folder: Path, name: str, data: Path, text: str) -> None:
 
 
 def test_tasks_of_ones_own_are_scored_and_written_down(
-    demo: mm.LM, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lm: mm.LM, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[tuple[str, int, int]] = []
     names = ["own_choice", "own_replies", "own_whole"]
     results = run_harness(
-        demo,
+        lm,
         names,
         include_path=tasks,
         limit=2,
         output=tmp_path / "out",
         progress=lambda *step: told.append(step),
     )
-    texts = [demo.generate(row["question"], max_tokens=4, stop=["\n"]).text for row in ROWS[:2]]
+    texts = [lm.generate(row["question"], max_tokens=4, stop=["\n"]).text for row in ROWS[:2]]
     right = [
         text == row["choices"][row["answer"]] for text, row in zip(texts, ROWS[:2], strict=True)
     ]
-    total = sum(
-        passed(demo, [prefixed(demo), *ids], len(ids))[0]
+    likelihoods = [
+        [
+            passed(lm, ids := lm.encode(row["question"] + choice), len(ids) - len(head))[0]
+            for choice in row["choices"]
+        ]
         for row in ROWS[:2]
-        if (ids := demo.tokenizer.encode(row["question"]))
+        for head in [lm.encode(row["question"])]
+    ]
+    chosen = [
+        np.argmax(values) == row["answer"] for values, row in zip(likelihoods, ROWS, strict=False)
+    ]
+    total = sum(
+        passed(lm, [prefixed(lm), *ids], len(ids))[0]
+        for row in ROWS[:2]
+        if (ids := lm.tokenizer.encode(row["question"]))
     )
     words = sum(len(row["question"].split()) for row in ROWS[:2])
     assert [(one.task, one.metric) for one in figures(results)] == [
@@ -99,30 +120,30 @@ def test_tasks_of_ones_own_are_scored_and_written_down(
         ("own_whole", "word_perplexity"),
     ]
     assert [one.value for one in figures(results)] == pytest.approx(
-        [1.0, np.mean(right), np.exp(-total / words)], rel=1e-3
+        [np.mean(chosen), np.mean(right), np.exp(-total / words)], rel=1e-3
     )
     assert ("log likelihoods", 4, 4) in told
     assert ("replies", 2, 2) in told
     assert capsys.readouterr().out == ""
 
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert written["results"]["own_choice"]["acc,none"] == 1
-    assert written["config"]["model"] == "demo"
+    assert written["results"]["own_choice"]["acc,none"] == np.mean(chosen)
+    assert written["config"]["model"] == "model"
     assert len(written["config"]["model_identity"]) == 32
     for name in names:
         lines = (tmp_path / "out" / f"samples_{name}.jsonl").read_text().splitlines()
         assert [json.loads(line)["doc_id"] for line in lines] == [0, 1]
     with pytest.raises(InvalidArgumentError, match="results of lm-eval already"):
-        run_harness(demo, names, output=tmp_path / "out")
+        run_harness(lm, names, output=tmp_path / "out")
 
 
 def prompts(results: dict[str, Any], name: str) -> list[str]:
     return [sample["arguments"][0][0] for sample in results["samples"][name]]
 
 
-def test_examples_and_template_are_as_asked(demo: mm.LM, tasks: Path) -> None:
+def test_examples_and_template_are_as_asked(lm: mm.LM, tasks: Path) -> None:
     chosen = choose(["own_choice"], tasks)
-    plain = run_harness(demo, chosen, num_fewshot=1, limit=1)
+    plain = run_harness(lm, chosen, num_fewshot=1, limit=1)
     [prompt] = prompts(plain, "own_choice")
     examples = {row["question"] + row["choices"][row["answer"]] for row in ROWS}
     assert prompt.split("\n\n")[0] in examples
@@ -130,7 +151,7 @@ def test_examples_and_template_are_as_asked(demo: mm.LM, tasks: Path) -> None:
 
     chosen = choose(["own_choice"], tasks)
     turns = run_harness(
-        demo,
+        lm,
         chosen,
         num_fewshot=1,
         limit=1,
@@ -141,7 +162,7 @@ def test_examples_and_template_are_as_asked(demo: mm.LM, tasks: Path) -> None:
     question, _, answer = prompt.partition("<|im_start|>user\n")[2].partition("<|im_end|>\n")
     said = answer.removeprefix("<|im_start|>assistant\n").partition("<|im_end|>")[0]
     assert any((question, said) == (r["question"], r["choices"][r["answer"]]) for r in ROWS)
-    assert prompt == demo.tokenizer.chat_text(
+    assert prompt == lm.tokenizer.chat_text(
         [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": question},
@@ -157,38 +178,38 @@ def test_a_task_file_can_be_named_itself(tasks: Path) -> None:
 
 
 def test_what_cannot_be_run_is_refused_before_the_model_is_asked(
-    demo: mm.LM, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm: mm.LM, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="expected a folder of task files"):
         choose(["own_choice"], tmp_path / "nowhere")
     with pytest.raises(InvalidArgumentError, match="got none"):
         choose([])
     with pytest.raises(InvalidArgumentError, match="limit must be 1 or more"):
-        run_harness(demo, choose(["own_choice"], tasks), limit=0)
+        run_harness(lm, choose(["own_choice"], tasks), limit=0)
     write_task(tasks, "own_code", tasks / "rows.jsonl", REPLIES + "unsafe_code: true")
     with pytest.raises(
         InvalidArgumentError, match=r"own_code .*without a sandbox; allow it with --allow-"
     ):
-        run_harness(demo, choose(["own_code"], tasks))
+        run_harness(lm, choose(["own_code"], tasks))
     write_task(tasks, "own_lost", tasks / "gone.jsonl", CHOICE)
     with pytest.raises(DownloadError, match=r"gone\.jsonl"):
-        run_harness(demo, choose(["own_lost"], tasks))
+        run_harness(lm, choose(["own_lost"], tasks))
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r'pip install "minicpm-mlx\[lm-eval\]"'):
         choose(["own_choice"], tasks)
 
 
 def test_the_command_prints_the_figures_and_keeps_the_rest(
-    demo_folder: Path,
     tasks: Path,
     tmp_path: Path,
     command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = ["eval", "--harness", "lm-eval", "--tasks", "own_choice", "--include-path", str(tasks)]
-    line += ["--limit", "1", "--num-fewshot", "1", "--model", "demo", "--device", "cpu"]
+    line += ["--limit", "1", "--num-fewshot", "1", "--model", str(write_model(tmp_path / "tiny"))]
+    line += ["--device", "cpu"]
     assert command(*line, "--output", str(tmp_path / "out")) == 0
-    assert "| own_choice | acc | 1.0000 |  | 1 |" in capsys.readouterr().out
+    assert re.search(r"\| own_choice \| acc \| [01]\.0000 \|  \| 1 \|", capsys.readouterr().out)
     assert (tmp_path / "out" / "samples_own_choice.jsonl").exists()
     assert command(*line, "--output", str(tmp_path / "out")) == 1
     assert "has results of lm-eval already" in capsys.readouterr().err
@@ -197,21 +218,19 @@ def test_the_command_prints_the_figures_and_keeps_the_rest(
     assert shown == json.loads((tmp_path / "other" / "results.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (["--harness", "lm-eval", "--mode", "gen"], "--mode is for the tasks of this program"),
-        (["--harness", "lm-eval", "--whole-replies"], "--whole-replies is for the tasks of"),
-        (["--harness", "helm"], "--harness must be lm-eval, got 'helm'"),
-        (["--include-path", "."], "--include-path is for --harness lm-eval"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else None,
-)
 def test_options_that_cannot_be_honoured_are_refused(
-    command: Callable[..., int], capsys: pytest.CaptureFixture[str], more: list[str], said: str
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("eval", "--tasks", "own_choice", "--model", "nowhere", *more) == 1
-    assert said in capsys.readouterr().err
+    messages = {
+        "--harness lm-eval --mode gen": "--mode is for the tasks of this program",
+        "--harness lm-eval --whole-replies": "--whole-replies is for the tasks of",
+        "--harness helm": "--harness must be lm-eval, got 'helm'",
+        "--include-path .": "--include-path is for --harness lm-eval",
+    }
+    for options, message in messages.items():
+        line = ["eval", "--tasks", "own_choice", "--model", "nowhere", *options.split()]
+        assert command(*line) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
