@@ -1,6 +1,5 @@
-"""Seconds a question of multiple choice takes, its options read over one prompt, against each
-option read as a text of its own; and with examples before the questions, read once and read each
-time.
+"""Seconds for a multiple-choice question, with its options read after one prompt and each as a text
+of its own; and with few-shot examples, read once and read each time.
 
 python benchmarks/evals.py --data FOLDER [--questions 24] [--rounds 3] [--json results/NAME.json]
 
@@ -44,8 +43,8 @@ def main() -> None:
     def one_by_one(lists: list[list[list[int]]]) -> None:
         for text in (text for texts in lists for text in texts):
             logits = lm.model(mx.array([text]))[0]
-            wanted = mx.array(text[1:])[:, None]
-            own = mx.take_along_axis(logits[:-1], wanted, axis=-1)[:, 0]
+            targets = mx.array(text[1:])[:, None]
+            own = mx.take_along_axis(logits[:-1], targets, axis=-1)[:, 0]
             mx.eval(own - mx.logsumexp(logits[:-1], axis=-1))
 
     def together(lists: list[list[list[int]]]) -> None:
@@ -53,20 +52,20 @@ def main() -> None:
 
     for name in ("arc_easy", "hellaswag"):
         task = TASKS[name]
-        items = load(task, options.data).docs[""][: options.questions]
-        asked = [task.question(item, mode="ppl") for item in items]
-        lists = [encode_options(lm.tokenizer, one.prompt, one.options) for one in asked]
-        for what, work in (("one by one", one_by_one), ("together", together)):
+        docs = load(task, options.data).docs[""][: options.questions]
+        questions = [task.question(doc, mode="ppl") for doc in docs]
+        lists = [encode_options(lm.tokenizer, q.prompt, q.options) for q in questions]
+        for label, work in (("one by one", one_by_one), ("together", together)):
             work(lists[:2])
             rounds = range(options.rounds)
             taken = [seconds(lambda: work(lists)) / len(lists) for _ in rounds]  # noqa: B023
-            out.add(f"{name}, {what}", taken)
+            out.add(f"{name}, {label}", taken)
 
-    task, loaded = TASKS["mmlu"], load(TASKS["mmlu"], options.data)
-    subset = max(loaded.docs, key=lambda name: len(loaded.docs[name]))
+    task, data = TASKS["mmlu"], load(TASKS["mmlu"], options.data)
+    subset = max(data.docs, key=lambda name: len(data.docs[name]))
     prompts = [
-        lm.tokenizer.encode(task.question(item, draw_examples(task, item, loaded)).prompt)
-        for item in loaded.docs[subset]
+        lm.tokenizer.encode(task.question(doc, draw_examples(task, doc, data)).prompt)
+        for doc in data.docs[subset]
     ]
     sampling = mm.Sampling()
 
@@ -80,9 +79,9 @@ def main() -> None:
     def many() -> None:
         list(replies(lm.model, lm.tokenizer, map(reply, prompts)))
 
-    for what, work in (("examples read each time", each), ("examples read once", many)):
+    for label, work in (("examples read each time", each), ("examples read once", many)):
         taken = [seconds(work) / len(prompts) for _ in range(options.rounds)]
-        out.add(f"mmlu, {what}", taken)
+        out.add(f"mmlu, {label}", taken)
     out.save(options.json)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py [--json results/NAME.json]
 
-Counted, not timed (see minicpm_mlx/bench/kernels.py for how); the same on every machine. The widths
+Counted, not timed (see minicpm_mlx/bench/kernel_count.py); the same on every machine. The widths
 are small, since only the number of layers and the kind of each matter. mlx-lm's step takes the
 logarithm of the softmax and then the largest, as its generate_step does.
 """
@@ -53,25 +53,29 @@ def theirs(kind: str) -> Counter[str]:
         logits = model(mx.array([[5]]), cache=cache)[:, -1, :]
         logprobs = logits - mx.logsumexp(logits, keepdims=True)
         token = mx.argmax(logprobs, axis=-1)
-        return [token, logprobs, *(part for layer in cache for part in (layer.keys, layer.values))]
+        return [
+            token,
+            logprobs,
+            *(array for layer in cache for array in (layer.keys, layer.values)),
+        ]
 
     return count(step)
 
 
 def main() -> None:
     options = report.options(__doc__, rounds=1).parse_args()
-    found = report.Report(layers=LAYERS)
-    mine = ours()
-    found.add("minicpm-mlx", [sum(mine.values())], "kernels")
+    record = report.Report(layers=LAYERS)
+    own = ours()
+    record.add("minicpm-mlx", [sum(own.values())], "kernels")
     for kind in ("llama", "minicpm"):
         counted = theirs(kind)
-        found.add(f"mlx-lm {kind}", [sum(counted.values())], "kernels")
-        found.add(
-            f"fewer than {kind}", [100 * (1 - sum(mine.values()) / sum(counted.values()))], "%"
+        record.add(f"mlx-lm {kind}", [sum(counted.values())], "kernels")
+        record.add(
+            f"fewer than {kind}", [100 * (1 - sum(own.values()) / sum(counted.values()))], "%"
         )
         print(dict(counted.most_common()))
-    print(dict(mine.most_common()))
-    found.save(options.json)
+    print(dict(own.most_common()))
+    record.save(options.json)
 
 
 if __name__ == "__main__":

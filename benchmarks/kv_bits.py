@@ -1,4 +1,4 @@
-"""What a key-value cache in few bits costs in quality and saves in memory, on the demo.
+"""Quality lost and memory saved by a key-value cache in few bits, on the demo.
 
     python benchmarks/kv_bits.py [--json results/NAME.json]
 

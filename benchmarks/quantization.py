@@ -1,4 +1,4 @@
-"""What each way to quantize the demo costs in quality, time and memory.
+"""Quality, time and memory of each way to quantize the demo.
 
     python benchmarks/quantization.py CALIBRATION EVALUATION [--only NAME ...] [--json NAME.json]
 

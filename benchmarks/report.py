@@ -1,4 +1,4 @@
-"""How every script here prints and keeps what it measured."""
+"""Prints and saves the measurements of the scripts here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minicpm_mlx import device  # here: it finds a BLAS before any script import
 
 
 def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """What all scripts take: how many rounds, and where to keep the record."""
+    """A parser with the options of all scripts: number of rounds, file of the record."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,7 +23,7 @@ def options(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 class Report:
-    """Prints medians with their spread as they come; `save` keeps them."""
+    """Prints medians with their spread as they come; `save` writes them to a file."""
 
     def __init__(self, **facts: object) -> None:
         machine = f"{device.chip()}, {platform.system()}, BLAS {device.blas}"
@@ -31,7 +31,7 @@ class Report:
         print(machine, *(f"{name} {fact}" for name, fact in facts.items()), sep="; ")
 
     def add(self, name: str, values: Sequence[float], unit: str = "s") -> float:
-        """Print and keep least, median and most; the median."""
+        """Prints and records minimum, median and maximum; returns the median."""
         least, median, most = min(values), statistics.median(values), max(values)
         self.record[f"{name} {unit}".strip()] = [float(f"{v:.4g}") for v in (least, median, most)]
         print(f"{name:36} {median:10.4g} {unit:6} ({least:.4g} to {most:.4g})", flush=True)

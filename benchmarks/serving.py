@@ -48,7 +48,7 @@ WORDS = re.findall(
 
 @dataclass
 class Seen:
-    """What the clients of one round saw."""
+    """Measurements of the clients in one round."""
 
     tokens: int = 0
     seconds: float = 0
@@ -157,7 +157,7 @@ async def _chat(port: int, model: str, text: str, seen: Seen) -> None:
 
 
 def _event(line: bytes) -> dict[str, Any]:
-    """What a line of a stream holds; nothing for one between events."""
+    """The event in a line of a stream; nothing for a line between events."""
     if line.startswith(b"HTTP/") and b" 200 " not in line:
         raise RuntimeError(line.decode())
     event: dict[str, Any] = json.loads(line[6:]) if line.startswith(b"data: {") else {}

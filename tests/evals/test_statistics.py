@@ -1,4 +1,4 @@
-"""Intervals and tests of significance, against published tables and slow twins."""
+"""Intervals and tests of significance, against published tables and slow reference implementations."""
 
 from __future__ import annotations
 

@@ -278,18 +278,18 @@ def _parse_generation_kwargs(
     They mean what they mean to transformers. Missing ones are off, whatever the model's defaults:
     tasks compare models.
     """
-    given = dict(normalize_gen_kwargs(dict(options), MAX_REPLY))
-    stops = stop_list([stop for stop in given.pop("until") if stop])
-    max_tokens, do_sample = int(given.pop("max_gen_toks")), given.pop("do_sample")
-    if given.pop("num_beams", 1) != 1:
+    kwargs = dict(normalize_gen_kwargs(dict(options), MAX_REPLY))
+    stops = stop_list([stop for stop in kwargs.pop("until") if stop])
+    max_tokens, do_sample = int(kwargs.pop("max_gen_toks")), kwargs.pop("do_sample")
+    if kwargs.pop("num_beams", 1) != 1:
         raise InvalidArgumentError("a task asks for beam search, which is not supported")
-    if unknown := sorted(given.keys() - {*SAMPLING_OPTIONS, *PENALTIES}):
+    if unknown := sorted(kwargs.keys() - {*SAMPLING_OPTIONS, *PENALTIES}):
         raise InvalidArgumentError(
             f"a task's generation_kwargs have {', '.join(unknown)}; expected until, max_gen_toks, "
             f"do_sample, {', '.join((*SAMPLING_OPTIONS, *PENALTIES))}"
         )
-    sampling = {name: given[name] for name in PENALTIES if name in given}
+    sampling = {name: kwargs[name] for name in PENALTIES if name in kwargs}
     if do_sample:
-        drawn = {name: given[name] for name in SAMPLING_OPTIONS if name in given}
+        drawn = {name: kwargs[name] for name in SAMPLING_OPTIONS if name in kwargs}
         sampling |= {"temperature": 1.0, "seed": seed, **drawn}
     return stops, max_tokens, Sampling(**sampling)
