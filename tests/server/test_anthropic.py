@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-anthropic = pytest.importorskip("anthropic")
 pytest.importorskip("fastapi")
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ STORY = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 @pytest.fixture
 def client(tiny_server: Live) -> Iterator[Any]:
+    anthropic = pytest.importorskip("anthropic")
     with anthropic.Anthropic(base_url=tiny_server.url, api_key="none", max_retries=0) as client:
         yield client
 
@@ -28,6 +28,8 @@ def text_of(message: Any) -> str:
 
 
 def test_the_client_reads_wholes_streams_and_refusals(client, tiny, tiny_server):
+    import anthropic
+
     asked = {"model": "tiny", "messages": STORY, "max_tokens": 12}
     expected = tiny.generate(STORY, max_tokens=12).text
 
@@ -161,6 +163,8 @@ def test_the_client_reads_calls(client):
 
 
 def test_results_of_calls_are_part_of_the_conversation(client, tiny):
+    import anthropic
+
     call = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Paris"}}
     result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Snow."}
     messages = [

@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ TEXTS = ["The cat sat on the mat.", "Stocks fell."]
 
 @pytest.fixture
 def client(tiny_server: Live) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -54,6 +54,8 @@ def test_ids_are_read_as_text_is(client, tiny):
 
 
 def test_what_cannot_be_honoured_is_refused_by_name(client):
+    import openai
+
     for options in ({"input": ""}, {"input": []}, {"dimensions": 8}, {"encoding_format": "int8"}):
         with pytest.raises(openai.BadRequestError, match=next(iter(options))):
             client.embeddings.create(model="tiny", input="a", extra_body=options)

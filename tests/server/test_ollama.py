@@ -13,7 +13,6 @@ import pytest
 import minicpm_mlx as mm
 from support import node
 
-ollama = pytest.importorskip("ollama")
 pytest.importorskip("fastapi")
 
 if TYPE_CHECKING:
@@ -26,11 +25,14 @@ SHORT = {"num_predict": 6}
 
 @pytest.fixture
 def client(tiny_server: Live) -> Iterator[Any]:
+    ollama = pytest.importorskip("ollama")
     with ollama.Client(host=tiny_server.url) as client:
         yield client
 
 
 def test_models_are_listed_shown_and_in_memory(client, tiny):
+    import ollama
+
     found = client.list().models
     assert [model.model for model in found] == ["tiny:latest", "tiny:other"]
     assert len({model.digest for model in found}) == 2
@@ -61,6 +63,8 @@ def test_the_version_is_one_that_clients_compare(tiny_server):
 
 
 def test_the_clients_read_chats_and_texts(client, tiny, tiny_server):
+    import ollama
+
     async def ask() -> str:
         async with ollama.AsyncClient(host=tiny_server.url) as there:
             stream = await there.chat("tiny", STORY, stream=True, options=SHORT)
@@ -118,6 +122,8 @@ def test_options_are_the_samplings(client, tiny):
 
 
 def test_a_limit_of_none_and_num_ctx_are_kept(client, tiny):
+    import ollama
+
     prompt = len(tiny.encode(STORY))
     for limit in (-1, -2, 0):
         answer = client.chat("tiny", STORY, options={"num_predict": limit, "num_ctx": prompt + 3})
@@ -157,6 +163,8 @@ def test_embeddings_have_length_one_but_in_the_older_form(client):
 
 
 def test_a_text_too_long_to_embed_is_cut_or_refused(client, tiny_server, monkeypatch):
+    import ollama
+
     monkeypatch.setattr(tiny_server.service, "context_length", 8)
     assert client.embed("tiny", "word " * 30).prompt_eval_count == 8
     with pytest.raises(ollama.ResponseError, match="context"):
@@ -166,6 +174,8 @@ def test_a_text_too_long_to_embed_is_cut_or_refused(client, tiny_server, monkeyp
 
 
 def test_models_are_not_changed(client):
+    import ollama
+
     for ask in (
         lambda: client.pull("llama3"),
         lambda: client.push("tiny"),

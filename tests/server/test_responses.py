@@ -9,7 +9,6 @@ import pytest
 
 from support.apis import sse
 
-openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ FRANCE = [{"role": "user", "content": QUESTION}]
 
 @pytest.fixture
 def client(tiny_server: Live) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
     with openai.OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
@@ -88,6 +88,8 @@ def test_the_client_reads_events_and_forms(client):
 
 
 def test_nothing_is_kept(client):
+    import openai
+
     answer = client.responses.create(
         model="tiny", input=QUESTION, max_output_tokens=1, store=True, metadata={"a": "b"}
     )
