@@ -104,10 +104,6 @@ def test_memory_is_told_in_bytes() -> None:
     assert 2**27 < device.available_memory() <= device.total_memory()
 
 
-def test_the_chip_has_a_name() -> None:
-    assert device.chip().strip()
-
-
 IMPORT = """
     import ctypes, os
     from minicpm_mlx import device

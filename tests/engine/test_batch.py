@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import mlx.core as mx
@@ -73,17 +72,14 @@ def test_nan_is_named() -> None:
 
 def test_texts_are_answered_in_their_order_as_alone(demo: mm.LM) -> None:
     prompts: list[Any] = [
-        "The capital of France is",
         [{"role": "user", "content": "What is the capital of Italy?"}],
         "One, two, three, four,",
-        "def add(a, b):\n",
         demo.encode("Water boils at"),
     ]
-    random.Random(1).shuffle(prompts)
     how = mm.Sampling()
-    got = demo.generate_batch(prompts, max_tokens=16, sampling=how, stop=["\n\n", "ten"], width=3)
+    got = demo.generate_batch(prompts, max_tokens=8, sampling=how, stop=["seven"], width=2)
     for prompt, reply in zip(prompts, got, strict=True):
-        alone = demo.generate(prompt, max_tokens=16, sampling=how, stop=["\n\n", "ten"])
+        alone = demo.generate(prompt, max_tokens=8, sampling=how, stop=["seven"])
         assert (reply.text, reply.token_ids) == (alone.text, alone.token_ids)
         assert reply.finish_reason == alone.finish_reason
         assert reply.stats.completion_tokens == alone.stats.completion_tokens

@@ -56,7 +56,7 @@ class Eager(Speculation):
 def checked(model: Any, how: Sampling, **options: Any) -> None:
     """The stream with guesses of which some are right equals the plain one, in fewer passes."""
     plain = list(generate(model, PROMPT, max_tokens=40, sampling=how, **options))
-    for seed in range(3):
+    for seed in range(2):
         guessing = Eager(Oracle(PROMPT + plain, seed))
         session = Session(model.config)
         got = list(
@@ -160,7 +160,7 @@ def test_sampling_s_distribution_is_unchanged() -> None:
         (a, b): p * q for a, p in chances(PROMPT).items() for b, q in chances([*PROMPT, a]).items()
     }
     likely = max(expected, key=lambda pair: expected[pair])
-    draws = 900
+    draws = 400
     counts: Counter[tuple[int, int]] = Counter()
     for seed in range(draws):
         guessing = Eager(Oracle([*PROMPT, *likely, 3, 4], seed, wrong=0.0))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minicpm_mlx.errors import ConfigError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
-from support.data import GOLDEN, need_shared
+from support.data import need_shared
 
 TINY: dict[str, Any] = {
     "architectures": ["MiniCPMForCausalLM"],
@@ -62,11 +62,6 @@ def test_the_published_2b_config_gets_what_it_does_not_state() -> None:
     assert config.scale_emb == 12
     assert (config.rope_scaling, config.rotation_threshold) == (None, None)
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
-
-
-def test_a_2b_style_config_without_model_type_is_read() -> None:
-    config = Config.load(GOLDEN / "minicpm_2b_like_bin")
-    assert (config.rope_theta, config.tie_word_embeddings) == (10000.0, True)
 
 
 def test_absent_keys_take_the_defaults_of_the_reference() -> None:
@@ -314,7 +309,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4))
 @example({"rope_scaling": {"type": "dynamic", "factor": 10**400}})
 @example({"rope_scaling": {"type": "dynamic", "factor": 1.7e308}})

@@ -43,18 +43,11 @@ def packed(model: Model, bits: int = 4, group_size: int = 32, mode: str = "affin
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_golden_case_keeps_its_logits(case: str) -> None:
-    twin, fused = both(lambda: load_model(GOLDEN / case, dtype="float32"))
-    assert gap(twin, fused) < 1e-3
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_golden_case_keeps_its_logits(case: str, bits: int) -> None:
-    twin, fused = both(lambda: packed(load_model(GOLDEN / case, dtype="float32"), bits))
-    assert gap(twin, fused) < 1e-3
+def test_a_quantized_golden_case_keeps_its_logits(case: str) -> None:
+    reference, fused = both(lambda: packed(load_model(GOLDEN / case, dtype="float32")))
+    assert gap(reference, fused) < 1e-3
     dequantize(fused, mx.float32)
-    assert gap(twin, fused) < 1e-3
+    assert gap(reference, fused) < 1e-3
 
 
 # ---- other shapes
@@ -80,18 +73,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_model_of_any_shape_keeps_its_logits(shape: dict[str, Any], seed: int) -> None:
-    twin, fused = both(lambda: random_model(seed, **shape))
-    assert mx.abs(twin(IDS)).max() > 0.1  # else nothing is compared
-    assert gap(twin, fused) < 1e-3
+def test_a_model_of_any_shape_keeps_its_logits(shape: dict[str, Any]) -> None:
+    reference, fused = both(lambda: random_model(**shape))
+    assert mx.abs(reference(IDS)).max() > 0.1  # else nothing is compared
+    assert gap(reference, fused) < 1e-3
 
 
 def test_cached_steps_keep_their_logits() -> None:
-    twin, fused = both(lambda: random_model(num_key_value_heads=2, **MOE))
-    caches: list[Any] = [[KVCache() for _ in twin.layers] for _ in range(2)]
+    reference, fused = both(lambda: random_model(num_key_value_heads=2, **MOE))
+    caches: list[Any] = [[KVCache() for _ in reference.layers] for _ in range(2)]
     for steps in (IDS[:, :5], IDS[:, 5:6], IDS[:, 6:]):
-        assert mx.allclose(twin(steps, caches[0]), fused(steps, caches[1]), rtol=0, atol=1e-3)
+        assert mx.allclose(reference(steps, caches[0]), fused(steps, caches[1]), rtol=0, atol=1e-3)
 
 
 def test_hidden_states_and_head_make_the_logits() -> None:
@@ -115,8 +107,8 @@ def test_fusing_uses_the_model_up() -> None:
 @pytest.mark.parametrize("shape", [{}, {"attention_bias": True}, MOE], ids=["mlp", "bias", "moe"])
 def test_every_format_keeps_its_logits(mode: str, shape: dict[str, Any]) -> None:
     bits, group = {"affine": (6, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}.get(mode, (4, 32))
-    twin, fused = both(lambda: packed(random_model(**shape), bits, group, mode))
-    assert gap(twin, fused) < 1e-3
+    reference, fused = both(lambda: packed(random_model(**shape), bits, group, mode))
+    assert gap(reference, fused) < 1e-3
 
 
 def test_quantized_experts_meet_only_their_tokens() -> None:
@@ -159,13 +151,13 @@ def test_projections_packed_otherwise_stay_apart(other: str, how: str) -> None:
         apply_packing(model, rest | ({f"model.layers.1.{other}": ways[how]} if how in ways else {}))
         return model
 
-    twin, fused = both(mixed)
-    assert gap(twin, fused) < 1e-3
+    reference, fused = both(mixed)
+    assert gap(reference, fused) < 1e-3
     attention, mlp = fused.layers[1].self_attn, fused.layers[1].mlp
     apart = [type(layer) is ConcatenatedLinear for layer in (attention.qkv_proj, mlp.gate_up_proj)]
     assert apart == [other in PROJECTIONS[:3], other in PROJECTIONS[4:6]]
     dequantize(fused, mx.float32)
-    assert gap(twin, fused) < 1e-3
+    assert gap(reference, fused) < 1e-3
 
 
 @pytest.mark.parametrize("weight", ["w1", "w2", "w3"])
@@ -185,8 +177,8 @@ def test_experts_packed_otherwise_are_not_stacked(weight: str, experts: str) -> 
         apply_packing(model, how)
         return model
 
-    twin, fused = both(mixed)
-    assert gap(twin, fused) < 1e-3
+    reference, fused = both(mixed)
+    assert gap(reference, fused) < 1e-3
     assert type(fused.layers[0].mlp) is FusedMoE
     # w2 alone is no concern of w1 and w3, as long as all experts have it the same.
     alike = weight == "w2" and experts == "all"
@@ -248,7 +240,7 @@ def test_16_bits_do_not_overflow(
 
 
 def feed_forward_peak(model: Model) -> float:
-    """The largest output of a feed-forward layer of the twin."""
+    """The largest output of a feed-forward layer of the reference."""
     peaks: list[float] = []
     kind = type(model.layers[0].mlp)
     compute = kind.__call__

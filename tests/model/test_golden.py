@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +22,7 @@ BATCHED = [
 ]
 
 
-@pytest.fixture(params=[False, True], ids=["twin", "fused"])
+@pytest.fixture(params=[False, True], ids=["reference", "fused"])
 def fuse(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
@@ -74,9 +73,7 @@ def test_greedy_ids_equal_the_reference_with_and_without_cache(case: str, fuse: 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_of_each_cached_step_equal_the_reference(
-    case: str, fuse: bool, kernel: bool
-) -> None:
+def test_logits_of_each_cached_step_equal_the_reference(case: str, fuse: bool) -> None:
     expected, model = golden(case), load(case, fuse)
     if "greedy_step_logits" not in expected:
         pytest.skip("this case has no step logits (the llama format of another)")
@@ -88,18 +85,8 @@ def test_logits_of_each_cached_step_equal_the_reference(
         ids = mx.array([[wanted]])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss_equals_the_reference(case: str) -> None:
-    expected, model = golden(case), load(case, fuse=True)
-    ids = expected["input_ids"]
-    logits = model(ids)[:, :-1]
-    chosen = mx.take_along_axis(logits, ids[:, 1:, None], axis=-1)[..., 0]
-    loss = (mx.logsumexp(logits, axis=-1) - chosen).mean()
-    assert difference(loss, expected["loss"][0]) <= TOLERANCE
-
-
 @pytest.mark.parametrize("case", BATCHED)
-def test_left_padded_batch_equals_each_row_alone(case: str, fuse: bool, kernel: bool) -> None:
+def test_left_padded_batch_equals_each_row_alone(case: str, fuse: bool) -> None:
     from mlx_lm.models.cache import BatchKVCache
 
     expected, model = golden(case), load(case, fuse)
@@ -125,9 +112,7 @@ def test_text_beyond_the_rotation_threshold_equals_the_reference(
 
 
 @pytest.mark.parametrize("case", LONG)
-def test_decoding_across_the_rotation_threshold_equals_the_reference(
-    case: str, fuse: bool, kernel: bool
-) -> None:
+def test_decoding_across_the_rotation_threshold_equals_the_reference(case: str, fuse: bool) -> None:
     expected, model = golden(case), load(case, fuse)
     wanted = expected["cross_greedy_cached_ids"][0].tolist()
     assert greedy_cached(model, expected["cross_input_ids"], len(wanted)) == wanted
@@ -148,7 +133,7 @@ def test_rows_of_a_batch_are_rotated_by_their_own_length(case: str, fuse: bool) 
     assert difference(last, alone) <= TOLERANCE
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("case", CASES)
 def test_prompt_read_in_chunks_equals_one_read(case: str, chunk: int) -> None:
     expected, model = golden(case), load(case, fuse=True)
@@ -166,11 +151,3 @@ def test_reused_cache_does_not_change_the_answer(case: str) -> None:
     assert greedy_cached(model, ids[:, :30], 8, session=session) == greedy_cached(
         model, ids[:, :30], 8
     )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_case_is_what_its_description_says(case: str) -> None:
-    meta = json.loads((GOLDEN / case / "meta.json").read_text(encoding="utf-8"))
-    config = load(case, fuse=False).config
-    assert config.logit_divisor == meta.get("logit_divisor", 1.0)
-    assert config.rope_theta == meta.get("effective_rope_theta", 10000.0)

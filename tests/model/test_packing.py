@@ -46,7 +46,7 @@ def names(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("shape", [(3, 128), (96, 384), (5, 7, 256)])
+@pytest.mark.parametrize("shape", [(3, 128), (5, 7, 256)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unpacking_on_a_cpu_gives_what_mlx_gives(
     bits: int, group: int, shape: tuple[int, ...], dtype: mx.Dtype

@@ -92,14 +92,10 @@ def test_launched_it_says_the_same(
     how = ["generate", "-m", str(divisible), "--raw", "-p", "Hello", "--max-tokens", "12", "--json"]
     assert command(*how, "--temp", "0") == 0
     alone = json.loads(capsys.readouterr().out)
-    found = []
-    for temperature in ("0", "1"):
-        launch = ["launch", "-n", str(ranks), "--", *how, "--temp", temperature]
-        done = subprocess.run([*COMMAND, *launch], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    assert found[0]["token_ids"] == alone["token_ids"]
-    assert len(found[1]["token_ids"]) == 12
+    launch = ["launch", "-n", str(ranks), "--", *how, "--temp", "0"]
+    done = subprocess.run([*COMMAND, *launch], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["token_ids"] == alone["token_ids"]
 
 
 ASKED: list[dict[str, Any]] = [
