@@ -1,4 +1,4 @@
-"""What this machine computes on: device, BLAS, number format and memory."""
+"""The machine's device, BLAS, number formats and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("gpu", "cpu")
 
 blas: str | None = None
-"""The BLAS found and loaded ahead of MLX's own; None where there is none or none is needed."""
+"""The BLAS loaded ahead of MLX's own; None where none was found or needed."""
 
 
 def preload_blas() -> None:
@@ -50,10 +50,10 @@ def preload_blas() -> None:
 
 
 def _openblas_kernels() -> str | None:
-    """The kernels OpenBLAS should use; None where its own choice, or the user's, stands.
+    """Return the kernels OpenBLAS should use; None to leave its own choice, or the user's.
 
-    It chooses by the processor's model number, and takes one newer than itself for a Pentium 4:
-    a third of the speed. The instruction sets the processor lists are a surer sign.
+    OpenBLAS chooses by the processor's model number and takes a newer one for a Pentium 4, at a
+    third of the speed. So this chooses by the processor's instruction sets.
     """
     if "OPENBLAS_CORETYPE" in os.environ or platform.machine() != "x86_64":
         return None
@@ -131,7 +131,7 @@ def emulates_bfloat16() -> bool:
 
 
 def choose_dtype(stored: mx.Dtype, override: str | None = None, *, fused: bool = True) -> mx.Dtype:
-    """The dtype to compute in, for weights `stored` in a dtype.
+    """Return the dtype to compute in, for weights `stored` in a dtype.
 
     A CPU has no 16-bit arithmetic, so float32 there. A GPU keeps a 16-bit format, but for
     bfloat16 on chips that emulate it, which float16 replaces once the model is fused (in muP form
@@ -153,7 +153,7 @@ def choose_dtype(stored: mx.Dtype, override: str | None = None, *, fused: bool =
 
 
 def unpack_to(dtype: mx.Dtype, parameters: int) -> mx.Dtype | None:
-    """The dtype in which to hold quantized weights densely, or None to leave them packed.
+    """Return the dtype in which to hold quantized weights densely, or None to leave them packed.
 
     Only on a CPU, whose quantized kernels are slower than a float32 matmul, and only where
     `parameters` of them leave a third of the free memory free.
@@ -166,7 +166,7 @@ def unpack_to(dtype: mx.Dtype, parameters: int) -> mx.Dtype | None:
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated without swapping, as far as the system tells."""
+    """Bytes that can be allocated without swapping, as the system reports."""
     import mlx.core as mx
 
     free = max(total_memory() * 3 // 4 - mx.get_active_memory(), 0)
@@ -178,7 +178,7 @@ def available_memory() -> int:
 
 
 def _left_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes that a container's limit leaves; infinite where there is none."""
+    """Bytes left below a container's limit; infinite without one."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -1,4 +1,7 @@
-"""Token ids in, token ids out."""
+"""Generation and scoring of token ids: streams, batches, the scheduler, caches, sampling.
+
+Text exists only above this package: in `lm`, `server` and `cli`.
+"""
 
 from .batching.batch import WIDTH, Batch
 from .batching.prefix_cache import PrefixCache

@@ -60,7 +60,7 @@ class Sampling:
 
 
 class SamplerState(NamedTuple):
-    """What the next token depends on besides the logits."""
+    """Everything that the next token depends on besides the logits."""
 
     key: mx.array
     """State of the random numbers."""

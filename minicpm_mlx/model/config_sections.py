@@ -1,4 +1,4 @@
-"""The nested parts of a config: stretched rotation and packed matrices; and the check of types."""
+"""Nested sections of a config (rotation and quantization), and the check of field types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKINGS = {
 }
 """By quantization mode, the bits and the group sizes that MLX packs."""
 MAX_SIZE = 2**31
-"""MLX counts a dimension in 32 bits, the sign among them."""
+"""MLX stores a dimension in a signed 32-bit number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +94,20 @@ class Quantization:
 
 
 def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
-    found = raw.get("rope_parameters", raw.get("rope_scaling"))
-    if found is None:
+    """Parse the rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
+    section = raw.get("rope_parameters", raw.get("rope_scaling"))
+    if section is None:
         return {}
-    if not isinstance(found, Mapping):
+    if not isinstance(section, Mapping):
         raise ConfigError(
-            f"rope_scaling must be an object, got {kind_of(found)}", source="config.json"
+            f"rope_scaling must be an object, got {kind_of(section)}", source="config.json"
         )
-    theta = {"rope_theta": found["rope_theta"]} if found.get("rope_theta") is not None else {}
-    kind = found.get("rope_type", found.get("type", "default"))
+    theta = {"rope_theta": section["rope_theta"]} if section.get("rope_theta") is not None else {}
+    kind = section.get("rope_type", section.get("type", "default"))
     if kind == "default":
         return {**theta, "rope_scaling": None}
     names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
-    values = {name: found[name] for name in names if found.get(name) is not None}
+    values = {name: section[name] for name in names if section.get(name) is not None}
     if kind in ("linear", "dynamic") and "factor" not in values:
         raise ConfigError(f"{kind} rope_scaling needs a factor", source="config.json")
     for name in ("short_factor", "long_factor"):
@@ -117,36 +117,36 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """MLX's `quantization`: defaults, and under a module's path what differs there."""
-    found = raw.get("quantization")
-    if found is None:
+    """Parse MLX's `quantization`: defaults, and under a module's path its differences."""
+    section = raw.get("quantization")
+    if section is None:
         foreign = raw.get("quantization_config")
         return {} if foreign is None else {"quantization": _foreign_packing(foreign)}
-    if not isinstance(found, Mapping):
+    if not isinstance(section, Mapping):
         raise ConfigError(
-            f"quantization must be an object, got {kind_of(found)}", source="config.json"
+            f"quantization must be an object, got {kind_of(section)}", source="config.json"
         )
-    default = {key: found[key] for key in ("group_size", "bits", "mode") if key in found}
+    default = {key: section[key] for key in ("group_size", "bits", "mode") if key in section}
     sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
-    layers = {path: how for path, how in found.items() if isinstance(how, Mapping)}
+    layers = {path: entry for path, entry in section.items() if isinstance(entry, Mapping)}
     try:
         return {
             "quantization": Quantization(**default),
             # A layer that names no mode is affine whatever the default: so mlx-lm reads it.
             "layer_quantization": tuple(
-                (path, Quantization(**{**sizes, **how})) for path, how in layers.items()
+                (path, Quantization(**{**sizes, **entry})) for path, entry in layers.items()
             ),
         }
     except TypeError:
         raise ConfigError(
             "quantization must state bits and group_size, and mode at most, got "
-            f"{shown(dict(found))}",
+            f"{shown(dict(section))}",
             source="config.json",
         ) from None
 
 
 def _foreign_packing(stated: object) -> Quantization:
-    """GPTQ's or AWQ's 4 bits as MLX packs them (see weights/int4.py), stated as transformers does.
+    """Convert the statement of GPTQ's or AWQ's 4 bits to MLX's packing (see weights/gptq_awq.py).
 
     ConfigError for whatever has no such form, saying what was found.
     """
@@ -192,7 +192,7 @@ _IN_WORDS = {
 
 
 def check_types(instance: Any, prefix: str = "") -> None:
-    """Hold every field against its annotation; JSON gives whatever the file says."""
+    """Check every field against its annotation; JSON may hold anything."""
     for field in fields(instance):
         value = getattr(instance, field.name)
         declared = str(field.type)
