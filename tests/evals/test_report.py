@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 
 from minicpm_mlx.errors import DataError
 from minicpm_mlx.evals.record import RunRecord
-from minicpm_mlx.evals.report.chart import draw_scores
 from minicpm_mlx.evals.report.compare import compare_runs
 from minicpm_mlx.evals.report.published import PUBLISHED
 from minicpm_mlx.evals.report.statistics import bootstrap, compare, wilson
@@ -175,13 +175,8 @@ def test_files_are_written_in_three_forms(tmp_path: Path) -> None:
     for said in ("seed 0", "5 examples", "greedy", "no chat template", "SHA-256", "mlx 0."):
         assert said in text
     assert "# a/b &lt;c> $d$ 模型" in text
-
-
-def test_a_chart_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    report = report_of(begin(tmp_path, everything(), name="$模型_"))
-    draw_scores(report, tmp_path / "report.png")
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    if find_spec("matplotlib"):
+        assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_records_that_are_none_are_named(tmp_path: Path) -> None:

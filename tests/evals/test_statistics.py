@@ -1,4 +1,4 @@
-"""Intervals and tests of significance, against published tables and slow reference implementations."""
+"""Intervals and tests of significance, against published tables and slow reference versions."""
 
 from __future__ import annotations
 
