@@ -418,7 +418,7 @@ def test_the_command_finishes_a_running_reply_when_told_to_end(tiny: mm.LM) -> N
     with process(tiny) as (server, url), stream(url, tokens=40) as response:
         server.send_signal(signal.SIGTERM)
         assert response.read().endswith(b"data: [DONE]\n\n")
-        assert server.wait(20) == 0
+        assert server.wait(40) == 0
 
 
 def test_the_command_ends_replies_that_take_longer_than_they_may(tiny: mm.LM) -> None:
@@ -428,8 +428,8 @@ def test_the_command_ends_replies_that_take_longer_than_they_may(tiny: mm.LM) ->
         rest = response.read()
         assert b"[DONE]" not in rest
         assert b"error" in rest, "the client is told why"
-        assert server.wait(20) == 130
-        assert time.monotonic() - begun < 10
+        assert server.wait(40) == 130
+        assert time.monotonic() - begun < 30
 
 
 def test_a_second_signal_ends_at_once(tiny: mm.LM) -> None:
@@ -439,8 +439,8 @@ def test_a_second_signal_ends_at_once(tiny: mm.LM) -> None:
         assert server.poll() is None
         begun = time.monotonic()
         server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 130
-        assert time.monotonic() - begun < 8
+        assert server.wait(40) == 130
+        assert time.monotonic() - begun < 30
 
 
 def test_a_server_for_other_machines_asks_for_its_key_and_says_what_is_less_safe(
