@@ -91,7 +91,7 @@ def test_a_context_is_bounded_by_the_memory_left(
     )
     assert talk.chat.context_length == small
     assert talk.chat.context is None  # what is saved is what was asked for
-    assert "memory has room for no more" in capsys.readouterr().err
+    assert "by the free memory" in capsys.readouterr().err
     talk.use(mm.Chat(demo, context=small - 1))
     assert talk.chat.context_length == small - 1
     assert not capsys.readouterr().err
