@@ -487,7 +487,7 @@ def test_an_interrupt_keeps_what_is_done(folder: Path, data: Path, tmp_path: Pat
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"kept in {tmp_path / 'out'}; the same command goes on" in err
+    assert f"kept in {tmp_path / 'out'}; the same command resumes it" in err
     assert "Traceback" not in err
     done = path.read_bytes()
     subprocess.run(command(*words), check=True, capture_output=True)
