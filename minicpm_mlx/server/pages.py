@@ -138,7 +138,8 @@ class _PageTexts:
 def _fields(operation: dict[str, Any], schemas: dict[str, Any], say: _PageTexts) -> str:
     """A table of the body's fields."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    schema = _resolved(content.get("schema", {}), schemas)
+    schema = content.get("schema", {})
+    schema = schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)
     rows = [
         f"<tr><td><code>{escape(name)}</code>{'*' if name in schema.get('required', []) else ''}"
         f"<td class=quiet>{escape(_type_name(field))}<td>{escape(field.get('description', ''))}"
@@ -146,11 +147,6 @@ def _fields(operation: dict[str, Any], schemas: dict[str, Any], say: _PageTexts)
     ]
     head = f"<tr><th>{say('field')}<th>{say('type')}<th>"
     return f"<table>{head}{''.join(rows)}</table>" if rows else ""
-
-
-def _resolved(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    name = schema.get("$ref", "").rpartition("/")[2]
-    return schemas.get(name, schema)
 
 
 def _type_name(field: dict[str, Any]) -> str:

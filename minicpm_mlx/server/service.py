@@ -72,8 +72,8 @@ class Service:
         self.max_tokens = max_tokens
         base = lm.card.name
         self.models = [ServedModel(name=base, adapter=None)]
-        networks = _load_adapters(lm, adapters or {})
-        self.models += [ServedModel(name=f"{base}:{name}", adapter=name) for name in networks]
+        adapted = _load_adapters(lm, adapters or {})
+        self.models += [ServedModel(name=f"{base}:{name}", adapter=name) for name in adapted]
         estimate = memory.estimate(lm.config)
         free = collectives.least(max(estimate.available - estimate.working, 0))
         prefixes = PrefixCache(free // 5 if cache_bytes is None else cache_bytes)
@@ -90,7 +90,7 @@ class Service:
         self._streams: dict[Request, tuple[ref[ReplyStream], ReplyState]] = {}
         self._embeddings: dict[Request, asyncio.Future[RequestEvent]] = {}
         self._scheduler = Scheduler(
-            {None: lm.model, **networks},
+            {None: lm.model, **adapted},
             self._on_events,
             vocab_size=lm.tokenizer.vocab_size,
             width=width,
@@ -317,14 +317,14 @@ def _load_adapters(lm: LM, folders: Mapping[str, str | Path]) -> dict[str | None
             "--adapter: not on a model that several processes share; fuse it first "
             "(minicpm-mlx fuse)"
         )
-    networks: dict[str | None, LanguageModel] = {}
+    adapted: dict[str | None, LanguageModel] = {}
     for name, folder in folders.items():
-        networks[name] = share_weights(lm.model)
+        adapted[name] = share_weights(lm.model)
         try:
-            apply_adapter(networks[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+            apply_adapter(adapted[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
         except MiniCPMError as error:
             raise type(error)(f"--adapter {name}: {error}") from None
-    return networks
+    return adapted
 
 
 def _set_result(future: asyncio.Future[RequestEvent], event: RequestEvent) -> None:

@@ -260,7 +260,7 @@ def test_a_message_that_is_too_long_is_told_and_given_back(opened: Callable[...,
     page = opened()
     ask(page, "word " * 9000)
     page.wait("document.querySelector('#status').innerText.includes('⚠')")
-    assert "no longer fits" in status(page)
+    assert "is longer than" in status(page)
     assert box(page).startswith("word word")
     assert said(page, USER) == []
 

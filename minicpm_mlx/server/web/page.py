@@ -85,9 +85,10 @@ class Page:
         self.blocks.queue(max_size=64, default_concurrency_limit=64, api_open=False)
         self.blocks.state_session_capacity = SESSIONS
 
-    def _labelled(self, create: Any, **keys: str) -> Any:
-        """A component whose properties are texts in the chosen language."""
-        component = create(**{name: self.i18n(key) for name, key in keys.items()})
+    def _labelled(self, kind: Any, keys: dict[str, str], **options: Any) -> Any:
+        """A component of class `kind` whose properties `keys` are texts in the chosen language."""
+        texts = {name: self.i18n(key) for name, key in keys.items()}
+        component = kind(**texts, **options)
         self.labels.append((component, keys))
         return component
 
@@ -122,19 +123,16 @@ class Page:
         self.status = gr.Markdown(elem_id="status")  # gr.HTML would need eval in the browser
         with gr.Row(elem_id="ask", equal_height=True):
             self.box = self._labelled(
-                lambda **texts: gr.Textbox(
-                    show_label=False,
-                    container=False,
-                    lines=1,
-                    max_lines=8,
-                    max_length=MAX_MESSAGE,
-                    autofocus=True,
-                    scale=1,
-                    elem_id="box",
-                    **texts,
-                ),
-                label="message",
-                placeholder="hint",
+                gr.Textbox,
+                {"label": "message", "placeholder": "hint"},
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=8,
+                max_length=MAX_MESSAGE,
+                autofocus=True,
+                scale=1,
+                elem_id="box",
             )
             self.submit = self._button("submit", variant="primary")
             self.stop = self._button("stop", variant="stop", visible=False)
@@ -144,34 +142,28 @@ class Page:
             self.clear = self._button("clear", size="sm")
 
     def _button(self, key: str, **options: Any) -> Any:
-        return self._labelled(
-            lambda value: gr.Button(value, elem_id=key, scale=0, min_width=96, **options), value=key
-        )
+        options |= {"elem_id": key, "scale": 0, "min_width": 96}
+        return self._labelled(gr.Button, {"value": key}, **options)
 
     def _settings(self) -> None:
         models, sampling = self.service.models, self.service.lm.sampling
         self.served = self._labelled(
-            lambda **texts: gr.Dropdown(
-                [model.name for model in models],
-                value=models[0].name,
-                visible=len(models) > 1,
-                filterable=False,
-                elem_id="adapter",
-                **texts,
-            ),
-            label="adapter",
+            gr.Dropdown,
+            {"label": "adapter"},
+            choices=[model.name for model in models],
+            value=models[0].name,
+            visible=len(models) > 1,
+            filterable=False,
+            elem_id="adapter",
         )
         self.system = self._labelled(
-            lambda **texts: gr.Textbox(
-                lines=3,
-                max_lines=8,
-                max_length=MAX_MESSAGE,
-                visible=takes_system(self.service),
-                elem_id="system",
-                **texts,
-            ),
-            label="system",
-            placeholder="system_hint",
+            gr.Textbox,
+            {"label": "system", "placeholder": "system_hint"},
+            lines=3,
+            max_lines=8,
+            max_length=MAX_MESSAGE,
+            visible=takes_system(self.service),
+            elem_id="system",
         )
         longest = self.service.context_length
         self.top_p = self._slider("top_p", 0.05, 1.0, sampling.top_p, 0.05)
@@ -181,11 +173,8 @@ class Page:
         )
 
     def _slider(self, key: str, low: float, high: float, value: float, step: float) -> Any:
-        return self._labelled(
-            lambda **texts: gr.Slider(low, high, value=value, step=step, elem_id=key, **texts),
-            label=key,
-            info=f"{key}_hint",
-        )
+        options = {"minimum": low, "maximum": high, "value": value, "step": step, "elem_id": key}
+        return self._labelled(gr.Slider, {"label": key, "info": f"{key}_hint"}, **options)
 
     # Events
 
@@ -193,22 +182,11 @@ class Page:
         controls = [self.served, self.system, self.top_p, self.temperature, self.max_tokens]
         state = [self.conversation, self.language]
         inputs = [*state, *controls]
-        self.outputs = [
-            self.chat,
-            self.status,
-            self.box,
-            self.submit,
-            self.stop,
-            *self._idle_buttons,
-        ]
+        reply = [self.chat, self.status, self.box, self.submit, self.stop]
+        self.outputs = [*reply, *self._idle_buttons]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.on(
-            [self.submit.click, self.box.submit],
-            self._ask,
-            [self.box, *inputs],
-            self.outputs,
-            **options,
-        )
+        sends = [self.submit.click, self.box.submit]
+        gr.on(sends, self._ask, [self.box, *inputs], self.outputs, **options)
         self.regenerate.click(self._regenerate, inputs, self.outputs, **options)
         self.stop.click(_stop, [self.conversation], None, **options)
         self.undo.click(self._undo, state, self.outputs, **options)
@@ -286,11 +264,7 @@ class Page:
 
 
 def _read_controls(
-    served: str,
-    system: str | None,
-    top_p: float | None,
-    temperature: float | None,
-    max_tokens: float | None,
+    served: str, system: str | None, top_p: Any, temperature: Any, max_tokens: Any
 ) -> PageSettings:
     """The values of the controls; an empty one is None."""
     return PageSettings(
