@@ -27,25 +27,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "ConfigError",
-    "ContextLengthError",
-    "DataError",
-    "DistributedError",
-    "DownloadError",
-    "FileError",
-    "InvalidArgumentError",
-    "MiniCPMError",
-    "MissingPackageError",
-    "ModelNotFoundError",
-    "NumericsError",
-    "SessionError",
-    "StorageError",
-    "TemplateError",
-    "TokenizerError",
-    "WeightsError",
-]
-
 
 class MiniCPMError(Exception):
     """Base of every error a user can cause or mend."""

@@ -15,8 +15,6 @@ from typing import Any
 
 from .errors import ConfigError, ModelNotFoundError
 
-__all__ = ["Card", "cache_dir", "cards", "resolve"]
-
 _TEMPLATES = ("minicpm", "chatml")
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 

@@ -6,12 +6,7 @@ import pytest
 
 from minicpm_mlx import model_cards as registry
 from minicpm_mlx.errors import ConfigError, ModelNotFoundError
-from minicpm_mlx.model_cards import (
-    Card,
-    cache_dir,
-    cards,
-    resolve,
-)
+from minicpm_mlx.model_cards import Card, cache_dir, cards, resolve
 
 FOLDER = Path(__file__).parent.parent / "models"
 

@@ -21,13 +21,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from .markdown_lines import (
-    DELIMITERS,
-    FENCE,
-    HEADING,
-    Line,
-    classify,
-)
+from .markdown_lines import DELIMITERS, FENCE, HEADING, Line, classify
 from .theme import STYLES
 
 UNSAFE = re.compile(r"[^\n\t -~\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\U0010ffff]")

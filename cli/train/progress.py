@@ -16,13 +16,7 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from minicpm_mlx.train.tracking.events import (
-    Event,
-    Noted,
-    Sampled,
-    Saved,
-    Started,
-)
+from minicpm_mlx.train.tracking.events import Event, Noted, Sampled, Saved, Started
 from minicpm_mlx.train.tracking.jsonl_log import to_line
 
 from ..render.texts import Texts

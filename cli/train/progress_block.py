@@ -12,14 +12,7 @@ from rich.text import Text
 
 from minicpm_mlx.train.memory import unit_of
 from minicpm_mlx.train.tracking.curve import sparkline
-from minicpm_mlx.train.tracking.events import (
-    Event,
-    Noted,
-    Saved,
-    Started,
-    Trained,
-    Validated,
-)
+from minicpm_mlx.train.tracking.events import Event, Noted, Saved, Started, Trained, Validated
 
 from ..render.markdown import UNSAFE
 from ..render.texts import Texts

@@ -22,12 +22,7 @@ from ..weights.companion_files import copy_companion_files
 from ..weights.gguf import KINDS, GgufReport, write_gguf
 from ..weights.lazy_ops import cast, dense
 from ..weights.lazy_tensor import dtype_name, is_float
-from ..weights.llama_format import (
-    Scales,
-    fold,
-    fold_tied,
-    unfold,
-)
+from ..weights.llama_format import Scales, fold, fold_tied, unfold
 
 FORMATS = ("mup", "llama", "mlx", "gguf")
 """MiniCPM's own names and constants; a LlamaForCausalLM with a head of its own, as OpenBMB folds

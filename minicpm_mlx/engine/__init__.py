@@ -5,13 +5,7 @@ Text exists only above this package: in `lm`, `server` and `cli`.
 
 from .batching.batch import WIDTH, Batch
 from .batching.prefix_cache import PrefixCache
-from .batching.requests import (
-    NewToken,
-    PrefillDone,
-    Request,
-    RequestEvent,
-    RequestFailed,
-)
+from .batching.requests import NewToken, PrefillDone, Request, RequestEvent, RequestFailed
 from .batching.scheduler import ClosedError, QueueFullError, Scheduler
 from .draft_model import DraftModel
 from .generate import generate

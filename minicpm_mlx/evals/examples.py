@@ -15,8 +15,6 @@ from .data.load import EvalData
 from .question import Doc
 from .task import Task
 
-__all__ = ["draw_examples"]
-
 
 def draw_examples(
     task: Task, doc: Doc, data: EvalData, seed: int = 0, count: int | None = None

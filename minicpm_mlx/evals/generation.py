@@ -20,8 +20,6 @@ from .task import Task
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["GeneratedReply", "generate_replies"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedReply:

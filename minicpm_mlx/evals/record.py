@@ -21,8 +21,6 @@ from ..files.jsonl import JsonlFile
 from ..files.rows import Row
 from .data.fields import text
 
-__all__ = ["Key", "Record", "RunRecord", "by_question", "open_run"]
-
 FORMAT = 1
 SETTINGS = "settings.json"
 RECORDS = "records"

@@ -36,7 +36,6 @@ from .task import Task
 if TYPE_CHECKING:
     from ..lm.lm import LM
 
-__all__ = ["EvalPlan", "EvalProgress", "prepare", "run"]
 
 PROGRAMS = 16
 """Replies collected before their programs are run: a program takes seconds, and the device should

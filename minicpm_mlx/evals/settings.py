@@ -12,8 +12,6 @@ from ..errors import InvalidArgumentError
 from .task import Task
 from .tasks import TASKS
 
-__all__ = ["ALL", "MODES", "SAMPLINGS", "EvalSettings", "TaskPart"]
-
 ALL = tuple(name for name in TASKS if name != "bbh_cot")
 """The columns of the published table."""
 MODES = ("gen", "ppl", "both")

@@ -18,16 +18,6 @@ from ..files.rows import Row
 from .question import Doc, Question
 from .scoring.metrics import smallest, total_loss
 
-__all__ = [
-    "CODE_SAMPLING",
-    "DEFAULT_SAMPLING",
-    "DocFilter",
-    "DocText",
-    "MultipleChoice",
-    "Source",
-    "Task",
-]
-
 DEFAULT_SAMPLING = Sampling(temperature=0.3, top_p=0.8)
 """UltraEval's settings for most sets."""
 CODE_SAMPLING = Sampling(temperature=0.1, top_p=0.95)

@@ -12,8 +12,6 @@ from .atomic import named_errors
 from .rows import Row
 from .strict_json import StrictJson
 
-__all__ = ["JsonlFile"]
-
 
 class JsonlFile:
     """A file of JSON Lines: what it has, and what is added, on the disk before `add` returns.

@@ -13,25 +13,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from typing import Any, Generic, TypeVar
 
-from ..engine import (
-    WIDTH,
-    Batch,
-    LanguageModel,
-    Sampling,
-)
+from ..engine import WIDTH, Batch, LanguageModel, Sampling
 from ..engine.batching.prefix_cache import common_prefix_length, slice_cache
 from ..engine.session import prefill
 from ..memory import prefill_chunk
 from ..text.tokenizer import Tokenizer
-from .outputs import (
-    Completion,
-    Piece,
-    Stats,
-    Transcript,
-    collect,
-)
-
-__all__ = ["BatchRequest", "replies"]
+from .outputs import Completion, Piece, Stats, Transcript, collect
 
 T = TypeVar("T")
 

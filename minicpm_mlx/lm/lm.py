@@ -9,14 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..arguments import (
-    at_least_one,
-    expect,
-    is_whole,
-    listed,
-    shown,
-    whole,
-)
+from ..arguments import at_least_one, expect, is_whole, listed, shown, whole
 from ..engine import (
     WIDTH,
     DraftModel,
@@ -36,14 +29,7 @@ from ..model_cards import Card
 from ..text.tokenizer import Tokenizer
 from ..weights.adapters import read_adapter
 from .batch import BatchRequest, replies
-from .outputs import (
-    Completion,
-    Piece,
-    Stats,
-    Transcript,
-    collect,
-    stop_list,
-)
+from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list
 
 Message = Mapping[str, str]
 """{"role": "user", "content": "..."}"""

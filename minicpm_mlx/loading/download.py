@@ -20,8 +20,6 @@ from types import ModuleType
 
 from ..errors import DownloadError, MiniCPMError, ModelNotFoundError, StorageError
 
-__all__ = ["cached", "cached_size", "fetch", "fetch_data", "remote_size", "remove"]
-
 _TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
 _TEXT_FILES = (
     "config.json",

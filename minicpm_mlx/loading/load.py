@@ -10,12 +10,7 @@ from typing import Any
 from .. import device as devices
 from ..distributed import collectives
 from ..engine import Sampling
-from ..errors import (
-    ConfigError,
-    InvalidArgumentError,
-    TokenizerError,
-    WeightsError,
-)
+from ..errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
 from ..lm.lm import LM
 from ..model.config import Config
 from ..model_cards import Card, resolve

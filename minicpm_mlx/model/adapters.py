@@ -13,12 +13,7 @@ import mlx.nn as nn
 
 from ..arguments import printable
 from ..errors import WeightsError
-from .fused import (
-    ConcatenatedLinear,
-    FusedMLP,
-    FusedModel,
-    ScaledLinear,
-)
+from .fused import ConcatenatedLinear, FusedMLP, FusedModel, ScaledLinear
 from .kernels.cpu_gemv import SplitLinear
 from .modules import replace_module
 from .packing import dequantized_weight

@@ -24,16 +24,7 @@ from . import kernels
 from .config import Config
 from .moe import MoE, route
 from .rope import Rotation
-from .transformer import (
-    MLP,
-    Attention,
-    Block,
-    Cache,
-    Mask,
-    Model,
-    attend,
-    prepare_pass,
-)
+from .transformer import MLP, Attention, Block, Cache, Mask, Model, attend, prepare_pass
 
 
 class FusedModel(nn.Module):

@@ -23,20 +23,8 @@ from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.load import parameters
 from . import awq, dwq, sensitivity
-from .bit_allocation import (
-    Costs,
-    Plan,
-    allocate,
-    quantization_section,
-    sizes,
-    uniform,
-)
-from .layerwise import (
-    LayerReader,
-    LayerRun,
-    dense,
-    products,
-)
+from .bit_allocation import Costs, Plan, allocate, quantization_section, sizes, uniform
+from .layerwise import LayerReader, LayerRun, dense, products
 from .recipe import Recipe
 from .rounding import SCALES, by_gptq, module, round_gptq, round_nearest, to_nearest
 

@@ -13,12 +13,7 @@ import numpy.typing as npt
 
 from ..model.config_sections import Quantization
 from ..model.packing import PackedMatrix, unpack
-from .gptq import (
-    AffineCodes,
-    Floats,
-    grid,
-    packed,
-)
+from .gptq import AffineCodes, Floats, grid, packed
 
 Codes = npt.NDArray[np.uint8]
 

@@ -15,12 +15,7 @@ from ..model.modules import replace_module
 from ..model.packing import PACKED_NAMES
 from ..model.transformer import Block
 from .bit_allocation import unit
-from .gptq import (
-    ROWS,
-    Floats,
-    Rounder,
-    packed,
-)
+from .gptq import ROWS, Floats, Rounder, packed
 from .layerwise import LayerRun, at, products
 
 SCALES = mx.float16

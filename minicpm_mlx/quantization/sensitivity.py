@@ -24,14 +24,7 @@ from ..model.transformer import Block
 from ..weights.lazy_tensor import LazyTensor
 from .bit_allocation import CHOICES
 from .gptq import Floats, nearest
-from .layerwise import (
-    ROWS,
-    LayerReader,
-    LayerRun,
-    at,
-    matrices,
-    products,
-)
+from .layerwise import ROWS, LayerReader, LayerRun, at, matrices, products
 
 SAMPLED = 128
 """Rows of a matrix that are rounded to estimate the cost of all."""

@@ -17,14 +17,7 @@ from ..weights.checkpoint import read_checkpoint, write_checkpoint, write_json
 from ..weights.companion_files import REPORT_FILE, copy_companion_files
 from .job import Job
 from .recipe import Recipe, bundled_text, split_text
-from .report import (
-    CONTEXT,
-    make_report,
-    model_card,
-    quality,
-    text_hash,
-    weight_files,
-)
+from .report import CONTEXT, make_report, model_card, quality, text_hash, weight_files
 
 WINDOWS = 8
 """Most windows of the evaluation text to read."""

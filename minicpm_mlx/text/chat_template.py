@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 
 from ..errors import TemplateError
 
-__all__ = ["BUILTIN", "CHATML", "MINICPM", "Template"]
-
 MINICPM = (
     "{% for message in messages %}"
     "{% set text = message.content | trim %}"

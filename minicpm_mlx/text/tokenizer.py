@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from ..model_cards import Card
 
-__all__ = ["StreamDecoder", "Tokenizer", "load_tokenizer"]
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]

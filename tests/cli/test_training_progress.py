@@ -16,13 +16,7 @@ import pytest
 from rich.cells import cell_len
 
 from minicpm_mlx.cli.train.progress import JsonLines, Screen
-from minicpm_mlx.train.tracking.events import (
-    Noted,
-    Sampled,
-    Saved,
-    Started,
-    Validated,
-)
+from minicpm_mlx.train.tracking.events import Noted, Sampled, Saved, Started, Validated
 from support import terminal
 from support.fake_events import trained
 from support.terminal import CTRL_C, PATIENCE, Terminal

@@ -10,13 +10,7 @@ import pytest
 
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.quantization import rounding
-from minicpm_mlx.quantization.gptq import (
-    _upper,
-    gptq,
-    grid,
-    nearest,
-    packed,
-)
+from minicpm_mlx.quantization.gptq import _upper, gptq, grid, nearest, packed
 
 RANDOM = np.random.default_rng(0)
 

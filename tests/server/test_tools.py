@@ -23,12 +23,7 @@ from support.apis import TOOL_TEMPLATE, merged
 pytest.importorskip("fastapi")
 
 from minicpm_mlx.server.http.api_error import ApiError
-from minicpm_mlx.server.tool_calling import (
-    CallReader,
-    Function,
-    RequestTools,
-    ToolCall,
-)
+from minicpm_mlx.server.tool_calling import CallReader, Function, RequestTools, ToolCall
 from minicpm_mlx.server.tool_formats import JsonToolFormat, XmlToolFormat, detect_tool_format
 
 if TYPE_CHECKING:

@@ -26,12 +26,7 @@ from minicpm_mlx.text.chat_template import Template
 pytest.importorskip("fastapi")
 
 from minicpm_mlx.server.http.api_error import ApiError
-from minicpm_mlx.server.web.conversation import (
-    PageSettings,
-    WebConversation,
-    takes_system,
-    until,
-)
+from minicpm_mlx.server.web.conversation import PageSettings, WebConversation, takes_system, until
 from minicpm_mlx.server.web.gate import check_event
 from minicpm_mlx.server.web.status import escape, status
 

@@ -9,11 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from minicpm_mlx.model.adapters import (
-    Adapter,
-    LoRADelta,
-    find_projections,
-)
+from minicpm_mlx.model.adapters import Adapter, LoRADelta, find_projections
 from minicpm_mlx.model.transformer import Model
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head")

@@ -13,11 +13,7 @@ from urllib.parse import urlsplit
 
 import minicpm_mlx as mm
 from minicpm_mlx.server.http.settings import Settings
-from minicpm_mlx.server.serve import (
-    Address,
-    GracefulServer,
-    Mount,
-)
+from minicpm_mlx.server.serve import Address, GracefulServer, Mount
 from minicpm_mlx.server.service import Service
 
 PATIENCE = 60.0  # seconds before an answer that does not come is called missing

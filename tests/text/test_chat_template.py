@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minicpm_mlx.errors import TemplateError
-from minicpm_mlx.text.chat_template import (
-    BUILTIN,
-    CHATML,
-    MINICPM,
-    Template,
-)
+from minicpm_mlx.text.chat_template import BUILTIN, CHATML, MINICPM, Template
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 REFERENCES = {"minicpm": "minicpm-2b", "chatml": "minicpm4"}

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
 from minicpm_mlx.files.plots import check_chart_path
-from minicpm_mlx.train.tracking.curve import (
-    BLOCKS,
-    draw_curve,
-    smoothed,
-    sparkline,
-)
+from minicpm_mlx.train.tracking.curve import BLOCKS, draw_curve, smoothed, sparkline
 from minicpm_mlx.train.tracking.events import Started, Validated
 from minicpm_mlx.train.tracking.jsonl_log import LogRecord
 from support.fake_events import trained

@@ -19,12 +19,7 @@ from rich.theme import Theme
 from minicpm_mlx.cli.render import theme
 from minicpm_mlx.cli.train import data_preview
 from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
-from minicpm_mlx.train.data.preview import (
-    BINS,
-    histogram,
-    overview,
-    spans,
-)
+from minicpm_mlx.train.data.preview import BINS, histogram, overview, spans
 from minicpm_mlx.train.data.samples import Sample
 from support.tiny_tokenizer import tiny
 

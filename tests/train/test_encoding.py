@@ -15,12 +15,7 @@ from minicpm_mlx.text.chat_template import CHATML
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train.data import encoding
 from minicpm_mlx.train.data.encoding import Encoded, Encoder
-from minicpm_mlx.train.data.layouts import (
-    Conversation,
-    Document,
-    Judged,
-    Preference,
-)
+from minicpm_mlx.train.data.layouts import Conversation, Document, Judged, Preference
 from minicpm_mlx.train.data.preview import spans
 from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
 from support.data import need_shared

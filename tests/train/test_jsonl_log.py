@@ -27,12 +27,7 @@ from minicpm_mlx.train.tracking.events import (
     Trained,
     Validated,
 )
-from minicpm_mlx.train.tracking.jsonl_log import (
-    KINDS,
-    JsonLog,
-    read_log,
-    to_line,
-)
+from minicpm_mlx.train.tracking.jsonl_log import KINDS, JsonLog, read_log, to_line
 from support.damage import damaged
 from support.fake_events import trained
 

@@ -24,12 +24,7 @@ from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.train import cpu_kernels, cross_entropy, lora
 from minicpm_mlx.train.data.batches import batch_of
-from minicpm_mlx.train.data.samples import (
-    Item,
-    Labelled,
-    Pair,
-    Sample,
-)
+from minicpm_mlx.train.data.samples import Item, Labelled, Pair, Sample
 from minicpm_mlx.train.gradients import (
     batch_losses,
     full_gradients,
@@ -37,14 +32,7 @@ from minicpm_mlx.train.gradients import (
     set_parameters,
 )
 from minicpm_mlx.train.lora import LoRAConfig, LoRALinear
-from minicpm_mlx.train.objectives import (
-    CrossEntropy,
-    PreferenceLoss,
-    dpo,
-    ipo,
-    kto,
-    orpo,
-)
+from minicpm_mlx.train.objectives import CrossEntropy, PreferenceLoss, dpo, ipo, kto, orpo
 from minicpm_mlx.train.trainer import add_reference
 from minicpm_mlx.weights.adapters import read_adapter
 from support.random_models import MOE, random_model

@@ -13,13 +13,7 @@ import pytest
 
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
 from minicpm_mlx.train.tracking import trackers
-from minicpm_mlx.train.tracking.events import (
-    Event,
-    Noted,
-    Saved,
-    Started,
-    Validated,
-)
+from minicpm_mlx.train.tracking.events import Event, Noted, Saved, Started, Validated
 from minicpm_mlx.train.tracking.trackers import PACKAGES, metrics, tracker
 from support.fake_events import trained
 

@@ -28,13 +28,7 @@ from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.objectives import CrossEntropy
 from minicpm_mlx.train.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, clip
 from minicpm_mlx.train.planning import TrainingPlan
-from minicpm_mlx.train.tracking.events import (
-    Event,
-    Noted,
-    Saved,
-    Trained,
-    Validated,
-)
+from minicpm_mlx.train.tracking.events import Event, Noted, Saved, Trained, Validated
 from minicpm_mlx.train.trainer import Trainer
 from support.random_models import random_model
 

@@ -20,12 +20,7 @@ from minicpm_mlx.quantization.job import Job
 from minicpm_mlx.quantization.recipe import Recipe
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
 from minicpm_mlx.weights.lazy_ops import cast, dense
-from minicpm_mlx.weights.llama_format import (
-    Scales,
-    fold,
-    fold_tied,
-    unfold,
-)
+from minicpm_mlx.weights.llama_format import Scales, fold, fold_tied, unfold
 from minicpm_mlx.weights.load import assemble
 from support.data import CASES, GOLDEN
 

@@ -20,8 +20,6 @@ from ..batching.prefix_cache import common_prefix_length
 from ..session import LanguageModel
 from .shared_cache import SharedKVCache, read_rows
 
-__all__ = ["Alternatives", "TextScores", "score", "shared_prefix_length"]
-
 WINDOW = 64
 """Groups looked at together, so that those of similar length share a pass."""
 LOGIT_ROWS = 128

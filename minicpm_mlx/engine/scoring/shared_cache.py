@@ -13,8 +13,6 @@ import mlx.core as mx
 from ...model.transformer import Mask
 from ..session import LanguageModel
 
-__all__ = ["KVSegment", "SharedKVCache", "SharedLayerCache", "read_rows"]
-
 
 @dataclass
 class KVSegment:

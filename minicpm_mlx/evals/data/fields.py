@@ -7,8 +7,6 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row, kind, listed
 
-__all__ = ["LETTERS", "answer_index", "four_options", "text", "texts", "value"]
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

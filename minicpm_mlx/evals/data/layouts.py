@@ -18,8 +18,6 @@ from ...errors import DataError
 from ...files.rows import Row, kind, read_rows
 from ...files.strict_json import StrictJson
 
-__all__ = ["LARGEST", "raise_error", "rows"]
-
 LARGEST = 1 << 28
 """Largest file in bytes, uncompressed; the largest of these sets has 50 million."""
 

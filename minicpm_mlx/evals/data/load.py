@@ -19,8 +19,6 @@ from ..task import DocFilter, Source, Task
 from .fields import text
 from .layouts import rows
 
-__all__ = ["EvalData", "load"]
-
 PARQUET = "refs/convert/parquet"
 """The hub's branch with every data set as configuration/split/0000.parquet, also of sets that were
 published as a script or an archive."""

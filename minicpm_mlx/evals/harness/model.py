@@ -26,8 +26,6 @@ from ...lm.lm import LM
 from ...lm.outputs import stop_list
 from ...weights.load import parameters
 
-__all__ = ["MiniCPM"]
-
 LOG = logging.getLogger("lm_eval.minicpm_mlx")
 """A child of lm-eval's logger, so that its level applies."""
 

@@ -21,15 +21,6 @@ from ...files.atomic import named_errors, write_whole
 if TYPE_CHECKING:
     from ...lm.lm import LM
 
-__all__ = [
-    "ResultRow",
-    "TaskSelection",
-    "choose",
-    "figures",
-    "new_folder",
-    "run_harness",
-    "summary",
-]
 
 RESULTS, SAMPLES = "results.json", "samples_{}.jsonl"
 """Files of a run: the results with all settings, and each task's questions and answers."""

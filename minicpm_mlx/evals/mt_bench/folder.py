@@ -20,8 +20,6 @@ from ...errors import InvalidArgumentError
 from ...files.atomic import named_errors
 from ..record import ADVICE, FORMAT, SETTINGS, check_same, open_folder, read_settings, write_json
 
-__all__ = ["answers_path", "judgements_path", "open_bench"]
-
 
 @contextmanager
 def open_bench(folder: Path, model: str, settings: Mapping[str, Any]) -> Iterator[None]:

@@ -23,8 +23,6 @@ from ..data.fields import text, value, wrong
 from .judge_client import Endpoint
 from .questions import Bench, BenchQuestion
 
-__all__ = ["UNRATED", "Judgement", "judge_answers", "judge_messages", "parse_rating"]
-
 OPTIONS: Mapping[str, Any] = {"n": 1, "temperature": 0, "max_tokens": 2048}
 """FastChat's."""
 UNRATED = -1.0

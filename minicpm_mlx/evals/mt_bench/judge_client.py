@@ -22,8 +22,6 @@ from urllib.parse import urlsplit
 from ...arguments import check_limits, limited, shown
 from ...errors import DownloadError, InvalidArgumentError
 
-__all__ = ["Endpoint", "key_from"]
-
 RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529))
 """HTTP statuses after which another attempt may succeed."""
 UNREACHABLE_ATTEMPTS = 5

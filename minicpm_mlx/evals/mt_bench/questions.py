@@ -16,16 +16,6 @@ from ...files.rows import Row, read_rows
 from ..data.fields import text, texts, value, wrong
 from ..data.layouts import raise_error
 
-__all__ = [
-    "CATEGORIES",
-    "Bench",
-    "BenchQuestion",
-    "JudgePrompt",
-    "load_bench",
-    "parse_turns",
-    "question_id",
-]
-
 CATEGORIES = (
     "writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities",
 )  # fmt: skip

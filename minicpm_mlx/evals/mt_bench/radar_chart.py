@@ -11,8 +11,6 @@ from ...files.atomic import named_errors, write_whole
 from ...files.plots import check_chart_path
 from .run import CATEGORIES, BenchScores
 
-__all__ = ["draw_radar"]
-
 
 def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
     """Draws the categories' mean ratings of one or more models as a PNG file.

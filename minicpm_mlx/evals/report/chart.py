@@ -10,8 +10,6 @@ from ...files.atomic import named_errors, write_whole
 from ...files.plots import check_chart_path
 from .summary import Report
 
-__all__ = ["draw_scores"]
-
 
 def draw_scores(report: Report, path: Path) -> None:
     """Draws the tasks' scores as a PNG file; errors as `check_chart_path`.

@@ -11,8 +11,6 @@ from ...errors import DataError
 from ..record import Key, Record, RunRecord
 from .statistics import Comparison, compare, over_subsets
 
-__all__ = ["PartComparison", "RunComparison", "compare_runs"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PartComparison:

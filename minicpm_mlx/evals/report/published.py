@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["MT_BENCH", "PUBLISHED", "Figure", "PublishedRow"]
-
 TASKS = (
     *("ceval", "cmmlu", "mmlu", "humaneval", "mbpp", "gsm8k"),
     *("math", "bbh", "arc_easy", "arc_challenge", "hellaswag"),

@@ -19,8 +19,6 @@ from ..tasks import TASKS
 from .published import PUBLISHED, Figure
 from .statistics import Interval, bootstrap, over_subsets, wilson
 
-__all__ = ["Mean", "PartReport", "Report", "TaskReport", "report_of"]
-
 STANDARD = "MiniCPM-2B"
 """The model whose published scores stand beside those of a model not in the README."""
 COMPLETE = {"english": 9, "chinese": 2, "average": 11}

@@ -11,8 +11,6 @@ from ..settings import sentence
 from .statistics import Interval
 from .summary import MEANS, PartReport, Report, TaskReport
 
-__all__ = ["as_csv", "as_markdown", "scores_table"]
-
 
 def as_markdown(report: Report) -> str:
     adapter = report.model.get("adapter")

@@ -11,8 +11,6 @@ import re
 from ..question import Question
 from .parsing import next_definition, stated_number
 
-__all__ = ["after_body", "after_number", "after_option", "after_paragraph", "as_long_as_gold"]
-
 
 def as_long_as_gold(reply: str, question: Question) -> bool:
     """For prefix_match: the reply is as long as the answer, leading space aside."""

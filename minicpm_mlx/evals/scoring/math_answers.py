@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["boxed", "final_answer"]
-
 _CONCLUSIONS = ("final answer", "therefore", "thus", "hence")
 
 _REPLACED = (

@@ -6,16 +6,6 @@ import math
 from collections.abc import Collection, Sequence
 from itertools import takewhile
 
-__all__ = [
-    "exact_match",
-    "in_match",
-    "mean_loss_past_prefix",
-    "prefix_match",
-    "qa_match",
-    "smallest",
-    "total_loss",
-]
-
 
 def prefix_match(reply: str, gold: str) -> float:
     """Whether the reply begins with the answer; full-width brackets （B） are not (B)."""

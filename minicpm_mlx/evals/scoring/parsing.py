@@ -7,15 +7,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "bbh_answer",
-    "grade_school_number",
-    "humaneval_body",
-    "mbpp_code",
-    "next_definition",
-    "stated_number",
-]
-
 _NEXT_DEFINITION = re.compile(r"\n(?:class|def|#|@|print|if)|<\|endoftext\|>")
 _STATED_NUMBER = re.compile(r"#### (-?[0-9.,]+)")
 

@@ -13,8 +13,6 @@ from ..scoring.metrics import qa_match
 from ..task import MultipleChoice, Source, Task
 from .exams import format_english
 
-__all__ = ["ARC_CHALLENGE", "ARC_EASY"]
-
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     """Question, three to five options and the index of the correct one.

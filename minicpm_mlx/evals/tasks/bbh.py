@@ -25,8 +25,6 @@ from ..scoring.parsing import bbh_answer
 from ..task import DocText, Source, Task
 from .exams import REQUIREMENT, SUBJECTS, lettered
 
-__all__ = ["BBH", "BBH_COT"]
-
 FREE_FORM = ("dyck_languages", "multistep_arithmetic_two", "object_counting", "word_sorting")
 """Tasks without options."""
 

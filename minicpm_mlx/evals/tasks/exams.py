@@ -19,8 +19,6 @@ from ..scoring.early_stop import as_long_as_gold
 from ..scoring.metrics import prefix_match
 from ..task import DocText, Source, Task
 
-__all__ = ["CEVAL", "CMMLU", "MMLU", "REQUIREMENT", "SUBJECTS", "format_english", "lettered"]
-
 REQUIREMENT = (
     "Requirement:\n"
     "Choose and respond with the letter of the correct answer, including the parentheses.\n"

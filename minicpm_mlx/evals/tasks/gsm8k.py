@@ -15,8 +15,6 @@ from ..scoring.metrics import exact_match
 from ..scoring.parsing import grade_school_number
 from ..task import CODE_SAMPLING, DocText, Source, Task
 
-__all__ = ["GSM8K"]
-
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     solution = text(row, "answer")

@@ -13,8 +13,6 @@ from ..scoring.metrics import mean_loss_past_prefix, qa_match
 from ..task import DocText, MultipleChoice, Source, Task
 from .exams import REQUIREMENT, lettered
 
-__all__ = ["HELLASWAG"]
-
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     endings = texts(row, "endings")

@@ -12,8 +12,6 @@ from ..scoring.early_stop import after_body
 from ..scoring.parsing import humaneval_body
 from ..task import CODE_SAMPLING, DocText, Source, Task
 
-__all__ = ["HUMANEVAL"]
-
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     names = ("prompt", "entry_point", "canonical_solution", "test")

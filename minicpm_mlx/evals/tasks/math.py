@@ -13,8 +13,6 @@ from ..scoring.math_answers import boxed, final_answer
 from ..scoring.metrics import exact_match
 from ..task import CODE_SAMPLING, DocText, Source, Task
 
-__all__ = ["MATH"]
-
 SUBJECTS = (
     "algebra",
     "counting_and_probability",

@@ -15,8 +15,6 @@ from ..question import Doc, Question
 from ..scoring.parsing import mbpp_code
 from ..task import CODE_SAMPLING, DocText, Source, Task
 
-__all__ = ["MBPP"]
-
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     """Problem, solution and tests; some layouts have imports and set-up code."""

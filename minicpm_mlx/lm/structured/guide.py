@@ -26,7 +26,6 @@ from .lark import lark_of
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Guide", "grammar_of"]
 
 T = TypeVar("T")
 

@@ -9,14 +9,7 @@ from pydantic import Field
 
 from ...engine import Sampling
 from ..http.api_error import ApiError, unsupported
-from ..http.schema import (
-    NO_REASONING,
-    TEXT_ONLY_INPUT,
-    TEXT_ONLY_OUTPUT,
-    Body,
-    Ignored,
-    refused,
-)
+from ..http.schema import NO_REASONING, TEXT_ONLY_INPUT, TEXT_ONLY_OUTPUT, Body, Ignored, refused
 from ..parameters import LocalSamplingFields, LogprobFields, SignedSeed, StopStrings
 from ..service import Service
 from ..tool_calling import Tool, template_call

@@ -19,8 +19,6 @@ from .layouts import Conversation, Document, Example, Judged, Preference
 from .messages import Message
 from .samples import Item, Labelled, Pair, Sample
 
-__all__ = ["MASKS", "OVERLONG", "Encoded", "Encoder"]
-
 MASKS = ("assistant", "last", "all")
 OVERLONG = ("truncate", "drop", "split")
 

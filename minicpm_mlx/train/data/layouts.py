@@ -17,8 +17,6 @@ from ...errors import DataError
 from ...files.rows import kind, listed
 from .messages import Message, check_roles, parse_message, parse_messages, parse_text
 
-__all__ = ["Conversation", "Document", "Example", "Format", "Judged", "Preference", "recognise"]
-
 RowValue = Mapping[str, Any]
 
 

@@ -17,13 +17,7 @@ from ...errors import TokenizerError
 from ...text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
 from ...text.tokenizer_files import refusing
 from .header import GgufFile
-from .pre_tokenizers import (
-    ALIASES,
-    COMPOSED,
-    WHOLE_WORDS,
-    split_name,
-    splitter,
-)
+from .pre_tokenizers import ALIASES, COMPOSED, WHOLE_WORDS, split_name, splitter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

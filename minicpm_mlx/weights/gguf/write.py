@@ -26,21 +26,8 @@ from .architecture import architecture_of, keys_of
 from .header import Bytes
 from .modelfile import write_modelfile
 from .package import library
-from .quant_blocks import (
-    BITS,
-    GROUP,
-    PLAIN,
-    blocks_of,
-    finite,
-    kept_kind,
-    rounded,
-)
-from .tensor_names import (
-    ROPE_FACTORS,
-    Order,
-    gguf_name,
-    to_gguf,
-)
+from .quant_blocks import BITS, GROUP, PLAIN, blocks_of, finite, kept_kind, rounded
+from .tensor_names import ROPE_FACTORS, Order, gguf_name, to_gguf
 from .tokenizer import tokenizer_keys
 
 KINDS = (*PLAIN, "Q8_0", "Q4_0", "Q4_1")
