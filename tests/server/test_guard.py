@@ -415,7 +415,7 @@ def stream(url: str, tokens: int) -> Iterator[http.client.HTTPResponse]:
 
 
 def test_the_command_finishes_a_running_reply_when_told_to_end(tiny: mm.LM) -> None:
-    with process(tiny) as (server, url), stream(url, tokens=40) as response:
+    with process(tiny) as (server, url), stream(url, tokens=12) as response:
         server.send_signal(signal.SIGTERM)
         assert response.read().endswith(b"data: [DONE]\n\n")
         assert server.wait(40) == 0
