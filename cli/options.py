@@ -70,7 +70,12 @@ def command(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callab
 
     def decorate(run: Callable[[Options], None]) -> Callable[..., None]:
         def call(**values: Any) -> None:
-            run(_build(kind, values))
+            try:
+                run(_build(kind, values))
+            except InvalidArgumentError as error:
+                if (name := _option_names(kind).get(error.field or "")) is None:
+                    raise
+                raise error.called(name) from None
 
         call.__name__, call.__doc__ = run.__name__, run.__doc__
         call.__signature__ = inspect.Signature(list(_parameters(kind)))  # type: ignore[attr-defined]
@@ -111,17 +116,31 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
     return kind(**built)
 
 
+def _option_name(member: Field[Any]) -> str:
+    info = member.metadata.get("typer")
+    first = info.default if info else None  # typer keeps the first name here
+    return first if isinstance(first, str) else "--" + member.name.replace("_", "-")
+
+
+def _option_names(kind: Any) -> dict[str, str]:
+    """Names on the command line by field, of nested dataclasses too."""
+    names: dict[str, str] = {}
+    for member in fields(kind):
+        hint = _hints(kind)[member.name]
+        names |= _option_names(hint) if is_dataclass(hint) else {member.name: _option_name(member)}
+    return names
+
+
 def _check(member: Field[Any], value: Any) -> None:
     if value is None or "typer" not in member.metadata:
         return
-    first = member.metadata["typer"].default  # typer keeps the first name here
-    name = first if isinstance(first, str) else "--" + member.name.replace("_", "-")
+    name = _option_name(member)
     if limit := member.metadata.get("option_limit"):
         limit.check(name, value)
     choices = member.metadata.get("choices")
     if choices and value not in choices:
         expected = " or ".join(map(str, choices))
-        raise InvalidArgumentError(f"{name} must be {expected}, got {value!r}")
+        raise InvalidArgumentError(f"must be {expected}, got {value!r}", field=name)
 
 
 Model = Annotated[

@@ -36,14 +36,14 @@ def is_whole(value: object) -> bool:
 def whole(name: str, value: Any) -> int:
     """`value` as an int."""
     if not is_whole(value):
-        raise InvalidArgumentError(f"{name} must be a whole number, got {shown(value)}", field=name)
+        raise InvalidArgumentError(f"must be a whole number, got {shown(value)}", field=name)
     return operator.index(value)
 
 
 def at_least_one(name: str, value: Any) -> int:
     """`value` as an int that counts tokens."""
     if whole(name, value) < 1:
-        raise InvalidArgumentError(f"{name} must be 1 or more, got {shown(value)}", field=name)
+        raise InvalidArgumentError(f"must be 1 or more, got {shown(value)}", field=name)
     return operator.index(value)
 
 
@@ -52,26 +52,26 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
         with suppress(OverflowError):
             return float(value)
-    raise InvalidArgumentError(f"{name} must be a number, got {shown(value)}", field=name)
+    raise InvalidArgumentError(f"must be a number, got {shown(value)}", field=name)
 
 
 def listed(name: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> list[Any]:
     """What a list, tuple or flat array holds; an error where `value` is none, or not all fits."""
     flat = hasattr(value, "__getitem__") and getattr(value, "ndim", 1) == 1
     if not flat or isinstance(value, NO_LISTS):
-        raise InvalidArgumentError(f"{name} must be {expected}, got {shown(value)}", field=name)
+        raise InvalidArgumentError(f"must be {expected}, got {shown(value)}", field=name)
     items = list(value)
     for item in items:
         if not fits(item):
             found = f"a {type(value).__name__} with {shown(item)} in it"
-            raise InvalidArgumentError(f"{name} must be {expected}, got {found}", field=name)
+            raise InvalidArgumentError(f"must be {expected}, got {found}", field=name)
     return items
 
 
 def expect(name: str, value: object, kind: type, expected: str) -> None:
     """Refuse a `value` that is not a `kind`."""
     if not isinstance(value, kind):
-        raise InvalidArgumentError(f"{name} must be {expected}, got {shown(value)}", field=name)
+        raise InvalidArgumentError(f"must be {expected}, got {shown(value)}", field=name)
 
 
 def printable(text: object) -> str:
@@ -110,7 +110,7 @@ class Limit:
         """`value` as a Python number; InvalidArgumentError, with its field, outside the limit."""
         plain = whole(name, value) if self.whole else number(name, value)
         if plain not in self:
-            raise InvalidArgumentError(f"{name} must be {self}, got {shown(value)}", field=name)
+            raise InvalidArgumentError(f"must be {self}, got {shown(value)}", field=name)
         return plain
 
 

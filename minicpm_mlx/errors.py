@@ -89,12 +89,19 @@ class SessionError(MiniCPMError):
 
 
 class InvalidArgumentError(MiniCPMError):
-    """An argument is out of range or contradicts another."""
+    """An argument is out of range or contradicts another.
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
-        """Name of the argument that is wrong, where it is one alone."""
+    With `field`, the name of the argument, the message is the name and the problem:
+    "top_p must be above 0 and at most 1, got 2".
+    """
+
+    def __init__(self, problem: str, *, field: str | None = None) -> None:
+        super().__init__(problem if field is None else f"{field} {problem}")
+        self.problem, self.field = problem, field
+
+    def called(self, name: str) -> Self:
+        """The same problem of an argument that the caller's user knows by another name."""
+        return type(self)(self.problem, field=name)
 
 
 class ContextLengthError(MiniCPMError):

@@ -47,13 +47,13 @@ class Sampling:
         check_limits(self)
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidArgumentError(
-                f"logit_bias must be a mapping of token ids, got {shown(self.logit_bias)}",
+                f"must be a mapping of token ids, got {shown(self.logit_bias)}",
                 field="logit_bias",
             )
         for token, bias in self.logit_bias.items():
             if not is_whole(token) or token < 0 or not -100 <= number("logit_bias", bias) <= 100:
                 raise InvalidArgumentError(
-                    "logit_bias must give token ids numbers between -100 and 100, got "
+                    "must give token ids numbers between -100 and 100, got "
                     f"{shown(token)}: {shown(bias)}",
                     field="logit_bias",
                 )

@@ -35,15 +35,15 @@ class TrainingOptions:
     checkpointing: bool | None = None
     learning_rate: float | None = limited(None, above=0, below=math.inf)
     schedule: str = "cosine"
-    warmup: int | None = None
+    warmup: int | None = limited(None, least=0, whole=True)
     optimizer: str = "adamw"
     weight_decay: float = 0.0
-    clip: float = 1.0
-    report_every: int | None = None
-    evaluate_every: int | None = None
-    save_every: int | None = None
-    patience: int | None = None
-    seed: int = 0
+    clip: float = limited(1.0, above=0)
+    report_every: int | None = limited(None, least=1, whole=True)
+    evaluate_every: int | None = limited(None, least=1, whole=True)
+    save_every: int | None = limited(None, least=1, whole=True)
+    patience: int | None = limited(None, least=1, whole=True)
+    seed: int = limited(0, least=0, most=2**64 - 1, whole=True)
 
     def __post_init__(self) -> None:
         check_limits(self)

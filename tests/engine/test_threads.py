@@ -93,3 +93,15 @@ def test_chats_at_once_do_not_share_a_cache(demo: mm.LM) -> None:
     alone = [answer(query) for query in queries]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(answer, queries * 2)) == alone * 2
+
+
+def test_one_session_serves_one_of_many_threads() -> None:
+    model = mm.load_model(GOLDEN / "minicpm_2b_like", fuse=True)
+    session = Session(model.config)
+    stream = generate(model, PROMPT, max_tokens=4, session=session)
+    next(stream)
+    other = generate(model, PROMPT, max_tokens=4, session=session)
+    with pytest.raises(mm.MiniCPMError, match="in the middle of another stream"):
+        elsewhere(lambda: next(other))
+    elsewhere(stream.close)
+    assert list(generate(model, PROMPT, max_tokens=4, session=session))

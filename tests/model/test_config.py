@@ -64,6 +64,11 @@ def test_the_published_2b_config_gets_what_it_does_not_state() -> None:
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
+def test_a_2b_style_config_without_model_type_is_read() -> None:
+    config = Config.load(GOLDEN / "minicpm_2b_like_bin")
+    assert (config.rope_theta, config.tie_word_embeddings) == (10000.0, True)
+
+
 def test_absent_keys_take_the_defaults_of_the_reference() -> None:
     config = tiny()
     assert config.num_key_value_heads == 4

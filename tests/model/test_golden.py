@@ -85,6 +85,16 @@ def test_logits_of_each_cached_step_equal_the_reference(case: str, fuse: bool) -
         ids = mx.array([[wanted]])
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_loss_equals_the_reference(case: str) -> None:
+    expected, model = golden(case), load(case, fuse=True)
+    ids = expected["input_ids"]
+    logits = model(ids)[:, :-1]
+    chosen = mx.take_along_axis(logits, ids[:, 1:, None], axis=-1)[..., 0]
+    loss = (mx.logsumexp(logits, axis=-1) - chosen).mean()
+    assert difference(loss, expected["loss"][0]) <= TOLERANCE
+
+
 @pytest.mark.parametrize("case", BATCHED)
 def test_left_padded_batch_equals_each_row_alone(case: str, fuse: bool) -> None:
     from mlx_lm.models.cache import BatchKVCache
