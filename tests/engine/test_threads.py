@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.engine import generate
+from minicpm_mlx.engine import Session, generate
 from support.data import CASES, GOLDEN
 
 T = TypeVar("T")

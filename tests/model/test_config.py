@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minicpm_mlx.errors import ConfigError
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
-from support.data import need_shared
+from support.data import GOLDEN, need_shared
 
 TINY: dict[str, Any] = {
     "architectures": ["MiniCPMForCausalLM"],
