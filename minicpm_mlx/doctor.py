@@ -1,4 +1,4 @@
-"""What this machine computes on, and what would be faster."""
+"""Reports the device, formats and memory of this machine, with hints for more speed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .loading.store import kept_folder
 from .memory import MemoryEstimate, estimate
 from .model.config import Config
 from .model_cards import cache_dir, cards
+from .weights.lazy_tensor import dtype_name
 
 GB = 1e9
 
@@ -31,7 +32,7 @@ def examine() -> dict[str, str | float | None]:
         "chip": device.chip(),
         "device": "cpu" if device.on_cpu() else "gpu",
         "blas": (device.blas or "MLX's own") if device.on_cpu() else None,
-        "dtype": str(device.choose_dtype(stored)).removeprefix("mlx.core."),
+        "dtype": dtype_name(device.choose_dtype(stored)),
         "memory": round(device.total_memory() / GB, 1),
         "available": round(device.available_memory() / GB, 1),
         "cache": str(cache_dir()),
@@ -39,7 +40,7 @@ def examine() -> dict[str, str | float | None]:
 
 
 def kept_plans() -> dict[str, MemoryEstimate]:
-    """What each model on this disk would take, at its longest context."""
+    """Memory that each model on this disk would take, at its longest context."""
     device.select()
     plans = {}
     for card in cards().values():
@@ -51,7 +52,7 @@ def kept_plans() -> dict[str, MemoryEstimate]:
 
 
 def advice(facts: dict[str, str | float | None]) -> list[str]:
-    """What would make this machine faster, a line each."""
+    """Hints for more speed, a line each."""
     hints = []
     if facts["device"] == "cpu" and platform.system() == "Darwin":
         hints.append("MLX sees no Metal GPU here; a Mac with Apple silicon has one.")

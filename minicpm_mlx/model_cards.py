@@ -1,4 +1,4 @@
-"""What `--model` may be: a card of models/*.toml, a folder or a hub repository."""
+"""Model cards: resolves `--model` to a card of models/*.toml, a folder or a hub repository."""
 
 import difflib
 import importlib
@@ -60,7 +60,7 @@ class Card:
     size_gb: float | None = None
     """Download, in 10⁹ bytes, computed from parameters and their width."""
     note: str = ""
-    """What it is, in one line."""
+    """Description in one line."""
     note_zh: str = ""
     """The same in Chinese."""
     path: Path | None = None
@@ -68,7 +68,7 @@ class Card:
 
     @property
     def sampling(self) -> dict[str, float]:
-        """What it says of sampling, by the name that generation_config.json has for it."""
+        """The sampling it states, under generation_config.json's names."""
         names = ("temperature", "top_p", "top_k", "repetition_penalty")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
@@ -209,8 +209,8 @@ def _repository(repo: str, revision: str | None) -> Card:
 def cache_dir() -> Path:
     """Where this library keeps what it makes: $MINICPM_MLX_HOME, else the system's cache folder.
 
-    Downloads lie in the hub's own cache (`hub.py`), quantized copies and sessions here. The folder
-    may not exist yet.
+    Downloads are in the hub's own cache (`loading/download.py`), quantized copies and sessions
+    here. The folder may not exist yet.
     """
     if home := os.environ.get("MINICPM_MLX_HOME"):
         return Path(home).expanduser()

@@ -1,4 +1,4 @@
-"""Files that appear when they are whole, and what it is called when they cannot be written."""
+"""Writes files and folders atomically, and names the errors of writing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..errors import DataError, StorageError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file that takes the place of `path` when it is whole, and on the disk.
+    """Have `write` write a file beside `path` that replaces it once it is complete and on disk.
 
-    The file has the same ending. What is half written when the process is killed stays beside it,
-    under a name that is used again.
+    The file has the same suffix. If the process is killed, it stays, and the next call overwrites
+    it.
     """
     part = path.with_name(f"part-{path.name}")
     try:
@@ -52,15 +52,15 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
 
 
 PARTIAL = "-partial"
-"""What the name of a folder ends with that can be gone on from."""
+"""Suffix of the name of a folder that can be resumed."""
 
 
 def make_whole(
     folder: Path, make: Callable[[Path], object], advice: str, *, resume: bool = False
 ) -> None:
-    """Have `make` fill a folder beside `folder`, which then takes its place, wholly or not at all.
+    """Have `make` fill a folder beside `folder`, which is then renamed to it: all or nothing.
 
-    With `resume` what was made is left there when it is interrupted, for `make` to go on from.
+    With `resume`, an interrupted `make` leaves its files for the next call to continue from.
     StorageError, with `advice`, where it cannot be written, or another process is making it.
     """
     with named_errors(folder, advice):
@@ -71,7 +71,7 @@ def make_whole(
         else:
             _sweep(folder)
             partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        with alone(partial, folder):  # deleted, and given its name, by none but who filled it
+        with alone(partial, folder):  # only the process that fills it may rename or delete it
             try:
                 make(partial)
                 partial.chmod(0o777 & ~_umask())  # mkdtemp's are its owner's alone
@@ -83,7 +83,7 @@ def make_whole(
 
 
 def partial_of(folder: Path) -> Path:
-    """Where what is made of `folder` lies until it is whole, if it can be gone on from."""
+    """The folder that `make_whole` fills for `folder` with `resume`."""
     return folder.parent / f".{folder.name}{PARTIAL}"
 
 
@@ -93,7 +93,7 @@ def _take_place(partial: Path, folder: Path) -> None:
     except OSError:
         if not folder.exists():
             raise
-        if not (folder / "config.json").is_file():  # damaged; else another was faster
+        if not (folder / "config.json").is_file():  # damaged; else another process was faster
             shutil.rmtree(folder)
             partial.rename(folder)
 
@@ -122,12 +122,12 @@ def _umask() -> int:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what processes that were killed left half made of `folder`."""
-    for half in folder.parent.glob(f".{folder.name}-????????"):
-        # One that is being filled is locked, or is about to be.
-        with suppress(StorageError, OSError), alone(half, folder):
-            if time.time() - half.stat().st_mtime > 60:
-                shutil.rmtree(half, ignore_errors=True)
+    """Delete unfinished folders that killed processes left."""
+    for partial in folder.parent.glob(f".{folder.name}-????????"):
+        # A folder in use is locked, or is about to be.
+        with suppress(StorageError, OSError), alone(partial, folder):
+            if time.time() - partial.stat().st_mtime > 60:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Records as lines of a file that a run adds to, and goes on from after it was broken off."""
+"""Append-only JSON Lines files, from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .strict_json import StrictJson
 
 
 class JsonlFile:
-    """A file of JSON Lines: what it has, and what is added, on the disk before `add` returns.
+    """A file of JSON Lines: its rows, and an append that is on disk when `add` returns.
 
-    A last line that was cut off, as when a process is killed while it writes, is no record and
-    goes when one is added. DataError for any other line that is no object, and where `path` is no
-    file or has no folder. One writer at a time.
+    A last line that was cut off, as when a process is killed while writing, is no record and is
+    removed by the next `add`. DataError for any other line that is not an object, and if `path` is
+    not a file or has no folder. One writer at a time.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._whole = 0
-        """Bytes up to where a record is added."""
+        """Size up to the end of the last record, where the next one is added."""
         self._end = b""
-        """The end that the last line lacks."""
+        """The newline that the last line lacks."""
         if path.exists() and not path.is_file():
             raise DataError(f"{path}: expected a file, found something else; give another place")
         if not path.parent.is_dir():

@@ -162,7 +162,7 @@ def _header(cells: list[str], place: str) -> list[str]:
 
 
 def _cell(name: str, cell: str) -> str | bool:
-    """What a cell says; .csv has no other way to write the truth value of a label."""
+    """The cell's value; labels may be true or false, which .csv cannot mark as booleans."""
     if name in ("label", "kto_tag") and cell.lower() in ("true", "false"):
         return cell.lower() == "true"
     return cell
@@ -252,7 +252,7 @@ def _decoded(data: bytes, place: str) -> str:
 
 
 def kind(value: object) -> str:
-    """What JSON calls `value`, for messages."""
+    """JSON's name for the type of `value`, for messages."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     names = {dict: "an object", list: "a list", str: "text", int: "a number", float: "a number"}
@@ -273,7 +273,7 @@ KINDS: dict[str, Callable[[Path], Rows]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
-"""What can be read, by the file's ending."""
+"""Readers by file suffix."""
 
 
 def kind_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""JSON as its standard has it: what Python takes beyond that is a mistake in a data file."""
+"""Parses JSON strictly: extensions that Python accepts are mistakes in a data file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ListItem:
 
 
 class StrictJson:
-    """Reads JSON in which no key comes twice and each number is one; ValueError says what is wrong.
+    """Parses JSON without duplicate keys, NaN and infinities; ValueError names the fault.
 
     >>> StrictJson().whole('{"a": 1}')
     {'a': 1}
@@ -90,11 +90,11 @@ class StrictJson:
             ) from None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
             twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             self._problem = f"expected each field once, found {twice!r} twice; remove one"
-        return found
+        return fields
 
     def _constant(self, name: str) -> None:
         self._problem = f"expected JSON, which has no {name}; write null or leave the field out"
@@ -110,9 +110,9 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _space(text: str, at: int) -> int:
-    """The first place from `at` on that is no blank."""
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    """The first position from `at` on that is not white space."""
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
 
 
 def _at(text: str, at: int) -> str:
@@ -120,5 +120,5 @@ def _at(text: str, at: int) -> str:
 
 
 def _piece(text: str, at: int) -> str:
-    """What stands at `at`, for a message."""
+    """The text at `at`, for a message."""
     return repr(text[at : at + 20].split("\n")[0]) if at < len(text) else "the end"

@@ -1,4 +1,4 @@
-"""A conversation: its messages, and the cache that keeps each turn from being read again."""
+"""A conversation: its messages, and the cache that saves reading earlier turns again."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Chat:
 
     lm: LM
     system: str | None = None
-    """What the model is told before the first turn."""
+    """The system message."""
     sampling: Sampling | None = None
-    """None: the model's own."""
+    """None: the model's default."""
     max_tokens: int | None = None
     """Longest reply; None: as far as the context goes."""
     stop: Sequence[str] = ()
@@ -36,18 +36,18 @@ class Chat:
     messages: list[dict[str, str]] = field(default_factory=list)
     """The turns so far, without the system text."""
     context: int | None = None
-    """Tokens that a prompt and its reply may have together, where that is to be fewer than the
-    model's; bounds the memory of the cache."""
+    """Limit of prompt and reply together, in tokens, if lower than the model's; it bounds the
+    memory of the cache."""
     kv_bits: int | None = None
-    """8 or 4: keep the cache in that many bits."""
+    """8 or 4: quantize the cache to that many bits."""
     on_overflow: str = "stop"
-    """What happens once the conversation outgrows the context: "stop" refuses the next turn,
-    "slide" lets the oldest turns out of what the model is shown."""
+    """When the conversation outgrows the context, "stop" refuses the next turn and "slide" drops
+    the oldest turns from the prompt."""
     forgotten: int = 0
-    """Messages at the start that have slid out."""
+    """Number of messages at the start that are no longer in the prompt."""
     session: Session = field(init=False, repr=False)
-    _again: int = field(default=0, init=False, repr=False)
-    """Times the last question was answered anew."""
+    _retries: int = field(default=0, init=False, repr=False)
+    """Number of retries of the last question."""
 
     def __post_init__(self) -> None:
         if self.on_overflow not in OVERFLOW:
@@ -71,43 +71,42 @@ class Chat:
     def reply(self, text: str) -> Generator[Piece, None, None]:
         """Answer `text`, a piece at a time.
 
-        A reply that is broken off (Ctrl-C, or the iterator closed) stays in the conversation as far
-        as it came; a turn that failed, or was broken off before its first word, leaves no trace.
-        ContextLengthError: the conversation no longer fits.
+        An interrupted reply (Ctrl-C, or the iterator closed) stays in the conversation as far as it
+        came; a turn that failed, or was interrupted before its first word, leaves no trace.
+        ContextLengthError if the conversation no longer fits.
         """
-        self._again = 0
-        asked = [*self.messages, {"role": "user", "content": text}]
-        return self._turn(asked, self.forgotten)
+        self._retries = 0
+        return self._turn([*self.messages, _question(text)], self.forgotten)
 
     def edit(self, text: str) -> Generator[Piece, None, None]:
-        """Ask `text` in the last question's place; the old turn stays unless an answer comes."""
-        self._again = 0
-        at = self.last_question()
-        asked = [*self.messages[:at], {"role": "user", "content": text}]
-        return self._turn(asked, self._shown_before(at))
+        """Ask `text` instead of the last question; the old turn stays unless an answer comes."""
+        self._retries = 0
+        index = self.last_question()
+        messages = [*self.messages[:index], _question(text)]
+        return self._turn(messages, self._forgotten_before(index))
 
     def retry(self) -> Generator[Piece, None, None]:
-        """Answer the last question anew; the old answer stays unless a new one comes."""
+        """Answer the last question again; the old answer stays unless a new one comes."""
         if [message["role"] for message in self.messages[-2:]] != ["user", "assistant"]:
             raise InvalidArgumentError("there is no answer yet to try again")
-        self._again += 1
-        asked = self.messages[:-1]
-        return self._turn(asked, min(self.forgotten, len(asked) - 1))
+        self._retries += 1
+        messages = self.messages[:-1]
+        return self._turn(messages, min(self.forgotten, len(messages) - 1))
 
     def undo(self) -> str:
-        """Take the last question and its answer back; the question."""
-        at = self.last_question()
-        question = self.messages[at]["content"]
-        del self.messages[at:]
-        self.forgotten = self._shown_before(at)
+        """Remove the last question and its answer; returns the question."""
+        index = self.last_question()
+        question = self.messages[index]["content"]
+        del self.messages[index:]
+        self.forgotten = self._forgotten_before(index)
         return question
 
     def last_question(self) -> int:
-        """Where in the messages the last question is."""
-        asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        if not asked:
+        """Index of the last question in the messages."""
+        questions = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        if not questions:
             raise InvalidArgumentError("there is no turn to take back")
-        return asked[-1]
+        return questions[-1]
 
     def clear(self) -> None:
         """Forget the turns; the system text stays."""
@@ -115,26 +114,24 @@ class Chat:
         self.forgotten = 0
 
     def tokens(self) -> int:
-        """Tokens of what the model would be shown now."""
-        shown = self._shown()
-        return len(self.lm.encode(shown)) if shown else 0
+        """Tokens of the current prompt."""
+        prompt = self._prompt()
+        return len(self.lm.encode(prompt)) if prompt else 0
 
     def alone(self, text: str) -> int:
-        """Tokens of a message and the system text, without any turn before it."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return len(self.lm.encode([*system, {"role": "user", "content": text}]))
+        """Tokens of a message with the system text, without any turn before it."""
+        return len(self.lm.encode([*self._system(), _question(text)]))
 
-    def _shown_before(self, at: int) -> int:
-        """`forgotten` once message `at` has gone: where it had pushed out all others, what fits is
-        shown again."""
-        return self.forgotten if self.forgotten < at else 0
+    def _forgotten_before(self, index: int) -> int:
+        """`forgotten` once message `index` is removed; 0 if it had displaced all earlier ones."""
+        return self.forgotten if self.forgotten < index else 0
 
-    def _turn(self, asked: list[dict[str, str]], forgotten: int) -> Generator[Piece, None, None]:
-        before, slid = list(self.messages), self.forgotten
-        self.messages[:], self.forgotten = asked, forgotten
-        said: list[str] = []
+    def _turn(self, messages: list[dict[str, str]], forgotten: int) -> Generator[Piece, None, None]:
+        before = list(self.messages), self.forgotten
+        self.messages[:], self.forgotten = messages, forgotten
+        texts: list[str] = []
         try:
-            ids = self._fitting()
+            ids = self._fit()
             room = self.context_length - len(ids)
             template = self.lm.tokenizer.template
             pieces = self.lm.stream(
@@ -146,22 +143,22 @@ class Chat:
             )
             with closing(pieces):
                 for piece in pieces:
-                    said.append(piece.text)
+                    texts.append(piece.text)
                     yield piece
         finally:
-            if any(said):
-                self.messages.append({"role": "assistant", "content": "".join(said)})
+            if any(texts):
+                self.messages.append({"role": "assistant", "content": "".join(texts)})
             else:
-                self.messages[:], self.forgotten = before, slid
+                self.messages[:], self.forgotten = before
 
-    def _fitting(self) -> list[int]:
-        """The prompt's ids, once what must slide out has."""
+    def _fit(self) -> list[int]:
+        """The prompt's ids, after dropping old turns where necessary."""
         limit = self.context_length
-        ids = self.lm.encode(self._shown())
+        ids = self.lm.encode(self._prompt())
         if self.on_overflow == "slide" and limit - len(ids) < limit // 8:
-            # Further than needed, since the rest is then read anew: not with every turn.
+            # More than necessary, since the rest must then be read again: not with every turn.
             while limit - len(ids) < limit // 3 and self._slide():
-                ids = self.lm.encode(self._shown())
+                ids = self.lm.encode(self._prompt())
         if len(ids) >= limit:
             alone = self.alone(self.messages[-1]["content"])
             if alone >= limit:
@@ -175,23 +172,26 @@ class Chat:
         return ids
 
     def _slide(self) -> bool:
-        """Let the oldest turn out; False where only the last question is left."""
+        """Drop the oldest turn from the prompt; False if only the last question is left."""
         later = range(self.forgotten + 1, len(self.messages))
-        turns = [index for index in later if self.messages[index]["role"] == "user"]
-        if turns:
-            self.forgotten = turns[0]
-        return bool(turns)
+        questions = [index for index in later if self.messages[index]["role"] == "user"]
+        if questions:
+            self.forgotten = questions[0]
+        return bool(questions)
 
-    def _shown(self) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return system + self.messages[self.forgotten :]
+    def _system(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _prompt(self) -> list[dict[str, str]]:
+        return self._system() + self.messages[self.forgotten :]
 
     def _sampling(self) -> Sampling:
-        """With a seed, another one for each retry: the same would draw the same."""
-        how = self.lm.sampling if self.sampling is None else self.sampling
-        if how.seed is None or not self._again:
-            return how
-        return replace(how, seed=(how.seed + self._again) % 2**64)
+        """The sampling, with another seed for each retry, so that the reply differs."""
+        sampling = self.lm.sampling if self.sampling is None else self.sampling
+        if sampling.seed is None or not self._retries:
+            return sampling
+        return replace(sampling, seed=(sampling.seed + self._retries) % 2**64)
 
 
-# Files within a message
+def _question(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

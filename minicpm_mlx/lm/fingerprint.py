@@ -1,4 +1,4 @@
-"""What makes a model answer as it does, as a short text to compare: for caches kept on disk."""
+"""Fingerprints of models, which caches on disk are compared by."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..weights.load import parameters
 from .lm import LM
 
 FORMAT = 1
-"""Of caches kept under an identity: to be raised when what they hold changes."""
+"""Raise it when the content of caches changes, so that older ones are not used."""
 
 _SMALL = (".json", ".model", ".jinja")
 _LARGE = (".safetensors", ".bin", ".gguf")
 
 
 def fingerprint(lm: LM) -> str:
-    """A hash of what decides an answer: weights, adapter, config, tokenizer, template, dtype.
+    """A hash of weights, adapter, config, tokenizer, template and dtype: all that decides a reply.
 
-    Of weights it takes the size and samples all over, not each byte: a moment for gigabytes.
+    Weights are hashed by size and by samples from all over each file, not by every byte.
     """
     digest = hashlib.sha256(str(FORMAT).encode())
     template = lm.tokenizer.template
@@ -28,7 +28,7 @@ def fingerprint(lm: LM) -> str:
     digest.update((lm.model.adapter or "").encode())
     dtypes = {str(array.dtype) for array in parameters(lm.model).values()}
     digest.update(f"{type(lm.model).__name__} {sorted(dtypes)} {lm.config}".encode())
-    with suppress(OSError):  # a folder that is gone since: what was said can still be saved
+    with suppress(OSError):  # the folder may have been deleted: the conversation can still be saved
         for file in sorted(lm.folder.iterdir()) if lm.folder else ():
             if file.suffix in _SMALL + _LARGE and file.is_file():
                 digest.update(file.name.encode())

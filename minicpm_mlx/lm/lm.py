@@ -46,19 +46,19 @@ class LM:
     tokenizer: Tokenizer
     card: Card
     sampling: Sampling
-    """Used where a call gives none: the card's, or the folder's generation_config.json."""
+    """The default: the card's, or that of the folder's generation_config.json."""
     folder: Path | None = None
     """Where it was loaded from."""
     adapter: Path | None = None
-    """The folder of the adapter on it; see `use_adapter`."""
+    """The folder of the current adapter; see `use_adapter`."""
     draft: LM | None = None
-    """A smaller model that guesses ahead."""
+    """A smaller model for speculative decoding."""
     room: int | None = None
-    """Tokens of context that memory has room for, where that is fewer than the model's."""
+    """Tokens of context that fit memory, if fewer than the model's."""
     sharded: bool = False
-    """The processes of a launch compute it together."""
+    """Whether the processes of a launch share it."""
     _session: Session | None = field(default=None, repr=False)
-    """That of the last `chat`."""
+    """The session of the last `chat`."""
 
     @property
     def config(self) -> Config:
@@ -71,24 +71,24 @@ class LM:
         return min(limit for limit in limits if limit)
 
     def use_adapter(self, folder: str | Path | None) -> None:
-        """Put the LoRA or DoRA adapter in `folder` (mlx-lm's layout or PEFT's) on the model in the
-        place of the one it has; None takes that off. The weights stay as they are.
+        """Apply the LoRA or DoRA adapter in `folder` (mlx-lm's layout or PEFT's), or none if None.
 
-        Not while a reply is coming. Raises ConfigError or WeightsError, and changes nothing then.
+        It replaces the current adapter; the weights stay unchanged. Not to be called while a reply
+        is being generated. ConfigError or WeightsError leave the model as it was.
         """
         path = None if folder is None else Path(folder).expanduser().resolve()
         apply_adapter(self.model, None if path is None else read_adapter(path))
         self.adapter = path
 
     def session(self, kv_bits: int | None = None) -> Session:
-        """A new key-value cache, to be given to every call of one conversation.
+        """A new key-value cache, to pass to every call of one conversation.
 
-        `kv_bits` (8 or 4) keeps it in that many bits (see `Session`).
+        `kv_bits` (8 or 4) quantizes it to that many bits (see `Session`).
         """
         return Session(self.config, kv_bits)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt: messages go through the template, text and ids do not."""
+        """Token ids of a prompt; messages are formatted by the chat template."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         expected = "text, a list of token ids or a list of messages"
@@ -111,14 +111,14 @@ class LM:
         """Continue text or ids, or answer messages, a piece at a time.
 
         `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
-        before it. `session` keeps the cache from one call to the next. `speculate` False leaves out
-        guessing ahead, by what the text said before or by `draft`: it changes the speed alone.
-        `grammar` says what the reply may be (see `structured.grammar_of`); it is used up.
+        before it. `session` keeps the cache from one call to the next. `speculate` False turns off
+        speculative decoding (prompt lookup, or `draft`), which changes only the speed. `grammar`
+        constrains the reply (see `structured.guide.grammar_of`) and cannot be used again.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")
         """
-        ids, limit, stops = self._asked(prompt, max_tokens, stop)
+        ids, limit, stops = self._prepare(prompt, max_tokens, stop)
         session = self.session() if session is None else session
         speculation = self._speculation(speculate)
         tokens = generate(
@@ -134,10 +134,10 @@ class LM:
         )
         return self._pieces(tokens, ids, stops, session.common(ids), speculation)
 
-    def _asked(
+    def _prepare(
         self, prompt: Prompt, max_tokens: int | None, stop: Sequence[str]
     ) -> tuple[list[int], int, list[str]]:
-        """A prompt's ids, the longest reply there is room for, and the strings that end it."""
+        """The prompt's ids, the limit of its reply, and its stop strings."""
         ids = self.encode(prompt)
         room = self.context_length - len(ids)
         if room < 1:
@@ -152,8 +152,8 @@ class LM:
             stops.extend(self.tokenizer.template.stop_strings)
         return ids, min(limit, room), stops
 
-    def _speculation(self, wanted: bool) -> Speculation:
-        if not wanted:
+    def _speculation(self, enabled: bool) -> Speculation:
+        if not enabled:
             return Speculation(None)
         vocabulary = self.tokenizer.vocab_size
         return Speculation(
@@ -200,7 +200,7 @@ class LM:
         speculate: bool = True,
         grammar: Grammar | None = None,
     ) -> Completion:
-        """The whole of what `stream` gives.
+        """The whole reply that `stream` yields.
 
         lm.generate("The capital of France is", max_tokens=8).text
         """
@@ -225,21 +225,21 @@ class LM:
         stop: Sequence[str] = (),
         width: int = WIDTH,
     ) -> list[Completion]:
-        """`generate` for many prompts, `width` of them at a time; the replies in their order.
+        """`generate` for many prompts, `width` at a time; the replies in order.
 
-        Each reply is what it would have been alone. Its seconds count from when it was taken up;
-        those of prompts that begin alike read that beginning once.
+        Each reply is what it would have been alone. Its seconds count from when it was started;
+        a prefix that consecutive prompts share is read once.
 
             lm.generate_batch(["1 + 1 =", "The capital of France is"], max_tokens=8)
         """
-        how = self.sampling if sampling is None else sampling
-        asked = [
-            BatchRequest(ids=ids, max_tokens=limit, sampling=how, stops=stops)
-            for ids, limit, stops in (self._asked(prompt, max_tokens, stop) for prompt in prompts)
+        sampling = self.sampling if sampling is None else sampling
+        requests = [
+            BatchRequest(ids=ids, max_tokens=limit, sampling=sampling, stops=stops)
+            for ids, limit, stops in (self._prepare(prompt, max_tokens, stop) for prompt in prompts)
         ]
         width = at_least_one("width", width)
-        found = dict(replies(self.model, self.tokenizer, asked, width))
-        return [found[place] for place in range(len(asked))]
+        completions = dict(replies(self.model, self.tokenizer, requests, width))
+        return [completions[index] for index in range(len(requests))]
 
     def chat(
         self,
@@ -258,17 +258,17 @@ class LM:
 
         Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
         `max_length` counts the prompt, `max_tokens` (None: as far as the context goes) does not.
-        Called as MiniCPM's own code is, `chat(tokenizer, query, history, ...)`, the tokenizer is
-        left aside for the model's own.
+        In the form of MiniCPM's own code, `chat(tokenizer, query, history, ...)`, the tokenizer is
+        ignored in favour of the model's own.
 
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
         """
         if num_beams != 1:
             raise InvalidArgumentError(f"beam search is not supported; got num_beams={num_beams!r}")
-        given = [item for item in arguments if not isinstance(item, Tokenizer)]
-        text = given.pop(0) if given and query is None else query
-        past = given.pop(0) if given and history is None else history
-        if given or not isinstance(text, str):
+        positional = [item for item in arguments if not isinstance(item, Tokenizer)]
+        text = positional.pop(0) if positional and query is None else query
+        past = positional.pop(0) if positional and history is None else history
+        if positional or not isinstance(text, str):
             raise InvalidArgumentError(
                 "chat takes one text to answer, chat(query) or chat(tokenizer, query, history); "
                 f"got {shown(arguments if query is None else query)}"
@@ -276,11 +276,11 @@ class LM:
         expected = "a list of messages, as chat returns"
         turns = [] if past is None else listed("history", past, expected, is_message)
         messages = [*map(dict, turns), {"role": role, "content": text}]
-        # Taken out meanwhile, so that a chat on another thread makes its own.
+        # Taken out while in use, so that a chat on another thread makes its own.
         session, self._session = self._session or self.session(), None
         completion = self.generate(
             messages,
-            max_tokens=self._room(messages, max_length, max_tokens),
+            max_tokens=self._max_tokens(messages, max_length, max_tokens),
             sampling=sampling_with(self.sampling, do_sample=do_sample, **sampling),
             stop=stop,
             session=session,
@@ -289,20 +289,20 @@ class LM:
         messages.append({"role": "assistant", "content": completion.text})
         return completion.text, messages
 
-    def _room(
+    def _max_tokens(
         self, messages: Sequence[Message], max_length: int | None, max_tokens: int | None
     ) -> int | None:
-        """The longest reply that both limits allow."""
+        """The stricter of both limits, in tokens of the reply."""
         if max_length is None:
             return max_tokens
         length = len(self.encode(messages))
-        left = whole("max_length", max_length) - length
-        if left < 1:
+        room = whole("max_length", max_length) - length
+        if room < 1:
             raise InvalidArgumentError(
                 f"the prompt has {length} tokens and max_length is {max_length}; "
                 "raise it to leave room for a reply"
             )
-        return left if max_tokens is None else min(left, at_least_one("max_tokens", max_tokens))
+        return room if max_tokens is None else min(room, at_least_one("max_tokens", max_tokens))
 
 
 def is_message(item: object) -> bool:
@@ -310,7 +310,7 @@ def is_message(item: object) -> bool:
 
 
 def sampling_with(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
-    """`base` with the fields that are given (None: not given) replaced."""
+    """`base` with `changes` applied; a value of None changes nothing."""
     expect("sampling", base, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
     known = Sampling.__dataclass_fields__
     for name in changes:
@@ -318,7 +318,7 @@ def sampling_with(base: Sampling, *, do_sample: bool = True, **changes: Any) -> 
             raise InvalidArgumentError(
                 f"unknown option {name!r}; sampling has {', '.join(sorted(known))}"
             )
-    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     if not do_sample:
-        given["temperature"] = 0.0
-    return replace(base, **given)
+        values["temperature"] = 0.0
+    return replace(base, **values)

@@ -1,4 +1,4 @@
-"""What a model answers: its pieces as they come, the whole, and what it cost."""
+"""Replies: streamed pieces, the complete text, stop strings, and statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """What one reply cost."""
+    """Statistics of one reply."""
 
     prompt_tokens: int
     """Tokens of the prompt."""
@@ -95,7 +95,7 @@ class Completion:
 
 
 class Transcript:
-    """Tokens of a reply to its text, up to where it ends."""
+    """Decodes the tokens of a reply up to its end."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Transcript:
         """The model has ended, or a stop string has come."""
 
     def add(self, token: int) -> Piece:
-        """What `token` makes certain."""
+        """The text that is final after `token`."""
         if token in self.eos:
             self.ended = True
             return Piece(text="")
@@ -153,16 +153,16 @@ def stop_list(stop: object) -> list[str]:
 
 
 class StopStrings:
-    """Lets text through until a stop string comes; holds back what may be the start of one."""
+    """Passes text until a stop string comes; holds back a possible start of one."""
 
     def __init__(self, stops: Sequence[str]):
         self.stops = stops
         self.held = ""
         self.found: str | None = None
-        """The one that came."""
+        """The stop string that came."""
 
     def add(self, text: str) -> str:
-        """The part of the text so far that is certain and not given out yet."""
+        """The new text that cannot be part of a stop string."""
         self.held += text
         hits = [
             (at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0
@@ -178,7 +178,7 @@ class StopStrings:
         return certain
 
     def finish(self) -> str:
-        """What was held back, once no more text can come."""
+        """The text held back, at the end of the reply."""
         held, self.held = self.held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""A session's key-value cache on disk, beside its conversation."""
+"""Saves and restores a session's key-value cache, beside its conversation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .sessions import cache_path, write_file
 
 
 def save_cache(chat: Chat, name: str) -> Path:
-    """Keep the cache beside the session, so that going on reads nothing again."""
+    """Save the cache beside the session, so that continuing reads no turn again."""
     session = chat.session
-    if session.cache[0].offset != len(session.ids):  # a step was broken off
+    if session.cache[0].offset != len(session.ids):  # a step was interrupted
         session.rewind([*session.ids, 0])
     arrays = {"ids": mx.array(session.ids, mx.int32)}
     for number, layer in enumerate(session.cache):
@@ -32,14 +32,16 @@ def save_cache(chat: Chat, name: str) -> Path:
 
 
 def restore_cache(chat: Chat, name: str) -> str | None:
-    """Take up the cache kept with session `name`; why it was not, or None if it was."""
+    """Use the cache saved with session `name`; returns None, or the reason why it is not used."""
     path = cache_path(name)
     if not path.exists():
         return "no cache was kept"
     session = chat.lm.session(chat.kv_bits)
     try:
         reason = _fill(session, chat.lm, path)
-    except Exception as error:  # whatever a damaged file leads to: the conversation can be read
+    except (
+        Exception
+    ) as error:  # a damaged file may raise anything, and the conversation works without it
         reason = f"{path}: damaged ({type(error).__name__})"
     if reason is None:
         chat.session = session
@@ -47,7 +49,7 @@ def restore_cache(chat: Chat, name: str) -> str | None:
 
 
 def _fill(session: Session, lm: LM, path: Path) -> str | None:
-    """Put the cache at `path` into a new session; why it does not fit."""
+    """Load the cache at `path` into a new session; returns the reason if it does not fit."""
     tensors = read(path)
     loaded: Any = mx.load(str(path), return_metadata=True)
     facts = loaded[1]
@@ -69,12 +71,12 @@ def _fill(session: Session, lm: LM, path: Path) -> str | None:
 def _expected(
     session: Session, tensors: dict[str, LazyTensor]
 ) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-    """Shapes and types of a whole cache of this kind, with as many ids as `tensors` has."""
+    """Shapes and dtypes of a complete cache for as many ids as `tensors` has."""
     (count,) = tensors["ids"].shape
     floats = [t.dtype for t in tensors.values() if mx.issubdtype(t.dtype, mx.floating)]
     layer = KVCache(session.cache[0].bits)
-    one = mx.zeros((1, session.config.num_key_value_heads, 1, session.config.head_dim), floats[0])
-    layer.append(one, one)
+    token = mx.zeros((1, session.config.num_key_value_heads, 1, session.config.head_dim), floats[0])
+    layer.append(token, token)
     expected: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {"ids": ((count,), mx.int32)}
     for number in range(len(session.cache)):
         for part, like in enumerate(layer.state):

@@ -1,7 +1,7 @@
-"""Conversations on disk: readable JSON, and beside it, where wanted, the key-value cache.
+"""Saves conversations as readable JSON, with the key-value cache beside it if wanted.
 
-Each file is written under another name and then renamed, so that a full disk or a killed process
-leaves the one that was there.
+Each file is written under a temporary name and then renamed, so that a full disk or a killed
+process leaves the earlier one intact.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .lm import LM
 FORMAT = 1
 _NAME = re.compile(r"[^\W_][\w .+-]{0,79}")
 
-Version = tuple[int, int, int]  # inode, size, when written in ns: each save makes another
+Version = tuple[int, int, int]  # inode, size, modification time in ns: each save changes it
 
 
 @dataclass(kw_only=True)
 class SavedSession:
-    """A conversation as it is kept."""
+    """A saved conversation; its fields are the keys of the JSON."""
 
     name: str
     model: str
-    """Card name, repository or folder, to load the model by."""
+    """Card name, repository or folder to load the model by."""
     identity: str
     """The model's fingerprint: weights, adapter, tokenizer and template."""
     updated: str
-    """When, in ISO 8601."""
+    """Time of saving, in ISO 8601."""
     adapter: str | None = None
-    """The folder of the adapter on it."""
+    """Folder of the model's adapter."""
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     forgotten: int = 0
@@ -63,11 +63,11 @@ class SavedSession:
 
     @property
     def written(self) -> datetime:
-        """When the file it was read from was written."""
+        """Modification time of its file."""
         return datetime.fromtimestamp(self.version[2] / 1e9 if self.version else 0)
 
     def take_unanswered(self) -> str:
-        """Take a question that no answer follows out of the messages; "" where there is none."""
+        """Remove and return a last question without an answer; "" if there is none."""
         if not self.messages or self.messages[-1]["role"] != "user":
             return ""
         question = self.messages.pop()["content"]
@@ -76,14 +76,14 @@ class SavedSession:
 
 
 def directory() -> Path:
-    """Where sessions are kept; it may not exist yet."""
+    """Folder of sessions; it may not exist yet."""
     return cache_dir() / "sessions"
 
 
 def path_of(name: str) -> Path:
-    """The JSON file of a session; SessionError for what cannot be a file's name."""
-    sound = _NAME.fullmatch(name) and not name.endswith((" ", "."))
-    if not sound or len(name.encode()) > 240:  # file systems take 255, the suffix included
+    """The JSON file of a session; SessionError for a name that no file can have."""
+    valid = _NAME.fullmatch(name) and not name.endswith((" ", "."))
+    if not valid or len(name.encode()) > 240:  # file systems take 255, the suffix included
         raise SessionError(
             f"a session's name is up to 80 letters, digits, spaces and . + - _, got {name[:80]!r}"
         )
@@ -91,28 +91,28 @@ def path_of(name: str) -> Path:
 
 
 def version(name: str) -> Version | None:
-    """Tells whether a session's file is still the one last read or written; None: no file."""
+    """Identifies the content of a session's file, to notice changes; None if there is no file."""
     try:
-        found = path_of(name).stat()
+        stat = path_of(name).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def new_name() -> str:
-    """A name that no session has: the time."""
+    """An unused name: the current time."""
     stem = datetime.now().strftime("%Y-%m-%d %H.%M.%S")
-    return next(name for name in _like(stem) if version(name) is None)
+    return next(name for name in _candidates(stem) if version(name) is None)
 
 
-def _like(name: str) -> Iterator[str]:
-    """The name, and others to take where it is taken."""
+def _candidates(name: str) -> Iterator[str]:
+    """The name, then numbered variants of it."""
     return chain([name], (f"{name[:50]}-{n}" for n in count(2)))
 
 
 def snapshot(chat: Chat) -> SavedSession:
-    """What would be saved, but for the name and the time."""
-    how = chat.lm.sampling if chat.sampling is None else chat.sampling
+    """The conversation as it would be saved, without name and time."""
+    sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
     return SavedSession(
         name="",
         model=_model_name(chat.lm),
@@ -122,19 +122,19 @@ def snapshot(chat: Chat) -> SavedSession:
         system=chat.system,
         messages=list(chat.messages),
         forgotten=chat.forgotten,
-        settings=asdict(how) | {key: getattr(chat, key) for key in _CHAT_SETTINGS},
+        settings=asdict(sampling) | {key: getattr(chat, key) for key in _CHAT_SETTINGS},
     )
 
 
 def save(chat: Chat, name: str) -> Path:
-    """Write the conversation; what was kept under that name is replaced, wholly or not at all."""
+    """Write the conversation, atomically replacing an earlier one of that name."""
     path, now = path_of(name), datetime.now(timezone.utc).isoformat(timespec="microseconds")
     raw = asdict(replace(snapshot(chat), name=name, updated=now))
     del raw["version"]
     if problem := _problem(raw):
-        raise SessionError(f"{path}: not saved, for it could not be read again ({problem})")
+        raise SessionError(f"{path}: not saved, since it could not be read again ({problem})")
     text = json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
-    # Half a surrogate pair has no UTF-8; what it is replaced with is JSON's own escape.
+    # A lone surrogate has no UTF-8; Python's backslash escape is also JSON's.
     write_file(
         path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace")
     )
@@ -142,10 +142,10 @@ def save(chat: Chat, name: str) -> Path:
 
 
 def save_new(chat: Chat, name: str) -> str:
-    """Write a session of its own, named `name` or, where that is taken, like it; the name."""
+    """Save under `name` or, if taken, a variant of it; returns the name."""
     with _saving(path_of(name)):
         directory().mkdir(parents=True, exist_ok=True)
-        name = next(free for free in _like(name) if _claimed(path_of(free)))
+        name = next(free for free in _candidates(name) if _claim(path_of(free)))
     try:
         save(chat, name)
     except BaseException:
@@ -154,8 +154,8 @@ def save_new(chat: Chat, name: str) -> str:
     return name
 
 
-def _claimed(path: Path) -> bool:
-    """Whether the file could be made: of two that try at once, one can."""
+def _claim(path: Path) -> bool:
+    """Create the file; False if it exists. Of two processes at once, one succeeds."""
     try:
         path.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
@@ -164,7 +164,7 @@ def _claimed(path: Path) -> bool:
 
 
 def remove(name: str) -> None:
-    """Delete a session and its cache, as far as they are there."""
+    """Delete a session and its cache, if they exist."""
     for path in (path_of(name), cache_path(name)):
         with _saving(path):
             path.unlink(missing_ok=True)
@@ -174,11 +174,11 @@ _CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
 
 
 def load(name: str) -> SavedSession:
-    """Read a session; SessionError where there is none, or it is damaged or foreign."""
-    path, found = path_of(name), version(name)
+    """Read a session; SessionError if it is missing, damaged or not a session."""
+    path, current = path_of(name), version(name)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        raw = json.loads(_whole(json.dumps(raw, ensure_ascii=False)))
+        raw = json.loads(_replace_surrogates(json.dumps(raw, ensure_ascii=False)))
     except FileNotFoundError:
         near = difflib.get_close_matches(name, _names(), cutoff=0.0)
         nearest = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
@@ -192,22 +192,22 @@ def load(name: str) -> SavedSession:
     saved = SavedSession(
         **{key: value for key, value in raw.items() if key in known} | {"name": name}
     )
-    saved.version = found  # of before it was read: a change meanwhile is noticed
+    saved.version = current  # from before reading, so that a change in between is noticed
     return saved
 
 
-def _whole(text: str) -> str:
-    """The text with half surrogate pairs replaced, which no tokenizer or terminal takes."""
+def _replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer or terminal accepts."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def listed() -> list[SavedSession]:
-    """Every session that can be read, the last one first; SessionError where the folder cannot."""
-    found = []
+    """Every readable session, the newest first; SessionError if the folder cannot be read."""
+    saved_sessions = []
     for name in _names():
         with suppress(SessionError):
-            found.append(load(name))
-    return sorted(found, key=lambda saved: (saved.written, saved.updated), reverse=True)
+            saved_sessions.append(load(name))
+    return sorted(saved_sessions, key=lambda saved: (saved.written, saved.updated), reverse=True)
 
 
 def _names() -> list[str]:
@@ -220,8 +220,8 @@ def _names() -> list[str]:
 
 
 def restore(saved: SavedSession, lm: LM, **changes: Any) -> Chat:
-    """The conversation with `lm`; `changes` replace settings and the system text (those that are
-    None do not)."""
+    """The conversation, continued with `lm`; `changes` that are not None replace settings and the
+    system text."""
     settings = saved.settings | {key: v for key, v in changes.items() if v is not None}
     sampling = {f.name: settings[f.name] for f in fields(Sampling) if f.name in settings}
     if isinstance(bias := sampling.get("logit_bias"), dict):  # JSON's keys are strings
@@ -250,14 +250,8 @@ def markdown(chat: Chat, title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# The key-value cache
-
-
 def cache_path(name: str) -> Path:
     return path_of(name).with_suffix(".safetensors")
-
-
-# Files
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -293,7 +287,7 @@ def _model_name(lm: LM) -> str:
 
 
 def _problem(raw: Any) -> str | None:
-    """What is wrong with the JSON of a session."""
+    """The fault in the JSON of a session, or None."""
     if not isinstance(raw, dict) or "messages" not in raw or "format" not in raw:
         return "this is no saved session"
     if raw["format"] != FORMAT:

@@ -52,10 +52,7 @@ def kept_folder(card: Card) -> Path | None:
 
 
 def made_folders(card: Card) -> list[Path]:
-    """What this library made of the card's model and keeps: conversions, quantized copies.
-
-    What a process left half made when it was killed is among them.
-    """
+    """Kept folders made from the card's model: conversions, quantized copies, unfinished ones."""
     kinds = r"v\d+-[0-9a-f]+|\d+bit-g\d+(-mixed)?"
     if card.path is not None:
         kinds = rf"gguf-{_short_hash(card.path.resolve())}-[0-9a-f]{{8}}"

@@ -1,8 +1,8 @@
-"""Chat messages to prompt text.
+"""Chat templates: formats messages as prompt text.
 
-A template is a Jinja program that came with the checkpoint, so it is run in Jinja's sandbox, with
-the names and settings transformers gives it: the text must be byte-equal to the reference's. The
-sandbox keeps a template from Python and the disk; it does not bound how long it computes.
+A template is a Jinja program from the checkpoint. It runs in Jinja's sandbox with the names and
+settings of transformers, so that the text is byte-equal to the reference's. The sandbox keeps a
+template away from Python and the disk; it does not limit its running time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MINICPM = (
     "{{ '<用户>' ~ text ~ '<AI>' if message.role == 'user' else text }}"
     "{% endfor %}"
 )
-"""MiniCPM 1.0, 2B and 1B: no markers but around a user's turn, no generation prompt."""
+"""MiniCPM 1.0, 2B and 1B: markers only around user messages, and no generation prompt."""
 
 CHATML = (
     "{% for message in messages %}"
@@ -32,18 +32,18 @@ CHATML = (
 """MiniCPM 2B-128k, 3 and 4."""
 
 BUILTIN = {"minicpm": MINICPM, "chatml": CHATML}
-"""The family's own templates by name, for folders that come without one."""
+"""The family's own templates by name, for folders without one."""
 
-# Turn markers which are ordinary text to the tokenizer, so that no end token stops the model there.
+# Markers that are ordinary text to the tokenizer, so that no end token stops the model there.
 _PLAIN_MARKERS = ("<用户>", "<AI>")
 
 _MAX_CHARACTERS = 2**24  # of one prompt: far above any context, far below what hurts
 
 
 class Template:
-    """A chat template; `source` is Jinja, for the family's own see `BUILTIN`.
+    """A chat template; `source` is Jinja. `BUILTIN` has the family's own.
 
-    It is compiled when first rendered, so a broken one is harmless until a chat needs it.
+    It is compiled when first rendered, so a broken template is harmless until a chat needs it.
 
         >>> Template(MINICPM).render([{"role": "user", "content": "Hello"}])
         '<用户>Hello<AI>'
@@ -56,12 +56,12 @@ class Template:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Where to cut a reply: the template's markers that are not special tokens."""
+        """Markers of the template that are not special tokens, and so must end a reply."""
         return tuple(marker for marker in _PLAIN_MARKERS if marker in self.source)
 
     @cached_property
     def takes_tools(self) -> bool:
-        """Whether tools that are given to `render` appear in the prompt."""
+        """Whether the template uses `tools`."""
         from jinja2 import TemplateError as BrokenTemplate
         from jinja2 import meta
 
@@ -90,7 +90,7 @@ class Template:
             )
         _check(messages)
         try:
-            pieces = self._compiled.generate(
+            texts = self._compiled.generate(
                 messages=[dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
@@ -98,7 +98,7 @@ class Template:
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
-            return _join(pieces)
+            return _join(texts)
         except TemplateError:
             raise
         except Exception as error:  # a template is a program: it can raise anything
@@ -160,19 +160,19 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _join(pieces: Any) -> str:
-    """The rendered text, stopped while it grows should it grow without bound."""
-    kept: list[str] = []
+def _join(texts: Any) -> str:
+    """The rendered text; TemplateError as soon as it grows too long."""
+    rendered: list[str] = []
     length = 0
-    for piece in pieces:
-        kept.append(piece)
-        length += len(piece)
+    for text in texts:
+        rendered.append(text)
+        length += len(text)
         if length > _MAX_CHARACTERS:
             raise TemplateError(
                 f"the chat template's output passes {_MAX_CHARACTERS} characters; "
                 "send shorter messages, or replace the model's chat_template"
             )
-    return "".join(kept)
+    return "".join(rendered)
 
 
 def _check(messages: object) -> None:

@@ -1,9 +1,9 @@
-"""Text to token ids and back.
+"""Tokenizers: text to token ids and back.
 
-A folder's tokenizer.json is used as it is. A lone tokenizer.model is turned into the same object,
-since SentencePiece itself splits this family's text otherwise (no leading `▁`, user-defined pieces
-before any merge) than tokenizer.json, which the models are run with. One decoder, made of bytes,
-serves `decode` and `stream`; where bytes are not UTF-8 the number of U+FFFD is Python's.
+A folder's tokenizer.json is used as it is. A lone tokenizer.model is converted to the same object:
+SentencePiece itself would split this family's text differently (no leading `▁`, user-defined pieces
+before any merge) from tokenizer.json, with which the models are run. One decoder that works on
+bytes serves `decode` and `stream`; invalid UTF-8 gives as many U+FFFD as Python's decoder does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class Tokenizer:
-    """What a model reads and writes; made by `load_tokenizer`.
+    """A model's tokenizer; made by `load_tokenizer`.
 
     `backend` is the `tokenizers.Tokenizer` that encodes. `bos_id` is None where there is no such
     token, and `adds_bos` says whether the model expects it in front; generation ends at any of
@@ -62,9 +62,9 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """The token ids of `text`; special tokens written in it are read as such.
+        """The token ids of `text`, in which special tokens are recognized.
 
-        Where the model expects bos, exactly one leads: none is added to text that begins with it.
+        If the model expects bos, exactly one leads: none is added to text that begins with it.
         """
         try:
             text.encode()
@@ -86,7 +86,7 @@ class Tokenizer:
         return text + stream.finish()
 
     def stream(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder that takes one id at a time; its pieces joined are `decode` of the ids."""
+        """A decoder for one id at a time; its pieces joined equal `decode` of all ids."""
         return StreamDecoder(partial(self._token_bytes, skip_special), self._drops_space)
 
     def chat_text(
@@ -95,7 +95,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation as the model's template writes it, and the tools it may call."""
+        """The conversation, and the tools it may call, formatted by the model's template."""
         if self.template is None:
             raise TemplateError(
                 "the model's folder has no chat template; add a chat_template.jinja to it, "
@@ -113,7 +113,7 @@ class Tokenizer:
         return self.encode(self.chat_text(messages, add_generation_prompt, tools))
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What one token stands for; a special one, its name."""
+        """The bytes of one token; for a special token, its name."""
         return self._token_bytes(False, token_id)
 
     def _token_bytes(self, skip_special: bool, token_id: int) -> bytes:
@@ -127,7 +127,7 @@ class Tokenizer:
     def _piece(self, token_id: int) -> str:
         try:
             piece = self.backend.id_to_token(token_id)
-        except (OverflowError, TypeError):  # it wants a 32-bit unsigned number
+        except (OverflowError, TypeError):  # not a 32-bit unsigned number
             piece = None
         if piece is None:
             raise TokenizerError(
@@ -138,7 +138,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text from ids as they come; half a character is held back until the rest of it is there."""
+    """Decodes ids one at a time; holds back an incomplete character until its rest has come."""
 
     def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
         self._token_bytes = token_bytes
@@ -146,15 +146,15 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_id: int) -> str:
-        """The text that is certain now, '' while a character is incomplete."""
+        """The new complete characters; "" while a character is incomplete."""
         return self._text(self._utf8.decode(self._token_bytes(token_id)))
 
     def finish(self) -> str:
-        """The end of the text: U+FFFD for bytes that never became a character."""
+        """The end of the text: U+FFFD for bytes of an incomplete character."""
         return self._text(self._utf8.decode(b"", final=True))
 
     def _text(self, text: str) -> str:
-        """`text`, less the space that stands before the first word of all."""
+        """`text` without the space before the first word of the whole text."""
         if text and self._drops_space:
             self._drops_space = False
             text = text.removeprefix(" ")
@@ -162,7 +162,7 @@ class StreamDecoder:
 
 
 def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> Tokenizer:
-    """The tokenizer of a model folder: tokenizer.json, else tokenizer.model, and what goes with it.
+    """The tokenizer of a model folder, from tokenizer.json, else tokenizer.model.
 
     `eos` replaces the end tokens that the folder's files name. Raises TokenizerError for files
     that are missing, corrupt or contradict each other.
@@ -224,14 +224,14 @@ def _from_json(data: bytes) -> Backend:
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_buffer(data)
-    # Left over from training; they would cut or pad every prompt in silence.
+    # Left over from training, these would silently cut or pad every prompt.
     backend.no_truncation()
     backend.no_padding()
     return backend
 
 
 def _from_sentencepiece(data: bytes) -> Backend:
-    """What transformers writes as the tokenizer.json of a byte-pair tokenizer.model."""
+    """The tokenizer.json that transformers writes for a byte-pair tokenizer.model."""
     from sentencepiece import SentencePieceProcessor
 
     source = SentencePieceProcessor(model_proto=data)
@@ -260,7 +260,7 @@ def sentencepiece_backend(
     special: Iterable[int],
     prefix: bool = True,
 ) -> Backend:
-    """The byte-pair tokenizer of SentencePiece's pieces, whose scores rank them.
+    """A byte-pair tokenizer of SentencePiece's pieces, ranked by their scores.
 
     `prefix` puts a space before the first word. Raises whatever the tokenizers library does.
     """
@@ -291,7 +291,7 @@ _PROBE = "Ａ ﬁ  ①"
 
 
 def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others: by the whole's score, then its id, then theirs."""
+    """All pairs that make a piece, sorted by the piece's score, its id, then the pair's ids."""
     ranked = sorted(
         (-scores[whole], whole, vocab[piece[:cut]], vocab[piece[cut:]], piece[:cut], piece[cut:])
         for piece, whole in vocab.items()
@@ -302,31 +302,31 @@ def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, s
 
 
 def _add_tokens(backend: Backend, tokens: dict[int, dict[str, Any]]) -> None:
-    """Adds the tokens that `backend` lacks: a tokenizer.model never holds ChatML's, say."""
+    """Add the tokens that `backend` lacks, such as ChatML's, which no tokenizer.model holds."""
     from tokenizers import AddedToken
 
     known = backend.get_added_tokens_decoder()
     for token_id, fields in tokens.items():
         if token_id in known:
             continue
-        stated = {key: fields[key] for key in _TOKEN_FIELDS if key in fields}
-        backend.add_tokens([AddedToken(**stated)])
-        if (found := backend.token_to_id(fields["content"])) != token_id:
-            raise ValueError(f"{fields['content']!r} is {token_id} there and {found} here")
+        options = {key: fields[key] for key in _TOKEN_FIELDS if key in fields}
+        backend.add_tokens([AddedToken(**options)])
+        if (actual_id := backend.token_to_id(fields["content"])) != token_id:
+            raise ValueError(f"{fields['content']!r} is {token_id} there and {actual_id} here")
 
 
 _TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _leading_special(backend: Backend) -> list[int]:
-    """The token, if any, that the tokenizer's own post-processor puts in front."""
+    """The special token that the tokenizer's own post-processor puts in front, if any."""
     with refusing("the tokenizer", "cannot encode"):
         encoding = backend.encode("a")
     return encoding.ids[:1] if encoding.special_tokens_mask[:1] == [1] else []
 
 
 def _ids_of(backend: Backend, token: str | None) -> list[int]:
-    """The id of a token that a config names, as a list of none or one."""
+    """The id of a token that a config names, as a list of at most one."""
     if token is None:
         return []
     with refusing("the tokenizer", "cannot look up bos_token and eos_token"):
@@ -340,12 +340,12 @@ def _ids_of(backend: Backend, token: str | None) -> list[int]:
 
 
 def _text_of(backend: Backend, ids: Sequence[int]) -> str:
-    """The first id's token, '' where there is none."""
+    """The first id's token; "" if there is none."""
     return (backend.id_to_token(ids[0]) if ids else None) or ""
 
 
 def _builtin_template(files: TokenizerFiles, backend: Backend) -> str | None:
-    """The family's own template for a folder without one; its vocabulary tells which."""
+    """The family's own template for a folder without one, chosen by its vocabulary."""
     in_family = files.is_minicpm
     if in_family is None:
         user = backend.encode("<用户>", add_special_tokens=False).tokens
@@ -359,7 +359,7 @@ def _builtin_template(files: TokenizerFiles, backend: Backend) -> str | None:
 
 
 def _decoder(backend: Backend) -> tuple[Callable[[str], bytes], bool]:
-    """How a piece becomes bytes, and whether the first space of a text is dropped."""
+    """The function from a piece to its bytes, and whether the first space of a text is dropped."""
     steps: list[dict[str, Any]] = [{"type": "none"}]
     if backend.decoder is not None:
         spec = json.loads(backend.decoder.__getstate__())
@@ -396,7 +396,7 @@ def _byte_level_bytes(alphabet: dict[str, int], piece: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's: a printable character for each byte, itself or one from 256 on."""
+    """GPT-2's alphabet: a printable character for each byte, itself or one from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {
@@ -405,7 +405,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, with the end tokens and template of the card, if it has some."""
+    """The tokenizer in `folder`, with the card's end tokens and template, if it has them."""
     tokenizer = load_tokenizer(folder, eos=card.eos or None)
     if card.template is not None:
         tokenizer.template = Template(BUILTIN[card.template])

@@ -14,8 +14,6 @@ T = TypeVar("T")
 
 
 class TokenizerFiles:
-    """The files beside a tokenizer, all optional; each value is checked as it is read."""
-
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise TokenizerError(f"{folder} must be a model folder, found no folder there")
@@ -49,12 +47,12 @@ class TokenizerFiles:
 
     @property
     def adds_bos(self) -> bool | None:
-        """Whether bos leads every text; None where only the tokenizer itself can tell."""
+        """Whether bos leads every text; None if only the tokenizer itself can tell."""
         return self._checked("add_bos_token", self._tokenizer.get("add_bos_token"), bool)
 
     @property
     def added_tokens(self) -> dict[int, dict[str, Any]]:
-        """Tokens that the tokenizer file may lack, lowest id first."""
+        """Tokens that the tokenizer file may lack, by ascending id."""
         key = "added_tokens_decoder"
         tokens = self._checked(key, self._tokenizer.get(key), dict) or {}
         for i, token in tokens.items():
@@ -107,7 +105,7 @@ class TokenizerFiles:
 
 @contextmanager
 def refusing(what: object, problem: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes a TokenizerError of one line."""
+    """Turn any exception inside into a TokenizerError of one line."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

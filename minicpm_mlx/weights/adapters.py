@@ -1,4 +1,4 @@
-"""LoRA and DoRA adapters, in the layouts of mlx-lm and of PEFT, by the checkpoint's names."""
+"""Reads LoRA and DoRA adapters in the layouts of mlx-lm and PEFT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = {
 """mlx-lm's file, and PEFT's."""
 
 CHANGED = ("pissa", "olora", "corda", "loftq")
-"""PEFT's ways to begin that leave another base than the one that is loaded here."""
+"""PEFT's initializations that change the base model as well."""
 
 _PARTS = {
     ".lora_a": "a",
@@ -56,7 +56,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     config_path = folder / "adapter_config.json"
     config = _config(config_path)
     peft = path.name != "adapters.safetensors"
-    found: dict[str, dict[str, LazyTensor]] = {}
+    modules: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in FILES[path.name](path).items():
         ending = max(filter(name.endswith, _PARTS), key=len, default=None)
         if ending is None:
@@ -67,10 +67,10 @@ def read_adapter(folder: str | Path) -> Adapter:
         module = name.removesuffix(ending)
         if peft:
             module = module.removeprefix("base_model.model.")
-        found.setdefault(module, {})[_PARTS[ending]] = tensor
+        modules.setdefault(module, {})[_PARTS[ending]] = tensor
     deltas = {
         module: _delta(path, module, parts, _scale(config, config_path, peft, module, parts), peft)
-        for module, parts in found.items()
+        for module, parts in modules.items()
     }
     if not deltas:
         raise WeightsError(f"{path}: holds no tensors")
@@ -102,7 +102,7 @@ def _config(path: Path) -> dict[str, Any]:
 def _scale(
     config: dict[str, Any], path: Path, peft: bool, module: str, parts: dict[str, LazyTensor]
 ) -> float:
-    """What b (a x) is multiplied by: mlx-lm states it, PEFT states alpha, to be divided by rank."""
+    """The factor of b (a x): stated by mlx-lm, alpha over rank for PEFT."""
     if not peft:
         parameters = config.get("lora_parameters")
         scale = parameters.get("scale") if isinstance(parameters, dict) else None
@@ -116,7 +116,7 @@ def _scale(
 
 
 def _alpha(config: dict[str, Any], path: Path, module: str) -> object:
-    """PEFT's alpha for a module: that of the first pattern that matches the end of its path."""
+    """PEFT's alpha for a module: that of the first pattern matching the end of its path."""
     by_module = config.get("alpha_pattern") or {}
     if not isinstance(by_module, dict):
         raise ConfigError(f"{path}: alpha_pattern must be an object, got {printable(by_module)}")

@@ -1,10 +1,10 @@
-"""MiniCPM checkpoints in the names and numbers of a Llama, and back.
+"""Converts MiniCPM checkpoints to Llama's names and constants, and back.
 
 A Llama has no muP multipliers, so they go into its weights, in one of two ways:
 - `fold`, as OpenBMB publishes its llama format: embedding x scale_emb, o_proj and down_proj x
   residual_scale, a head of its own / logit_divisor. A tied embedding becomes two matrices.
 - `fold_tied`, as small as the source: the residual stream is carried in units of scale_emb (see
-  fuse.py), so the embedding stays as it is and stays tied.
+  fused.py), so the embedding stays as it is and stays tied.
 A packed matrix keeps its codes; its scales and biases are multiplied.
 """
 
@@ -33,7 +33,7 @@ EPS = {mx.float32: 2**-23, mx.float16: 2**-10, mx.bfloat16: 2**-7}
 
 MUP_KEYS = ("scale_emb", "scale_depth", "dim_model_base")
 ELSEWHERE = ("auto_map", "rope_parameters", "dtype", *MUP_KEYS)
-"""Keys of config.json that say something else, or nothing, in another architecture."""
+"""Keys of config.json with another meaning, or none, in another architecture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,21 +161,22 @@ def multiplied(
 
     `checkpoint` says how they are packed.
     """
-    how = checkpoint.packings
-    how |= {HEAD: how[EMBEDDING]} if EMBEDDING in how and HEAD not in how else {}
-    found = {}
+    packings = checkpoint.packings
+    if EMBEDDING in packings:
+        packings.setdefault(HEAD, packings[EMBEDDING])
+    result = {}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         factor = factors.get(module, 1.0)
         packed = f"{module}.scales" in tensors
-        if packed and factor != 1.0 and how[module].mode != "affine":
+        if packed and factor != 1.0 and packings[module].mode != "affine":
             raise WeightsError(
-                f"{module} is packed as {how[module].mode}, whose coarse scales cannot be "
+                f"{module} is packed as {packings[module].mode}, whose coarse scales cannot be "
                 "multiplied; add --dequantize"
             )
         codes = packed and part == "weight"
-        found[name] = tensor if codes else multiplied_by(name, tensor, factor)
-    return found
+        result[name] = tensor if codes else multiplied_by(name, tensor, factor)
+    return result
 
 
 def _branches(config: Config) -> list[str]:
@@ -207,7 +208,7 @@ def _minicpm_config(raw: Mapping[str, Any], config: Config, scales: Scales) -> d
 
 
 def _stated(config: Config) -> dict[str, Any]:
-    """What the two families read alike but do not take for granted alike."""
+    """Keys that both families read, but with different defaults."""
     eos = config.eos_token_ids
     return {
         "attention_bias": config.attention_bias,

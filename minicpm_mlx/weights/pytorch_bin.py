@@ -48,7 +48,7 @@ _Entries = dict[str, tuple[int, int]]
 
 
 class _Refused(ValueError):
-    """What is wrong with the file; `read` adds its path."""
+    """A fault of the file; `read` adds its path."""
 
 
 class _Global(str):
@@ -62,7 +62,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A tensor as the pickle has it: anything may be in the fields until `_checked` has looked."""
+    """A tensor as the pickle states it; the fields may hold anything until `_checked`."""
 
     storage: _Storage
     offset: Any
@@ -139,7 +139,7 @@ def _pickle(path: Path, entries: _Entries, prefix: str) -> bytes:
 
 
 def _interpret(pickle: bytes) -> object:
-    """What a pickle builds of str, int, float, bool, None, tuple, dict, _Storage and _Tensor."""
+    """Interpret a pickle of str, int, float, bool, None, tuple, dict, _Storage and _Tensor."""
     arg: Any
     stack: list[Any] = []
     outer: list[list[Any]] = []  # the stacks below each open mark
@@ -235,7 +235,7 @@ def _storage(pid: object) -> _Storage:
 
 
 def _reduce(function: object, args: object) -> object:
-    """What torch's function would build; only the listed ones, by name, with arguments that fit."""
+    """The result of torch's function, for the listed ones, by name, with arguments that fit."""
     match function, args:
         case _Global("collections.OrderedDict"), ():
             return {}

@@ -33,11 +33,10 @@ from support.random_models import IDS, MOE, TINY, random_model
 NAN = float("nan")
 ONE = "model.layers.0.self_attn.q_proj"
 FOUR = Quantization(bits=4, group_size=32)
-EVERY = [
-    Quantization(bits=b, group_size=g, mode=m)
-    for m, (bs, gs) in PACKINGS.items()
-    for b in bs
-    for g in gs
+SOME = [
+    Quantization(bits=bits, group_size=groups[0], mode=mode)
+    for mode, (widths, groups) in PACKINGS.items()
+    for bits in widths
 ]
 
 
@@ -77,11 +76,14 @@ def on_top(source: Path, adapter: Adapter) -> mx.array:
 
 
 @CAN_DORA
-@pytest.mark.parametrize("layout", ["mlx", "peft"])
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"attention_bias": True}, {"tie_word_embeddings": False}, {"num_key_value_heads": 2}, MOE],
-    ids=["tied", "bias", "head", "grouped", "experts"],
+    ("changes", "layout"),
+    [
+        ({"attention_bias": True}, "mlx"),
+        ({"tie_word_embeddings": False, "num_key_value_heads": 2}, "peft"),
+        (MOE, "mlx"),
+    ],
+    ids=["bias", "grouped, own head", "experts"],
 )
 def test_a_dense_base_does_what_it_did_with_the_adapter_on_top(
     changes: dict[str, Any], layout: str, dora: bool, tmp_path: Path
@@ -115,7 +117,7 @@ def test_sixteen_bits_stay_and_are_rounded_once(dtype: mx.Dtype, tmp_path: Path)
     assert mx.array_equal(tensors[f"{ONE}.weight"].load(), expected)
 
 
-@pytest.mark.parametrize("packing", EVERY, ids=str)
+@pytest.mark.parametrize("packing", SOME, ids=str)
 def test_repacking_what_did_not_change_gives_the_same_matrix(packing: Quantization) -> None:
     parts = packed_parts(packing)
     same = unpack(parts, packing)
@@ -125,8 +127,8 @@ def test_repacking_what_did_not_change_gives_the_same_matrix(packing: Quantizati
     np.testing.assert_allclose(np.array(unpack(found, packing)), np.array(same), rtol=1e-6)
 
 
-@pytest.mark.parametrize("strength", [1e-4, 0.02, 0.3, 2.0])
-@pytest.mark.parametrize("packing", EVERY, ids=str)
+@pytest.mark.parametrize("strength", [1e-4, 0.3])
+@pytest.mark.parametrize("packing", SOME, ids=str)
 def test_repacking_errs_no_more_than_keeping_the_old_or_packing_anew(
     packing: Quantization, strength: float
 ) -> None:

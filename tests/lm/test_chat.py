@@ -66,8 +66,8 @@ def fresh(demo: mm.LM) -> Fresh:
 
 
 @dataclass
-class Ten:
-    """Ten turns, the conversation saved after five."""
+class Conversation:
+    """Six turns, the conversation saved after three."""
 
     chat: mm.Chat
     replies: list[mm.lm.Completion]
@@ -75,60 +75,64 @@ class Ten:
 
 
 @pytest.fixture(scope="module")
-def ten(demo: mm.LM) -> Ten:
+def six(demo: mm.LM) -> Conversation:
     chat = new_chat(demo)
-    replies = [ask(chat, question) for question in QUESTIONS[:5]]
-    sessions.save(chat, "ten")
-    session_cache.save_cache(chat, "ten")
-    replies += [ask(chat, question) for question in QUESTIONS[5:]]
-    return Ten(chat, replies, sessions.load("ten"))
+    replies = [ask(chat, question) for question in QUESTIONS[:3]]
+    sessions.save(chat, "six")
+    session_cache.save_cache(chat, "six")
+    replies += [ask(chat, question) for question in QUESTIONS[3:6]]
+    return Conversation(chat, replies, sessions.load("six"))
 
 
 # The cache
 
 
-def test_ten_turns_with_the_cache_are_ten_turns_without(
-    demo: mm.LM, ten: Ten, fresh: Fresh
+def test_turns_with_the_cache_are_the_turns_without(
+    demo: mm.LM, six: Conversation, fresh: Fresh
 ) -> None:
-    assert [m["content"] for m in ten.chat.messages[::2]] == QUESTIONS
-    for turn, reply in enumerate(ten.replies):
-        then = new_chat(demo, messages=ten.chat.messages[: 2 * turn + 2])
+    assert [m["content"] for m in six.chat.messages[::2]] == QUESTIONS[:6]
+    for turn, reply in enumerate(six.replies):
+        then = new_chat(demo, messages=six.chat.messages[: 2 * turn + 2])
         assert reply.token_ids == fresh(then), QUESTIONS[turn]
 
 
-def test_each_turn_reads_only_what_is_new(demo: mm.LM, ten: Ten) -> None:
-    stats = [reply.stats for reply in ten.replies]
+def test_each_turn_reads_only_what_is_new(demo: mm.LM, six: Conversation) -> None:
+    stats = [reply.stats for reply in six.replies]
     assert stats[0].cached_tokens == 0
-    for before, now, question in zip(stats[:-1], stats[1:], QUESTIONS[1:], strict=True):
-        # The last token of a reply was never fed; the template's marks are some ten.
+    for before, now, question in zip(stats[:-1], stats[1:], QUESTIONS[1:6], strict=True):
+        # The last token of a reply was never fed; the template's marks are some six.
         assert now.cached_tokens >= before.prompt_tokens + before.completion_tokens - 1
         question_tokens = len(demo.tokenizer.encode(question))
         assert now.prompt_tokens - now.cached_tokens <= question_tokens + 12
 
 
 @pytest.mark.parametrize("with_cache", [True, False])
-def test_restored_half_way_it_says_the_same(demo: mm.LM, ten: Ten, with_cache: bool) -> None:
-    chat = sessions.restore(ten.saved, demo)
-    assert chat.messages == ten.chat.messages[:10]
+def test_restored_half_way_it_says_the_same(
+    demo: mm.LM, six: Conversation, with_cache: bool
+) -> None:
+    chat = sessions.restore(six.saved, demo)
+    assert chat.messages == six.chat.messages[:6]
     if with_cache:
-        assert session_cache.restore_cache(chat, "ten") is None
-    for turn, question in enumerate(QUESTIONS[5:], start=5):
+        assert session_cache.restore_cache(chat, "six") is None
+    for turn, question in enumerate(QUESTIONS[3:6], start=3):
         reply = ask(chat, question)
-        assert reply.token_ids == ten.replies[turn].token_ids
-        if turn == 5:
-            cached = ten.replies[5].stats.cached_tokens if with_cache else 0
+        assert reply.token_ids == six.replies[turn].token_ids
+        if turn == 3:
+            cached = six.replies[3].stats.cached_tokens if with_cache else 0
             assert reply.stats.cached_tokens == cached
-    assert chat.messages == ten.chat.messages
+    assert chat.messages == six.chat.messages
 
 
-def test_undo_and_retry_in_between_change_no_answer(demo: mm.LM, ten: Ten, fresh: Fresh) -> None:
+def test_undo_and_retry_in_between_change_no_answer(
+    demo: mm.LM, six: Conversation, fresh: Fresh
+) -> None:
     chat = new_chat(demo)
     first = ask(chat, QUESTIONS[0])
-    assert collect(chat.retry()).token_ids == first.token_ids == ten.replies[0].token_ids
+    assert collect(chat.retry()).token_ids == first.token_ids == six.replies[0].token_ids
     ask(chat, "Tell me about fish.")
     assert chat.undo() == "Tell me about fish."
     second = ask(chat, QUESTIONS[1])
-    assert second.token_ids == ten.replies[1].token_ids
+    assert second.token_ids == six.replies[1].token_ids
     assert second.stats.cached_tokens >= first.stats.prompt_tokens
     again = collect(chat.retry())
     assert again.token_ids == second.token_ids

@@ -82,11 +82,7 @@ def test_session_comes_back_as_it_was(demo: mm.LM, folder: Path) -> None:
     path = sessions.save(chat, "Ein Test")
     assert path == folder / "Ein Test.json"
     saved = sessions.load("Ein Test")
-    assert (saved.name, saved.model, saved.identity) == (
-        "Ein Test",
-        "demo",
-        fingerprint(demo),
-    )
+    assert (saved.name, saved.model, saved.identity) == ("Ein Test", "demo", fingerprint(demo))
     assert saved.title == "山东省最高的山是哪座山？ 🐟"
     back = sessions.restore(saved, demo)
     for name in ("system", "messages", "forgotten", "sampling", "max_tokens", "context"):
@@ -156,39 +152,31 @@ def test_conversation_that_could_not_be_read_again_is_not_written(demo: mm.LM) -
     "name",
     [
         "",
-        ".",
         "..",
         "../x",
-        "a/b",
         "/etc/passwd",
         "a\\b",
         ".hidden",
-        "_x",
         " x",
-        "x ",
         "x.",
         "x\n",
-        "x\x00",
-        "x:y",
         "🐟",
         "x\ud800",
         "a" * 81,
-        "a" * 100,
-        "𠀀" * 61,
     ],
 )
 def test_name_that_is_no_files_is_refused(demo: mm.LM, name: str) -> None:
-    for use in (sessions.load, sessions.path_of, sessions.cache_path):
+    for use in (
+        sessions.load,
+        sessions.cache_path,
+        lambda name: sessions.save(new_chat(demo), name),
+    ):
         with pytest.raises(SessionError, match="a session's name is up to 80 letters") as error:
             use(name)
         assert str(error.value).isprintable()
-    with pytest.raises(SessionError):
-        sessions.save(new_chat(demo), name)
 
 
-@pytest.mark.parametrize(
-    "name", ["CON", "a", "7", "v1.5 +x_y-z", "山东 2025", "a.json", "é", "a" * 80, "山" * 80]
-)
+@pytest.mark.parametrize("name", ["7", "v1.5 +x_y-z", "山东 2025", "a.json", "a" * 80, "山" * 80])
 def test_other_names_work_for_session_and_cache(demo: mm.LM, name: str) -> None:
     sessions.save(new_chat(demo), name)
     session_cache.save_cache(new_chat(demo), name)
@@ -312,7 +300,7 @@ import sys
 from types import SimpleNamespace as N
 from minicpm_mlx import Sampling
 from minicpm_mlx.lm import sessions
-sessions.identity = lambda lm: "x"
+sessions.fingerprint = lambda lm: "x"
 text = sys.argv[1] * int(sys.argv[2])
 lm = N(card=N(path=None, name="demo", repo=None), adapter=None)
 chat = N(lm=lm, sampling=Sampling(), system=None,
@@ -383,16 +371,16 @@ def test_unanswered_question_is_taken_out(demo: mm.LM) -> None:
     assert saved.take_unanswered() == ""
 
 
-@pytest.mark.parametrize("other", [[], [1], 5, None, True, "text", {}, {"a": 1}, {"messages": []}])
+@pytest.mark.parametrize("other", [[1], 5, None, {}, {"messages": []}])
 def test_other_json_is_no_session(folder: Path, other: object) -> None:
-    put(folder, "other", other if not isinstance(other, str) else '"text"')
+    put(folder, "other", other)
     refused("other", "this is no saved session; it was left as it is")
 
 
 def test_truncated_file_is_refused_wherever_it_ends(demo: mm.LM, folder: Path) -> None:
     whole = sessions.save(new_chat(demo), "whole").read_bytes()
     path = put(folder, "cut", "")
-    for end in range(0, len(whole) - 2, 7):
+    for end in range(0, len(whole) - 2, 41):
         path.write_bytes(whole[:end])
         refused("cut", "cannot be read|no saved session")
 
@@ -401,11 +389,8 @@ def test_truncated_file_is_refused_wherever_it_ends(demo: mm.LM, folder: Path) -
     "content",
     [
         b"\xff\xfe\x00",
-        b"\x00" * 100,
-        b"\x89PNG\r\n",
         b"[" * 100_000,
         b'{"a":' * 100_000,
-        b"1" * 5000,
         b'{"messages": ' + b"9" * 5000,
         b"\xef\xbb\xbf{}",
     ],
@@ -417,7 +402,7 @@ def test_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "version",
-    [2, 0, "1", None, [], 10**4000, "x" * 10**6, [[[[[[[[]]]]]]]]],
+    [2, "1", None, 10**4000, "x" * 10**6],
     ids=lambda version: repr(version)[:16],
 )
 def test_session_of_another_version_is_refused(demo: mm.LM, folder: Path, version: object) -> None:
@@ -425,12 +410,11 @@ def test_session_of_another_version_is_refused(demo: mm.LM, folder: Path, versio
     refused("future", "written by another version")
 
 
-@pytest.mark.parametrize("depth", [50, 400, 900])
-@pytest.mark.parametrize("key", ["format", "messages", "forgotten", "settings", "model"])
-def test_deep_nesting_is_one_line(demo: mm.LM, folder: Path, key: str, depth: int) -> None:
+@pytest.mark.parametrize("key", ["format", "messages", "settings"])
+def test_deep_nesting_is_one_line(demo: mm.LM, folder: Path, key: str) -> None:
     raw = sound(demo)
     del raw[key]
-    nested = "[" * depth + "]" * depth
+    nested = "[" * 900 + "]" * 900
     put(folder, "deep", json.dumps(raw)[:-1] + f', "{key}": {nested}}}')
     refused("deep", "damaged|another version|cannot be read")
 
@@ -438,23 +422,15 @@ def test_deep_nesting_is_one_line(demo: mm.LM, folder: Path, key: str, depth: in
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *((key, value) for key in ("model", "identity", "updated") for value in (5, None, [])),
+        ("model", None),
+        ("identity", 5),
         ("system", 5),
-        ("settings", []),
         ("settings", None),
-        ("messages", {}),
-        ("messages", None),
         ("messages", ["x"]),
         ("messages", [{"role": "user"}]),
-        ("messages", [{"role": "system", "content": "x"}]),
         ("messages", [{"role": ["user"], "content": "x"}]),
-        ("messages", [{"role": "user", "content": None}]),
-        ("forgotten", -1),
         ("forgotten", 5),
-        ("forgotten", 1.0),
         ("forgotten", True),
-        ("forgotten", "1"),
-        ("forgotten", None),
     ],
 )
 def test_field_of_a_wrong_type_is_damage(
@@ -468,25 +444,12 @@ def test_field_of_a_wrong_type_is_damage(
     ("key", "value"),
     [
         ("temperature", "NaN"),
-        ("temperature", "Infinity"),
-        ("temperature", "1e999"),
         ("temperature", "9" * 4000),
-        ("top_p", "NaN"),
-        ("top_k", "1e3"),
         ("seed", "-1"),
-        ("seed", "9" * 4000),
-        ("repetition_penalty", "null"),
         ("max_tokens", '"5"'),
-        ("max_tokens", "0"),
-        ("max_tokens", "NaN"),
         ("context", "1.5"),
-        ("context", "[]"),
-        ("kv_bits", "8.0"),
         ("kv_bits", "true"),
-        ("on_overflow", "null"),
         ("on_overflow", "[" * 900 + "]" * 900),
-        ("stop", "[1]"),
-        ("stop", '[""]'),
         ("stop", '{"a": "b"}'),
     ],
 )
@@ -544,7 +507,7 @@ def original(demo: mm.LM, home: Path) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_session_changed_at_random_is_restored_or_refused(
@@ -718,17 +681,11 @@ def changed(path: Path, change: Callable[[Tensors, dict[str, str]], object]) -> 
 
 DAMAGE: dict[str, Callable[[Tensors, dict[str, str]], object]] = {
     "layer missing": lambda t, _: [t.pop("29.0"), t.pop("29.1")],
-    "part missing": lambda t, _: t.pop("3.1"),
-    "layer too many": lambda t, _: t.update({"30.0": t["0.0"], "30.1": t["0.1"]}),
     "part too many": lambda t, _: t.update({"0.2": t["0.0"]}),
-    "other tensor": lambda t, _: t.update(x=t["0.0"]),
     "wide": lambda t, _: t.update({"5.0": mx.concatenate([t["5.0"]] * 2, axis=-1)}),
     "narrow": lambda t, _: t.update({n: a[..., :1] for n, a in t.items() if n != "ids"}),
-    "heads": lambda t, _: t.update({"5.1": t["5.1"][:, :1]}),
-    "batch": lambda t, _: t.update({"5.1": mx.concatenate([t["5.1"]] * 2)}),
     "shorter": lambda t, _: t.update({"29.0": t["29.0"][:, :, 1:]}),
     "flat": lambda t, _: t.update({"0.0": t["0.0"].reshape(-1)}),
-    "scalar": lambda t, _: t.update({"0.0": mx.array(1.0)}),
     "empty": lambda t, _: t.clear(),
     "whole numbers": lambda t, _: t.update(
         {n: a.astype(mx.int32) for n, a in t.items() if n != "ids"}
@@ -736,13 +693,10 @@ DAMAGE: dict[str, Callable[[Tensors, dict[str, str]], object]] = {
     "two number formats": lambda t, _: t.update({"7.1": t["7.1"].astype(mx.bfloat16)}),
     "no ids": lambda t, _: t.pop("ids"),
     "ids too few": lambda t, _: t.update(ids=t["ids"][:-1]),
-    "ids too many": lambda t, _: t.update(ids=mx.concatenate([t["ids"], t["ids"]])),
     "ids in rows": lambda t, _: t.update(ids=t["ids"][None]),
-    "ids a scalar": lambda t, _: t.update(ids=mx.array(3)),
     "ids floats": lambda t, _: t.update(ids=t["ids"].astype(mx.float32)),
     "no length": lambda _, facts: facts.pop("length"),
     "length a word": lambda _, facts: facts.update(length="long"),
-    "no facts": lambda _, facts: facts.clear(),
     "other identity": lambda _, facts: facts.update(identity="0" * 32),
 }
 
@@ -772,16 +726,14 @@ def test_after_a_cache_was_left_aside_the_answer_is_right(
     goes_on(chat, False)
 
 
-@pytest.mark.parametrize("made", [None, 8, 4])
-@pytest.mark.parametrize("wanted", [None, 8, 4])
+@pytest.mark.parametrize(("made", "wanted"), [(None, 8), (8, 4), (4, None)])
 def test_cache_in_other_bits_is_left_aside(
     demo: mm.LM, talk: dict[int | None, Path], made: int | None, wanted: int | None
 ) -> None:
     chat = resumed(demo, talk, made)
     chat = replace(chat, kv_bits=wanted)
     reason = session_cache.restore_cache(chat, "a")
-    other = "it was made with another kv_bits or is damaged"
-    assert reason == (None if made == wanted else other)
+    assert reason == "it was made with another kv_bits or is damaged"
     assert chat.session.cache[0].bits == wanted
 
 

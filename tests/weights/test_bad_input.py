@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 import zipfile
@@ -156,16 +155,8 @@ def test_rm_of_what_is_not_here_says_so(fails: Fails) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--max-tokens", "0", "max_tokens must be 1 or more, got 0"),
-        ("--max-tokens", "-1", "max_tokens must be 1 or more, got -1"),
-        ("--temp", "-1", "temperature must be between 0 and 100, got -1"),
-        ("--temp", "nan", "temperature must be between 0 and 100, got nan"),
-        ("--top-p", "0", "top_p must be above 0 and at most 1, got 0"),
-        ("--top-p", "2", "top_p must be above 0 and at most 1, got 2"),
-        ("--top-k", "-1", "top_k must be 0 or more, got -1"),
-        ("--min-p", "2", "min_p must be between 0 and 1, got 2"),
-        ("--repetition-penalty", "0", "repetition_penalty must be above 0"),
-        ("--seed", "-1", "seed must be between 0"),
+        ("--max-tokens", "0", "--max-tokens must be 1 or more, got 0"),
+        ("--top-p", "2", "must be above 0 and at most 1, got 2"),
         ("--dtype", "int8", "dtype must be one of float32"),
         ("--device", "tpu", "device must be one of gpu, cpu, got 'tpu'"),
     ],
@@ -210,134 +201,7 @@ def test_chat_in_a_pipe_ends_at_a_turn_that_does_not_fit(fails: Fails, folder: P
     assert "tokens and the context is 32" in message
 
 
-# config.json and the tokenizer
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "a model folder needs a config.json"),
-        ("{", "not valid JSON"),
-        ("[]", "expected an object"),
-        ("\ufeff", "not valid JSON"),
-        ("[" * 100_000, "config.json"),
-    ],
-)
-def test_a_config_that_is_no_json_object(
-    fails: Fails, folder: Path, text: str | None, words: str
-) -> None:
-    path = folder / "config.json"
-    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
-    message = fails(*generate(folder))
-    assert words in message
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"hidden_size": "128"}, "hidden_size"),
-        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
-        ({"num_hidden_layers": True}, "num_hidden_layers"),
-        ({"num_hidden_layers": 3.5}, "num_hidden_layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads must be above 0"),
-        ({"num_attention_heads": 5}, "hidden_size (128) must be a multiple"),
-        ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads (3)"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
-        ({"rope_scaling": {"type": ["linear"]}}, "rope_scaling"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-        ({"architectures": None, "model_type": "bert"}, "'bert'"),
-        ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"vocab_size": -1}, "vocab_size"),
-        ({"vocab_size": None}, "vocab_size is missing"),
-        ({"quantization": {"bits": 7, "group_size": 64}}, "7 bits"),
-        ({"hidden_size": 1 << 62}, "hidden_size"),
-        ({"eos_token_id": "two"}, "eos_token_id"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
-)
-def test_a_config_that_asks_for_the_impossible(
-    fails: Fails, folder: Path, changes: dict[str, Any], words: str
-) -> None:
-    change_config(folder, **changes)
-    assert words in fails(*generate(folder))
-
-
-def test_a_missing_tokenizer_is_named(fails: Fails, folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    assert "must hold tokenizer.json or tokenizer.model" in fails(*generate(folder))
-
-
-def test_a_broken_tokenizer_is_named(fails: Fails, folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{}")
-    assert "tokenizer.json is not a tokenizer" in fails(*generate(folder))
-
-
-def test_a_tokenizer_of_a_larger_model_is_named(fails: Fails, folder: Path) -> None:
-    write_tokenizer(folder, size=600)
-    message = fails(*generate(folder))
-    assert "the tokenizer has 600 tokens and the model 512" in message
-
-
-# Weights
-
-
-def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def write_safetensors(path: Path, header: dict[str, Any], data: bytes) -> None:
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-
-
-def truncated(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def header_beyond_the_file(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(struct.pack("<Q", len(data) * 2) + data[8:])
-
-
-def header_of_exabytes(path: Path) -> None:
-    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
-
-
-def overlapping(path: Path) -> None:
-    header, data = header_of(path)
-    first, second = [name for name in header if name != "__metadata__"][:2]
-    begin, end = header[first]["data_offsets"]
-    size = header[second]["data_offsets"][1] - header[second]["data_offsets"][0]
-    header[second]["data_offsets"] = [begin + (end - begin) // 2, begin + (end - begin) // 2 + size]
-    write_safetensors(path, header, data)
-
-
-def beyond_the_end(path: Path) -> None:
-    header, data = header_of(path)
-    last = max((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
-    header[last]["data_offsets"][1] += 1 << 30
-    write_safetensors(path, header, data)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [truncated, empty, header_beyond_the_file, header_of_exabytes, overlapping, beyond_the_end],
-)
-def test_a_damaged_safetensors_file_is_refused(
-    fails: Fails, folder: Path, damage: Callable[[Path], None]
-) -> None:
-    path = folder / "model.safetensors"
-    damage(path)
-    message = fails(*generate(folder))
-    assert f"{path}: expected a sound safetensors file" in message
-    assert "download it again" in message
+# Damaged folders: the readers' own tests have every kind of damage; one of each is tried here
 
 
 def resave(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
@@ -349,24 +213,37 @@ def resave(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> Non
     mx.save_safetensors(str(path), arrays)
 
 
-NORM, Q = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda a: a.update({Q: a[Q].astype(mx.int32)}), f"{Q} is int32; expected a float type"),
-        (lambda a: a.update({Q: a[Q][:-1]}), f"{Q} has shape (127, 128)"),
-        (lambda a: a.pop(NORM), f"{NORM} is missing"),
-        (lambda a: a.update(surprise=mx.ones(3)), "surprise is not part of this architecture"),
-        (lambda a: a.update({Q.replace("weight", "scales"): a[Q]}), "no `quantization`"),
-    ],
-    ids=["dtype", "shape", "missing", "surplus", "scales"],
-)
-def test_weights_that_do_not_fit_the_config_are_named(
-    fails: Fails, folder: Path, change: Callable[[dict[str, mx.array]], object], words: str
-) -> None:
-    resave(folder, change)
+NORM = "model.norm.weight"
+SHARD = "model-00001-of-00002.safetensors"
+INDEX = json.dumps({"weight_map": {NORM: SHARD}})
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a model folder needs a config.json": lambda f: (f / "config.json").unlink(),
+    "config.json: not valid JSON": lambda f: (f / "config.json").write_text("{"),
+    "config.json: hidden_size (128) must be a multiple": lambda f: change_config(
+        f, num_attention_heads=5
+    ),
+    "must hold tokenizer.json or tokenizer.model": lambda f: (f / "tokenizer.json").unlink(),
+    "tokenizer.json is not a tokenizer": lambda f: (f / "tokenizer.json").write_text("{}"),
+    "the tokenizer has 600 tokens and the model 512": lambda f: write_tokenizer(f, size=600),
+    "model.safetensors: expected a sound safetensors file": lambda f: cut(
+        f / "model.safetensors", -1000
+    ),
+    "surprise is not part of this architecture": lambda f: resave(
+        f, lambda arrays: arrays.update(surprise=mx.ones(3))
+    ),
+    "no weights; expected model.safetensors": lambda f: (f / "model.safetensors").unlink(),
+    f"{SHARD}: missing": lambda f: (f / "model.safetensors.index.json").write_text(INDEX),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGE)
+def test_a_damaged_folder_is_one_line(fails: Fails, folder: Path, words: str) -> None:
+    DAMAGE[words](folder)
     assert words in fails(*generate(folder))
 
 
@@ -374,17 +251,6 @@ def test_weights_of_nan_are_an_error_and_no_text(fails: Fails, folder: Path) -> 
     resave(folder, lambda a: a.update({NORM: a[NORM] * float("nan")}))
     for more in ([], ["--json"], ["--temp", "1"]):
         assert "the model produced NaN" in fails(*generate(folder, *more))
-
-
-def test_no_weights_at_all_says_what_is_expected(fails: Fails, folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    assert "no weights; expected model.safetensors" in fails(*generate(folder))
-
-
-def test_an_index_that_names_a_missing_shard(fails: Fails, folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {NORM: "model-00001-of-00002.safetensors"}}))
-    assert "model-00001-of-00002.safetensors: missing" in fails(*generate(folder))
 
 
 @pytest.fixture
@@ -395,10 +261,9 @@ def bin_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("left", [0, 10, 1000, -1000])
-def test_a_truncated_bin_is_refused(fails: Fails, bin_folder: Path, left: int) -> None:
+def test_a_truncated_bin_is_refused(fails: Fails, bin_folder: Path) -> None:
     path = bin_folder / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:left])
+    cut(path, -1000)
     assert f"{path}: expected a file of torch.save" in fails(*generate(bin_folder))
 
 
@@ -410,8 +275,7 @@ class Hostile:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("protocol", "zipped"), [(0, False), (2, True), (4, True)])
 def test_a_bin_that_would_run_a_command_does_not(
     fails: Fails, bin_folder: Path, tmp_path: Path, protocol: int, zipped: bool
 ) -> None:

@@ -134,9 +134,11 @@ def exported(
 FILE = "model.safetensors"
 
 
-@pytest.mark.parametrize("fuse", [False, True], ids=["twin", "fused"])
+@pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_export_computes_what_its_dense_twin_does(tmp_path: Path, form: str, fuse: bool) -> None:
+def test_an_export_computes_what_its_dequantized_reference_does(
+    tmp_path: Path, form: str, fuse: bool
+) -> None:
     dense = exported(tmp_path / "packed", FORMS[form])
     twin = tmp_path / "dense"
     twin.mkdir()

@@ -1,8 +1,7 @@
-"""Texts of a form: a JSON schema, a regular expression or a grammar, by way of llguidance.
+"""Constrains replies to a JSON schema, a regular expression or a grammar, with llguidance.
 
-A `Guide` follows the bytes of a reply; the text of them is what the form is about. Where the
-tokenizer drops the space before the first word, there are two ways to begin: with a space that will
-be dropped, or without one.
+A `Guide` follows the bytes of a reply. Where the tokenizer drops the space before the first word,
+the reply can begin in two ways: with a space that will be dropped, or without one.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SIZE = 64 * 1024
-"""Bytes of a form, at most."""
+"""Most bytes of a schema, expression or grammar."""
 
 STACK = 64 * 2**20
-"""Bytes for the library to recurse in while it reads a form: the deepest that schema.py and lark.py
-let through takes 4 MB, and the end of the stack is the end of the process."""
+"""Bytes of stack for llguidance, which recurses while it reads a form. The deepest form that
+json_schema.py and lark.py accept takes 4 MB, and a stack overflow ends the process."""
 
 LIMITS = {"initial_lexer_fuel": 300_000, "max_lexer_states": 30_000, "verbose_errors": False}
-"""A form that takes more is refused: about 0.3 s and 50 MB. The library's other limits (15 ms a
-token) are as they are."""
+"""llguidance refuses a form that takes more: about 0.3 s and 50 MB. Its other limits (15 ms a
+token) keep their defaults."""
 
-# Forced text would otherwise be split as the library's own tokenizer does, if it had one; so the
-# model chooses among all tokens that fit.
+# Without this, llguidance tokenizes forced text itself, for which it has no tokenizer here; with
+# it, the model chooses among all tokens that fit.
 OPTIONS = '%llguidance {"no_forcing": true}'
 
 
@@ -53,7 +52,7 @@ def grammar_of(
     regex: str | None = None,
     ebnf: str | None = None,
 ) -> Grammar:
-    """What holds a reply to a form; give exactly one.
+    """A grammar that constrains a reply; give exactly one form.
 
     `json_schema` is of draft 2020-12; properties come in its order. `json_object` takes any
     object. `regex` is matched by the whole text; its syntax is Rust's, but that a digit is one from
@@ -64,17 +63,17 @@ def grammar_of(
     supported, larger than 64 KB or too costly, and MissingPackageError without llguidance.
     """
     forms = {"json_schema": json_schema, "regex": regex, "ebnf": ebnf}
-    given = [name for name, value in forms.items() if value is not None]
-    given += ["json_object"] if json_object else []
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
+    names = [name for name, value in forms.items() if value is not None]
+    names += ["json_object"] if json_object else []
+    if len(names) != 1:
         raise InvalidArgumentError(
-            f"give exactly one of json_schema, json_object, regex and ebnf, got {found}"
+            f"give exactly one of json_schema, json_object, regex and ebnf, got "
+            f"{' and '.join(names) or 'none'}"
         )
-    (name,) = given
+    (name,) = names
     source = {"type": "object"} if json_object else forms[name]
     start, parts = _MAKERS[name](source)
-    return _with_room(lambda: _guide(tokenizer, start, parts))
+    return _with_large_stack(lambda: _guide(tokenizer, start, parts))
 
 
 def library() -> ModuleType:
@@ -89,12 +88,12 @@ def library() -> ModuleType:
     return module
 
 
-# From a form to llguidance's own: an expression for the text, and the grammar it refers to
+# Forms in llguidance's terms: an expression for the text, and the grammars it refers to
 
 Form = tuple[str, list[dict[str, Any]]]
 
 
-def _of_schema(schema: object) -> Form:
+def _from_schema(schema: object) -> Form:
     if not isinstance(schema, Mapping):
         raise InvalidArgumentError(f"json_schema must be a JSON schema, got {shown(schema)}")
     text = written(dict(schema))
@@ -102,14 +101,14 @@ def _of_schema(schema: object) -> Form:
     return "@text", [{"name": "text", "json_schema": json.loads(text)}]
 
 
-def _of_regex(regex: object) -> Form:
+def _from_regex(regex: object) -> Form:
     text = _check_size("regex", regex)
     if (len(text) - len(text.rstrip("\\"))) % 2:  # would take the closing mark as its own
         raise InvalidArgumentError("regex must not end with a backslash that escapes nothing")
     return f"/{library().regex_to_lark(text, 'd')}/" if text else '""', []
 
 
-def _of_grammar(grammar: object) -> Form:
+def _from_grammar(grammar: object) -> Form:
     library()
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -118,10 +117,10 @@ def _of_grammar(grammar: object) -> Form:
 
 
 _MAKERS: dict[str, Callable[[object], Form]] = {
-    "json_schema": _of_schema,
-    "json_object": _of_schema,
-    "regex": _of_regex,
-    "ebnf": _of_grammar,
+    "json_schema": _from_schema,
+    "json_object": _from_schema,
+    "regex": _from_regex,
+    "ebnf": _from_grammar,
 }
 
 
@@ -142,19 +141,19 @@ def _check_size(name: str, text: object) -> str:
 def _guide(tokenizer: Tokenizer, start: str, parts: list[dict[str, Any]]) -> Guide:
     vocabulary = _vocabulary(tokenizer)
     starts = [start] if vocabulary.spaced is None else [start, f'" " {start}']
-    guide = Guide(vocabulary, [_matcher(vocabulary, one, parts) for one in starts])
-    guide.allowed()  # finds out what nothing fits, and prepares the first token
+    guide = Guide(vocabulary, [_matcher(vocabulary, start, parts) for start in starts])
+    guide.allowed()  # refuses a form that no text fits, and prepares the first token
     return guide
 
 
-def _with_room(work: Callable[[], T]) -> T:
-    """What `work` comes to on a thread with a stack of STACK bytes."""
-    done: list[T] = []
+def _with_large_stack(work: Callable[[], T]) -> T:
+    """The result of `work` on a thread with a stack of STACK bytes."""
+    results: list[T] = []
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            done.append(work())
+            results.append(work())
         except BaseException as error:
             failed.append(error)
 
@@ -168,7 +167,7 @@ def _with_room(work: Callable[[], T]) -> T:
     thread.join()
     if failed:
         raise failed[0]
-    return done[0]
+    return results[0]
 
 
 _sizing = Lock()
@@ -193,14 +192,14 @@ def _check(matcher: LLMatcher, trouble: str) -> None:
         raise InvalidArgumentError(f"{trouble}: {_reason(matcher.get_error())}")
 
 
-def _reason(said: str) -> str:
-    """What is wrong, without the lines that draw where: some are of what is put around a form."""
-    if said.startswith("NoExtension"):
+def _reason(message: str) -> str:
+    """llguidance's reason, without its drawing of the place, which may show text we put around."""
+    if message.startswith("NoExtension"):
         return "no text fits that these tokens can write"
-    lines = said.strip().splitlines() or ["it does not say why"]
-    wrong = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = " ".join((wrong[-1] if wrong else lines[0]).replace("<non-verbose/>", "").split())
-    # What was given may be in it, which may be long.
+    lines = message.strip().splitlines() or ["it does not say why"]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = " ".join((errors[-1] if errors else lines[0]).replace("<non-verbose/>", "").split())
+    # It may quote the form, which may be long.
     return reason if len(reason) <= 300 else f"{reason[:100]} ... {reason[-180:]}"
 
 
@@ -208,7 +207,7 @@ def _reason(said: str) -> str:
 
 
 class Vocabulary:
-    """What llguidance knows of a tokenizer."""
+    """A tokenizer's tokens, prepared for llguidance."""
 
     def __init__(self, tokenizer: Tokenizer):
         guidance = library()
@@ -218,23 +217,23 @@ class Vocabulary:
                 "eos_token in its tokenizer_config.json"
             )
         size = max([tokenizer.vocab_size, *(token + 1 for token in tokenizer.eos_ids)])
-        words = [_bytes(tokenizer, token) for token in range(size)]
+        pieces = [_bytes(tokenizer, token) for token in range(size)]
         added = tokenizer.backend.get_added_tokens_decoder()
         special = {token for token, about in added.items() if about.special}
         self.eos = frozenset(tokenizer.eos_ids)
         self.ends = _packed(self.eos, size)
-        spaced = [token for token, word in enumerate(words) if word.startswith(b" ")]
-        drops = any(tokenizer.decode([token]) == "" for token in spaced if words[token] == b" ")
+        spaced = [token for token, piece in enumerate(pieces) if piece.startswith(b" ")]
+        drops = any(tokenizer.decode([token]) == "" for token in spaced if pieces[token] == b" ")
         self.spaced = _packed(spaced, size) if drops else None
-        """Tokens that begin with a space; None where the first of a text is not dropped."""
-        words_of = _TokenTable(words, min(self.eos), sorted(special | self.eos))
+        """Tokens that begin with a space; None if a first space is not dropped."""
+        table = _TokenTable(pieces, min(self.eos), sorted(special | self.eos))
         self.tokens: LLTokenizer = guidance.LLTokenizer(
-            guidance.TokenizerWrapper(words_of), eos_token=sorted(self.eos)
+            guidance.TokenizerWrapper(table), eos_token=sorted(self.eos)
         )
 
 
 class _TokenTable:
-    """Tokens as llguidance asks for them. Special ones cannot be written, only be named."""
+    """The interface that llguidance expects of a tokenizer; special tokens never match text."""
 
     bos_token_id = None
 
@@ -242,12 +241,12 @@ class _TokenTable:
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, end, special
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Would split text, but for OPTIONS."""
+        """Would tokenize text; never called, by OPTIONS."""
         return []
 
 
 def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """What a token stands for; nothing where the tokenizer has none of that number."""
+    """The bytes of a token; none for an id that the tokenizer lacks."""
     try:
         return tokenizer.bytes_of(token)
     except TokenizerError:
@@ -255,7 +254,7 @@ def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
 
 
 def _packed(tokens: Iterable[int], size: int) -> np.ndarray:
-    """A bit for each token, as `Grammar.allowed` has them."""
+    """A bit mask of tokens, in the layout of `Grammar.allowed`."""
     bits = np.zeros(-(-size // 32) * 32, np.uint8)
     bits[list(tokens)] = 1
     return np.packbits(bits, bitorder="little").view("<u4")
@@ -266,7 +265,7 @@ _making = Lock()
 
 
 def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """Made once for each tokenizer: it takes half a second."""
+    """Cached by tokenizer, since building it takes half a second."""
     with _making:
         if tokenizer not in _vocabularies:
             _vocabularies[tokenizer] = Vocabulary(tokenizer)
@@ -277,9 +276,9 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 class Guide:
-    """A Grammar that llguidance follows.
+    """A Grammar backed by llguidance.
 
-    `starts` are the ways to begin: without a dropped space, and with one.
+    `starts` are the two ways to begin: without a dropped space, and with one.
     """
 
     def __init__(self, vocabulary: Vocabulary, starts: Sequence[LLMatcher]):
@@ -287,14 +286,14 @@ class Guide:
         self.count = 0
         """Tokens followed, end of text not counted."""
         self.way = 0
-        """Which of `starts` the text took, once there is one."""
+        """Index in `starts` of the way that the text began."""
         self.closed = False
         """The end of text has come."""
 
     @property
     def ended(self) -> bool:
         """Only end of text may follow."""
-        return self.closed or all(one.is_stopped() for one in self._open())
+        return self.closed or all(matcher.is_stopped() for matcher in self._open())
 
     def _open(self) -> tuple[LLMatcher, ...]:
         return (self.starts[self.way],) if self.count else self.starts
@@ -303,9 +302,9 @@ class Guide:
         """The tokens that may come next: uint32 words, token t at bit t % 32 of word t // 32."""
         if self.closed:
             return self.vocabulary.ends.copy()
-        # The library's last word may be one of padding.
+        # llguidance's mask may have a word of padding at the end.
         size = self.vocabulary.ends.size
-        bits, *others = (_allowed(one)[:size] for one in self._open())
+        bits, *others = (_allowed(matcher)[:size] for matcher in self._open())
         if others and self.vocabulary.spaced is not None:
             bits = bits & ~self.vocabulary.spaced | others[0]
         if not bits.any():
@@ -318,7 +317,7 @@ class Guide:
         """Append a token; InvalidArgumentError where it is not allowed."""
         if self.closed:
             raise InvalidArgumentError(f"the text has ended; token {token} cannot follow")
-        if token in self.vocabulary.eos and any(one.is_accepting() for one in self._open()):
+        if token in self.vocabulary.eos and any(matcher.is_accepting() for matcher in self._open()):
             self.closed = True
             return
         if self.count == 0:
@@ -333,7 +332,7 @@ class Guide:
         return spaced is not None and bool(spaced[token // 32] >> (token % 32) & 1)
 
     def rollback(self, tokens: int) -> None:
-        """Take the last `tokens` back, an end of text among them."""
+        """Remove the last `tokens`, which may include an end of text."""
         if not 0 <= tokens <= self.count + self.closed:
             raise InvalidArgumentError(
                 f"only {self.count + self.closed} tokens can be taken back, got {tokens}"
@@ -348,10 +347,10 @@ class Guide:
         self.count -= tokens
 
     def copy(self) -> Guide:
-        """One that goes on from here by itself."""
-        twin = Guide(self.vocabulary, [one.deep_copy() for one in self.starts])
-        twin.count, twin.way, twin.closed = self.count, self.way, self.closed
-        return twin
+        """An independent copy."""
+        copy = Guide(self.vocabulary, [matcher.deep_copy() for matcher in self.starts])
+        copy.count, copy.way, copy.closed = self.count, self.way, self.closed
+        return copy
 
 
 def _allowed(matcher: LLMatcher) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""JSON schemas that a text can be held to: what is not supported is refused, not ignored.
+"""Checks JSON schemas for llguidance: what is not supported is refused, not ignored.
 
-llguidance passes over keywords that it does not know and obeys `x-guidance`, its own; both would
-change the result in silence. It also recurses as deep as a schema leads it, on a stack that has an
-end, and gives some keywords as much memory as they ask for. `format` is kept to in shape alone: a
-date may be 30 February.
+llguidance ignores unknown keywords and obeys its own `x-guidance`; both would silently change the
+result. It also recurses as deep as a schema does, on a finite stack, and some keywords take as much
+memory as they ask for. `format` constrains only the shape: a date may be 30 February.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ ONE = {"items", "additionalItems", "additionalProperties"}
 """Keywords that hold a schema."""
 
 LISTS = {"anyOf", "oneOf", "allOf", "prefixItems", "items"}
-"""Those that hold a list of schemas."""
+"""Keywords that hold a list of schemas."""
 
 NAMED = {"properties", "patternProperties", "$defs", "definitions"}
-"""Those that hold schemas by name."""
+"""Keywords that hold schemas by name."""
 
 PLAIN = {
     "type",
@@ -65,35 +64,35 @@ NOTES = {
     "contentEncoding",
     "discriminator",
 }
-"""Those that allow and forbid nothing."""
+"""Annotations: keywords that allow and forbid nothing."""
 
 KNOWN = ONE | LISTS | NAMED | PLAIN | NOTES
 
 DEEP = 100
-"""Objects and lists in each other; the library reads no more than 128."""
+"""Most nesting of objects and lists; llguidance reads no more than 128."""
 
 LONG = 1000
-"""The same, along all references. Its stack of 8 MB holds 2,000 to 4,000."""
+"""Most nesting along all references; a stack of 8 MB holds 2,000 to 4,000."""
 
 PROPERTIES = 400
-"""Of one object. A text may go on with any of those that are optional, at some cost for each."""
+"""Most properties of an object. Any optional one may come next, at some cost for each."""
 
 MULTIPLES = 100_000
-"""What numbers in multipleOf may come to. Each one is a state, of 6 microseconds and 300 bytes."""
+"""Most states for multipleOf: as many as the value itself, of 6 µs and 300 bytes each."""
 
 WHITESPACE = r" {1,2}|\t|\r?\n( {0,32}|\t{0,8})"
-"""May stand once wherever JSON takes space: enough to lay it out, but no lines without end."""
+"""White space allowed wherever JSON takes some: enough for indentation, but not endless lines."""
 
 Path = tuple[str, ...]
 
 
 def written(schema: object) -> str:
-    """`schema` as the JSON text that llguidance is given.
+    """`schema` as JSON text for llguidance.
 
-    Raises InvalidArgumentError, naming the place, for what is no JSON or not supported.
+    Raises InvalidArgumentError, naming the path, for a schema that is not JSON or not supported.
     """
     try:
-        # A copy of its own, of nothing but dicts, lists and so on.
+        # A copy made of plain dicts and lists only.
         plain = json.loads(json.dumps(schema, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"the JSON schema must be made of JSON: {error}") from None
@@ -115,19 +114,19 @@ def _wrong(path: Path, reason: str) -> InvalidArgumentError:
 
 
 def _depth(value: object) -> int:
-    """Objects and lists in each other, counted to DEEP + 1."""
+    """Nesting depth of objects and lists, counted up to DEEP + 1."""
     layer, depth = [value], 0
     while depth <= DEEP:
-        holders = [one for one in layer if isinstance(one, (dict, list))]
-        if not holders:
+        parents = [value for value in layer if isinstance(value, (dict, list))]
+        if not parents:
             break
-        layer = [x for one in holders for x in (one.values() if isinstance(one, dict) else one)]
+        layer = [x for p in parents for x in (p.values() if isinstance(p, dict) else p)]
         depth += 1
     return depth
 
 
 def _parts(schema: dict[str, Any], path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All schemas in `schema`, itself first, and where they are."""
+    """All subschemas of `schema` with their paths, itself first."""
     yield path, schema
     for keyword, value in schema.items():
         inner: list[tuple[Path, Any]] = []
@@ -137,13 +136,13 @@ def _parts(schema: dict[str, Any], path: Path) -> Iterator[tuple[Path, dict[str,
             inner = [((*path, keyword, str(i)), part) for i, part in enumerate(value)]
         elif keyword in ONE:
             inner = [((*path, keyword), value)]
-        for place, part in inner:
+        for inner_path, part in inner:
             if isinstance(part, dict):
-                yield from _parts(part, place)
+                yield from _parts(part, inner_path)
 
 
 def _check(path: Path, schema: dict[str, Any]) -> None:
-    """Refuse keywords that would be ignored, and those that are not kept to the letter."""
+    """Refuse keywords that would be ignored, or not followed exactly."""
     if schema.get("uniqueItems") is False:  # asks for nothing
         del schema["uniqueItems"]
     for keyword in schema:
@@ -154,7 +153,7 @@ def _check(path: Path, schema: dict[str, Any]) -> None:
     least, required = schema.get("minProperties"), schema.get("required")
     named = len(required) if isinstance(required, list) else 0
     if isinstance(least, (int, float)) and least > named + 1:
-        # The library counts a property that is written twice as two.
+        # llguidance counts a property that is written twice as two.
         raise _wrong(
             path, f"minProperties must be at most one more than are required, got {shown(least)}"
         )
@@ -165,7 +164,7 @@ def _check(path: Path, schema: dict[str, Any]) -> None:
 
 def _check_references(schema: dict[str, Any], references: list[Any]) -> None:
     length = _depth(schema)
-    for reference in {one if isinstance(one, str) else shown(one) for one in references}:
+    for reference in {ref if isinstance(ref, str) else shown(ref) for ref in references}:
         if reference != "#" and not reference.startswith("#/"):
             raise InvalidArgumentError(
                 f"the JSON schema: $ref must point into the schema itself, with #/ in front, "
@@ -180,7 +179,7 @@ def _check_references(schema: dict[str, Any], references: list[Any]) -> None:
 
 
 def _target(schema: object, reference: str) -> object:
-    """What `reference` points at; None where there is nothing, which the library will refuse."""
+    """The value `reference` points at; None if there is none, which llguidance refuses."""
     for part in unquote(reference).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(schema, dict):
@@ -193,14 +192,16 @@ def _target(schema: object, reference: str) -> object:
 
 
 def _check_multiples(values: list[Any]) -> None:
-    """Refuse more states than there may be: of each, and of all where they meet in one number."""
-    numbers = [Decimal(str(one)) for one in values if isinstance(one, (int, float)) and one > 0]
-    digits = min((_exponent(one) for one in numbers), default=0)
-    if digits < -20 or any(one.adjusted() > 20 for one in numbers):
+    """Refuse too many states: of all values together, or of the lcm if they apply to one number."""
+    numbers = [
+        Decimal(str(value)) for value in values if isinstance(value, (int, float)) and value > 0
+    ]
+    digits = min(map(_exponent, numbers), default=0)
+    if digits < -20 or any(number.adjusted() > 20 for number in numbers):
         raise InvalidArgumentError("the JSON schema: multipleOf must be from 1e-20 to 1e20")
-    together = lcm(*(int(one.scaleb(-digits)) for one in numbers))
-    alone = sum(int(one.scaleb(-_exponent(one))) for one in numbers)
-    if max(together, alone) > MULTIPLES:
+    combined = lcm(*(int(number.scaleb(-digits)) for number in numbers))
+    separate = sum(int(number.scaleb(-_exponent(number))) for number in numbers)
+    if max(combined, separate) > MULTIPLES:
         raise InvalidArgumentError(
             f"the JSON schema: the numbers in multipleOf, and their least common multiple, must be "
             f"at most {MULTIPLES}"
@@ -208,7 +209,7 @@ def _check_multiples(values: list[Any]) -> None:
 
 
 def _exponent(number: Decimal) -> int:
-    """Of the last digit that is not nought, 0 for whole numbers."""
+    """Exponent of the last digit that is not 0; 0 for whole numbers."""
     exponent = number.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return min(exponent, 0)

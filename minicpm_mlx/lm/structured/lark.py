@@ -1,7 +1,7 @@
-"""Grammars as text: Lark's form, and GBNF, llama.cpp's, which is turned into it.
+"""Checks Lark grammars for llguidance, and converts llama.cpp's GBNF to Lark.
 
-What of Lark's form changes nothing here, or cannot be kept to, is refused; JSON schemas in it are
-checked as others are.
+Parts of Lark that would have no effect here, or that cannot be followed, are refused; embedded JSON
+schemas are checked like others.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ...errors import InvalidArgumentError
 from .json_schema import written
 
 PARTS = 1000
-"""Rules and brackets. The library recurses through them, and its stack of 8 MB holds 2,000."""
+"""Most rules and brackets: llguidance recurses through them, and a stack of 8 MB holds 2,000."""
 
 RULES = 400
-"""Of GBNF; what it costs to turn them into Lark's form grows with their square."""
+"""Most rules of GBNF: the cost of converting them to Lark grows with their square."""
 
 _WORDS = re.compile(
     r"""(?P<skip>//[^\n]*|\#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/)"""
     r"""|(?P<json>%json\b\s*)|(?P<attribute>\b(?:max_tokens|temperature|stop)\b(?=\s*=))"""
     r"""|(?P<part>[(\[:])"""
 )
-"""What matters in Lark's form; comments, strings and regular expressions are passed over."""
+"""Tokens of Lark to check; comments, strings and regular expressions are skipped."""
 
 _GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 
@@ -35,28 +35,28 @@ _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}
 
 
 def lark_of(text: str, converted: Callable[[str], str]) -> str:
-    """`text`, in either form, as the Lark that llguidance is given; `converted` makes it of GBNF.
+    """`text`, Lark or GBNF, as Lark for llguidance; `converted` converts GBNF.
 
-    Raises InvalidArgumentError for what is malformed, too large or not supported.
+    Raises InvalidArgumentError for a grammar that is malformed, too large or not supported.
     """
     return _checked(_from_gbnf(text, converted) if _GBNF.search(text) else text)
 
 
 def _checked(text: str) -> str:
-    """Lark's form with what is not supported refused, and its JSON schemas as ours are."""
+    """Refuse unsupported parts of a Lark grammar and rewrite its JSON schemas."""
     pieces: list[str] = []
     at = count = 0
-    while found := _WORDS.search(text, at):
-        pieces.append(text[at : found.end()])
-        at = found.end()
-        if found["attribute"]:
+    while match := _WORDS.search(text, at):
+        pieces.append(text[at : match.end()])
+        at = match.end()
+        if match["attribute"]:
             raise InvalidArgumentError(
-                f"the grammar: the attribute {found['attribute']} is not supported; leave it out"
+                f"the grammar: the attribute {match['attribute']} is not supported; leave it out"
             )
-        if found["json"]:
+        if match["json"]:
             schema, at = _schema(text, at)
             pieces.append(schema)
-        count += bool(found["part"])
+        count += bool(match["part"])
     if count > PARTS:
         raise InvalidArgumentError(
             f"the grammar has {count} rules and brackets; expected at most {PARTS}"
@@ -65,7 +65,7 @@ def _checked(text: str) -> str:
 
 
 def _schema(text: str, at: int) -> tuple[str, int]:
-    """The schema that begins there, and where it ends."""
+    """The schema that begins at `at`, rewritten, and its end."""
     try:
         schema, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError) as error:
@@ -76,22 +76,22 @@ def _schema(text: str, at: int) -> tuple[str, int]:
 
 
 def _from_gbnf(text: str, converted: Callable[[str], str]) -> str:
-    # The converter takes no rule that is broken before a bar.
+    # llguidance's converter rejects a line break before "|".
     tidied = re.sub(r"\s*\n\s*(?=\|)", " ", _GBNF_WORDS.sub(_tidied, text))
     if (rules := len(_GBNF.findall(tidied))) > RULES:
         raise InvalidArgumentError(f"the grammar has {rules} rules; expected at most {RULES}")
     try:
         return converted(tidied)
-    except Exception as error:  # it raises plain ones
+    except Exception as error:  # the converter raises plain Exceptions
         raise InvalidArgumentError(f"the grammar is not GBNF: {shown(str(error))}") from None
 
 
-def _tidied(found: re.Match[str]) -> str:
-    return "" if found["comment"] else _ESCAPE.sub(_letter, found[0])
+def _tidied(match: re.Match[str]) -> str:
+    return "" if match["comment"] else _ESCAPE.sub(_letter, match[0])
 
 
 def _letter(escape: re.Match[str]) -> str:
-    """A letter or digit for its number, which the converter spoils where it begins with 0."""
+    """Replace the escape of a letter or digit, which the converter mangles if it begins with 0."""
     number = int(escape[1] or escape[2] or escape[3] or "0", 16)
     letter = chr(number) if number < 0x110000 else ""
     return letter if letter.isalnum() else escape[0]

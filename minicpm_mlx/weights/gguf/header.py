@@ -1,9 +1,8 @@
-"""The header of a GGUF file: its metadata, and where each tensor lies.
+"""Reads the header of a GGUF file: its metadata and the place of each tensor.
 
-Read here and not by the `gguf` package's GGUFReader, which takes a file's word for how long things
-are (a few wrong bytes cost it hours or all memory) and four seconds for the demo's vocabulary. A
-length is held against what is left of the file before it is used, so that time and memory stay in
-proportion to the file's size.
+The `gguf` package's GGUFReader trusts the lengths in a file (a few wrong bytes cost hours or all
+memory) and takes four seconds for the demo's vocabulary. Here a length is checked against the rest
+of the file before it is used, so time and memory stay in proportion to the file's size.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTensor:
-    """A tensor as the file holds it."""
+    """A tensor of the file."""
 
     name: str
     """Its name in the file."""
     kind: str
-    """How its numbers are written: F32, Q8_0, …"""
+    """GGML type: F32, Q8_0, …"""
     shape: tuple[int, ...]
     """Sizes, rows first; the file states them the other way round."""
     raw: Bytes
@@ -56,7 +55,6 @@ class GgufFile:
     """A GGUF file, checked to be whole."""
 
     path: Path
-    """Where it lies."""
     metadata: dict[str, Any]
     """Its keys and values: numbers, truths, texts and lists of one of them."""
     tensors: dict[str, GgufTensor]
@@ -173,7 +171,7 @@ def _placed(
     data: npt.NDArray[np.uint8],
     end: int,
 ) -> dict[str, GgufTensor]:
-    """The tensors where the file holds them, none outside of it or inside another."""
+    """The tensors with their bytes; refuses tensors outside the file or inside one another."""
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise ValueError(f"general.alignment is {alignment}; expected a power of two")

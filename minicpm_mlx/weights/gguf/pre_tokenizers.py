@@ -1,4 +1,4 @@
-"""How byte-level tokenizers cut a text before they merge, by llama.cpp's names for it."""
+"""Pre-tokenizers of byte-level vocabularies, by llama.cpp's names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATTERNS: dict[str, list[str]] = {
     "qwen2": [rf"{_WORDS}|\p{{N}}|{_REST}"],
     "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
 }
-"""Expressions, each of which cuts what the one before it left."""
+"""Regular expressions; each splits what the one before left whole."""
 
 ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 WHOLE_WORDS = ("llama-bpe",)
@@ -65,7 +65,7 @@ def split_name(pre_tokenizer: Any, whole_words: bool) -> str:
 
 
 def _spec(pre_tokenizer: Any) -> Any:
-    """What a pre-tokenizer does, without what only concerns offsets."""
+    """A pre-tokenizer's settings, without those that only concern offsets."""
     spec = json.loads(pre_tokenizer.__getstate__()) if pre_tokenizer is not None else None
     return _without_offsets(spec)
 

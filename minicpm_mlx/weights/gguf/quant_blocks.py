@@ -1,4 +1,4 @@
-"""GGUF's ways to write numbers, and MLX's.
+"""Converts between GGUF's tensor types and MLX's.
 
 Q4_0, Q4_1 and Q8_0 blocks hold 32 weights, a float16 scale and (Q4_1) a float16 minimum: the same
 as MLX's affine groups of 32, in another order. Their codes go back and forth unchanged. Other
@@ -26,10 +26,10 @@ GROUP = 32
 """Weights a block, and a group."""
 
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
-"""Kinds that MLX packs as well."""
+"""Types that MLX can keep packed."""
 PLAIN = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 UNPACKED = ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-"""Kinds that are unpacked when read."""
+"""Types that are unpacked when read."""
 
 SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 """Bytes a block."""
@@ -37,7 +37,7 @@ HEAD = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2}
 """Those of scale and minimum, which come first."""
 
 CHUNK = 1 << 22
-"""Weights unpacked or packed at once: the numbers between take eight times their room."""
+"""Weights unpacked or packed at a time: intermediate arrays take eight times their size."""
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -133,7 +133,7 @@ def _unpacked(tensor: GgufTensor, order: Order) -> mx.array:
 
 
 def kept_kind(packing: Quantization, scales: mx.array, biases: mx.array) -> str | None:
-    """The kind whose blocks hold the codes of a packed matrix as they are; None: there is none."""
+    """The type whose blocks hold the codes of a packed matrix unchanged, or None."""
     if packing.mode != "affine" or packing.group_size != GROUP or packing.bits not in (4, 8):
         return None
     if mx.array_equal(biases, scales * -(1 << packing.bits >> 1)).item():
@@ -173,7 +173,7 @@ def rounded(kind: str, matrix: mx.array) -> Bytes:
 
 
 def _as_bytes(matrix: mx.array) -> Bytes:
-    """What mx.array holds; NumPy knows no bfloat16."""
+    """The array's bytes; NumPy has no bfloat16."""
     plain = matrix.view(mx.uint16) if matrix.dtype == mx.bfloat16 else matrix
     return np.array(plain).view(np.uint8)
 

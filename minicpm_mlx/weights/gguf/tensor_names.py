@@ -64,22 +64,23 @@ def gguf_name(module: str, part: str) -> str:
 
 
 def from_gguf(module: str, config: Config) -> Order:
-    """A module's rows to the checkpoint's order.
+    """The permutation of a module's rows from GGUF's order to the checkpoint's.
 
-    GGUF interleaves the two halves that rotate together in each head of q and k.
+    RoPE rotates pairs of rows in each head of q and k. Checkpoints of transformers pair row i with
+    i + head_dim / 2, llama.cpp pairs neighbours, so its converter interleaves the two halves.
     """
     heads = _heads(module, config)
     return lambda rows: _swapped(rows, heads, -1, 2) if heads else rows
 
 
 def to_gguf(module: str, config: Config) -> Order:
-    """A module's rows to GGUF's order."""
+    """The permutation of a module's rows to GGUF's order; see `from_gguf`."""
     heads = _heads(module, config)
     return lambda rows: _swapped(rows, heads, 2, -1) if heads else rows
 
 
 def _heads(module: str, config: Config) -> int:
-    """How many heads are rotated in a module's rows."""
+    """Number of heads in a module's rows that RoPE rotates; 0: none."""
     if module.endswith("q_proj"):
         return config.num_attention_heads
     return config.num_key_value_heads if module.endswith("k_proj") else 0
