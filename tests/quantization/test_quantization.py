@@ -384,7 +384,10 @@ def test_the_command_writes_a_folder_with_its_receipt(
     [
         (["demo", "{}/new", "--method", "magic"], "method must be one of rtn"),
         (["demo", "{}/new", "--bits", "7"], "affine packs into 2, 3, 4, 5, 6, 8 bits"),
-        (["demo", "{}/new", "--method", "rtn", "--seed", "3"], "--seed is for methods that calibrate"),
+        (
+            ["demo", "{}/new", "--method", "rtn", "--seed", "3"],
+            "--seed is for methods that calibrate",
+        ),
         (["demo", "{}/new", "--method", "rtn", "--calibration", "x"], "--calibration is for"),
         (["demo", "{}/new", "--bpw", "4.5", "--bits", "4"], "both set the size"),
         (["demo", "{}/new", "--method", "gptq", "--bpw", "4.5"], "goes with mixed"),
