@@ -88,10 +88,7 @@ def serve(args: ServerOptions) -> None:
 
 
 def run(
-    args: ServerOptions,
-    *,
-    mount: Mount | None = None,
-    ready: Callable[[str], None] | None = None,
+    args: ServerOptions, *, mount: Mount | None = None, ready: Callable[[str], None] | None = None
 ) -> None:
     """Loads the model and serves it until a signal comes; calls `ready` with the URL."""
     from minicpm_mlx.distributed import collectives
@@ -100,10 +97,7 @@ def run(
 
     adapters, limits = _parse_adapters(args.adapter), args.limits
     address = Address(
-        host=args.host,
-        port=args.port,
-        certificate=args.tls_cert,
-        private_key=args.tls_key,
+        host=args.host, port=args.port, certificate=args.tls_cert, private_key=args.tls_key
     )
     settings = _settings(args)
     warnings = list(_warnings(address, args.api_key_file))

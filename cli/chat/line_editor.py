@@ -63,9 +63,7 @@ class LineEditor:
         try:
             with _defer(signal.SIGTERM) as pending:
                 text = self.session.prompt(
-                    FormattedText([("bold ansicyan", "> ")]),
-                    default=default,
-                    pre_run=start,
+                    FormattedText([("bold ansicyan", "> ")]), default=default, pre_run=start
                 )
         except EOFError:
             return None

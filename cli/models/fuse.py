@@ -56,6 +56,5 @@ def fuse(args: FuseOptions) -> None:
     )
     if report.unknown:
         console(stderr=True).print(
-            "the adapter changes so little that what survived cannot be measured",
-            style="warning",
+            "the adapter changes so little that what survived cannot be measured", style="warning"
         )

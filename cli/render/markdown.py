@@ -293,10 +293,7 @@ class MarkdownStream:
     calls `before` each time that it is about to write."""
 
     def __init__(
-        self,
-        console: Console,
-        width: int | None = None,
-        before: Callable[[], object] | None = None,
+        self, console: Console, width: int | None = None, before: Callable[[], object] | None = None
     ) -> None:
         self._page = MarkdownPage(console, width, before)
         self._inline = Inline(self._page.put)

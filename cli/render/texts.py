@@ -102,10 +102,7 @@ TEXTS = {
         "{name}: {tokens}, sent with your next message",
         "{name}：{tokens}，随下一条消息发送",
     ),
-    "no_files": (
-        "no file is attached; use /attach FILE",
-        "没有待发的文件；可用 /attach FILE",
-    ),
+    "no_files": ("no file is attached; use /attach FILE", "没有待发的文件；可用 /attach FILE"),
     "dropped": ("no file is attached any more", "已取消所有附件"),
     "waits": ("{name} is attached already", "{name} 已附上"),
     "empty": ("{path}: the file is empty; not attached", "{path}：空文件；未附上"),

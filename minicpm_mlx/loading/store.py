@@ -75,9 +75,7 @@ def _from_hub(card: Card, progress: bool) -> Path:
     if card.bits is None:
         return source
     return _kept(
-        _quantized_name(card),
-        lambda folder: _packed(source, card, folder, progress),
-        resume=True,
+        _quantized_name(card), lambda folder: _packed(source, card, folder, progress), resume=True
     )
 
 
@@ -119,11 +117,7 @@ def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
             print(f"\r\x1b[2K{card.name}, once: {what}", end="", file=sys.stderr, flush=True)
 
     write_quantized(
-        source,
-        folder,
-        Recipe(packing=packing(card.bits, card.group_size)),
-        card,
-        progress=tell,
+        source, folder, Recipe(packing=packing(card.bits, card.group_size)), card, progress=tell
     )
 
 

@@ -45,11 +45,7 @@ def make_report(
     else:
         method |= {"bits": recipe.packing.bits, "group_size": recipe.packing.group_size}
     if calibration is not None:
-        method["calibration"] = {
-            **calibration,
-            "length": recipe.length,
-            "seed": recipe.seed,
-        }
+        method["calibration"] = {**calibration, "length": recipe.length, "seed": recipe.seed}
     return {
         **method,
         "bits_per_weight": round(size * 8 / weights, 4),

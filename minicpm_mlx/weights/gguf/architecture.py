@@ -163,11 +163,7 @@ def _rotation(found: _ModelKeys) -> dict[str, Any]:
         factors[key] = [shortest(f) for f in tensor.raw.reshape(-1).view("<f4").tolist()]
     trained = found.whole(ROPE_TRAINED, found.whole(SHAPE["max_position_embeddings"]))
     return {
-        "rope_scaling": {
-            "type": "longrope",
-            **factors,
-            "original_max_position_embeddings": trained,
-        }
+        "rope_scaling": {"type": "longrope", **factors, "original_max_position_embeddings": trained}
     }
 
 
