@@ -63,7 +63,9 @@ class Session:
                 "give each its own session"
             )
         try:
-            if self.config != model.config or self.model not in (None, model):
+            # By identity: modules compare their arrays, which have no truth value.
+            held_by_another = self.model is not None and self.model is not model
+            if held_by_another or self.config != model.config:
                 raise InvalidArgumentError(
                     "this session holds what another model read; make one with session() of the "
                     "model it is for"

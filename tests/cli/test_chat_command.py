@@ -279,7 +279,7 @@ def test_a_pipe_gets_plain_replies_alone(piped: Pipe, monkeypatch: pytest.Monkey
         (("--context", "0"), "--context must be 1 or more, got 0"),
         (("--max-tokens", "0"), "--max-tokens must be 1 or more, got 0"),
         (("--lang", "fr"), "--lang must be en or zh, got 'fr'"),
-        (("--top-p", "7"), "top_p must be"),
+        (("--top-p", "7"), "--top-p must be"),
         (("-p", " \n"), "the prompt is empty"),
         (("-c", "--no-save"), "--no-save contradicts --resume and --continue"),
         (("-c",), "no saved session in"),
