@@ -47,8 +47,7 @@ class Sampling:
         check_limits(self)
         if not isinstance(self.logit_bias, Mapping):
             raise InvalidArgumentError(
-                f"must be a mapping of token ids, got {shown(self.logit_bias)}",
-                field="logit_bias",
+                f"must be a mapping of token ids, got {shown(self.logit_bias)}", field="logit_bias"
             )
         for token, bias in self.logit_bias.items():
             if not is_whole(token) or token < 0 or not -100 <= number("logit_bias", bias) <= 100:

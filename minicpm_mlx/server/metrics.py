@@ -42,9 +42,7 @@ class Metrics:
             "minicpm_time_to_first_token_seconds", "Seconds from a request to its first token"
         )
         self._between = self._histogram(
-            "minicpm_inter_token_seconds",
-            "Seconds between two tokens of a reply",
-            TOKEN_SECONDS,
+            "minicpm_inter_token_seconds", "Seconds between two tokens of a reply", TOKEN_SECONDS
         )
         self._tokens = {
             kind: Counter(f"minicpm_{kind}_tokens", text, registry=self.registry)

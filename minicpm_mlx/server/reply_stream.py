@@ -99,10 +99,7 @@ class ReplyState:
     ):
         self.index, self.request = index, request
         self.transcript = Transcript(
-            tokenizer,
-            generation.stop,
-            eos=request.eos,
-            skip_special=not generation.keep_special,
+            tokenizer, generation.stop, eos=request.eos, skip_special=not generation.keep_special
         )
         self.start, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 

@@ -113,13 +113,5 @@ class StepPlan:
         return cls([Request(**{**r, "eos": frozenset(r["eos"])}) for r in requests], *rest)
 
 
-_SHARED_FIELDS = (
-    "request_id",
-    "prompt",
-    "max_tokens",
-    "adapter",
-    "eos",
-    "logprob_start",
-    "embed",
-)
+_SHARED_FIELDS = ("request_id", "prompt", "max_tokens", "adapter", "eos", "logprob_start", "embed")
 """Rank 0 alone draws tokens, so the other ranks need neither sampling nor grammar."""

@@ -52,10 +52,7 @@ TEXTS = {
     ),
     "closing": ("The server is shutting down.", "服务器正在关闭。"),
     "failed": ("No reply: {reason}", "无法回复：{reason}"),
-    "unexpected": (
-        "The server failed; see its log.",
-        "服务器出错，详情见其日志。",
-    ),
+    "unexpected": ("The server failed; see its log.", "服务器出错，详情见其日志。"),
 }
 
 
