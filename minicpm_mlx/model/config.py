@@ -20,6 +20,7 @@ from .config_sections import (
     Quantization,
     RopeScaling,
     check_types,
+    config_error,
     kind_of,
     packing,
     rotation,
@@ -29,6 +30,8 @@ ACTIVATIONS = ("silu", "fatrelu")
 FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
 MAX_BLOCKS = 10_000
 """Most layers, or experts in all of them: building more takes minutes before a tensor is missed."""
+MAY_BE_ZERO = ("hidden_act_param", "num_experts", "num_experts_per_tok", "bos_token_id")
+"""All other numbers of a config are above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,73 +121,48 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "vocab_size",
-            "max_position_embeddings",
-            "rms_norm_eps",
-            "rope_theta",
-            "scale_emb",
-            "scale_depth",
-            "dim_model_base",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} must be above 0, got {value}", source="config.json")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) in (int, float) and value <= 0 and field.name not in MAY_BE_ZERO:
+                raise config_error(f"{field.name} must be above 0, got {value}")
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim must be even, got {self.head_dim}", source="config.json")
+            raise config_error(f"head_dim must be even, got {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
+            raise config_error(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple "
-                f"of num_key_value_heads ({self.num_key_value_heads})",
-                source="config.json",
+                f"of num_key_value_heads ({self.num_key_value_heads})"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ConfigError(
+            raise config_error(
                 f"unknown hidden_act {self.hidden_act!r}; "
-                f"this library knows {', '.join(ACTIVATIONS)}",
-                source="config.json",
+                f"this library knows {', '.join(ACTIVATIONS)}"
             )
         if self.num_experts < 0:
-            raise ConfigError(
-                f"num_experts must be 0 or more, got {self.num_experts}", source="config.json"
-            )
+            raise config_error(f"num_experts must be 0 or more, got {self.num_experts}")
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
-            raise ConfigError(
+            raise config_error(
                 f"num_experts_per_tok must be between 1 and num_experts "
-                f"({self.num_experts}), got {self.num_experts_per_tok}",
-                source="config.json",
+                f"({self.num_experts}), got {self.num_experts_per_tok}"
             )
         if self.num_hidden_layers * max(self.num_experts, 1) > MAX_BLOCKS:
-            raise ConfigError(
+            raise config_error(
                 f"num_hidden_layers times num_experts must be at most {MAX_BLOCKS}, "
-                f"got {self.num_hidden_layers} layers and {self.num_experts} experts",
-                source="config.json",
+                f"got {self.num_hidden_layers} layers and {self.num_experts} experts"
             )
         if self.num_attention_heads * self.head_dim >= MAX_SIZE:
-            raise ConfigError(
+            raise config_error(
                 f"num_attention_heads times head_dim must be below {MAX_SIZE}, "
-                f"got {self.num_attention_heads} times {self.head_dim}",
-                source="config.json",
+                f"got {self.num_attention_heads} times {self.head_dim}"
             )
         scaling = self.rope_scaling
         if scaling and scaling.kind == "dynamic" and self.head_dim == 2:
-            raise ConfigError(
-                "head_dim must be above 2 for dynamic rope_scaling", source="config.json"
-            )
+            raise config_error("head_dim must be above 2 for dynamic rope_scaling")
         if scaling and scaling.kind == "longrope":
             for name in ("short_factor", "long_factor"):
-                found = len(getattr(scaling, name))
-                if found != self.head_dim // 2:
-                    raise ConfigError(
+                if (found := len(getattr(scaling, name))) != self.head_dim // 2:
+                    raise config_error(
                         f"rope_scaling.{name} must hold head_dim / 2 = "
-                        f"{self.head_dim // 2} numbers, got {found}",
-                        source="config.json",
+                        f"{self.head_dim // 2} numbers, got {found}"
                     )
 
     @classmethod
@@ -208,7 +186,7 @@ class Config:
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         """Build from a parsed config.json of either family; keys of no consequence are ignored."""
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"expected an object, got {kind_of(raw)}", source="config.json")
+            raise config_error(f"expected an object, got {kind_of(raw)}")
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
@@ -226,7 +204,7 @@ class Config:
             values.setdefault("scale_depth", 1.0)
             values.setdefault("dim_model_base", 1)
         if present.get("mlp_bias"):
-            raise ConfigError("mlp_bias is not supported", source="config.json")
+            raise config_error("mlp_bias is not supported")
         return cls(**values)
 
 
@@ -242,7 +220,7 @@ def _family(raw: Mapping[str, Any]) -> str:
         return str(raw["model_type"])
     else:
         found = f"model_type {raw.get('model_type')!r} and no architectures"
-    raise ConfigError(f"expected one of {', '.join(FAMILIES)}, got {found}", source="config.json")
+    raise config_error(f"expected one of {', '.join(FAMILIES)}, got {found}")
 
 
 def _require(values: Mapping[str, Any]) -> None:
@@ -254,21 +232,18 @@ def _require(values: Mapping[str, Any]) -> None:
         "vocab_size",
     ):
         if key not in values:
-            raise ConfigError(f"{key} is missing", source="config.json")
+            raise config_error(f"{key} is missing")
 
 
 def _head_dim(values: Mapping[str, Any]) -> int:
     hidden, heads = values["hidden_size"], values["num_attention_heads"]
     for key in ("hidden_size", "num_attention_heads"):
         if not isinstance(values[key], int) or values[key] <= 0:
-            raise ConfigError(
-                f"{key} must be a whole number above 0, got {values[key]!r}", source="config.json"
-            )
+            raise config_error(f"{key} must be a whole number above 0, got {values[key]!r}")
     if hidden % heads:
-        raise ConfigError(
+        raise config_error(
             f"hidden_size ({hidden}) must be a multiple of "
-            f"num_attention_heads ({heads}) where head_dim is not given",
-            source="config.json",
+            f"num_attention_heads ({heads}) where head_dim is not given"
         )
     return int(hidden // heads)
 

@@ -22,6 +22,10 @@ MAX_SIZE = 2**31
 """MLX stores a dimension in a signed 32-bit number."""
 
 
+def config_error(problem: str) -> ConfigError:
+    return ConfigError(problem, source="config.json")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies stretch beyond the trained context."""
@@ -40,24 +44,21 @@ class RopeScaling:
     def __post_init__(self) -> None:
         check_types(self, "rope_scaling.")
         if self.kind not in ROPE_KINDS:
-            raise ConfigError(
+            raise config_error(
                 f"unknown rope_scaling type {self.kind!r}; "
-                f"this library knows {', '.join(ROPE_KINDS)}",
-                source="config.json",
+                f"this library knows {', '.join(ROPE_KINDS)}"
             )
         if not 0 < self.factor < MAX_SIZE:
-            raise ConfigError(
-                f"rope_scaling.factor must be above 0 and below {MAX_SIZE}, got {self.factor}",
-                source="config.json",
+            raise config_error(
+                f"rope_scaling.factor must be above 0 and below {MAX_SIZE}, got {self.factor}"
             )
         if self.kind == "longrope" and self.original_max_position_embeddings < 2:
-            raise ConfigError(
+            raise config_error(
                 "longrope needs original_max_position_embeddings of 2 or more, "
-                f"got {self.original_max_position_embeddings}",
-                source="config.json",
+                f"got {self.original_max_position_embeddings}"
             )
         if any(f <= 0 for f in self.short_factor + self.long_factor):
-            raise ConfigError("longrope factors must all be above 0", source="config.json")
+            raise config_error("longrope factors must all be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +80,14 @@ class Quantization:
     def __post_init__(self) -> None:
         check_types(self, "quantization.")
         if self.mode not in PACKINGS:
-            raise ConfigError(
-                f"unknown quantization mode {self.mode!r}; "
-                f"this library knows {', '.join(PACKINGS)}",
-                source="config.json",
+            raise config_error(
+                f"unknown quantization mode {self.mode!r}; this library knows {', '.join(PACKINGS)}"
             )
         bits, group_sizes = PACKINGS[self.mode]
         if self.bits not in bits or self.group_size not in group_sizes:
-            raise ConfigError(
+            raise config_error(
                 f"quantization ({self.mode}) must have {_either(bits)} bits in groups "
-                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}",
-                source="config.json",
+                f"of {_either(group_sizes)}, got {self.bits} bits in groups of {self.group_size}"
             )
 
 
@@ -99,9 +97,7 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
     if section is None:
         return {}
     if not isinstance(section, Mapping):
-        raise ConfigError(
-            f"rope_scaling must be an object, got {kind_of(section)}", source="config.json"
-        )
+        raise config_error(f"rope_scaling must be an object, got {kind_of(section)}")
     theta = {"rope_theta": section["rope_theta"]} if section.get("rope_theta") is not None else {}
     kind = section.get("rope_type", section.get("type", "default"))
     if kind == "default":
@@ -109,7 +105,7 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
     names = ("factor", "short_factor", "long_factor", "original_max_position_embeddings")
     values = {name: section[name] for name in names if section.get(name) is not None}
     if kind in ("linear", "dynamic") and "factor" not in values:
-        raise ConfigError(f"{kind} rope_scaling needs a factor", source="config.json")
+        raise config_error(f"{kind} rope_scaling needs a factor")
     for name in ("short_factor", "long_factor"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
@@ -123,9 +119,7 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
         foreign = raw.get("quantization_config")
         return {} if foreign is None else {"quantization": _foreign_packing(foreign)}
     if not isinstance(section, Mapping):
-        raise ConfigError(
-            f"quantization must be an object, got {kind_of(section)}", source="config.json"
-        )
+        raise config_error(f"quantization must be an object, got {kind_of(section)}")
     default = {key: section[key] for key in ("group_size", "bits", "mode") if key in section}
     sizes = {key: default[key] for key in ("group_size", "bits") if key in default}
     layers = {path: entry for path, entry in section.items() if isinstance(entry, Mapping)}
@@ -138,10 +132,9 @@ def packing(raw: Mapping[str, Any]) -> dict[str, Any]:
             ),
         }
     except TypeError:
-        raise ConfigError(
+        raise config_error(
             "quantization must state bits and group_size, and mode at most, got "
-            f"{shown(dict(section))}",
-            source="config.json",
+            f"{shown(dict(section))}"
         ) from None
 
 
@@ -151,9 +144,7 @@ def _foreign_packing(stated: object) -> Quantization:
     ConfigError for whatever has no such form, saying what was found.
     """
     if not isinstance(stated, Mapping):
-        raise ConfigError(
-            f"quantization_config must be an object, got {kind_of(stated)}", source="config.json"
-        )
+        raise config_error(f"quantization_config must be an object, got {kind_of(stated)}")
     method = stated.get("quant_method")
     bits = stated.get("bits", stated.get("w_bit"))
     group_size = stated.get("group_size", stated.get("q_group_size"))
@@ -172,11 +163,10 @@ def _foreign_packing(stated: object) -> Quantization:
         found = "awq without zero points"
     else:
         return Quantization(group_size=group_size, bits=4)
-    raise ConfigError(
+    raise config_error(
         f"quantization_config is {found}; expected MLX's own `quantization`, or gptq "
         "(format gptq or gptq_v2) or awq (gemm, with zero points) in 4 bits and groups of 32, 64 "
-        "or 128; take the unquantized checkpoint and `minicpm-mlx quantize`",
-        source="config.json",
+        "or 128; take the unquantized checkpoint and `minicpm-mlx quantize`"
     )
 
 
@@ -208,15 +198,11 @@ def check_types(instance: Any, prefix: str = "") -> None:
         else:
             good = name not in _PLAIN_TYPES or _is(name, value)
         if not good:
-            raise ConfigError(
-                f"{prefix}{field.name} must be {_IN_WORDS.get(name, name)}, got {shown(value)}",
-                source="config.json",
+            raise config_error(
+                f"{prefix}{field.name} must be {_IN_WORDS.get(name, name)}, got {shown(value)}"
             )
         if isinstance(value, int) and name == "int" and value >= MAX_SIZE:
-            raise ConfigError(
-                f"{prefix}{field.name} must be below {MAX_SIZE}, got {shown(value)}",
-                source="config.json",
-            )
+            raise config_error(f"{prefix}{field.name} must be below {MAX_SIZE}, got {shown(value)}")
 
 
 def _is(name: str, value: object) -> bool:
