@@ -96,13 +96,13 @@ async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
 
 async def _on_http_error(request: Request, error: Any) -> JSONResponse:
     path, headers = request.url.path, dict(error.headers or {})
-    api_error = ApiError(error.status_code, str(error.detail))
+    api_error = ApiError(str(error.detail), status=error.status_code)
     if error.status_code == 405:
         allowed = headers.get("Allow", "")
-        api_error = ApiError(405, f"{path} takes {allowed}, not {request.method}")
+        api_error = ApiError(f"{path} takes {allowed}, not {request.method}", status=405)
     elif error.status_code == 404:
         message = f"there is no {request.method} {path[:80]}; {_suggestion(request.app, path)}"
-        api_error = ApiError(404, message, code="not_found")
+        api_error = ApiError(message, status=404, code="not_found")
     return error_response(path, api_error, headers)
 
 
@@ -123,7 +123,7 @@ async def _on_disconnect(request: Request, error: Any) -> Response:
 
 
 async def _on_exception(request: Request, error: Any) -> JSONResponse:
-    return error_response(request.url.path, ApiError(500, "the server failed; see its log"))
+    return error_response(request.url.path, ApiError("the server failed; see its log", status=500))
 
 
 def validation_error(errors: list[dict[str, Any]], body: object) -> ApiError:
@@ -146,16 +146,16 @@ def validation_error(errors: list[dict[str, Any]], body: object) -> ApiError:
         return unsupported(field, worst["msg"])
     if kind == "extra_forbidden":
         message = f"{field} is not known here; leave it out"
-        return ApiError(400, message, field=field, code="unknown")
+        return ApiError(message, field=field, code="unknown")
     if kind == "missing":
-        return ApiError(400, f"{field} is missing", field=field, code="missing")
+        return ApiError(f"{field} is missing", field=field, code="missing")
     messages = [
         error["msg"]
         for error in errors
         if len(error["loc"]) == len(loc) and error["type"] != "unsupported"
     ]
     expected = "; or: ".join(dict.fromkeys(messages))[:300]
-    return ApiError(400, f"{field}: {expected}", field=field, code="invalid_value")
+    return ApiError(f"{field}: {expected}", field=field, code="invalid_value")
 
 
 def _field_path(loc: Sequence[str | int], body: object, *, missing: bool) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -36,7 +36,7 @@ class LogprobFields(Body):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise ApiError(
-                400, "top_logprobs goes with logprobs: true; set that too", field="top_logprobs"
+                "top_logprobs goes with logprobs: true; set that too", field="top_logprobs"
             )
 
     def wanted_logprobs(self) -> int | None:
@@ -47,13 +47,16 @@ class LogprobFields(Body):
 class SamplingFields(Body):
     """Fields of every API; None is the model's default. `Sampling` checks the ranges."""
 
+    own_names: ClassVar[Mapping[str, str]] = {}
+    """Names in this API of fields of `Sampling`, where they differ."""
+
     temperature: float | None = None
     top_p: float | None = None
 
     def sampling(self, service: Service, **changes: Any) -> Sampling:
         """The model's default sampling with this body's fields and `changes`."""
         fields = self.model_dump(include={*Sampling.__dataclass_fields__})
-        return service.sampling(**fields | changes)
+        return service.sampling(self.own_names, **fields | changes)
 
 
 class LocalSamplingFields(SamplingFields):
@@ -107,7 +110,7 @@ class CompletionFields(LocalSamplingFields):
 def _parse_logit_bias(service: Service, bias: Mapping[str, float], field: str) -> dict[int, float]:
     for token in bias:
         if not (token.isascii() and token.isdecimal() and len(token) < 10):
-            raise ApiError(400, f"{field} must name token ids, got {token[:40]!r}", field=field)
+            raise ApiError(f"{field} must name token ids, got {token[:40]!r}", field=field)
     ids = service.check_ids([int(token) for token in bias], field)
     return dict(zip(ids, bias.values(), strict=True))
 
@@ -138,13 +141,13 @@ async def compile_grammar(service: Service, guide: Mapping[str, Any], field: str
     if not guide:
         return None
     if len(guide) > 1:
-        raise ApiError(400, f"{field} gives {len(guide)} formats at once; give one", field=field)
+        raise ApiError(f"{field} gives {len(guide)} formats at once; give one", field=field)
     from ..lm.structured.guide import grammar_of
 
     try:
         return await run_in_thread(lambda: grammar_of(service.lm.tokenizer, **guide), field)
     except ApiError as error:  # the field is in the message too: not all APIs have a place for it
-        raise ApiError(400, f"{field}: {error.message}", field=field) from None
+        raise ApiError(f"{field}: {error.message}", field=field) from None
 
 
 async def compile_only_grammar(
@@ -155,7 +158,7 @@ async def compile_only_grammar(
         return None
     field, *others = guides
     if others:
-        raise ApiError(400, f"{', '.join(guides)} exclude each other; give one", field=others[-1])
+        raise ApiError(f"{', '.join(guides)} exclude each other; give one", field=others[-1])
     return await compile_grammar(service, guides[field], field)
 
 
@@ -164,4 +167,4 @@ async def run_in_thread(work: Callable[[], T], field: str) -> T:
     try:
         return await asyncio.to_thread(work)
     except MiniCPMError as error:
-        raise ApiError(400, str(error), field=field) from error
+        raise ApiError(str(error), field=field) from error

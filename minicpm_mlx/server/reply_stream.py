@@ -222,14 +222,14 @@ def _join(chunks: Sequence[Chunk]) -> FullReply:
 def api_error_of(error: Exception) -> ApiError:
     """The ApiError for an error of the engine."""
     if isinstance(error, QueueFullError):
-        return ApiError(429, str(error), code="queue_full", retry_after=2)
+        return ApiError(str(error), status=429, code="queue_full", retry_after=2)
     if isinstance(error, ClosedError):
-        return ApiError(503, str(error), code="shutting_down")
+        return ApiError(str(error), status=503, code="shutting_down")
     if isinstance(error, TimeoutError):
-        return ApiError(408, str(error), code="timeout")
+        return ApiError(str(error), status=408, code="timeout")
     if isinstance(error, InvalidArgumentError):  # a grammar that no text of this model fits
-        return ApiError(400, str(error), code="invalid_value")
-    return ApiError(500, f"the reply could not be computed: {error}", code="server_error")
+        return ApiError(str(error), code="invalid_value")
+    return ApiError(f"the reply could not be computed: {error}", status=500, code="server_error")
 
 
 async def full_replies(request: fastapi.Request, stream: ReplyStream) -> list[FullReply]:

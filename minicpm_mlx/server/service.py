@@ -119,18 +119,23 @@ class Service:
                 return model
         names = ", ".join(model.name for model in self.models)
         raise ApiError(
-            404,
             f"there is no model {shown(name)} here; there is {names}",
+            status=404,
             field="model",
             code="model_not_found",
         )
 
-    def sampling(self, **changes: Any) -> Sampling:
-        """The model's default sampling with the fields that are not None replaced."""
+    def sampling(self, own_names: Mapping[str, str] | None = None, **changes: Any) -> Sampling:
+        """The model's default sampling with the fields that are not None replaced.
+
+        ApiError with the API's `own_names` of fields, where they differ from ours.
+        """
         try:
             return sampling_with(self.lm.sampling, **changes)
         except InvalidArgumentError as error:
-            raise ApiError(400, str(error), field=error.field) from None
+            name = (own_names or {}).get(error.field or "", error.field)
+            problem = error.problem if name is None else f"{name} {error.problem}"
+            raise ApiError(problem, field=name) from None
 
     def chat_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
@@ -140,7 +145,7 @@ class Service:
         try:
             ids = tokenizer.chat_ids(messages, tools=tools)
         except TemplateError as error:
-            raise ApiError(400, str(error), field="messages") from None
+            raise ApiError(str(error), field="messages") from None
         return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
 
     def encode(self, text: str) -> list[int]:
@@ -153,7 +158,6 @@ class Service:
         unknown = next((token for token in ids if not 0 <= token < size), None)
         if unknown is not None:
             raise ApiError(
-                400,
                 f"{field}: token ids must be from 0 to {size - 1}, got {shown(unknown)}",
                 field=field,
             )
@@ -220,11 +224,10 @@ class Service:
     def _request(self, generation: GenerationRequest, field: str, embed: bool = False) -> Request:
         prompt = generation.prompt
         if not prompt:
-            raise ApiError(400, "the prompt is empty; expected at least one token", field=field)
+            raise ApiError("the prompt is empty; expected at least one token", field=field)
         room = self.context_length - len(prompt)
         if room < (generation.max_tokens != 0):
             raise ApiError(
-                400,
                 f"the prompt has {len(prompt)} tokens and the context is "
                 f"{self.context_length}; shorten it to leave room for a reply",
                 field=field,
@@ -232,8 +235,7 @@ class Service:
             )
         if generation.grammar and (generation.min_tokens or generation.ignore_eos):
             raise ApiError(
-                400,
-                "a grammar decides where the reply may end; leave out min_tokens and ignore_eos",
+                "a grammar decides where the reply may end; leave out min_tokens and ignore_eos"
             )
         max_tokens = generation.max_tokens
         if max_tokens is None:

@@ -132,7 +132,7 @@ class RequestTools:
         if tool_format is None:
             return await compile_only_grammar(self.service, guides)
         for name in guides:
-            raise ApiError(400, f"{name} and tools exclude each other; leave one out", field=name)
+            raise ApiError(f"{name} and tools exclude each other; leave one out", field=name)
         if self.choice == "auto":
             return None
         lark = await run_in_thread(lambda: self._lark(tool_format), "tools")
@@ -169,14 +169,13 @@ class RequestTools:
 
 def _check_choice(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:
     if len(functions) != len(tools):
-        raise ApiError(400, "tools: each function needs its own name", field="tools")
+        raise ApiError("tools: each function needs its own name", field="tools")
     if choice in ("auto", "none"):
         return
     if not functions:
-        raise ApiError(400, f"tool_choice {choice!r} needs tools; give some", field="tool_choice")
+        raise ApiError(f"tool_choice {choice!r} needs tools; give some", field="tool_choice")
     if choice != "required" and choice not in functions:
         raise ApiError(
-            400,
             f"tool_choice: expected one of {', '.join(functions)}, got {choice!r}",
             field="tool_choice",
         )

@@ -271,6 +271,8 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("options.repeat_last_n", {"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}),
         ("options.penalize_newline", {"options": {"penalize_newline": False}}),
         ("options.wisdom", {"options": {"wisdom": 1}}),
+        ("options.repeat_penalty", {"options": {"repeat_penalty": -1.0}}),
+        ("options.temperature", {"options": {"temperature": -1.0}}),
     ],
     "/api/generate": [
         ("template", {"template": "{{ .Prompt }}"}),

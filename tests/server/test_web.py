@@ -81,12 +81,12 @@ def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
 @pytest.mark.parametrize(
     ("refusal", "english", "chinese"),
     [
-        (ApiError(400, "x", code="context_length_exceeded"), "4096 tokens", "4096 个词元"),
-        (ApiError(429, "x", code="queue_full"), "queue is full", "队列已满"),
-        (ApiError(408, "x"), "took longer", "超过"),
-        (ApiError(503, "x"), "shutting down", "正在关闭"),
-        (ApiError(500, "x"), "server failed", "出错"),
-        (ApiError(400, "odd: <b>"), "odd: <b>", "odd: <b>"),
+        (ApiError("x", code="context_length_exceeded"), "4096 tokens", "4096 个词元"),
+        (ApiError("x", status=429, code="queue_full"), "queue is full", "队列已满"),
+        (ApiError("x", status=408), "took longer", "超过"),
+        (ApiError("x", status=503), "shutting down", "正在关闭"),
+        (ApiError("x", status=500), "server failed", "出错"),
+        (ApiError("odd: <b>"), "odd: <b>", "odd: <b>"),
     ],
 )
 def test_every_refusal_is_told_in_both_languages(
@@ -202,7 +202,7 @@ def test_until_gives_items_and_errors_up_to_its_end_or_stop() -> None:
     async def fail() -> None:
         async def broken() -> AsyncIterator[int]:
             yield 1
-            raise ApiError(408, "late")
+            raise ApiError("late", status=408)
 
         async for _ in until(asyncio.Event(), broken()):
             pass

@@ -132,9 +132,7 @@ class ToolChoice(Body):
 
     def check(self) -> None:
         if (self.type == "tool") != (self.name is not None):
-            raise ApiError(
-                400, 'tool_choice: a name goes with type "tool"', field="tool_choice.name"
-            )
+            raise ApiError('tool_choice: a name goes with type "tool"', field="tool_choice.name")
 
     def choice(self) -> str:
         """The `choice` of RequestTools."""
@@ -191,7 +189,7 @@ class ConversationBody(CacheableBody):
         messages = template_messages(self.system, self.messages)
         prefill = _pop_prefill(messages)
         if not messages or messages[-1]["role"] == "system":
-            raise ApiError(400, "messages must include one of the user", field="messages")
+            raise ApiError("messages must include one of the user", field="messages")
         prompt, stops = service.chat_prompt(messages, tools.for_template)
         if prefill:
             text = service.lm.tokenizer.chat_text(messages, tools=tools.for_template)
@@ -252,9 +250,7 @@ def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]
         elif isinstance(block, TextBlock):
             texts.append(block)
         else:
-            raise ApiError(
-                400, f"{field}: {block.type} is not for role {message.role}", field=field
-            )
+            raise ApiError(f"{field}: {block.type} is not for role {message.role}", field=field)
     rest: dict[str, Any] = {"role": message.role, "content": join_text(texts, "\n")}
     if calls:
         rest["tool_calls"] = calls
@@ -276,7 +272,6 @@ def _pop_prefill(messages: list[dict[str, Any]]) -> str:
     text: str = last["content"]
     if "tool_calls" in last or text != text.rstrip():
         raise ApiError(
-            400,
             "messages: the last one begins the reply, so it must be text that does not end in "
             "white space",
             field="messages",

@@ -8,9 +8,9 @@ class ApiError(Exception):
 
     def __init__(
         self,
-        status: int,
         message: str,
         *,
+        status: int = 400,
         field: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
@@ -30,4 +30,4 @@ class ApiError(Exception):
 
 def unsupported(field: str, reason: str) -> ApiError:
     """The error for a field that would change the reply and cannot be honoured."""
-    return ApiError(400, f"{field} is not supported: {reason}", field=field, code="unsupported")
+    return ApiError(f"{field} is not supported: {reason}", field=field, code="unsupported")

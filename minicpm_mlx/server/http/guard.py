@@ -91,7 +91,9 @@ class Guard:
             # Starlette's own handler has responded by now, if it could.
             _log.exception("%s %s", scope["method"], _printable_path(scope))
             if not sender.status:
-                response = self._refusal(scope, ApiError(500, "the server failed; see its log"))
+                response = self._refusal(
+                    scope, ApiError("the server failed; see its log", status=500)
+                )
                 await response(scope, receive, sender)
         finally:
             self._report(scope, sender.status, time.perf_counter() - start)
@@ -116,9 +118,9 @@ class Guard:
         self._check_framing(scope, headers)
         if self._active >= self._settings.max_requests and scope["path"] != "/health":
             raise ApiError(
-                429,
                 f"the server is answering {self._active} requests and takes at most "
                 f"{self._settings.max_requests}; try again in a moment",
+                status=429,
                 code="too_many_requests",
                 retry_after=1,
             )
@@ -144,9 +146,9 @@ class Guard:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if len(hosts) != 1 or not self._is_own_host(hosts[0]):
             raise ApiError(
-                403,
                 f"host {_quote(hosts)} is not served; use localhost or an address, "
                 "or start the server with --allowed-host",
+                status=403,
                 code="host_not_allowed",
             )
         if not origins:
@@ -158,9 +160,9 @@ class Guard:
         if len(origins) == 1 and origin != "null" and _netloc(origin) == hosts[0].lower():
             return False
         raise ApiError(
-            403,
             f"pages of {_quote(origins)} may not call this server; "
             "start it with --allowed-origin to let them",
+            status=403,
             code="origin_not_allowed",
         )
 
@@ -182,7 +184,9 @@ class Guard:
             page and headers.get("sec-fetch-mode") == "navigate"
         ):
             raise ApiError(
-                403, "pages of other sites may not call this server", code="origin_not_allowed"
+                "pages of other sites may not call this server",
+                status=403,
+                code="origin_not_allowed",
             )
 
     def _check_key(self, headers: Headers) -> None:
@@ -193,28 +197,32 @@ class Guard:
         # In constant time, so that the time reveals nothing about the key.
         if not any(hmac.compare_digest(value.encode("latin-1"), key) for value in sent):
             raise ApiError(
-                401,
                 "the API key is missing or wrong; "
                 "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
+                status=401,
                 code="invalid_api_key",
             )
 
     def _check_framing(self, scope: Scope, headers: Headers) -> None:
         if _has_two_lengths(headers):
             # If a proxy uses one and we the other, a body can hide a request.
-            raise ApiError(400, "Transfer-Encoding and Content-Length exclude each other; send one")
+            raise ApiError("Transfer-Encoding and Content-Length exclude each other; send one")
         if "transfer-encoding" not in headers and not _content_length(headers):
             return
         if scope["method"] in ("GET", "HEAD"):
-            raise ApiError(400, f"{scope['method']} takes no body; send it without one")
+            raise ApiError(f"{scope['method']} takes no body; send it without one")
         coding = headers.get("content-encoding", "identity").strip().lower()
         if coding != "identity":
-            raise ApiError(415, f"expected no Content-Encoding, got {coding[:80]!r}; send it plain")
+            raise ApiError(
+                f"expected no Content-Encoding, got {coding[:80]!r}; send it plain", status=415
+            )
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if _is_page(scope) or kind == "application/json" or kind.endswith("+json"):
             return
         if not scope["path"].startswith("/api/"):
-            raise ApiError(415, f"expected Content-Type: application/json, got {kind[:80]!r}")
+            raise ApiError(
+                f"expected Content-Type: application/json, got {kind[:80]!r}", status=415
+            )
         # Ollama ignores the type, because `curl -d` sends another one. Pages can send that one
         # without a preflight, which does no harm: their origin has been checked.
         MutableHeaders(scope=scope)["content-type"] = "application/json"

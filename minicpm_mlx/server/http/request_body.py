@@ -27,7 +27,9 @@ async def read(receive: Receive, declared: int, limit: int, seconds: float, wait
     after 100 Continue (Expect: 100-continue), so a refused one is not read at all.
     """
     too_long = ApiError(
-        413, f"the body is longer than {limit} bytes; send a shorter prompt", code="body_too_large"
+        f"the body is longer than {limit} bytes; send a shorter prompt",
+        status=413,
+        code="body_too_large",
     )
     if declared > limit and wait:
         raise too_long
@@ -38,7 +40,7 @@ async def read(receive: Receive, declared: int, limit: int, seconds: float, wait
             message = await asyncio.wait_for(receive(), deadline - time.monotonic())
         except asyncio.TimeoutError:
             raise ApiError(
-                408, f"the body did not arrive within {seconds:g} seconds; send it again"
+                f"the body did not arrive within {seconds:g} seconds; send it again", status=408
             ) from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
@@ -82,7 +84,7 @@ def check_json(body: bytes) -> None:
         problem = str(error)[:300]
     else:
         return
-    raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json")
+    raise ApiError(f"the body is not valid JSON: {problem}", code="invalid_json")
 
 
 def _depth(value: object) -> int:

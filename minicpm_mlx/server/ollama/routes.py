@@ -116,9 +116,9 @@ def router(service: Service) -> APIRouter:
 async def refuse_change() -> None:
     """Refused: this server changes no models."""
     raise ApiError(
-        403,
         "this server changes no models and serves those it was started with; "
         "use `minicpm-mlx pull` and `minicpm-mlx convert` for others",
+        status=403,
         code="read_only",
     )
 
@@ -126,7 +126,7 @@ async def refuse_change() -> None:
 def _name(body: ShowBody) -> str:
     name = body.model or body.name
     if not name:
-        raise ApiError(400, "model is missing; name the one to show", field="model")
+        raise ApiError("model is missing; name the one to show", field="model")
     return name
 
 
@@ -139,7 +139,6 @@ async def _embed(
     for index, prompt in enumerate(prompts):
         if len(prompt) > limit and not truncate:
             raise ApiError(
-                400,
                 f"input {index} has {len(prompt)} tokens and the context is {limit}; "
                 "shorten it, or leave truncate out",
                 field="input",

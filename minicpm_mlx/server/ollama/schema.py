@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,7 +37,7 @@ class CommonRequest(LogprobFields):
     def check(self) -> None:
         super().check()
         if isinstance(self.format, str) and self.format not in ("", "json"):
-            raise ApiError(400, 'format must be "json" or a JSON schema, got text', field="format")
+            raise ApiError('format must be "json" or a JSON schema, got text', field="format")
 
     def guide(self) -> dict[str, Any]:
         """`format` as arguments of `compile_grammar`."""
@@ -119,6 +119,11 @@ class ChatBody(CommonRequest):
 class OllamaOptions(LocalSamplingFields):
     """None is the model's default."""
 
+    own_names: ClassVar[Mapping[str, str]] = {
+        **{name: f"options.{name}" for name in Sampling.__dataclass_fields__},
+        "repetition_penalty": "options.repeat_penalty",
+    }
+
     num_predict: Int64 | None = None
     """Tokens of the reply, at most; -1, -2 and 0 leave it to the model and the context."""
     num_ctx: Annotated[int, Field(ge=1)] | None = None
@@ -183,7 +188,6 @@ class OllamaOptions(LocalSamplingFields):
             return limit
         if self.num_ctx > service.context_length:
             raise ApiError(
-                400,
                 f"options.num_ctx must be at most the model's context, {service.context_length}, "
                 f"got {self.num_ctx}",
                 field="options.num_ctx",
@@ -191,7 +195,6 @@ class OllamaOptions(LocalSamplingFields):
         room = self.num_ctx - len(prompt)
         if room < 1:
             raise ApiError(
-                400,
                 f"the prompt has {len(prompt)} tokens and options.num_ctx is {self.num_ctx}; "
                 f"shorten it, or raise num_ctx to up to {service.context_length}",
                 field="options.num_ctx",

@@ -65,7 +65,6 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
         super().check()
         if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ApiError(
-                400,
                 "max_tokens and max_completion_tokens differ; give one",
                 field="max_completion_tokens",
             )

@@ -41,7 +41,7 @@ class CompletionBody(OpenAIFields):
             raise unsupported("best_of", "it must equal n; ask for more with n, and choose")
         if self.logprobs is not None and self.stop_token_ids:
             raise ApiError(
-                400, "logprobs and stop_token_ids exclude each other; give one", field="logprobs"
+                "logprobs and stop_token_ids exclude each other; give one", field="logprobs"
             )
 
 

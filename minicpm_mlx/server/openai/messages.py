@@ -113,5 +113,5 @@ def parse_call(call_id: str, name: str, arguments: str, field: str) -> dict[str,
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise ApiError(400, f"{field}: arguments must be a JSON object as text", field=field)
+        raise ApiError(f"{field}: arguments must be a JSON object as text", field=field)
     return template_call(call_id, name, parsed)

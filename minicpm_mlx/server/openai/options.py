@@ -49,7 +49,6 @@ class OpenAIFields(CompletionFields):
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
             raise ApiError(
-                400,
                 "stream_options goes with stream: true; set that, or leave stream_options out",
                 field="stream_options",
             )

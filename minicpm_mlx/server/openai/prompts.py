@@ -70,7 +70,7 @@ async def read_prompts(
     )
     if not all(prompt.ids for prompt in encoded):
         message = f"{field}: expected text or token ids, got an empty prompt"
-        raise ApiError(400, message, field=field)
+        raise ApiError(message, field=field)
     return encoded
 
 

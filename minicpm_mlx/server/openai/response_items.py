@@ -95,7 +95,7 @@ def template_messages(
     for index, item in enumerate(items):
         _add_item(messages, item, f"input[{index}]")
     if not messages:
-        raise ApiError(400, "input: expected text or items, got none", field="input")
+        raise ApiError("input: expected text or items, got none", field="input")
     return messages
 
 

@@ -27,7 +27,7 @@ class TokenizeBody(Body):
 
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
-            raise ApiError(400, "give one of prompt and messages", field="prompt")
+            raise ApiError("give one of prompt and messages", field="prompt")
 
     def ids(self, service: Service) -> list[int]:
         if self.messages is not None:

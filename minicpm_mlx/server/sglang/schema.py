@@ -49,9 +49,7 @@ class SamplingParams(CompletionFields):
     def check(self) -> None:
         if self.top_k == 0:
             raise ApiError(
-                400,
-                "top_k must be -1 (all tokens) or at least 1, got 0",
-                field="sampling_params.top_k",
+                "top_k must be -1 (all tokens) or at least 1, got 0", field="sampling_params.top_k"
             )
 
     def guides(self) -> dict[str, dict[str, Any]]:
@@ -118,7 +116,7 @@ class SGLangGenerateBody(Body):
 
     def check(self) -> None:
         if (self.text is None) == (self.input_ids is None):
-            raise ApiError(400, "expected either text or input_ids", field="text")
+            raise ApiError("expected either text or input_ids", field="text")
 
     @property
     def prompt_field(self) -> str:
@@ -175,9 +173,7 @@ class SGLangGenerateBody(Body):
     def _params(self, count: int) -> list[SamplingParams]:
         params = _each("sampling_params", self.sampling_params, count, SamplingParams())
         if len({item.n or 1 for item in params}) > 1:
-            raise ApiError(
-                400, "sampling_params: n must be the same for all", field="sampling_params"
-            )
+            raise ApiError("sampling_params: n must be the same for all", field="sampling_params")
         return params
 
     def _names(self, count: int) -> list[str | None]:
@@ -192,7 +188,6 @@ def _each(field: str, values: Any, count: int, default: T) -> list[T]:
         return [default if values is None else values] * count
     if len(values) != count:
         raise ApiError(
-            400,
             f"{field} must be one value, or one for each of the {count} prompts; got {len(values)}",
             field=field,
         )
@@ -220,7 +215,6 @@ def _first_scored(start: int | None, ids: Sequence[int], params: SamplingParams)
         start = 0 if params.max_new_tokens == 0 else -1
     if not -1 <= start < max(len(ids), 1):
         raise ApiError(
-            400,
             f"logprob_start_len must be -1 or below the prompt's {len(ids)} tokens, got {start}",
             field="logprob_start_len",
         )
@@ -238,8 +232,6 @@ def _parse_schema(text: str) -> dict[str, Any]:
         schema = None
     if not isinstance(schema, dict):
         raise ApiError(
-            400,
-            "json_schema must be the text of a JSON object",
-            field="sampling_params.json_schema",
+            "json_schema must be the text of a JSON object", field="sampling_params.json_schema"
         )
     return schema

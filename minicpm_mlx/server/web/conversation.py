@@ -114,7 +114,7 @@ class WebConversation:
             self.error = error
         except Exception:  # the page shows it in its language and stays usable
             _log.exception("a reply of the web page failed")
-            self.error = ApiError(500, "the server failed; see its log")
+            self.error = ApiError("the server failed; see its log", status=500)
         finally:
             self.replying = False
             if text:

@@ -74,7 +74,7 @@ class Gate:
             check_event(content, self._events if path == JOIN else None)
             await self._app(scope, replay(content, receive), send)
         else:
-            raise ApiError(404, f"there is no {scope['method']} {scope['path'][:80]}")
+            raise ApiError(f"there is no {scope['method']} {scope['path'][:80]}", status=404)
 
     async def _read(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         if path == "/gradio_api/queue/data":
@@ -126,12 +126,12 @@ def check_event(content: bytes, events: Mapping[int, int] | None) -> None:
     values = event.get("data", []) if isinstance(event, dict) else None
     plain = (str, int, float, bool, type(None))
     if not isinstance(values, list) or not all(isinstance(value, plain) for value in values):
-        raise ApiError(400, "data: expected a list of texts and numbers", field="data")
+        raise ApiError("data: expected a list of texts and numbers", field="data")
     if events is None:
         return
     number = event.get("fn_index")
     if type(number) is not int or number not in events:
-        raise ApiError(400, "fn_index: expected the number of an event", field="fn_index")
+        raise ApiError("fn_index: expected the number of an event", field="fn_index")
     if len(values) != events[number]:
         message = f"data: event {number} takes {events[number]} values, got {len(values)}"
-        raise ApiError(400, message, field="data")
+        raise ApiError(message, field="data")
