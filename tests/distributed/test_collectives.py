@@ -104,10 +104,7 @@ KILLED = "minicpm-mlx: rank 1 was ended by SIGKILL; the launch ended with it\n"
 
 @pytest.mark.parametrize(
     ("end", "expected"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", (137, "", KILLED)),
-        ("os._exit(4)", (4, "", "")),
-    ],
+    [("os.kill(os.getpid(), signal.SIGKILL)", (137, "", KILLED)), ("os._exit(4)", (4, "", ""))],
 )
 def test_a_rank_that_vanishes_in_a_meeting_ends_the_launch(
     launched: Launched, end: str, expected: tuple[int, str, str]

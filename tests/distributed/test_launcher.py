@@ -216,10 +216,7 @@ def test_nothing_is_imported_from_the_folder_it_is_called_in(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("number", "status", "message"),
-    [
-        (signal.SIGINT, 130, "minicpm-mlx: interrupted\n"),
-        (signal.SIGKILL, -9, ""),
-    ],
+    [(signal.SIGINT, 130, "minicpm-mlx: interrupted\n"), (signal.SIGKILL, -9, "")],
 )
 def test_a_launch_that_ends_leaves_no_rank(
     tmp_path: Path, number: signal.Signals, status: int, message: str

@@ -151,12 +151,7 @@ def test_examples_and_template_are_as_asked(lm: mm.LM, tasks: Path) -> None:
 
     chosen = choose(["own_choice"], tasks)
     turns = run_harness(
-        lm,
-        chosen,
-        num_fewshot=1,
-        limit=1,
-        apply_chat_template=True,
-        system_instruction="Be brief.",
+        lm, chosen, num_fewshot=1, limit=1, apply_chat_template=True, system_instruction="Be brief."
     )
     [prompt] = prompts(turns, "own_choice")
     question, _, answer = prompt.partition("<|im_start|>user\n")[2].partition("<|im_end|>\n")
@@ -200,10 +195,7 @@ def test_what_cannot_be_run_is_refused_before_the_model_is_asked(
 
 
 def test_the_command_prints_the_figures_and_keeps_the_rest(
-    tasks: Path,
-    tmp_path: Path,
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
+    tasks: Path, tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["eval", "--harness", "lm-eval", "--tasks", "own_choice", "--include-path", str(tasks)]
     line += ["--limit", "1", "--num-fewshot", "1", "--model", str(write_model(tmp_path / "tiny"))]

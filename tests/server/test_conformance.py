@@ -215,10 +215,7 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("guided_regex: cannot follow this form: unclosed", {"guided_regex": "[a-z"}),
         ("guided_json: cannot follow this form: Invalid type", {"guided_json": {"type": "foo"}}),
         ("messages[0].content", {"messages": [{"role": "user", "content": None}]}),
-        (
-            "messages[0].content[0]",
-            {"messages": [{"role": "user", "content": [IMAGE]}]},
-        ),
+        ("messages[0].content[0]", {"messages": [{"role": "user", "content": [IMAGE]}]}),
         ("messages", {"messages": [{"role": "robot", "content": "Hi"}]}),
         ("audio", {"messages": [{"role": "assistant", "content": "Hi", "audio": {"id": "x"}}]}),
     ],

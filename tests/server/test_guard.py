@@ -484,10 +484,7 @@ def test_small_writes_are_sent_at_once() -> None:
 
 
 def test_the_command_refuses_in_one_line(
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    tiny: mm.LM,
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: mm.LM
 ) -> None:
     empty = tmp_path / "key"
     empty.touch()
@@ -525,9 +522,7 @@ def test_the_help_tells_the_defaults_that_the_service_has() -> None:
 
 
 def test_a_missing_package_names_the_install_command(
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minicpm_mlx.server import requirements
 

@@ -502,9 +502,7 @@ def test_a_server_does_not_import_gradio_before_the_page_is_asked_for() -> None:
 
 
 def test_without_gradio_the_command_says_what_to_install(
-    command: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(

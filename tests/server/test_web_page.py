@@ -137,9 +137,7 @@ def test_a_reply_grows_and_its_cost_is_told(
 
 
 @pytest.mark.slow
-def test_the_next_question_finds_the_conversation_in_the_cache(
-    opened: Callable[..., Page],
-) -> None:
+def test_the_next_question_finds_the_conversation_in_the_cache(opened: Callable[..., Page]) -> None:
     page = opened()
     ask(page, "My name is Ada.")
     answered(page)

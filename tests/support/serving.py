@@ -52,11 +52,7 @@ class Live:
         return parts.hostname, parts.port
 
     def ask(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """One request on a connection of its own; a body that is no bytes is sent as JSON."""
         connection = http.client.HTTPConnection(*self.place, timeout=PATIENCE)
@@ -91,12 +87,7 @@ def serving(
 
     service = Service(lm, **options)
     server = GracefulServer(
-        service,
-        address=address,
-        settings=chosen,
-        grace=grace,
-        mount=mount,
-        ready=ready,
+        service, address=address, settings=chosen, grace=grace, mount=mount, ready=ready
     )
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -111,11 +111,7 @@ def test_a_chart_shows_what_was_measured(validated: bool, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("losses", "name"),
-    [
-        ([1.0], "$x^{$"),
-        ([math.nan, math.nan], ""),
-        ([1e300, math.nan, -1.0], ""),
-    ],
+    [([1.0], "$x^{$"), ([math.nan, math.nan], ""), ([1e300, math.nan, -1.0], "")],
 )
 def test_any_run_can_be_drawn(losses: list[float], name: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")

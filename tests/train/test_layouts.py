@@ -60,11 +60,7 @@ ALPACA = {"instruction": "q", "output": "a"}
         ({**ALPACA, "input": ""}, "Alpaca", [ASK, REPLY]),
         ({**ALPACA, "input": None}, "Alpaca", [ASK, REPLY]),
         ({**ALPACA, "input": "i", "system": "s"}, "Alpaca", [SYSTEM, user("q\ni"), REPLY]),
-        (
-            {**ALPACA, "instruction": "q2", "history": [["q", "a"]]},
-            "Alpaca",
-            [*LONGER, REPLY],
-        ),
+        ({**ALPACA, "instruction": "q2", "history": [["q", "a"]]}, "Alpaca", [*LONGER, REPLY]),
         ({"prompt": "q", "completion": "a"}, "prompt and completion", [ASK, REPLY]),
         ({"prompt": [ASK], "completion": [REPLY]}, "prompt and completion", [ASK, REPLY]),
         ({"prompt": "q", "response": "a"}, "prompt and response", [ASK, REPLY]),
