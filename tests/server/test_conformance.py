@@ -226,6 +226,8 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("token ids", {"prompt": [1, -1]}),
         ("prompt: token ids must be", {"prompt": [999999]}),
         ("9000 tokens", {"prompt": [5] * 9000}),
+        ("9000 tokens", {"prompt": [5] * 9000, "max_tokens": 0}),
+        ("4096 tokens", {"prompt": [5] * 4096}),
         ("suffix", {"suffix": "end"}),
         ("best_of", {"best_of": 3}),
         ("guided_grammar", {"guided_grammar": "start: b"}),

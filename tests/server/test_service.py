@@ -14,8 +14,7 @@ import minicpm_mlx as mm
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
 
-from minicpm_mlx.server.http.api_error import ApiError
-from minicpm_mlx.server.service import Chunk, GenerationRequest, Service
+from minicpm_mlx.server.service import GenerationRequest, Service
 
 PROMPTS = [
     "The capital of France is",
@@ -63,37 +62,6 @@ def test_eight_different_requests_at_once_are_answered_as_alone(service: Service
         assert (got.stopped_by is not None) == (got.stopped_by in one.stop)
 
 
-def test_what_was_read_before_changes_no_reply(service: Service) -> None:
-    long = "The quick brown fox jumps over the lazy dog. " * 12
-
-    async def twice() -> list[Any]:
-        await service.flush()
-        return [(await service.start([ask(service, long)]).whole())[0] for _ in range(2)]
-
-    fresh, again = asyncio.run(twice())
-    assert fresh.text == again.text == service.lm.generate(long, max_tokens=12).text
-    assert fresh.stats.cached_tokens == 0
-    assert again.stats.cached_tokens == again.stats.prompt_tokens - 1
-
-
-def test_parts_join_to_the_whole_and_observers_see_them(service: Service) -> None:
-    seen: list[Chunk] = []
-    service.observers.append(seen.append)
-
-    async def run() -> list[Chunk]:
-        replies = service.start([ask(service, text) for text in PROMPTS[:2]])
-        async with replies:
-            return [part async for part in replies]
-
-    parts = asyncio.run(run())
-    service.observers.remove(seen.append)
-    assert seen == parts
-    for index, text in enumerate(PROMPTS[:2]):
-        mine = [part for part in parts if part.index == index]
-        assert "".join(part.text for part in mine) == service.lm.generate(text, max_tokens=12).text
-        assert [part.finish_reason for part in mine[:-1]] == [None] * (len(mine) - 1)
-
-
 @pytest.mark.parametrize("way", ["close", "drop", "cancel"])
 def test_replies_that_nobody_waits_for_free_their_place_at_once(service: Service, way: str) -> None:
     async def run() -> float:
@@ -130,35 +98,3 @@ def test_embeddings_are_means_of_hidden_states_after_the_norm(service: Service) 
         model: Any = reference.model
         wanted = np.array(model.hidden(mx.array([one]))[0].mean(axis=0))
         np.testing.assert_allclose(vector, wanted, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "status", "code"),
-    [
-        ({"prompt": []}, 400, None),
-        ({"prompt": [5] * 4096}, 400, "context_length_exceeded"),
-        ({"prompt": [5] * 9000, "max_tokens": 0}, 400, "context_length_exceeded"),
-    ],
-)
-def test_what_cannot_be_answered_is_refused_before_it_waits(
-    service: Service, wrong: dict[str, Any], status: int, code: str | None
-) -> None:
-    given: dict[str, Any] = {"max_tokens": 4} | wrong
-    one = GenerationRequest(served=service.find_model(None), sampling=service.sampling(), **given)
-
-    async def run() -> None:
-        service.start([one])
-
-    with pytest.raises(ApiError) as refused:
-        asyncio.run(run())
-    assert (refused.value.status, refused.value.code) == (status, code)
-
-
-def test_names_are_those_the_operator_gave(service: Service) -> None:
-    assert (
-        service.find_model(None) == service.find_model("tiny") == service.find_model("tiny:latest")
-    )
-    for name in ("", "Tiny", "tiny:pirate", "../tiny", "/etc/passwd", "tiny:", "tiny\0"):
-        with pytest.raises(ApiError, match="there is tiny") as refused:
-            service.find_model(name)
-        assert (refused.value.status, refused.value.code) == (404, "model_not_found")
