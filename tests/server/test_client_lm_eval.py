@@ -76,18 +76,6 @@ def test_loglikelihoods_are_those_of_the_models_logits(server, demo, options, mo
     assert not found[1][1]
 
 
-def test_a_context_that_ends_the_reply_costs_no_continuation(server, demo):
-    # The model would end right after this; the entry lm-eval drops must still be there.
-    context = demo.tokenizer.chat_text(
-        [{"role": "user", "content": "What is the capital of France?"}]
-    )
-    reply = demo.generate(demo.encode(context), max_tokens=24)
-    assert reply.finish_reason == "stop"
-    [(logprob, _)] = harness(server).loglikelihood(requests([(context, reply.text)]))
-    own, _ = expected(demo, context, reply.text)
-    assert logprob == pytest.approx(own, abs=2e-3)
-
-
 def test_generation_stops_where_the_task_says(server, demo):
     asked = {"until": ["\n", ".", "?", "!", ";"], "max_gen_toks": 12}
     prompt = "The capital of France is"

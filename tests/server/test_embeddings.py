@@ -14,7 +14,7 @@ pytest.importorskip("fastapi")
 if TYPE_CHECKING:
     from support.serving import Live
 
-TEXTS = ["The cat sat on the mat.", "Stocks fell."]
+TEXTS = ["The cat sat on the mat.", "Stocks fell. " * 60]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import string
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,15 +57,8 @@ def test_the_first_language_of_the_browser_decides() -> None:
 
 def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
     conversation = WebConversation()
-    conversation.stats = Stats(
-        prompt_tokens=40,
-        cached_tokens=30,
-        completion_tokens=21,
-        ttft=0.5,
-        seconds=2.5,
-        passes=20,
-        peak_memory=0,
-    )
+    tokens = {"prompt_tokens": 40, "cached_tokens": 30, "completion_tokens": 21, "passes": 20}
+    conversation.stats = Stats(**tokens, ttft=0.5, seconds=2.5, peak_memory=0)
     conversation.finish_reason = "length"
     english = status(conversation, "en", 4096).replace("\\", "")
     assert english == (
@@ -184,6 +178,11 @@ def test_an_event_of_texts_and_numbers_passes() -> None:
 # Conversations
 
 
+async def drain(stream: AsyncIterator[None]) -> None:
+    async for _ in stream:
+        pass
+
+
 async def counted() -> AsyncIterator[int]:
     for number in range(100):
         await asyncio.sleep(0)
@@ -229,8 +228,7 @@ def test_a_conversation_says_what_the_model_alone_says(service: Service, tiny: m
     async def run() -> list[dict[str, str]]:
         conversation = WebConversation()
         for question in ("Name a colour.", "Another one."):
-            async for _ in conversation.ask(service, SETTINGS, question):
-                pass
+            await drain(conversation.ask(service, SETTINGS, question))
         return conversation.messages
 
     messages = asyncio.run(run())
@@ -245,8 +243,7 @@ def test_a_conversation_says_what_the_model_alone_says(service: Service, tiny: m
 def test_a_refused_question_is_given_back_and_leaves_no_turn(service: Service) -> None:
     async def run() -> WebConversation:
         conversation = WebConversation()
-        async for _ in conversation.ask(service, SETTINGS, "word " * 9000):
-            pass
+        await drain(conversation.ask(service, SETTINGS, "word " * 9000))
         return conversation
 
     conversation = asyncio.run(run())
@@ -261,15 +258,13 @@ def test_an_unforeseen_error_is_told_and_the_next_question_answered(
 ) -> None:
     async def run() -> WebConversation:
         conversation = WebConversation()
-        wrong = PageSettings(served="tiny", system="", top_p=None, temperature=0.0, max_tokens=-1)
+        wrong = replace(SETTINGS, temperature=0.0, max_tokens=-1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(service, "start", lambda asks: 1 / 0)
-            async for _ in conversation.ask(service, wrong, "Hello"):
-                pass
+            await drain(conversation.ask(service, wrong, "Hello"))
         assert conversation.error is not None
         assert conversation.error.status == 500
-        async for _ in conversation.ask(service, SETTINGS, "Hello"):
-            pass
+        await drain(conversation.ask(service, SETTINGS, "Hello"))
         return conversation
 
     conversation = asyncio.run(run())
@@ -281,12 +276,10 @@ def test_an_unforeseen_error_is_told_and_the_next_question_answered(
 def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Service) -> None:
     async def run() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         conversation = WebConversation()
-        async for _ in conversation.ask(service, SETTINGS, "Hello"):
-            pass
+        await drain(conversation.ask(service, SETTINGS, "Hello"))
         before = list(conversation.messages)
-        wrong = PageSettings(served="none", system="", top_p=None, temperature=None, max_tokens=4)
-        async for _ in conversation.regenerate(service, wrong):
-            pass
+        wrong = replace(SETTINGS, served="none")
+        await drain(conversation.regenerate(service, wrong))
         assert conversation.error is not None
         return before, conversation.messages
 
@@ -297,11 +290,7 @@ def test_regenerating_keeps_the_old_answer_where_no_new_one_comes(service: Servi
 def test_a_reply_that_nobody_waits_for_is_given_up(service: Service) -> None:
     async def run() -> None:
         conversation = WebConversation()
-        growing = conversation.ask(
-            service,
-            PageSettings(served="tiny", system="", top_p=None, temperature=None, max_tokens=3000),
-            "a",
-        )
+        growing = conversation.ask(service, replace(SETTINGS, max_tokens=3000), "a")
         for _ in range(3):
             await anext(growing)
         assert service.state()["running"] == 1
