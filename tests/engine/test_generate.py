@@ -25,12 +25,6 @@ def test_end_token_is_given_and_ends_the_stream(model: Any) -> None:
     assert list(generate(model, PROMPT, max_tokens=10, eos={ids[3]})) == ids[:4]
 
 
-def test_sampled_stream_is_the_same_for_the_same_seed(model: Any) -> None:
-    how = Sampling(temperature=1.5, top_p=0.95, repetition_penalty=1.1, seed=3)
-    first = list(generate(model, PROMPT, max_tokens=20, sampling=how))
-    assert first == list(generate(model, PROMPT, max_tokens=20, sampling=how))
-
-
 def test_session_notes_exactly_the_ids_its_cache_holds(model: Any) -> None:
     session = Session(model.config)
     ids = list(generate(model, PROMPT, max_tokens=5, session=session))

@@ -226,17 +226,6 @@ def test_scores_may_begin_anywhere_and_use_what_is_known(model: Any) -> None:
             )
 
 
-def test_the_mean_of_hidden_states_is_that_of_one_pass(model: Any) -> None:
-    prompt = list(range(1, 100))
-    request = ask(prompt, 0, embed=True)
-    with running(model) as (scheduler, ear):
-        scheduler.submit([request])
-        ((read,),) = ear.until_end([request])
-    assert isinstance(read, PrefillDone)
-    wanted = np.array(model.hidden(mx.array([prompt]))[0].mean(axis=0))
-    np.testing.assert_allclose(read.embedding, wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_no_end_before_the_fewest_tokens(model: Any) -> None:
     greedy = alone(model, [4], 20)
     eos = frozenset(greedy[:1])

@@ -474,16 +474,7 @@ def test_solutions_of_gsm8k_without_their_last_line_are_mostly_right() -> None:
 
 def test_answers_of_the_samples_are_right() -> None:
     folder = need_shared("evals")
-    for name in (
-        "cmmlu",
-        "mmlu",
-        "math",
-        "bbh",
-        "bbh_cot",
-        "arc_easy",
-        "arc_challenge",
-        "hellaswag",
-    ):
+    for name in TASKS.keys() - {"ceval", "humaneval", "mbpp", "gsm8k"}:
         task, loaded = TASKS[name], load(TASKS[name], folder)
         for item in (item for items in loaded.docs.values() for item in items):
             question = task.question(item)

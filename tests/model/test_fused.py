@@ -15,7 +15,6 @@ from minicpm_mlx.model.fused import (
     FusedMLP,
     FusedModel,
     FusedMoE,
-    ScaledLinear,
     fuse,
 )
 from minicpm_mlx.model.moe import MoE
@@ -119,14 +118,6 @@ def test_quantized_experts_meet_only_their_tokens() -> None:
             assert isinstance(stacked, nn.QuantizedLinear)  # so gather_qmm
             assert stacked.weight.ndim == 3
         assert type(layer.mlp.gate) is nn.Linear
-
-
-@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])
-def test_coarse_scales_absorb_no_multiplier(mode: str) -> None:
-    layer = fuse(packed(random_model(), 4, 32 if mode == "mxfp4" else 16, mode)).layers[0]
-    assert type(layer.self_attn.qkv_proj) is nn.QuantizedLinear
-    assert type(layer.self_attn.o_proj) is ScaledLinear
-    assert type(layer.mlp.down_proj) is ScaledLinear
 
 
 PROJECTIONS = [f"self_attn.{name}_proj" for name in "qkvo"]

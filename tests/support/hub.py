@@ -13,14 +13,8 @@ from typing import Any
 import pytest
 
 REPO = "openbmb/tiny"
-
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 WEIGHTS = bytes(range(256)) * 400
-
-
 BASE = {
     "config.json": b'{"vocab_size": 8}',
     "generation_config.json": b"{}",
@@ -28,8 +22,6 @@ BASE = {
     "tokenizer_config.json": b'{"a": 1}',
     "special_tokens_map.json": b'{"b": 1}',
 }
-
-
 CLUTTER = {
     "README.md": b"# tiny",
     "modeling_minicpm.py": b"import os",
@@ -39,8 +31,6 @@ CLUTTER = {
     "onnx/model.onnx": b"\2" * 9,
     "original/model.safetensors": b"\3" * 9,
 }
-
-
 SAFE = {"model.safetensors": WEIGHTS}
 
 
