@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -72,6 +72,14 @@ def expect(name: str, value: object, kind: type, expected: str) -> None:
     """Refuse a `value` that is not a `kind`."""
     if not isinstance(value, kind):
         raise InvalidArgumentError(f"must be {expected}, got {shown(value)}", field=name)
+
+
+def one_of(name: str, value: object, choices: Collection[str]) -> None:
+    """Refuse a `value` that is none of `choices`."""
+    if value not in choices:
+        raise InvalidArgumentError(
+            f"must be one of {', '.join(choices)}, got {shown(value)}", field=name
+        )
 
 
 def printable(text: object) -> str:

@@ -7,24 +7,11 @@ from dataclasses import dataclass
 GB = 1e9
 
 BANDWIDTHS = {
-    "M1": 68,
-    "M1 Pro": 200,
-    "M1 Max": 400,
-    "M1 Ultra": 800,
-    "M2": 100,
-    "M2 Pro": 200,
-    "M2 Max": 400,
-    "M2 Ultra": 800,
-    "M3": 100,
-    "M3 Pro": 150,
-    "M3 Max": 400,
-    "M3 Ultra": 819,
-    "M4": 120,
-    "M4 Pro": 273,
-    "M4 Max": 546,
-    "M5": 153,
-    "M5 Pro": 307,
-    "M5 Max": 614,
+    **{"M1": 68, "M1 Pro": 200, "M1 Max": 400, "M1 Ultra": 800},
+    **{"M2": 100, "M2 Pro": 200, "M2 Max": 400, "M2 Ultra": 800},
+    **{"M3": 100, "M3 Pro": 150, "M3 Max": 400, "M3 Ultra": 819},
+    **{"M4": 120, "M4 Pro": 273, "M4 Max": 546},
+    **{"M5": 153, "M5 Pro": 307, "M5 Max": 614},
 }
 """GB/s by chip, for the variant with most cores; published by Apple."""
 

@@ -94,12 +94,8 @@ class MeasuredModel:
             used_experts -= (1 - config.num_experts_per_tok / config.num_experts) ** batch
         arrays = self._arrays().items()
         read = {n: a for n, a in arrays if config.tie_word_embeddings or "embed_tokens" not in n}
-        return sum(a.nbytes * (used_experts if _is_stack(a) else 1) for a in read.values())
-
-
-def _is_stack(array: mx.array) -> bool:
-    """Whether it holds the stacked experts of a layer."""
-    return array.ndim == 3
+        # Arrays of three dimensions hold the stacked experts of a layer.
+        return sum(a.nbytes * (used_experts if a.ndim == 3 else 1) for a in read.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,8 @@ class Sampler:
                 break
             states.append(self._count(after, states[-1], mx.array(draft_token)))
             if self.grammar is not None and bits is not None:
-                if not _is_allowed(bits, draft_token) or not self._is_text(draft_token):
+                is_allowed = bits[draft_token // 32] >> (draft_token % 32) & 1
+                if not is_allowed or not self._is_text(draft_token):
                     break  # this row cannot draw it, or ends the text with it
                 self.grammar.accept(draft_token)
                 advanced += 1
@@ -230,7 +231,3 @@ class Sampler:
         cumulative = mx.cumsum(probabilities) - probabilities
         keep = (cumulative < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[0])
         return order[mx.random.categorical(mx.where(keep, ranked, -mx.inf), key=key)]
-
-
-def _is_allowed(bits: np.ndarray, token: int) -> bool:
-    return bool(bits[token // 32] >> (token % 32) & 1)

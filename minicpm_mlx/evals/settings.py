@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..arguments import check_limits, limited, shown
+from ..arguments import check_limits, limited, one_of, shown
 from ..engine import WIDTH, Sampling
 from ..errors import InvalidArgumentError
 from .task import Task
@@ -61,10 +61,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         for name, choices in (("mode", MODES), ("sampling", SAMPLINGS)):
-            if (choice := getattr(self, name)) not in choices:
-                raise InvalidArgumentError(
-                    f"{name} must be one of {', '.join(choices)}, got {shown(choice)}"
-                )
+            one_of(name, getattr(self, name), choices)
         check_limits(self)
         parts = tuple(part for name in self._task_names() for part in self._parts_of(name))
         object.__setattr__(self, "parts", parts)

@@ -27,6 +27,11 @@ DocFilter = Callable[[Mapping[str, Any]], bool]
 """Whether a document with these fields is used."""
 
 
+def parquet_files(split: str) -> tuple[str, str]:
+    """Patterns of a split's files in the two layouts of the hub."""
+    return f"{split}*.parquet", f"{split}/*.parquet"
+
+
 class DocText(NamedTuple):
     """A document as text."""
 

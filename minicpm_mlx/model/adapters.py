@@ -148,8 +148,9 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
 
     if isinstance(model, Model):
         adapted = tuple(f"{p}." for p, m in model.named_modules() if type(m) is AdaptedLinear)
+        forms = (nn.Linear, nn.QuantizedLinear, AdaptedLinear)
         for path, module in model.named_modules():
-            if _is_projection(module) and not path.startswith(adapted):
+            if isinstance(module, forms) and not path.startswith(adapted):
                 add(path, module, {path: shape_of(module)[0]})
         return projections
     config = model.config
@@ -173,10 +174,6 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
             down = {f"{name}.mlp.down_proj": H}
             add(f"{path}.mlp.down_proj", block.mlp.down_proj, down, scale)
     return projections
-
-
-def _is_projection(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.QuantizedLinear, AdaptedLinear))
 
 
 def shape_of(layer: nn.Module) -> tuple[int, int]:

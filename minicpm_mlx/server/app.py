@@ -145,8 +145,7 @@ def validation_error(errors: list[dict[str, Any]], body: object) -> ApiError:
     if kind == "unsupported":
         return unsupported(field, worst["msg"])
     if kind == "extra_forbidden":
-        message = f"{field} is not known here; leave it out"
-        return ApiError(message, field=field, code="unknown")
+        return ApiError(f"{field} is not known here; leave it out", field=field, code="unknown")
     if kind == "missing":
         return ApiError(f"{field} is missing", field=field, code="missing")
     messages = [

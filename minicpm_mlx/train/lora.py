@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arguments import check_limits, limited, shown
+from ..arguments import check_limits, limited, one_of
 from ..errors import InvalidArgumentError
 from ..model.adapters import dense, shape_of
 from ..model.config import Config
@@ -48,10 +48,7 @@ class LoRAConfig:
     """Names of projections; None: all of attention and MLP, but none of experts."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidArgumentError(
-                f"method must be one of {', '.join(KINDS)}, got {shown(self.kind)}"
-            )
+        one_of("method", self.kind, KINDS)
         check_limits(self)
         for option in fields(self) if self.kind == "full" else ():
             is_common = option.name in ("kind", "layers")
@@ -123,7 +120,11 @@ def prepare_model(model: Model, method: LoRAConfig) -> None:
     check(method, model.config)
     blocks = model.layers
     if method.kind == "full":
-        _refuse_packed(model)
+        if any("scales" in module for _, module in model.named_modules()):
+            raise InvalidArgumentError(
+                "full training needs unpacked weights, and this model is quantized; train an "
+                "adapter (lora or dora), or take the model it was made from"
+            )
         if method.layers is not None:
             model.freeze()
             for block in blocks[-method.layers :]:
@@ -169,14 +170,6 @@ def projections(config: Config) -> tuple[str, ...]:
     """Names of the projections that can have an adapter; not those of experts, which inference
     stacks."""
     return ATTENTION if config.num_experts else ATTENTION + MLP
-
-
-def _refuse_packed(model: Model) -> None:
-    if any("scales" in module for _, module in model.named_modules()):
-        raise InvalidArgumentError(
-            "full training needs unpacked weights, and this model is quantized; train an adapter "
-            "(lora or dora), or take the model it was made from"
-        )
 
 
 def adapters(model: Model) -> Iterator[tuple[str, LoRALinear]]:

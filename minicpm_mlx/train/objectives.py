@@ -15,7 +15,7 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arguments import number
+from ..arguments import number, one_of
 from ..errors import InvalidArgumentError
 from .data.batches import TrainingBatch, batch_of, sequences
 from .data.samples import Item, Labelled, Sample
@@ -76,10 +76,7 @@ class PreferenceLoss:
     """`dpo` and `ipo` only: log probabilities are means over tokens instead of sums."""
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise InvalidArgumentError(
-                f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}"
-            )
+        one_of("loss", self.loss, LOSSES)
         if not 0 < number("beta", self.strength) < math.inf:
             raise InvalidArgumentError(f"beta must be more than 0, got {self.strength:g}")
         if not 0 <= number("label-smoothing", self.label_smoothing) < 0.5:

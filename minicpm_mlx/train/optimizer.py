@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optimizers
 
-from ..arguments import check_limits, limited, number
+from ..arguments import check_limits, limited, number, one_of
 from ..errors import InvalidArgumentError
 
 Arrays = dict[str, mx.array]
@@ -36,10 +36,7 @@ class Schedule:
     """Steps in which the rate rises to the peak."""
 
     def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise InvalidArgumentError(
-                f"lr-schedule must be one of {', '.join(SCHEDULES)}, got {self.kind!r}"
-            )
+        one_of("lr-schedule", self.kind, SCHEDULES)
         check_limits(self)
 
     # MLX's schedules compute in float32, and would log a rate of 0.0002 as 0.00019999999494757503.
@@ -64,10 +61,7 @@ class Optimizer:
     """
 
     def __init__(self, name: str = "adamw", weight_decay: float = 0.0):
-        if name not in OPTIMIZERS:
-            raise InvalidArgumentError(
-                f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name!r}"
-            )
+        one_of("optimizer", name, OPTIMIZERS)
         if not 0 <= number("weight-decay", weight_decay) < 1:
             raise InvalidArgumentError(f"weight-decay must be in [0, 1), got {weight_decay:g}")
         outer = "adamw" if name == "muon" else name

@@ -85,10 +85,9 @@ class Trainer:
     def resume(self) -> bool:
         """Loads the latest checkpoint; False if there is none. Errors as `checkpoint.load`."""
         state = checkpoint.load(self.folder, self.fingerprint)
-        if state is None:
-            return False
-        self._restore(state)
-        return True
+        if state is not None:
+            self._restore(state)
+        return state is not None
 
     def run(self) -> bool:
         """Runs the remaining steps; False if it was interrupted.
@@ -123,18 +122,15 @@ class Trainer:
             done, is_last = self.progress.step, self.progress.step == plan.steps
             if done % plan.report_every == 0 or is_last:
                 self._report()
-            if self._is_interrupted and not is_last:
+            # All processes must end after the same step, or some would wait for others forever.
+            stop = self._stop if collectives.size() == 1 else self._any_stop
+            if stop and not is_last:
                 return False
             if done % plan.evaluate_every == 0 or is_last:
                 self._validate()
             if done % plan.save_every == 0:
                 self._save()
         return True
-
-    @property
-    def _is_interrupted(self) -> bool:
-        """All processes must end after the same step, or some would wait for others forever."""
-        return self._stop if collectives.size() == 1 else self._any_stop
 
     @property
     def _is_out_of_patience(self) -> bool:

@@ -190,11 +190,8 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _warn_truncated(self, count: int, total: int) -> None:
         if count:
             LOG.warning(
-                "%d of %d contexts are longer than the model's %d tokens have room for: their "
-                "beginnings are left out",
-                count,
-                total,
-                self.max_length,
+                f"{count} of {total} contexts are longer than the model's {self.max_length} tokens "
+                "have room for: their beginnings are left out"
             )
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:

@@ -203,11 +203,8 @@ def figures(results: Mapping[str, Any]) -> list[ResultRow]:
     for task, metrics in {**results.get("groups", {}), **results["results"]}.items():
         for name, value in metrics.items():
             metric, _, result_filter = name.partition(",")
-            if (
-                not result_filter
-                or metric.endswith("_stderr")
-                or not isinstance(value, int | float)
-            ):
+            is_score = result_filter and not metric.endswith("_stderr")
+            if not is_score or not isinstance(value, int | float):
                 continue
             error = metrics.get(f"{metric}_stderr,{result_filter}")
             label = metric if result_filter == "none" else f"{metric} ({result_filter})"

@@ -45,14 +45,9 @@ __all__ = [
 ]
 
 TEMPERATURES: Mapping[str, float] = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
+    **dict.fromkeys(("writing", "roleplay"), 0.7),
+    **dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0),
+    **dict.fromkeys(("stem", "humanities"), 0.1),
 }
 """By category; FastChat's."""
 QUESTIONS = 80

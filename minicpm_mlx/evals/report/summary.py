@@ -65,11 +65,6 @@ class TaskReport:
     def part(self) -> PartReport:
         return self.parts[self.counted]
 
-    @property
-    def is_column(self) -> bool:
-        """Whether the published table, and so the means, have the task."""
-        return self.name in PUBLISHED[STANDARD].figures
-
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
@@ -185,8 +180,9 @@ def _percent(interval: Interval) -> Interval:
 
 def _means(tasks: Sequence[TaskReport], beside: str) -> dict[str, Mean]:
     means = {}
+    published_tasks = [task for task in tasks if task.name in PUBLISHED[STANDARD].figures]
     for name, languages in LANGUAGES.items():
-        columns = [task for task in tasks if task.is_column and task.language in languages]
+        columns = [task for task in published_tasks if task.language in languages]
         if columns:
             score = _mean([task.part.score for task in columns])
             published = _published_mean(name, columns, beside)

@@ -142,9 +142,8 @@ def _run(program: str, seconds: float, memory: int) -> Outcome:
             return _watch(process, parent_end, text, seconds, memory)
         finally:
             if process.poll() is None:
-                with suppress(
-                    ProcessLookupError, PermissionError
-                ):  # macOS raises PermissionError for a zombie
+                # macOS raises PermissionError for a zombie.
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.kill()
                 process.wait()

@@ -7,11 +7,9 @@ from typing import Any
 
 from ...files.rows import Row
 from ..data.fields import text, value, wrong
-from ..question import Doc, Question
-from ..scoring.early_stop import after_option
-from ..scoring.metrics import qa_match
-from ..task import MultipleChoice, Source, Task
-from .exams import format_english
+from ..question import Doc
+from ..task import MultipleChoice, Source, Task, parquet_files
+from .exams import by_letter_or_text, format_english
 
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
@@ -48,17 +46,6 @@ def _multiple_choice(doc: Doc) -> MultipleChoice:
     return MultipleChoice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
 
 
-def _metric(parsed: str, question: Question) -> float:
-    fields = question.doc.fields
-    option = fields["choices"][fields["answer"]]
-    return qa_match(parsed, question.gold, option, fields["question"])
-
-
-def _early_stop(reply: str, question: Question) -> bool:
-    fields = question.doc.fields
-    return after_option(reply, question, fields["choices"][fields["answer"]], fields["question"])
-
-
 def _arc(name: str, title: str, folder: str) -> Task:
     return Task(
         name=name,
@@ -72,17 +59,15 @@ def _arc(name: str, title: str, folder: str) -> Task:
                 f"{folder}/{folder}-Test.jsonl",
                 f"ARC-V1-Feb2018-2/{folder}/{folder}-Test.jsonl",
                 f"{folder}-Test.jsonl",
-                f"{folder}/test*.parquet",
-                f"{folder}/test/*.parquet",
+                *parquet_files(f"{folder}/test"),
                 f"{name}.jsonl",
             ),
             parse_row=_parse_row,
             id_field="id",
         ),
         format_doc=format_english,
-        metric=_metric,
-        early_stop=_early_stop,
         multiple_choice=_multiple_choice,
+        **by_letter_or_text("question"),
     )
 
 

@@ -22,7 +22,7 @@ from ..question import Doc, Question
 from ..scoring.early_stop import after_paragraph, as_long_as_gold
 from ..scoring.metrics import exact_match, in_match, prefix_match
 from ..scoring.parsing import bbh_answer
-from ..task import DocText, Source, Task
+from ..task import DocText, Source, Task, parquet_files
 from .exams import REQUIREMENT, SUBJECTS, lettered
 
 FREE_FORM = ("dyck_languages", "multistep_arithmetic_two", "object_counting", "word_sorting")
@@ -90,10 +90,6 @@ def _format_doc(doc: Doc) -> DocText:
     return DocText(input=f"{question}{options}Answer:\n", output=gold, gold=gold)
 
 
-def _postprocess(reply: str, question: Question) -> str:
-    return bbh_answer(reply) if question.doc.subset in FREE_FORM else reply
-
-
 def _metric(parsed: str, question: Question) -> float:
     metric = exact_match if question.doc.subset in FREE_FORM else prefix_match
     return metric(parsed, question.gold)
@@ -115,8 +111,7 @@ BBH = Task(
         questions=(
             "bbh/{subset}.json",
             "{subset}.json",
-            "{subset}/test*.parquet",
-            "{subset}/test/*.parquet",
+            *parquet_files("{subset}/test"),
             "bbh.jsonl",
         ),
         parse_row=_parse_row,
@@ -125,7 +120,9 @@ BBH = Task(
         id_field="index",
     ),
     format_doc=_format_doc,
-    postprocess=_postprocess,
+    postprocess=lambda reply, question: (
+        bbh_answer(reply) if question.doc.subset in FREE_FORM else reply
+    ),
     metric=_metric,
     early_stop=_early_stop,
 )

@@ -15,9 +15,9 @@ from typing import Any
 from ...files.rows import Row
 from ..data.fields import LETTERS, answer_index, four_options, text
 from ..question import Doc, Question
-from ..scoring.early_stop import as_long_as_gold
-from ..scoring.metrics import prefix_match
-from ..task import DocText, Source, Task
+from ..scoring.early_stop import after_option, as_long_as_gold
+from ..scoring.metrics import prefix_match, qa_match
+from ..task import DocText, Source, Task, parquet_files
 
 REQUIREMENT = (
     "Requirement:\n"
@@ -44,7 +44,7 @@ def format_english(doc: Doc) -> DocText:
         f"Question:\n{doc.fields['question']}\n{REQUIREMENT}"
         f"Options:\n{lettered(doc.fields['choices'])}Answer:\n"
     )
-    return _with_letter(prompt, doc)
+    return with_letter(prompt, doc)
 
 
 def _format_chinese(doc: Doc) -> DocText:
@@ -53,12 +53,32 @@ def _format_chinese(doc: Doc) -> DocText:
         "要求：\n从以下选项中选择并回答正确答案的选项字母，包括左右括号。\n"
         f"选项：\n{lettered(doc.fields['choices'])}答案：\n"
     )
-    return _with_letter(prompt, doc)
+    return with_letter(prompt, doc)
 
 
-def _with_letter(prompt: str, doc: Doc) -> DocText:
+def with_letter(prompt: str, doc: Doc) -> DocText:
     gold = f"({LETTERS[doc.fields['answer']]})"
     return DocText(input=prompt, output=gold, gold=gold)
+
+
+def by_letter_or_text(repeated: str) -> dict[str, Any]:
+    """Metric and early stop of a Task whose replies name an option's letter, or repeat its text.
+
+    A reply may repeat the field `repeated` first.
+    """
+
+    def option_and_repeated(question: Question) -> tuple[str, str]:
+        fields = question.doc.fields
+        return fields["choices"][fields["answer"]], fields[repeated]
+
+    return {
+        "metric": lambda parsed, question: qa_match(
+            parsed, question.gold, *option_and_repeated(question)
+        ),
+        "early_stop": lambda reply, question: after_option(
+            reply, question, *option_and_repeated(question)
+        ),
+    }
 
 
 def _parse_row(row: Row) -> Mapping[str, Any] | None:
@@ -71,10 +91,6 @@ def _parse_row(row: Row) -> Mapping[str, Any] | None:
         "choices": options,
         "answer": answer_index(row, "answer", 4),
     }
-
-
-def _metric(parsed: str, question: Question) -> float:
-    return prefix_match(parsed, question.gold)
 
 
 def _exam(
@@ -90,7 +106,7 @@ def _exam(
 
     `files` are patterns of the two in the layouts other than the hub's.
     """
-    hub = [(f"{{subset}}/{split}*.parquet", f"{{subset}}/{split}/*.parquet") for split in splits]
+    hub = [parquet_files(f"{{subset}}/{split}") for split in splits]
     is_chinese = name != "mmlu"
     return Task(
         name=name,
@@ -109,7 +125,7 @@ def _exam(
         ),
         format_doc=_format_chinese if is_chinese else format_english,
         description=description,
-        metric=_metric,
+        metric=lambda parsed, question: prefix_match(parsed, question.gold),
         early_stop=as_long_as_gold,
     )
 

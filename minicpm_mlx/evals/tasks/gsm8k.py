@@ -9,11 +9,11 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..question import Doc, Question
+from ..question import Doc
 from ..scoring.early_stop import after_number
 from ..scoring.metrics import exact_match
 from ..scoring.parsing import grade_school_number
-from ..task import CODE_SAMPLING, DocText, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task, parquet_files
 
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
@@ -35,10 +35,6 @@ def _format_doc(doc: Doc) -> DocText:
     )
 
 
-def _metric(parsed: str, question: Question) -> float:
-    return exact_match(parsed, question.gold)
-
-
 GSM8K = Task(
     name="gsm8k",
     title="GSM8K",
@@ -50,15 +46,13 @@ GSM8K = Task(
         questions=(
             "grade_school_math/data/test.jsonl",
             "gsm8k.jsonl",
-            "main/test*.parquet",
-            "main/test/*.parquet",
+            *parquet_files("main/test"),
             "test.jsonl",
         ),
         examples=(
             "grade_school_math/data/train.jsonl",
             "gsm8k_train.jsonl",
-            "main/train*.parquet",
-            "main/train/*.parquet",
+            *parquet_files("main/train"),
             "train.jsonl",
         ),
         parse_row=_parse_row,
@@ -66,6 +60,6 @@ GSM8K = Task(
     format_doc=_format_doc,
     sampling=CODE_SAMPLING,
     postprocess=lambda reply, question: grade_school_number(reply),
-    metric=_metric,
+    metric=lambda parsed, question: exact_match(parsed, question.gold),
     early_stop=after_number,
 )

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...files.rows import Row
-from ..data.fields import LETTERS, answer_index, text, texts
-from ..question import Doc, Question
-from ..scoring.early_stop import after_option
-from ..scoring.metrics import mean_loss_past_prefix, qa_match
+from ..data.fields import answer_index, text, texts
+from ..question import Doc
+from ..scoring.metrics import mean_loss_past_prefix
 from ..task import DocText, MultipleChoice, Source, Task
-from .exams import REQUIREMENT, lettered
+from .exams import REQUIREMENT, by_letter_or_text, lettered, with_letter
 
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
@@ -29,26 +28,13 @@ def _format_doc(doc: Doc) -> DocText:
         f"Context:\n {doc.fields['context']}\nQuestion:\nWhich ending makes the most sense?\n"
         f"{REQUIREMENT}Options:\n{lettered(doc.fields['choices'])}Answer:\n"
     )
-    gold = f"({LETTERS[doc.fields['answer']]})"
-    return DocText(input=prompt, output=gold, gold=gold)
+    return with_letter(prompt, doc)
 
 
 def _multiple_choice(doc: Doc) -> MultipleChoice:
     fields = doc.fields
     prompt = f"{fields['context']} "
     return MultipleChoice(prompt=prompt, options=tuple(fields["choices"]), right=fields["answer"])
-
-
-def _metric(parsed: str, question: Question) -> float:
-    """Scores by qa_match; a reply may repeat the context first."""
-    fields = question.doc.fields
-    right = fields["choices"][fields["answer"]]
-    return qa_match(parsed, question.gold, right, fields["context"])
-
-
-def _early_stop(reply: str, question: Question) -> bool:
-    fields = question.doc.fields
-    return after_option(reply, question, fields["choices"][fields["answer"]], fields["context"])
 
 
 HELLASWAG = Task(
@@ -70,8 +56,7 @@ HELLASWAG = Task(
         id_field="ind",
     ),
     format_doc=_format_doc,
-    metric=_metric,
-    early_stop=_early_stop,
+    **by_letter_or_text("context"),
     multiple_choice=_multiple_choice,
     loss=mean_loss_past_prefix,
 )

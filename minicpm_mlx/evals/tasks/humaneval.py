@@ -10,7 +10,7 @@ from ..data.fields import text
 from ..question import Doc, Question
 from ..scoring.early_stop import after_body
 from ..scoring.parsing import humaneval_body
-from ..task import CODE_SAMPLING, DocText, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task, parquet_files
 
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
@@ -46,8 +46,7 @@ HUMANEVAL = Task(
             "HumanEval.jsonl.gz",
             "data/HumanEval.jsonl.gz",
             "HumanEval.jsonl",
-            "openai_humaneval/test*.parquet",
-            "openai_humaneval/test/*.parquet",
+            *parquet_files("openai_humaneval/test"),
             "humaneval.jsonl",
         ),
         parse_row=_parse_row,

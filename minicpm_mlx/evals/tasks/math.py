@@ -8,10 +8,10 @@ from typing import Any
 from ...errors import DataError
 from ...files.rows import Row
 from ..data.fields import text
-from ..question import Doc, Question
+from ..question import Doc
 from ..scoring.math_answers import boxed, final_answer
 from ..scoring.metrics import exact_match
-from ..task import CODE_SAMPLING, DocText, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task, parquet_files
 
 SUBJECTS = (
     "algebra",
@@ -48,10 +48,6 @@ def _format_doc(doc: Doc) -> DocText:
     )
 
 
-def _metric(parsed: str, question: Question) -> float:
-    return exact_match(parsed, question.gold)
-
-
 MATH = Task(
     name="math",
     title="MATH",
@@ -64,8 +60,7 @@ MATH = Task(
             "test/{subset}/*.json",
             "MATH/test/{subset}/*.json",
             "test/{subset}.json*",
-            "{subset}/test*.parquet",
-            "{subset}/test/*.parquet",
+            *parquet_files("{subset}/test"),
             "math.jsonl",
             "math500.jsonl",
         ),
@@ -73,8 +68,7 @@ MATH = Task(
             "train/{subset}/*.json",
             "MATH/train/{subset}/*.json",
             "train/{subset}.json*",
-            "{subset}/train*.parquet",
-            "{subset}/train/*.parquet",
+            *parquet_files("{subset}/train"),
             "math_train.jsonl",
         ),
         parse_row=_parse_row,
@@ -84,5 +78,5 @@ MATH = Task(
     format_doc=_format_doc,
     sampling=CODE_SAMPLING,
     postprocess=lambda reply, question: final_answer(reply),
-    metric=_metric,
+    metric=lambda parsed, question: exact_match(parsed, question.gold),
 )

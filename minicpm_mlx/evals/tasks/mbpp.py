@@ -13,25 +13,20 @@ from ...files.rows import Row
 from ..data.fields import text, texts, value
 from ..question import Doc, Question
 from ..scoring.parsing import mbpp_code
-from ..task import CODE_SAMPLING, DocText, Source, Task
+from ..task import CODE_SAMPLING, DocText, Source, Task, parquet_files
 
 
 def _parse_row(row: Row) -> Mapping[str, Any]:
     """Problem, solution and tests; some layouts have imports and set-up code."""
     names = {name.lower() for name in row.value}
-    number = value(row, "task_id")
     return {
-        "task_id": number,
+        "task_id": value(row, "task_id"),
         "text": text(row, "prompt", "text"),
         "code": text(row, "code"),
         "test_list": texts(row, "test_list"),
         "test_imports": texts(row, "test_imports") if "test_imports" in names else [],
         "test_setup_code": text(row, "test_setup_code") if "test_setup_code" in names else "",
     }
-
-
-def _is_example(fields: Mapping[str, Any]) -> bool:
-    return int(fields["task_id"]) <= 10
 
 
 def _format_doc(doc: Doc) -> DocText:
@@ -74,12 +69,11 @@ MBPP = Task(
         examples=(
             "sanitized-mbpp.json",
             "mbpp/sanitized-mbpp.json",
-            "sanitized/prompt*.parquet",
-            "sanitized/prompt/*.parquet",
+            *parquet_files("sanitized/prompt"),
             "mbpp_fewshot.jsonl",
         ),
         parse_row=_parse_row,
-        is_example=_is_example,
+        is_example=lambda fields: int(fields["task_id"]) <= 10,
         id_field="task_id",
     ),
     format_doc=_format_doc,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
-from ..http.api_error import ApiError
+from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import named_sse, new_id, stream_response
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
 from ..service import Service
@@ -23,15 +23,7 @@ Event = dict[str, Any]
 PING = 15.0
 """Seconds without a chunk after which a stream sends a ping."""
 
-_ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
+_ERROR_TYPES = {**ERROR_TYPES, 413: "request_too_large", 503: "overloaded_error"}
 
 
 def error_body(error: ApiError) -> dict[str, Any]:

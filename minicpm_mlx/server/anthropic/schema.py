@@ -225,16 +225,13 @@ def template_messages(
         converted.append({"role": "system", "content": join_text(system, "\n")})
     for index, message in enumerate(messages):
         for part in _split_message(message, f"messages[{index}]"):
-            if converted and _can_merge(converted[-1], part):
-                converted[-1]["content"] += "\n" + part["content"]
+            last = converted[-1] if converted else {}
+            is_text_after_text = last.keys() == part.keys() == {"role", "content"}
+            if is_text_after_text and last["role"] == part["role"]:
+                last["content"] += "\n" + part["content"]
             else:
                 converted.append(part)
     return converted
-
-
-def _can_merge(last: dict[str, Any], message: dict[str, Any]) -> bool:
-    only_text = last.keys() == message.keys() == {"role", "content"}
-    return only_text and last["role"] == message["role"]
 
 
 def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]]:

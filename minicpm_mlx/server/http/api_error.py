@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+}
+"""By status, in the APIs of OpenAI and Anthropic."""
+
 
 class ApiError(Exception):
     """A request that is refused or could not be finished."""

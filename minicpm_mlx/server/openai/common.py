@@ -9,17 +9,9 @@ from fastapi.responses import StreamingResponse
 
 from ...engine import TokenLogprob
 from ...lm.outputs import Stats
-from ..http.api_error import ApiError
+from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import sse, stream_response
 from ..service import Service
-
-_ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    429: "rate_limit_error",
-}
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
@@ -27,7 +19,7 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {
         "error": {
             "message": error.message,
-            "type": _ERROR_TYPES.get(error.status, kind),
+            "type": ERROR_TYPES.get(error.status, kind),
             "param": error.field,
             "code": error.code,
         }

@@ -87,8 +87,7 @@ class Page:
 
     def _labelled(self, kind: Any, keys: dict[str, str], **options: Any) -> Any:
         """A component of class `kind` whose properties `keys` are texts in the chosen language."""
-        texts = {name: self.i18n(key) for name, key in keys.items()}
-        component = kind(**texts, **options)
+        component = kind(**{name: self.i18n(key) for name, key in keys.items()}, **options)
         self.labels.append((component, keys))
         return component
 

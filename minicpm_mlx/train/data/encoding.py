@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ...arguments import shown, whole
+from ...arguments import one_of, shown, whole
 from ...errors import InvalidArgumentError
 from ...text.tokenizer import Tokenizer
 from .layouts import Conversation, Document, Example, Judged, Preference
@@ -65,9 +65,9 @@ class Encoder:
             raise InvalidArgumentError(
                 f"max_seq_length must be 2 or more, got {shown(max_seq_length)}"
             )
-        _check_choice("mask", mask, MASKS)
+        one_of("mask", mask, MASKS)
         if overlong is not None:
-            _check_choice("overlong", overlong, OVERLONG)
+            one_of("overlong", overlong, OVERLONG)
         if mask == "last" and overlong == "split":
             raise InvalidArgumentError(
                 'mask="last" and overlong="split" contradict each other: only the last piece would '
@@ -287,10 +287,3 @@ def _all_but_first(ids: list[int]) -> list[bool]:
 
 def _longest(samples: list[Sample]) -> int:
     return max(len(sample.ids) for sample in samples)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidArgumentError(
-            f"{name} must be one of {', '.join(choices)}, got {shown(value)}"
-        )

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...errors import InvalidArgumentError, MissingPackageError
+from ...arguments import one_of
+from ...errors import MissingPackageError
 from .events import Event, Started, Trained, Validated
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "swanlab": "swanlab"}
@@ -72,8 +73,7 @@ def tracker(name: str, run_name: str, config: Mapping[str, Any], folder: Path) -
     `config` holds the run's settings. InvalidArgumentError: `name` is not in PACKAGES;
     MissingPackageError: its package is not installed.
     """
-    if name not in PACKAGES:
-        raise InvalidArgumentError(f"report must be one of {', '.join(PACKAGES)}, got {name!r}")
+    one_of("report", name, PACKAGES)
     package = PACKAGES[name]
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a server, offline
     try:
