@@ -113,12 +113,7 @@ def test_a_run_goes_on_and_another_setting_is_refused(
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_model_is_loaded(
-    command: Command,
-    capsys: Out,
-    data: str,
-    tmp_path: Path,
-    more: tuple[str, ...],
-    message: str,
+    command: Command, capsys: Out, data: str, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
     assert command(*words(str(tmp_path / "no-model"), data, tmp_path / "out", *more)) == 1
     out, err = capsys.readouterr()

@@ -70,10 +70,7 @@ for arguments in json.loads(sys.argv[1]):
 print("\\n" + json.dumps([name for name in json.loads(HEAVY) if name in sys.modules]))
 """.replace("HEAVY", repr(json.dumps(HEAVY)))
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(calls)],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True
     )
     *printed, found = done.stdout.splitlines()
     return json.loads(found), "\n".join(printed) + done.stderr

@@ -63,8 +63,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["--help <&- 2>&-", "list <&-", "doctor 2>&-", f"generate {SHORT} -p Hi <&- 2>&-"],
+    "line", ["--help <&- 2>&-", "list <&-", "doctor 2>&-", f"generate {SHORT} -p Hi <&- 2>&-"]
 )
 @pytest.mark.usefixtures("demo_folder")
 def test_a_closed_stream_that_is_not_needed_is_not_missed(line: str) -> None:

@@ -41,10 +41,7 @@ SOME = [
 
 
 def checkpoint(
-    folder: Path,
-    packing: Quantization | None = None,
-    dtype: mx.Dtype = mx.float32,
-    **changes: Any,
+    folder: Path, packing: Quantization | None = None, dtype: mx.Dtype = mx.float32, **changes: Any
 ) -> Path:
     """A random model's folder, in the bits of `packing`."""
     folder.mkdir()
@@ -433,10 +430,7 @@ def test_an_adapter_of_another_model_is_refused_as_by_the_adapter_option(
 
 
 def test_the_command(
-    base: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text"
     text.write_text(TEXT)

@@ -401,9 +401,7 @@ def test_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "version",
-    [2, "1", None, 10**4000, "x" * 10**6],
-    ids=lambda version: repr(version)[:16],
+    "version", [2, "1", None, 10**4000, "x" * 10**6], ids=lambda version: repr(version)[:16]
 )
 def test_session_of_another_version_is_refused(demo: mm.LM, folder: Path, version: object) -> None:
     put(folder, "future", sound(demo) | {"format": version})

@@ -222,9 +222,7 @@ LEAVES = st.one_of(
     st.just({"type": "string", "pattern": "b", "maxLength": 5}),
     st.sampled_from(["uuid", "ipv4"]).map(lambda f: {"type": "string", "format": f}),
     st.lists(
-        st.one_of(WORDS, st.integers(-99, 99), st.booleans(), st.none()),
-        min_size=1,
-        max_size=4,
+        st.one_of(WORDS, st.integers(-99, 99), st.booleans(), st.none()), min_size=1, max_size=4
     ).map(lambda values: {"enum": values}),
     st.recursive(
         st.one_of(WORDS, st.integers(-9, 9)),
@@ -531,10 +529,7 @@ def is_list(text: str) -> bool:
 @pytest.mark.parametrize("name", ["bytes", "minicpm-1b"])
 @pytest.mark.parametrize(("ebnf", "holds"), [(SUM, is_sum), (LIST, is_list)])
 def test_what_is_drawn_is_of_the_grammar(
-    ebnf: str,
-    holds: Callable[[str], bool],
-    name: str,
-    tokenizer_of: Callable[[str], Tokenizer],
+    ebnf: str, holds: Callable[[str], bool], name: str, tokenizer_of: Callable[[str], Tokenizer]
 ) -> None:
     tokenizer = tokenizer_of(name)
     grammar = grammar_of(tokenizer, ebnf=ebnf)
@@ -828,11 +823,7 @@ def test_a_model_keeps_to_the_form_and_free_streams_say_what_they_would_alone(
     for form, holds in FORMS:
         for how in WAYS:
             stream = batch.add(
-                prompt,
-                max_tokens=80,
-                sampling=how,
-                eos=eos,
-                grammar=grammar_of(tokenizer, **form),
+                prompt, max_tokens=80, sampling=how, eos=eos, grammar=grammar_of(tokenizer, **form)
             )
             held[stream] = holds
     free = [batch.add(prompt, max_tokens=12, sampling=how, eos=eos) for how in WAYS if beside]

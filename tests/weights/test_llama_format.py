@@ -170,9 +170,7 @@ def test_a_packed_checkpoint_keeps_its_codes(packed: Checkpoint) -> None:
     assert_same(unfold(fold(packed), SCALES), packed, rtol=3e-7)
 
 
-def test_a_packed_embedding_that_was_tied_becomes_two_of_the_same_codes(
-    packed: Checkpoint,
-) -> None:
+def test_a_packed_embedding_that_was_tied_becomes_two_of_the_same_codes(packed: Checkpoint) -> None:
     tensors = fold(packed).tensors
     assert mx.array_equal(
         tensors["lm_head.weight"].load(), tensors["model.embed_tokens.weight"].load()

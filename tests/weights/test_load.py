@@ -87,8 +87,7 @@ def reference() -> mx.array:
 
 
 @pytest.mark.parametrize(
-    ("form", "tolerance"),
-    [("_bin", 0.15), ("_bin_fp16", 0.02), ("_bin_sharded", 0.15)],
+    ("form", "tolerance"), [("_bin", 0.15), ("_bin_fp16", 0.02), ("_bin_sharded", 0.15)]
 )
 @pytest.mark.parametrize("fuse", [False, True], ids=["twin", "fused"])
 def test_torch_files_hold_the_same_model(
