@@ -353,13 +353,10 @@ def test_a_name_from_the_file_cannot_write_to_the_terminal(bin_path: Path) -> No
 # Files that are not such zips.
 
 
-def test_big_endian_data_is_refused(bin_path: Path) -> None:
-    assert "little-endian" in refusal(write(bin_path, {"w": tensor()}, byteorder=b"big"))
-
-
-def test_compressed_entries_are_refused(bin_path: Path) -> None:
-    path = write(bin_path, {"w": tensor()}, compression=zipfile.ZIP_DEFLATED)
-    assert "uncompressed" in refusal(path)
+def test_big_endian_data_and_compressed_entries_are_refused(bin_path: Path) -> None:
+    state = {"w": tensor()}
+    assert "little-endian" in refusal(write(bin_path, state, byteorder=b"big"))
+    assert "uncompressed" in refusal(write(bin_path, state, compression=zipfile.ZIP_DEFLATED))
 
 
 def test_the_legacy_format_is_named_with_the_way_out(bin_path: Path) -> None:
