@@ -1,4 +1,7 @@
-"""Estimates of the memory a model needs, from its config alone, and sizes derived from it."""
+"""Estimates the memory that a model needs, from its config alone; chooses the prefill chunk by it.
+
+`train/memory.py` does the same for training.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The chat's slash commands."""
+"""The chat's slash commands.
+
+To add one, write its function, enter it in `COMMANDS`, and describe it under its name in
+`render/texts.py`, in both languages.
+"""
 
 from __future__ import annotations
 

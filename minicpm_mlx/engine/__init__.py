@@ -9,12 +9,12 @@ from .batching.requests import NewToken, PrefillDone, Request, RequestEvent, Req
 from .batching.scheduler import ClosedError, QueueFullError, Scheduler
 from .draft_model import DraftModel
 from .generate import generate
-from .grammar import Grammar
 from .kv_cache import KVCache
 from .logprobs import TokenLogprob
 from .sampling import Sampler, Sampling
 from .session import LanguageModel, Session
 from .speculative import PromptLookup, Speculation
+from .token_mask import Grammar
 
 __all__ = [
     "WIDTH",

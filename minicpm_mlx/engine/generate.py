@@ -12,10 +12,10 @@ from ..arguments import at_least_one, expect
 from ..errors import InvalidArgumentError, NumericsError
 from ..memory import prefill_chunk
 from ..model.config import Config
-from .grammar import Grammar
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .session import LanguageModel, Session
 from .speculative import Speculation
+from .token_mask import Grammar
 
 
 def generate(

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arguments import check_limits, is_whole, limited, number, shown
 from ..errors import InvalidArgumentError
-from .grammar import Grammar, masked
+from .token_mask import Grammar, masked
 
 NOT_A_NUMBER = -1
 """Sampled instead of a token when the logits hold NaN."""

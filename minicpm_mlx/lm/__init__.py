@@ -1,1 +1,4 @@
-"""The language model a caller holds: text in, text out; chats, sessions and structured output."""
+"""The public API, text in and text out: `LM`, chats, sessions and structured output.
+
+`engine` below it knows token ids only.
+"""

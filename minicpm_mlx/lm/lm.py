@@ -113,7 +113,7 @@ class LM:
         `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
         before it. `session` keeps the cache from one call to the next. `speculate` False turns off
         speculative decoding (prompt lookup, or `draft`), which changes only the speed. `grammar`
-        constrains the reply (see `structured.guide.grammar_of`) and cannot be used again.
+        constrains the reply (see `structured.grammar.grammar_of`) and cannot be used again.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")

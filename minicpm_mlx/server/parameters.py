@@ -142,7 +142,7 @@ async def compile_grammar(service: Service, guide: Mapping[str, Any], field: str
         return None
     if len(guide) > 1:
         raise ApiError(f"{field} gives {len(guide)} formats at once; give one", field=field)
-    from ..lm.structured.guide import grammar_of
+    from ..lm.structured.grammar import grammar_of
 
     try:
         return await run_in_thread(lambda: grammar_of(service.lm.tokenizer, **guide), field)

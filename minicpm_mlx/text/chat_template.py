@@ -1,8 +1,8 @@
 """Chat templates: formats messages as prompt text.
 
 A template is a Jinja program from the checkpoint. It runs in Jinja's sandbox with the names and
-settings of transformers, so that the text is byte-equal to the reference's. The sandbox keeps a
-template away from Python and the disk; it does not limit its running time.
+settings of transformers, and gives the same bytes as there. The sandbox keeps a template away from
+Python and the disk; it does not limit its running time.
 """
 
 from __future__ import annotations

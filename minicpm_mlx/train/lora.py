@@ -1,7 +1,7 @@
-"""Trainable low-rank adapters: LoRA, rsLoRA and DoRA.
+"""Trainable low-rank adapters, put on the projections of `model.transformer.Model`.
 
-Hu et al., arXiv 2106.09685; Kalajdzievski, arXiv 2312.03732; Liu et al., arXiv 2402.09353. They
-wrap the projections of the unfused model, and are saved under its names.
+LoRA (Hu et al., arXiv 2106.09685), rsLoRA (Kalajdzievski, arXiv 2312.03732) and DoRA (Liu et al.,
+arXiv 2402.09353). `model/adapters.py` applies a trained adapter for inference.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ from tokenizers import decoders, models
 import minicpm_mlx as mm
 from minicpm_mlx import load_tokenizer
 from minicpm_mlx.engine import Batch, Sampling, generate
-from minicpm_mlx.engine.grammar import Grammar, masked
+from minicpm_mlx.engine.token_mask import Grammar, masked
 from minicpm_mlx.errors import InvalidArgumentError, MissingPackageError
 from minicpm_mlx.text.tokenizer import Tokenizer
 from support.data import need_shared, write_tokenizer
 
 pytest.importorskip("llguidance")
 
-from minicpm_mlx.lm.structured.guide import Guide, Vocabulary, grammar_of
+from minicpm_mlx.lm.structured.grammar import Guide, Vocabulary, grammar_of
 
 KINDS = ("bytes", "demo", "minicpm-1b", "minicpm4")
 CLOSING = (b'"', b"]", b"}", b")", b"\n", b",")

@@ -194,7 +194,7 @@ LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 
 def test_calls_of_functions_are_told_apart_from_text(client, monkeypatch):
     pytest.importorskip("llguidance")
-    from minicpm_mlx.lm.structured.guide import grammar_of
+    from minicpm_mlx.lm.structured.grammar import grammar_of
 
     async def forced(service: Any, *_: Any) -> Any:
         return grammar_of(service.lm.tokenizer, ebnf=f"start: {json.dumps(f'Sure! {CALL}')}")

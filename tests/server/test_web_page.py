@@ -276,7 +276,7 @@ def test_html_of_a_reply_is_shown_and_not_run(
     pytest.importorskip("llguidance")
     import re
 
-    from minicpm_mlx.lm.structured.guide import grammar_of
+    from minicpm_mlx.lm.structured.grammar import grammar_of
     from minicpm_mlx.server.web import conversation
 
     form = grammar_of(chat.service.lm.tokenizer, regex=re.escape(HOSTILE).replace("\\ ", " "))

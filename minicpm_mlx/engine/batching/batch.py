@@ -10,10 +10,10 @@ import mlx.core as mx
 
 from ...errors import NumericsError
 from ...memory import PREFILL_CHUNK
-from ..grammar import Grammar
 from ..logprobs import LogprobRows, TokenLogprob
 from ..sampling import NOT_A_NUMBER, Sampler, Sampling
 from ..session import LanguageModel
+from ..token_mask import Grammar
 from .requests import Request
 
 WIDTH = 8

@@ -1,4 +1,4 @@
-"""Keys and values of earlier texts, for prompts that begin alike."""
+"""The prefix cache: an LRU of KV caches, reused by prompts that begin with the same tokens."""
 
 from __future__ import annotations
 

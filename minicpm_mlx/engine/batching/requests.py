@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from ..grammar import Grammar
 from ..logprobs import TokenLogprob
 from ..sampling import Sampling
+from ..token_mask import Grammar
 
 
 @dataclass(kw_only=True, eq=False)

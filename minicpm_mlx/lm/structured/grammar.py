@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ...arguments import shown
-from ...engine.grammar import Grammar
+from ...engine.token_mask import Grammar
 from ...errors import InvalidArgumentError, MissingPackageError, TokenizerError
 from ...text.tokenizer import Tokenizer
 from .json_schema import written

@@ -1,4 +1,7 @@
-"""The interface of grammars, which restrict the next token, and their masks."""
+"""Masks the logits of tokens that a grammar forbids.
+
+`lm/structured/` makes grammars from JSON schemas, regular expressions and Lark grammars.
+"""
 
 from __future__ import annotations
 
