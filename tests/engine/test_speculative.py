@@ -55,21 +55,12 @@ class Eager(Speculation):
 
 def checked(model: Any, how: Sampling, **options: Any) -> None:
     """The stream with guesses of which some are right equals the plain one, in fewer passes."""
-    plain = list(generate(model, PROMPT, max_tokens=40, sampling=how, **options))
+    options |= {"max_tokens": 40, "sampling": how}
+    plain = list(generate(model, PROMPT, **options))
     for seed in range(2):
         guessing = Eager(Oracle(PROMPT + plain, seed))
         session = Session(model.config)
-        got = list(
-            generate(
-                model,
-                PROMPT,
-                max_tokens=40,
-                sampling=how,
-                speculation=guessing,
-                session=session,
-                **options,
-            )
-        )
+        got = list(generate(model, PROMPT, **options, speculation=guessing, session=session))
         assert got == plain
         assert guessing.passes < len(plain) - 5
         known = [*PROMPT, *got]

@@ -367,22 +367,14 @@ def test_nothing_outlives_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_program_dies_with_its_parent(tmp_path: Path) -> None:
     folder = tmp_path / "told by this"
     shutil.copytree(runner.FOLDER / "jail", folder / "jail")
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path\n"
-            "from minicpm_mlx.evals.sandbox import runner\n"
-            "runner.FOLDER = Path(sys.argv[1])\n"
-            "runner.run_program('import signal, time; signal.alarm(0); time.sleep(99)',"
-            " seconds=99)",
-            str(folder),
-        ],
-        env={
-            **os.environ,
-            "TMPDIR": str(tmp_path),
-        },  # where it leaves what it has no time to remove
-    )
+    program = """
+import sys; from pathlib import Path
+from minicpm_mlx.evals.sandbox import runner
+runner.FOLDER = Path(sys.argv[1])
+runner.run_program("import signal, time; signal.alarm(0); time.sleep(99)", seconds=99)
+"""
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # where it leaves what it has no time to remove
+    parent = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=env)
     try:
         wait_until(lambda: len(running(f"{folder} ")) == 2)
         time.sleep(0.3)  # the probe, which comes first, has ended by now

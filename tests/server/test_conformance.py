@@ -305,41 +305,19 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
 """What an API has that cannot be honoured here, and words of its refusal."""
 
 ACCEPTED: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {
-        "user": "me",
-        "metadata": {"a": "b"},
-        "store": True,
-        "service_tier": "auto",
-        "safety_identifier": "x",
-        "prompt_cache_key": "x",
-        "parallel_tool_calls": True,
-        "modalities": ["text"],
-        "tools": [{"type": "function", "function": FUNCTION}],
-        "tool_choice": "none",
-        "stop": None,
-        "reasoning_effort": None,
-    },
+    "/v1/chat/completions": {"user": "me", "metadata": {"a": "b"}, "store": True, "stop": None}
+    | {"service_tier": "auto", "safety_identifier": "x", "prompt_cache_key": "x"}
+    | {"parallel_tool_calls": True, "modalities": ["text"], "reasoning_effort": None}
+    | {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "none"},
     "/v1/completions": {"user": "me", "metadata": {}, "best_of": 1},
-    "/v1/responses": {
-        "store": True,
-        "metadata": {"a": "b"},
-        "user": "me",
-        "truncation": "disabled",
-        "service_tier": "auto",
-    },
-    "/v1/messages": {
-        "metadata": {"user_id": "somebody"},
-        "service_tier": "auto",
-        "thinking": {"type": "disabled"},
-        "cache_control": {"type": "ephemeral", "ttl": "1h"},
-        "tools": [],
-    },
-    "/api/chat": {
-        "keep_alive": "5m",
-        "truncate": True,
-        "shift": True,
+    "/v1/responses": {"store": True, "metadata": {"a": "b"}, "user": "me"}
+    | {"truncation": "disabled", "service_tier": "auto"},
+    "/v1/messages": {"metadata": {"user_id": "somebody"}, "service_tier": "auto", "tools": []}
+    | {"thinking": {"type": "disabled"}, "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    "/api/chat": {"keep_alive": "5m", "truncate": True, "shift": True}
+    | {
         "options": {"num_gpu": 1, "num_thread": 4, "num_batch": 8, "num_keep": 4, "use_mmap": True}
-        | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 4096},
+        | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 4096}
     },
     "/api/generate": {"keep_alive": 5, "images": [], "template": "", "format": ""},
     "/generate": {"log_metrics": False, "rid": "mine", "modalities": ["text"]},

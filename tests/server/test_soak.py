@@ -58,39 +58,23 @@ def request_of(draw: random.Random) -> tuple[str, dict[str, Any]]:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     chat = {"messages": messages, "max_tokens": tokens, "stream": stream}
     drawn = {"temperature": draw.random() * 2, "top_p": 0.9, "seed": draw.randint(0, 99)}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    completion = {"prompt": text, "max_tokens": tokens, "stop": ["e", "\n"], "stream": stream}
+    scored = {"prompt": [text, "One"], "max_tokens": 1, "echo": True, "logprobs": 1}
+    ollama = {"model": "demo", "options": {"num_predict": tokens}}
+    sampling = {"max_new_tokens": tokens, "regex": "[ab]+"}
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("/v1/chat/completions", chat),
         ("/v1/chat/completions", chat | drawn | {"n": 2, "logprobs": True, "top_logprobs": 3}),
-        (
-            "/v1/chat/completions",
-            chat
-            | {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "s", "schema": schema},
-                }
-            },
-        ),
-        (
-            "/v1/completions",
-            {"prompt": text, "max_tokens": tokens, "stop": ["e", "\n"], "stream": stream},
-        ),
-        (
-            "/v1/completions",
-            {"prompt": [text, "One"], "max_tokens": 1, "echo": True, "logprobs": 1},
-        ),
+        ("/v1/chat/completions", chat | {"response_format": form}),
+        ("/v1/completions", completion),
+        ("/v1/completions", scored),
         ("/v1/responses", {"input": text, "max_output_tokens": 16, "stream": stream}),
         ("/v1/embeddings", {"input": [text, "water"]}),
-        (
-            "/v1/messages",
-            {"messages": messages, "max_tokens": tokens, "model": "demo", "stream": stream},
-        ),
-        ("/api/chat", {"model": "demo", "messages": messages, "options": {"num_predict": tokens}}),
-        ("/api/generate", {"model": "demo", "prompt": text, "options": {"num_predict": tokens}}),
-        (
-            "/generate",
-            {"text": text, "sampling_params": {"max_new_tokens": tokens, "regex": "[ab]+"}},
-        ),
+        ("/v1/messages", chat | {"model": "demo"}),
+        ("/api/chat", ollama | {"messages": messages}),
+        ("/api/generate", ollama | {"prompt": text}),
+        ("/generate", {"text": text, "sampling_params": sampling}),
         ("/v1/chat/completions", {"messages": "wrong"}),
         ("/v1/completions", {"prompt": text, "model": "../../etc/passwd"}),
     ]

@@ -17,37 +17,17 @@ QUESTIONS = [
     {"question_id": 3, "category": "stem", "turns": ["Why is the sky blue?", "And at dusk?"]},
 ]
 REFERENCES = [{"question_id": 2, "choices": [{"index": 0, "turns": ["It is 42.", "That is 21."]}]}]
+TEMPLATES = {
+    "single-v1": "[Question]\n{question}\n\n[Answer]\n{answer}\n[End]",
+    "single-math-v1": "[Question]\n{question}\n[Reference]\n{ref_answer_1}\n[Answer]\n{answer}",
+    "single-v1-multi-turn": "{question_1}\n{answer_1}\n{question_2}\n{answer_2}",
+    "single-math-v1-multi-turn": "{question_1}\n{ref_answer_1}\n{question_2}\n{ref_answer_2}\n"
+    "{question_1}\n{answer_1}\n{question_2}\n{answer_2}",
+}
 PROMPTS = [
-    {
-        "name": "single-v1",
-        "type": "single",
-        "system_prompt": "You help.",
-        "prompt_template": "[Question]\n{question}\n\n[Answer]\n{answer}\n[End]",
-        "output_format": "[[rating]]",
-    },
-    {
-        "name": "single-math-v1",
-        "type": "single",
-        "system_prompt": "You help.",
-        "prompt_template": "[Question]\n{question}\n[Reference]\n{ref_answer_1}\n"
-        "[Answer]\n{answer}",
-        "output_format": "[[rating]]",
-    },
-    {
-        "name": "single-v1-multi-turn",
-        "type": "single",
-        "system_prompt": "You rate the second.\n\n",
-        "prompt_template": "{question_1}\n{answer_1}\n{question_2}\n{answer_2}",
-        "output_format": "[[rating]]",
-    },
-    {
-        "name": "single-math-v1-multi-turn",
-        "type": "single",
-        "system_prompt": "You rate the second.\n\n",
-        "prompt_template": "{question_1}\n{ref_answer_1}\n{question_2}\n{ref_answer_2}\n"
-        "{question_1}\n{answer_1}\n{question_2}\n{answer_2}",
-        "output_format": "[[rating]]",
-    },
+    {"name": name, "type": "single", "prompt_template": template, "output_format": "[[rating]]"}
+    | {"system_prompt": "You rate the second.\n\n" if "multi" in name else "You help."}
+    for name, template in TEMPLATES.items()
 ]
 ANSWERS = {
     1: ("A poem {of} one line.", "A \\n line é."),

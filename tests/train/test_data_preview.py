@@ -114,16 +114,9 @@ def test_a_long_sample_is_shortened(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_sixty_columns_are_kept_with_chinese_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = Console(
-        file=StringIO(),
-        width=60,
-        force_terminal=True,
-        color_system="standard",
-        theme=Theme(theme.STYLES),
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    plain = dict.fromkeys(("highlight", "markup", "emoji"), False)
+    colours = {"force_terminal": True, "color_system": "standard", "theme": Theme(theme.STYLES)}
+    screen = Console(file=StringIO(), width=60, **plain, **colours)
     monkeypatch.setattr(data_preview, "console", lambda: screen)
     rows = [{"prompt": "山" * 70, "completion": "泰山" * n} for n in (30, 3, 90)]
     data_preview.show(prepared(tmp_path, *rows, max_seq_length=500), tiny())
@@ -131,6 +124,6 @@ def test_sixty_columns_are_kept_with_chinese_text(
     text = screen.file.getvalue()
     assert "⟦" not in text
     assert "\x1b[32m" in text
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    assert max(cell_len(line) for line in plain.splitlines()) <= 60
-    assert "learned tokens are green" in plain
+    written = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert max(cell_len(line) for line in written.splitlines()) <= 60
+    assert "learned tokens are green" in written
