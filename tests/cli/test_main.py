@@ -23,7 +23,7 @@ from minicpm_mlx.model_cards import cards
 from support.terminal import default_signals
 
 CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")
-HEAVY = ("mlx.core", "mlx_lm", "transformers", "torch")
+HEAVY = ("mlx.core", "mlx_lm", "transformers", "torch", "fastapi", "uvicorn", "gradio")
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -123,6 +123,7 @@ def test_help_lists_and_usage_errors_import_nothing_heavy() -> None:
         ["--help"],
         ["chat", "--help"],
         ["generate", "--help"],
+        ["serve", "--help"],
         ["--version"],
         ["list"],
         ["generate", "--frobnicate"],

@@ -195,16 +195,11 @@ def test_lm_eval_measures_a_task(server: Live, tmp_path: Path) -> None:
         '{"text": "The capital of France is", "choices": [" Paris", " a banana"], "answer": 0}\n'
         '{"text": "Two plus two is", "choices": [" a banana", " four"], "answer": 1}\n'
     )
+    data_files = {"test": str(tmp_path / "rows.jsonl")}
     task = {
-        "task": "tiny",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "text",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "target_delimiter": "",
+        **{"task": "tiny", "dataset_path": "json", "dataset_kwargs": {"data_files": data_files}},
+        **{"test_split": "test", "output_type": "multiple_choice", "target_delimiter": ""},
+        **{"doc_to_text": "text", "doc_to_choice": "choices", "doc_to_target": "answer"},
         "metric_list": [{"metric": "acc"}],
     }
     (tmp_path / "tiny.yaml").write_text(json.dumps(task))

@@ -319,16 +319,10 @@ def test_bbh_with_a_chain_of_thought(tmp_path: Path) -> None:
         assert score(question, "bbh_cot", reply) == 0
 
 
+CHOICES = [{"text": w, "label": n} for w, n in (("dust", "1"), ("water", "2"), ("sand", "3"))]
 ARC = {
     "id": "made_up_1",
-    "question": {
-        "stem": "What is wet?",
-        "choices": [
-            {"text": "dust", "label": "1"},
-            {"text": "water", "label": "2"},
-            {"text": "sand", "label": "3"},
-        ],
-    },
+    "question": {"stem": "What is wet?", "choices": CHOICES},
     "answerKey": "2",
 }
 

@@ -10,14 +10,7 @@ from minicpm_mlx.train.tracking.events import Trained
 
 def trained(step: int, loss: float = 1.5, **changes: Any) -> Trained:
     """Step `step` of a run of ten to an epoch."""
-    usual = Trained(
-        step=step,
-        loss=loss,
-        learning_rate=1e-4,
-        gradient_norm=0.5,
-        tokens=100 * step,
-        tokens_per_second=312.0,
-        epoch=step / 10,
-        peak_memory=2_500_000_000,
-    )
+    rates = {"learning_rate": 1e-4, "gradient_norm": 0.5, "tokens_per_second": 312.0}
+    counts = {"tokens": 100 * step, "epoch": step / 10, "peak_memory": 2_500_000_000}
+    usual = Trained(step=step, loss=loss, **rates, **counts)
     return replace(usual, **changes)

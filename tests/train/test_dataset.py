@@ -103,18 +103,10 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     assert isinstance(sample, Sample)
     length = len(sample.ids)
     long_targets = data.train[1].targets if isinstance(data.train[1], Sample) else 0
-    assert data.counts == {
-        "train": Counts(
-            rows=5,
-            samples=4,
-            tokens=2 * length + 2 * 40,
-            targets=2 * 2 + 2 * long_targets,
-            truncated=2,
-            dropped=1,
-            split=0,
-            bad=1,
-        )
-    }
+    tokens, targets = 2 * length + 2 * 40, 2 * 2 + 2 * long_targets
+    numbers = {"truncated": 2, "dropped": 1, "split": 0, "bad": 1}
+    expected = Counts(rows=5, samples=4, tokens=tokens, targets=targets, **numbers)
+    assert data.counts == {"train": expected}
     assert data.bad == (
         f"{path}:3: messages: expected at least one message, found none; remove the sample",
     )
