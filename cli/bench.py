@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from minicpm_mlx.arguments import Limit
+from minicpm_mlx.arguments import Limit, shown
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.files.plots import check_chart_path
 
 from . import options
 from .options import flag, option
@@ -65,7 +68,6 @@ class BenchOptions:
 def bench(args: BenchOptions) -> None:
     """Measure tokens a second; `--model 2b-shape` needs no download."""
     from minicpm_mlx.bench import chart, output
-    from minicpm_mlx.errors import InvalidArgumentError
 
     format = _format(args)
     if args.unmeasured:
@@ -90,8 +92,6 @@ def bench(args: BenchOptions) -> None:
 def _works(args: BenchOptions) -> list[Work]:
     """The tests to run; InvalidArgumentError for options that do not fit together."""
     from minicpm_mlx.bench import measure
-    from minicpm_mlx.errors import InvalidArgumentError
-    from minicpm_mlx.files.plots import check_chart_path
 
     works = measure.works(
         prompts=_parse_numbers("--n-prompt", args.prompts, 0),
@@ -129,7 +129,6 @@ def _measure(
 
 def _format(args: BenchOptions) -> str:
     from minicpm_mlx.bench.output import FORMATS
-    from minicpm_mlx.errors import InvalidArgumentError
 
     format = args.output or ("json" if args.as_json else "md")
     choices = ["md", "json"] if args.unmeasured else list(FORMATS)
@@ -145,8 +144,6 @@ def _format(args: BenchOptions) -> str:
 
 def _refuse_others(context: typer.Context, unmeasured: str) -> None:
     """InvalidArgumentError for options of a measurement where nothing is measured."""
-    from minicpm_mlx.errors import InvalidArgumentError
-
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         applies = parameter.name in (unmeasured, "output", "as_json")
@@ -183,8 +180,6 @@ def _load(args: BenchOptions) -> MeasuredModel:
 
 
 def _comparison(format: str, before: Path, after: Path) -> str:
-    import json
-
     from minicpm_mlx.bench import output
 
     rows = output.compare(output.read(before), output.read(after))
@@ -200,8 +195,6 @@ def _comparison(format: str, before: Path, after: Path) -> str:
 
 
 def _prediction(format: str) -> str:
-    import json
-
     from minicpm_mlx.bench.chips import BANDWIDTHS, MINICPM_2B, PUBLISHED, expected
 
     depths = (0, 2048, 4096)
@@ -230,9 +223,6 @@ def _prediction(format: str) -> str:
 
 def _parse_numbers(option: str, text: str, least: int) -> list[int]:
     """Whole numbers separated by commas."""
-    from minicpm_mlx.arguments import shown
-    from minicpm_mlx.errors import InvalidArgumentError
-
     numbers = [number.strip() for number in text.split(",")]
     if not all(n.isdecimal() and len(n) < 10 and int(n) >= least for n in numbers):
         raise InvalidArgumentError(
@@ -243,8 +233,6 @@ def _parse_numbers(option: str, text: str, least: int) -> list[int]:
 
 
 def _parse_pair(text: str) -> tuple[int, int]:
-    from minicpm_mlx.errors import InvalidArgumentError
-
     numbers = _parse_numbers("--pg", text, 1)
     if len(numbers) != 2:
         raise InvalidArgumentError(f"--pg takes two numbers, such as 512,128; got {text!r}")

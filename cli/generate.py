@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from . import options
 from .options import REQUIRED, flag, option
 from .streams import print_json, prompt_text
@@ -37,7 +39,6 @@ class GenerateOptions:
 def generate(args: GenerateOptions) -> None:
     """Answer one prompt."""
     from minicpm_mlx.distributed import collectives
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.lm.outputs import collect
 
     if args.raw and args.system is not None:

@@ -15,6 +15,8 @@ import typer
 
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.model_cards import resolve
 
 from .streams import notice
 
@@ -224,8 +226,6 @@ def load_model(
     """
     import minicpm_mlx as mm
     from minicpm_mlx import memory
-    from minicpm_mlx.loading.store import folder_of
-    from minicpm_mlx.model_cards import resolve
 
     compute.select(quiet=quiet)
     config = mm.Config.load(folder_of(resolve(model)))
@@ -237,9 +237,7 @@ def load_model(
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     """The parts of a model that load without its weights."""
-    from minicpm_mlx.loading.store import folder_of
     from minicpm_mlx.model.config import Config
-    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx.arguments import Limit
+from minicpm_mlx.errors import InvalidArgumentError
 
 from . import options
 from .options import option
@@ -166,10 +168,6 @@ def _warnings(address: Address, key_file: Path | None) -> Iterator[str]:
 
 def _parse_adapters(arguments: Sequence[str] | None) -> dict[str, Path]:
     """Folders by name, of arguments NAME=DIR."""
-    import re
-
-    from minicpm_mlx.errors import InvalidArgumentError
-
     adapters: dict[str, Path] = {}
     for argument in arguments or ():
         name, _, folder = argument.partition("=")

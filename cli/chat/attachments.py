@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from minicpm_mlx.lm.attachments import Files
+from minicpm_mlx.lm.attachments import Files, with_files
 
+if TYPE_CHECKING:
     from .conversation import TerminalChat
 
 
@@ -70,8 +70,6 @@ def _room(terminal: TerminalChat) -> int:
 
 
 def _file_tokens(terminal: TerminalChat, files: Files) -> int:
-    from minicpm_mlx.lm.attachments import with_files
-
     return token_count(terminal, with_files(files, ""))
 
 

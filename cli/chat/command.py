@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError, MiniCPMError, SessionError
+from minicpm_mlx.lm.attachments import Files
+from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.model_cards import cache_dir, resolve
+
 from .. import options
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
@@ -24,7 +29,6 @@ from .conversation import LEAVE, Loading, TerminalChat, is_here
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
-    from minicpm_mlx.lm.attachments import Files
     from minicpm_mlx.lm.sessions import SavedSession
 
 MAX_TOKENS = 2048
@@ -62,8 +66,6 @@ class ChatOptions:
 
     def check(self) -> None:
         """InvalidArgumentError for options that no chat can have, before a model is loaded."""
-        from minicpm_mlx.errors import InvalidArgumentError
-
         if (self.resume is not None or self.go_on) and self.no_save:
             raise InvalidArgumentError(
                 "--no-save contradicts --resume and --continue; leave one out"
@@ -145,8 +147,6 @@ def _run_interactive(terminal: TerminalChat, saved: SavedSession | None) -> None
 
 def converse(terminal: TerminalChat, read: Callable[[], str | None]) -> None:
     """Answers what is typed, until `read` returns None or a command leaves."""
-    from minicpm_mlx.errors import ContextLengthError, MiniCPMError
-
     while (text := read()) is not None:
         edited, terminal.editing = terminal.editing, None
         if not text.strip():
@@ -207,7 +207,6 @@ def _saved_session(args: ChatOptions) -> SavedSession | None:
     """The session to resume, if one is asked for."""
     if args.resume is None and not args.go_on:
         return None
-    from minicpm_mlx.errors import SessionError
     from minicpm_mlx.lm import sessions
 
     if args.resume is not None:
@@ -239,8 +238,6 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _greet(model: str, texts: Texts) -> str:
     """Shows the banner; returns the model to load, the demo if the user declines a download."""
-    from minicpm_mlx.model_cards import resolve
-
     card = resolve(model)
     if not is_here(card):
         print(texts("absent", model=card.name, gb=card.size_gb or "?"))
@@ -249,8 +246,6 @@ def _greet(model: str, texts: Texts) -> str:
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", texts)
-        from minicpm_mlx.loading.store import folder_of
-
         folder_of(card)  # in the foreground, which shows its progress and handles Ctrl-C
     bits = f" · {card.bits} bit" if card.bits else ""
     console().print(f"{card.name}{bits}", style="title")
@@ -275,8 +270,6 @@ def _choose(question: str, letters: str) -> str:
 
 def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
     """Reads the next message at the terminal; Ctrl-C twice at an empty prompt ends it."""
-    from minicpm_mlx.model_cards import cache_dir
-
     from . import slash_commands
     from .line_editor import LineEditor
 

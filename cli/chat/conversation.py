@@ -7,8 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict, replace
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
+
+from minicpm_mlx.errors import ContextLengthError, MiniCPMError
+from minicpm_mlx.lm.attachments import Files, with_files, without_files
+from minicpm_mlx.loading.store import kept_folder
 
 from ..render.texts import Texts
 from ..render.theme import console
@@ -17,8 +22,6 @@ from .autosave import AutoSave
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
-    from minicpm_mlx.errors import ContextLengthError
-    from minicpm_mlx.lm.attachments import Files
     from minicpm_mlx.lm.sessions import SavedSession
 
     from ..render.spinner import SpinnerStream
@@ -185,8 +188,6 @@ class TerminalChat:
         `edited`: the files of the last question, if the message replaces it. If the reply is
         stopped before its first word, the message becomes the draft of the next prompt.
         """
-        from minicpm_mlx.lm.attachments import with_files
-
         self.draft, self.editing = text, edited
         try:
             chat = self.chat
@@ -271,8 +272,6 @@ class TerminalChat:
 
     def _offer(self, question: str) -> None:
         """Makes a draft of a question that was never answered, as the program was killed."""
-        from minicpm_mlx.lm.attachments import without_files
-
         if self.interactive and question:
             self.attached, self.draft = without_files(question)
 
@@ -287,7 +286,6 @@ class TerminalChat:
             chat.messages = messages
 
     def _restored(self, lm: LM, saved: SavedSession) -> Chat:
-        from minicpm_mlx.errors import MiniCPMError
         from minicpm_mlx.lm import sessions
         from minicpm_mlx.lm.fingerprint import fingerprint
         from minicpm_mlx.lm.session_cache import restore_cache
@@ -353,19 +351,13 @@ CHAT_SETTINGS = ("max_tokens", "context", "on_overflow", "kv_bits")
 
 def settings(chat: Chat) -> dict[str, Any]:
     """Settings that /set changes, by name."""
-    from dataclasses import asdict
-
     sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
     return asdict(sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def is_here(card: Card) -> bool:
     """Whether the model needs no download."""
-    from dataclasses import replace
-
     if card.repo is None:
         return True
-    from minicpm_mlx.loading.store import kept_folder
-
     unquantized = replace(card, bits=None, group_size=None)
     return kept_folder(card) is not None or kept_folder(unquantized) is not None

@@ -16,6 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.errors import SessionError
+from minicpm_mlx.lm.attachments import without_files
+
 from .attachments import attach, save, token_count, typed_path
 from .conversation import CHAT_SETTINGS, LEAVE, is_here, settings
 
@@ -175,8 +178,6 @@ def _needs_turn(run: Callable[[TerminalChat], None]) -> Callable[[TerminalChat, 
 
 @_needs_turn
 def undo(terminal: TerminalChat) -> None:
-    from minicpm_mlx.lm.attachments import without_files
-
     _, question = without_files(terminal.chat.undo())
     terminal.save()
     terminal.print(terminal.texts("undone", text=question.strip().partition("\n")[0]), cut=True)
@@ -192,8 +193,6 @@ def retry(terminal: TerminalChat) -> None:
 @_needs_turn
 def edit(terminal: TerminalChat) -> None:
     """Offers the last question as a draft; its turn stays until the next message replaces it."""
-    from minicpm_mlx.lm.attachments import without_files
-
     chat = terminal.chat
     question = chat.messages[chat.last_question()]["content"]
     terminal.editing, terminal.draft = without_files(question)
@@ -310,7 +309,6 @@ COMMANDS = {
 def completions(command: str) -> Iterable[str] | None:
     """Completions for a command's argument; None: a path."""
     from minicpm_mlx import model_cards
-    from minicpm_mlx.errors import SessionError
     from minicpm_mlx.lm import sessions
 
     if command in ("/attach", "/save", "/adapter"):

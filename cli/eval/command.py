@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options
 from ..render.theme import console
 from ..streams import print_json, progress, resumable
@@ -34,7 +36,6 @@ def evaluate(args: EvalOptions) -> None:
     """
     if args.context.invoked_subcommand is not None:
         return
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.report.tables import scores_table
     from minicpm_mlx.evals.run import model_name, prepare, run
     from minicpm_mlx.evals.settings import ALL

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options
 from ..render.theme import console
 from ..streams import print_json, progress
@@ -49,7 +51,6 @@ def run_lm_eval(args: EvalOptions) -> None:
 
 
 def _select_tasks(args: EvalOptions) -> TaskSelection:
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.harness.run import choose
 
     if args.harness is None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options
 from ..options import REQUIRED, option
 from ..render.theme import console
@@ -64,7 +66,6 @@ def mt_bench(args: MTBenchOptions) -> None:
 
 
 def _judge(args: MTBenchOptions) -> Endpoint | None:
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.evals.mt_bench.judge_client import Endpoint, key_from
 
     if args.judge_url is None:

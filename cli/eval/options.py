@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from minicpm_mlx.arguments import limits
+
 from .. import options
 from ..options import flag, option
 
@@ -58,7 +60,6 @@ class EvalOptions:
         return _split(self.tasks or "")
 
     def settings(self) -> EvalSettings:
-        from minicpm_mlx.arguments import limits
         from minicpm_mlx.evals.settings import EvalSettings
 
         limits(EvalSettings)["width"].check("--batch", self.width)

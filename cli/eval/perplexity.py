@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options
 from ..options import REQUIRED, flag, option
 from ..render.theme import console
@@ -31,7 +33,6 @@ class PerplexityOptions:
 def ppl(args: PerplexityOptions) -> None:
     """Measure perplexity on a text, and a model's divergence from the one it was made from."""
     from minicpm_mlx.engine.scoring.perplexity import check_windows, score
-    from minicpm_mlx.errors import InvalidArgumentError
 
     check_windows(args.context, args.stride)
     text = read_text(args.text)

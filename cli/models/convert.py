@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.model_cards import resolve
+
 from .. import options
 from ..options import argument, flag, option
 from ..render.theme import console
@@ -35,7 +39,6 @@ class ConvertOptions:
     dim_model_base: int | None = option("From llama: likewise, 256.")
 
     def scales(self) -> Scales | None:
-        from minicpm_mlx.errors import InvalidArgumentError
         from minicpm_mlx.weights.llama_format import Scales
 
         emb, depth, base = self.scale_emb, self.scale_depth, self.dim_model_base
@@ -50,8 +53,6 @@ class ConvertOptions:
 def convert(args: ConvertOptions) -> None:
     """Write a model and its tokenizer in another format."""
     from minicpm_mlx.convert.checkpoint import convert as convert_folder
-    from minicpm_mlx.loading.store import folder_of
-    from minicpm_mlx.model_cards import resolve
 
     destination, scales = args.destination, args.scales()
     check_new_folder(destination)  # before anything is downloaded

@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
+from minicpm_mlx.loading import download as hub
+from minicpm_mlx.loading.store import folder_of, kept_folder, made_folders
+from minicpm_mlx.model_cards import cards, resolve
 
 from .. import options
 from ..render.theme import console
@@ -21,10 +24,6 @@ Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
     """Download a model for use offline; quantize it if its card says so."""
-    from minicpm_mlx.loading import download as hub
-    from minicpm_mlx.loading.store import folder_of
-    from minicpm_mlx.model_cards import resolve
-
     card = resolve(model)
     print(folder_of(card))
     if card.bits is not None and (size := hub.cached_size(str(card.repo))):
@@ -37,9 +36,6 @@ def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) 
 
 def list_models(as_json: options.Json = False) -> None:
     """List the cards and the models on this disk."""
-    from minicpm_mlx.loading.store import kept_folder
-    from minicpm_mlx.model_cards import cards
-
     rows = [
         {
             "name": card.name,
@@ -69,9 +65,7 @@ def list_models(as_json: options.Json = False) -> None:
 
 def show(model: Name, as_json: options.Json = False) -> None:
     """Show a model's card and, if it is on this disk, its configuration."""
-    from minicpm_mlx.loading.store import kept_folder
     from minicpm_mlx.model.config import Config
-    from minicpm_mlx.model_cards import cards, resolve
     from minicpm_mlx.quantization.report import read_report, summary
 
     card = resolve(model)
@@ -120,10 +114,6 @@ def remove(
     download: Annotated[bool, typer.Option("--download", help="Delete only the download.")] = False,
 ) -> None:
     """Delete a model from this disk: the download and everything converted from it."""
-    from minicpm_mlx.loading import download as hub
-    from minicpm_mlx.loading.store import made_folders
-    from minicpm_mlx.model_cards import resolve
-
     card = resolve(model)
     converted = [] if download else made_folders(card)
     if card.path is not None and not converted:  # of a .gguf file there may be a converted copy

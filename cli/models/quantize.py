@@ -6,6 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.files.atomic import make_whole, partial_of
+from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.model_cards import resolve
+
 from .. import options
 from ..options import option
 from ..render.theme import console
@@ -40,7 +45,6 @@ class QuantizeOptions:
 
     def recipe(self) -> Recipe:
         """The recipe; InvalidArgumentError for options that contradict each other."""
-        from minicpm_mlx.errors import InvalidArgumentError
         from minicpm_mlx.quantization.recipe import Recipe, packing
 
         if self.bpw is not None and (self.bits is not None or self.group_size is not None):
@@ -83,9 +87,6 @@ def quantize(args: QuantizeOptions) -> None:
 
 
 def _write(args: QuantizeOptions, recipe: Recipe) -> dict[str, Any]:
-    from minicpm_mlx.files.atomic import make_whole, partial_of
-    from minicpm_mlx.loading.store import folder_of
-    from minicpm_mlx.model_cards import resolve
     from minicpm_mlx.quantization.write import write_quantized
 
     calibration, evaluation = _read_text(args.calibration), _read_text(args.evaluation)
@@ -115,7 +116,6 @@ def _write(args: QuantizeOptions, recipe: Recipe) -> dict[str, Any]:
 
 def _read_text(path: Path | None) -> Text | None:
     """The text of a file, or of all .txt and .md files in a folder."""
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.quantization.write import Text
 
     if path is None:

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options
 from .options import LoraOptions
 
@@ -52,7 +54,6 @@ def lora(args: LoraOptions) -> None:
 
 
 def _prepare(args: LoraOptions) -> PreparedRun:
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.train import finetune, planning
     from minicpm_mlx.train.data.dataset import load_data
 

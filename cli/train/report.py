@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
+
 from ..render.texts import Texts
 from ..render.theme import console
 from ..streams import print_json
@@ -63,7 +65,6 @@ def _plan_lines(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> list[
 
 def check(report: str | None, replies: int) -> None:
     """MissingPackageError or InvalidArgumentError for reports that cannot be made."""
-    from minicpm_mlx.errors import InvalidArgumentError
     from minicpm_mlx.train.tracking.trackers import tracker
 
     if replies < 0:
@@ -134,7 +135,6 @@ def _chat_command(model: str, result: TrainingResult) -> str:
 
 
 def _draw_curve(folder: Path) -> Path | None:
-    from minicpm_mlx.errors import MiniCPMError
     from minicpm_mlx.train.tracking.curve import draw_curve
     from minicpm_mlx.train.tracking.jsonl_log import read_log
 
