@@ -95,7 +95,7 @@ def run(
     """Loads the model and serves it until a signal comes; calls `ready` with the URL."""
     from minicpm_mlx.distributed import collectives
     from minicpm_mlx.server.serve import Address, listen, serve
-    from minicpm_mlx.server.service import QUEUE, WIDTH
+    from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 
     adapters, limits = _parse_adapters(args.adapter), args.limits
     address = Address(
@@ -110,7 +110,8 @@ def run(
     # First, so that a port in use is known at once; of several ranks only one listens.
     sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []
     try:
-        service = _load_service(args, adapters)
+        lm = options.load_model(args.model, args.compute, shard=True)
+        service = Service(lm, adapters=adapters, **limits.as_keywords())
     except BaseException:
         for socket in sockets:
             socket.close()
@@ -135,13 +136,6 @@ def run(
             Texts()("serve.ending", seconds=args.grace), style="quiet"
         ),
     )
-
-
-def _load_service(args: ServerOptions, adapters: dict[str, Path]) -> Service:
-    from minicpm_mlx.server.service import Service
-
-    lm = options.load_model(args.model, args.compute, shard=True)
-    return Service(lm, adapters=adapters, **args.limits.as_keywords())
 
 
 def _announce(service: Service, url: str, *, page: bool, key: bool) -> None:

@@ -113,7 +113,11 @@ def _terminal_chat(
     load = partial(
         options.load_model, compute=args.compute, context=args.context, kv_bits=args.kv_bits
     )
-    name = saved.name if saved else _new_name() if interactive and not args.no_save else None
+    name = saved.name if saved else None
+    if saved is None and interactive and not args.no_save:
+        from minicpm_mlx.lm import sessions
+
+        name = sessions.new_name()
     return TerminalChat(
         args.new_chat,
         Loading(
@@ -215,12 +219,6 @@ def _saved_session(args: ChatOptions) -> SavedSession | None:
     if not saved:
         raise SessionError(f"no saved session in {sessions.directory()}; leave out --continue")
     return saved[0]
-
-
-def _new_name() -> str:
-    from minicpm_mlx.lm import sessions
-
-    return sessions.new_name()
 
 
 def _questions(prompt: str | None) -> Iterator[str]:

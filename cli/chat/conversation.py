@@ -301,9 +301,8 @@ class TerminalChat:
             self.note("other", model=saved.model)
         elif reason is not None and chat.messages:
             self.note("rereads")
-        self.autosave.follow(
-            saved, chat
-        )  # only now, so as not to overwrite what cannot be restored
+        # Only now, so as not to overwrite a conversation that cannot be restored.
+        self.autosave.follow(saved, chat)
         return chat
 
     def _stream(self) -> SpinnerStream | PlainStream:

@@ -68,7 +68,6 @@ def _write(folder: Path, name: str, tensors: dict[str, mx.array], config: dict[s
 
 
 def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
-    dora = _is_dora(adapter)
     tensors = {}
     for module, delta in adapter.deltas.items():
         stem = f"base_model.model.{module}"
@@ -79,26 +78,23 @@ def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
     ranks = {module: len(delta.b) for module, delta in adapter.deltas.items()}
     [(usual, _)] = Counter(ranks.values()).most_common(1)
     others = {module: rank for module, rank in ranks.items() if rank != usual}
-    return (
-        "adapter_model.safetensors",
-        tensors,
-        {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": card.repo or str(card.path or card.name),
-            "target_modules": _targets(set(ranks), config),
-            "r": usual,
-            "lora_alpha": usual,
-            "rank_pattern": others,
-            "alpha_pattern": others,
-            "use_dora": dora,
-            "use_rslora": False,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-        },
-    )
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": card.repo or str(card.path or card.name),
+        "target_modules": _targets(set(ranks), config),
+        "r": usual,
+        "lora_alpha": usual,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "use_dora": _is_dora(adapter),
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    return "adapter_model.safetensors", tensors, settings
 
 
 def _targets(modules: set[str], config: Config) -> list[str]:
@@ -110,7 +106,6 @@ def _targets(modules: set[str], config: Config) -> list[str]:
 
 def _mlx(adapter: Adapter, config: Config) -> AdapterFiles:
     """mlx-lm has one rank for all modules: smaller ones are padded with zeros."""
-    dora = _is_dora(adapter)
     rank = max(len(delta.b) for delta in adapter.deltas.values())
     tensors, keys, first = {}, set(), config.num_hidden_layers
     for module, delta in adapter.deltas.items():
@@ -125,15 +120,12 @@ def _mlx(adapter: Adapter, config: Config) -> AdapterFiles:
                 keys.add(".".join(inside))
             case _:
                 keys.add(module)
-    return (
-        "adapters.safetensors",
-        tensors,
-        {
-            "fine_tune_type": "dora" if dora else "lora",
-            "num_layers": config.num_hidden_layers - first,
-            "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
-        },
-    )
+    settings = {
+        "fine_tune_type": "dora" if _is_dora(adapter) else "lora",
+        "num_layers": config.num_hidden_layers - first,
+        "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
+    }
+    return "adapters.safetensors", tensors, settings
 
 
 def _is_dora(adapter: Adapter) -> bool:

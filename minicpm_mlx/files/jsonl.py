@@ -53,28 +53,20 @@ class JsonlFile:
         lines = data.split(b"\n")
         self._whole = len(data)
         for number, line in enumerate(lines, start=1):
-            if number == len(lines) and line:  # without an end: cut off, or another program's way
-                if not _is_object(line):
+            unended = number == len(lines) and line  # cut off, or another program's way
+            if not line.strip() and not unended:
+                continue
+            place = f"{self.path}:{number}"
+            try:
+                value = StrictJson().whole(line.decode())
+                if not isinstance(value, dict):
+                    raise ValueError("expected an object; one a line")
+            except ValueError as error:
+                if unended:
                     self._whole -= len(line)
                     return
-                self._end = b"\n"
-            if line.strip():
-                yield Row(f"{self.path}:{number}", self._object(line, number))
-
-    def _object(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            value = StrictJson().whole(line.decode())
-            if not isinstance(value, dict):
-                raise ValueError("expected an object; one a line")
-        except ValueError as error:
-            raise DataError(
-                f"{self.path}:{number}: {error}; correct or remove the line, or give another file"
-            ) from None
-        return value
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(StrictJson().whole(line.decode()), dict)
-    except ValueError:
-        return False
+                raise DataError(
+                    f"{place}: {error}; correct or remove the line, or give another file"
+                ) from None
+            self._end = b"\n" if unended else b""
+            yield Row(place, value)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import DataError, MissingPackageError
 from .strict_json import StrictJson
@@ -205,25 +205,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str | DataError]]:
             if number == 1:
                 line = _no_mark(path, line)
             place = f"{path}:{number}"
-            if len(line) > LINE_BYTES:
-                _skip_line(file)
-                yield (
-                    number,
-                    DataError(
+            try:
+                if len(line) > LINE_BYTES:
+                    while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                        pass
+                    raise DataError(
                         f"{place}: expected a line of at most {LINE_BYTES} bytes, found a longer "
                         "one; one sample a line, ended by a newline"
-                    ),
-                )
-                continue
-            try:
+                    )
                 yield number, _decoded(line, place)
             except DataError as error:
                 yield number, error
-
-
-def _skip_line(file: BinaryIO) -> None:
-    while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-        pass
 
 
 def _text(path: Path) -> str:

@@ -7,11 +7,10 @@ replies only by rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from ..engine import WIDTH, Batch, LanguageModel, Sampling
 from ..engine.batching.prefix_cache import common_prefix_length, slice_cache
@@ -19,8 +18,6 @@ from ..engine.session import prefill
 from ..memory import prefill_chunk
 from ..text.tokenizer import Tokenizer
 from .outputs import Completion, Piece, Stats, Transcript, collect
-
-T = TypeVar("T")
 
 SHARED = 64
 """Shortest common prefix, in tokens, that is worth a cache of its own."""
@@ -95,7 +92,8 @@ def replies(
     """
     batch = Batch(model, vocab_size=tokenizer.vocab_size, width=width)
     prefix = _SharedPrefix(model)
-    queue = _Lookahead(enumerate(_with_next_ids(requests)))
+    queue = enumerate(requests)
+    upcoming = next(queue, None)
     streams: dict[int, _Stream] = {}
 
     def fits(request: BatchRequest) -> bool:
@@ -107,8 +105,9 @@ def replies(
 
     with closing(batch):
         while True:
-            for index, (request, next_ids) in queue.take_while(lambda entry: fits(entry[1][0])):
-                cache = prefix.cache_for(request.ids, next_ids)
+            while upcoming and fits(upcoming[1]):
+                (index, request), upcoming = upcoming, next(queue, None)
+                cache = prefix.cache_for(request.ids, upcoming[1].ids if upcoming else ())
                 number = batch.add(
                     request.ids,
                     max_tokens=request.max_tokens,
@@ -134,27 +133,6 @@ def replies(
                     batch.remove(token.stream)
                 del streams[token.stream]
                 yield stream.index, stream.completion()
-
-
-class _Lookahead(Generic[T]):
-    """An iterator whose next item can be seen before it is taken."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self.items, self.next = items, list(islice(items, 1))
-
-    def take_while(self, fits: Callable[[T], bool]) -> Iterator[T]:
-        while self.next and fits(self.next[0]):
-            (item,), self.next = self.next, list(islice(self.items, 1))
-            yield item
-
-
-def _with_next_ids(
-    requests: Iterable[BatchRequest],
-) -> Iterator[tuple[BatchRequest, Sequence[int]]]:
-    """Each request with the ids of the next one, () for the last."""
-    for request, following in pairwise(chain(requests, [None])):
-        assert request is not None
-        yield request, following.ids if following else ()
 
 
 class _SharedPrefix:

@@ -120,7 +120,9 @@ class LM:
         """
         ids, limit, stops = self._prepare(prompt, max_tokens, stop)
         session = self.session() if session is None else session
-        speculation = self._speculation(speculate)
+        vocabulary, draft = self.tokenizer.vocab_size, self.draft
+        drafter = DraftModel(draft.model, vocabulary) if draft else PromptLookup()
+        speculation = Speculation(drafter if speculate else None)
         tokens = generate(
             self.model,
             ids,
@@ -128,7 +130,7 @@ class LM:
             sampling=self.sampling if sampling is None else sampling,
             eos=self.tokenizer.eos_ids,
             session=session,
-            vocab_size=self.tokenizer.vocab_size,
+            vocab_size=vocabulary,
             speculation=speculation,
             grammar=grammar,
         )
@@ -151,14 +153,6 @@ class LM:
         if is_chat and self.tokenizer.template:
             stops.extend(self.tokenizer.template.stop_strings)
         return ids, min(limit, room), stops
-
-    def _speculation(self, enabled: bool) -> Speculation:
-        if not enabled:
-            return Speculation(None)
-        vocabulary = self.tokenizer.vocab_size
-        return Speculation(
-            DraftModel(self.draft.model, vocabulary) if self.draft else PromptLookup()
-        )
 
     def _pieces(
         self,
@@ -189,32 +183,12 @@ class LM:
         )
         yield transcript.finish(stats)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = 512,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-        session: Session | None = None,
-        speculate: bool = True,
-        grammar: Grammar | None = None,
-    ) -> Completion:
-        """The whole reply that `stream` yields.
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """The whole reply that `stream` yields; `options` are those of `stream`.
 
         lm.generate("The capital of France is", max_tokens=8).text
         """
-        return collect(
-            self.stream(
-                prompt,
-                max_tokens=max_tokens,
-                sampling=sampling,
-                stop=stop,
-                session=session,
-                speculate=speculate,
-                grammar=grammar,
-            )
-        )
+        return collect(self.stream(prompt, **options))
 
     def generate_batch(
         self,

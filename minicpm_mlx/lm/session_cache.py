@@ -39,9 +39,7 @@ def restore_cache(chat: Chat, name: str) -> str | None:
     session = chat.lm.session(chat.kv_bits)
     try:
         reason = _fill(session, chat.lm, path)
-    except (
-        Exception
-    ) as error:  # a damaged file may raise anything, and the conversation works without it
+    except Exception as error:  # a damaged file may raise anything; the chat works without it
         reason = f"{path}: damaged ({type(error).__name__})"
     if reason is None:
         chat.session = session

@@ -177,16 +177,16 @@ def load(name: str) -> SavedSession:
     """Read a session; SessionError if it is missing, damaged or not a session."""
     path, current = path_of(name), version(name)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        raw = json.loads(_replace_surrogates(json.dumps(raw, ensure_ascii=False)))
+        text = json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False)
+        # Replaces lone surrogates, which no tokenizer or terminal accepts.
+        raw = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except FileNotFoundError:
         near = difflib.get_close_matches(name, _names(), cutoff=0.0)
         nearest = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
         raise SessionError(f"no session {name!r} in {directory()}{nearest}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise SessionError(f"{path}: cannot be read ({error}); it was left as it is") from None
-    problem = _problem(raw)
-    if problem:
+    if problem := _problem(raw):
         raise SessionError(f"{path}: {problem}; it was left as it is")
     known = {f.name for f in fields(SavedSession) if f.init}
     saved = SavedSession(
@@ -194,11 +194,6 @@ def load(name: str) -> SavedSession:
     )
     saved.version = current  # from before reading, so that a change in between is noticed
     return saved
-
-
-def _replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer or terminal accepts."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def listed() -> list[SavedSession]:

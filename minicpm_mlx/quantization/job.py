@@ -76,7 +76,7 @@ class Job:
             self.progress(f"layer {number + 1} of {layers}")
         outside = {path: packing for path, packing in plan.items() if "layers." not in path}
         tensors |= self._part("ends", partial(self._ends, outside, xs))
-        raw = dict(self.source.raw) | {
+        raw = self.source.raw | {
             "quantization": quantization_section(plan),
             "torch_dtype": "float16",
         }

@@ -76,9 +76,8 @@ class Recipe:
     @property
     def target(self) -> float:
         """Average bits per weight."""
-        if self.bits_per_weight is not None:
-            return self.bits_per_weight
-        return self.packing.bits_per_weight
+        stated = self.bits_per_weight
+        return self.packing.bits_per_weight if stated is None else stated
 
 
 def packing(bits: int | None, group_size: int | None, mode: str = "affine") -> Quantization:

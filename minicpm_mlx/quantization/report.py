@@ -65,9 +65,7 @@ def make_report(
         "source": {"name": name, "files": hashes(source)},
         "files": hashes(folder),
         "versions": {
-            "minicpm-mlx": version_of("minicpm-mlx"),
-            "mlx": version_of("mlx"),
-            "numpy": version_of("numpy"),
+            **{package: version_of(package) for package in ("minicpm-mlx", "mlx", "numpy")},
             "python": platform.python_version(),
         },
     }

@@ -67,12 +67,8 @@ def round_gptq(
         weight = mx.concatenate([layer.weight for layer in layers])
         packed_arrays = by_gptq(weight, np.array(recorders[members[0]].hessian), packing)
         rows = np.cumsum([len(layer.weight) for layer in layers])[:-1]
-        for name, layer, *arrays in zip(
-            members,
-            layers,
-            *(mx.split(array, rows.tolist()) for array in packed_arrays),
-            strict=True,
-        ):
+        parts = [mx.split(array, rows.tolist()) for array in packed_arrays]
+        for name, layer, *arrays in zip(members, layers, *parts, strict=True):
             replace_module(block, name, module(layer, tuple(arrays), packing))
 
 

@@ -131,7 +131,7 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
 
 
@@ -154,10 +154,6 @@ def _tojson(
 
 def _raise_exception(message: object) -> NoReturn:
     raise TemplateError(f"the chat template refuses these messages: {_one_line(message)}")
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _join(texts: Any) -> str:

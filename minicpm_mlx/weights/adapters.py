@@ -142,8 +142,7 @@ def _number(path: Path, name: str, value: object) -> float:
 def _delta(
     path: Path, module: str, parts: dict[str, LazyTensor], scale: float, peft: bool
 ) -> LoRADelta:
-    missing = {"a", "b"} - parts.keys()
-    if missing:
+    if missing := {"a", "b"} - parts.keys():
         raise WeightsError(f"{path}: {printable(module)} lacks its lora_{min(missing)}")
     ndims = {part: len(tensor.shape) for part, tensor in parts.items()}
     floats = all(mx.issubdtype(tensor.dtype, mx.floating) for tensor in parts.values())

@@ -108,8 +108,5 @@ def _write_sampling(folder: Path, card: Card | None) -> None:
 
 
 def _update(path: Path, values: Mapping[str, Any]) -> None:
-    raw: dict[str, Any] = {}
-    if path.exists():
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    raw.update(values)
-    write_json(path, raw)
+    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, {**raw, **values})

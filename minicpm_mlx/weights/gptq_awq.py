@@ -55,7 +55,8 @@ def in_mlx_form(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, La
         module, _, part = name.rpartition(".")
         if part == "qweight":
             parts = {p: found.pop(f"{module}.{p}", None) for p in PARTS}
-            if _is_zero(found.get(f"{module}.bias")):  # early exporters gave all modules one
+            bias = found.get(f"{module}.bias")
+            if bias and not bias.load().any().item():  # early exporters gave all modules one
                 del found[f"{module}.bias"]
             found |= _matrix(f"{folder}: {printable(module)}", module, parts, packing)
     return found
@@ -149,7 +150,3 @@ def _shifts() -> mx.array:
 def _awq_shifts() -> mx.array:
     """Where each of eight outputs lies in its word."""
     return mx.array([4 * AWQ_ORDER.index(i) for i in range(PER_WORD)], dtype=mx.uint32)
-
-
-def _is_zero(bias: LazyTensor | None) -> bool:
-    return bias is not None and not bias.load().any().item()

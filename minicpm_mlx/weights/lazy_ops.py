@@ -62,10 +62,6 @@ class Product:
             )
 
 
-def multiplied_by(name: str, tensor: LazyTensor, factor: float) -> LazyTensor:
-    return scaled(name, tensor, factor, tensor.dtype)
-
-
 def scaled(name: str, tensor: LazyTensor, factor: float, dtype: mx.Dtype) -> LazyTensor:
     """`tensor` times `factor`, in `dtype`."""
     if factor == 1.0 and dtype == tensor.dtype:

@@ -21,7 +21,7 @@ from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
 from ..model.config_sections import MAX_SIZE
 from .checkpoint import Checkpoint
-from .lazy_ops import multiplied_by
+from .lazy_ops import scaled
 from .lazy_tensor import LazyTensor
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens", "lm_head", "model.norm"
@@ -74,7 +74,9 @@ def fold(checkpoint: Checkpoint) -> Checkpoint:
             if name.startswith(EMBEDDING)
         }
         raw["tie_word_embeddings"] = False
-        _copy_packing(raw, EMBEDDING, HEAD)
+        packing = raw.get("quantization")
+        if isinstance(packing, dict) and EMBEDDING in packing:
+            raw["quantization"] = packing | {HEAD: packing[EMBEDDING]}
     factors = {EMBEDDING: config.scale_emb, HEAD: 1 / config.logit_divisor}
     factors |= dict.fromkeys(_branches(config), config.residual_scale)
     return Checkpoint(raw=raw, tensors=multiplied(checkpoint, tensors, factors))
@@ -175,7 +177,7 @@ def multiplied(
                 "multiplied; add --dequantize"
             )
         codes = packed and part == "weight"
-        result[name] = tensor if codes else multiplied_by(name, tensor, factor)
+        result[name] = tensor if codes else scaled(name, tensor, factor, tensor.dtype)
     return result
 
 
@@ -236,13 +238,6 @@ def _rope_scaling(config: Config) -> dict[str, Any] | None:
         "long_factor": list(scaling.long_factor),
         "original_max_position_embeddings": scaling.original_max_position_embeddings,
     }
-
-
-def _copy_packing(raw: dict[str, Any], source: str, target: str) -> None:
-    """Where `quantization` says how `source` is packed, let it say the same of `target`."""
-    stated = raw.get("quantization")
-    if isinstance(stated, dict) and source in stated:
-        raw["quantization"] = stated | {target: stated[source]}
 
 
 def _same_head(tensors: Mapping[str, LazyTensor]) -> bool:

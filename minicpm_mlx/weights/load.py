@@ -48,12 +48,9 @@ def load_model(
     config = Config.load(folder)
     tensors = read_checked(folder, config, weights)
     chosen = device.choose_dtype(_stored_dtype(tensors), dtype, fused=fuse)
-    packed = any(name.endswith(".scales") for name in tensors)
-    dense = (
-        device.unpack_to(chosen, sum(a.size for a in parameters(Model(config)).values()))
-        if packed
-        else None
-    )
+    dense = None
+    if any(name.endswith(".scales") for name in tensors):
+        dense = device.unpack_to(chosen, sum(a.size for a in parameters(Model(config)).values()))
     plain = assemble(config, tensors, chosen)
     shard = shard and collectives.size() > 1
     if shard:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from ..arguments import printable
 from ..errors import WeightsError
@@ -304,8 +305,6 @@ def _load(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
 ) -> mx.array:
-    import numpy as np
-
     if 0 in shape:
         return mx.zeros(shape, dtype)
     # Mapped, not read: one copy, into MLX's memory. As unsigned integers: numpy has no bfloat16.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from threading import Lock, Thread, stack_size
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock, stack_size
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -148,26 +149,14 @@ def _guide(tokenizer: Tokenizer, start: str, parts: list[dict[str, Any]]) -> Gui
 
 def _with_large_stack(work: Callable[[], T]) -> T:
     """The result of `work` on a thread with a stack of STACK bytes."""
-    results: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    with _sizing:  # the size holds for every thread that starts meanwhile
-        usual = stack_size(STACK)
-        try:
-            thread = Thread(target=run, daemon=True)
-            thread.start()
-        finally:
-            stack_size(usual)
-    thread.join()
-    if failed:
-        raise failed[0]
-    return results[0]
+    with ThreadPoolExecutor(1) as pool:
+        with _sizing:  # the size holds for every thread that starts meanwhile
+            usual = stack_size(STACK)
+            try:
+                result = pool.submit(work)
+            finally:
+                stack_size(usual)
+        return result.result()
 
 
 _sizing = Lock()
@@ -320,16 +309,13 @@ class Guide:
         if token in self.vocabulary.eos and any(matcher.is_accepting() for matcher in self._open()):
             self.closed = True
             return
-        if self.count == 0:
-            self.way = int(self._is_spaced(token))
+        spaced = self.vocabulary.spaced
+        if self.count == 0 and spaced is not None:
+            self.way = int(spaced[token // 32] >> (token % 32) & 1)
         matcher = self.starts[self.way]
         matcher.consume_token(token)
         _check(matcher, f"token {token} cannot follow")
         self.count += 1
-
-    def _is_spaced(self, token: int) -> bool:
-        spaced = self.vocabulary.spaced
-        return spaced is not None and bool(spaced[token // 32] >> (token % 32) & 1)
 
     def rollback(self, tokens: int) -> None:
         """Remove the last `tokens`, which may include an end of text."""

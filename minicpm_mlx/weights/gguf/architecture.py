@@ -115,11 +115,8 @@ def shortest(value: float) -> float:
 def _ends(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """bos_token_id and eos_token_id, one id or several."""
     found: dict[str, Any] = {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id")}
-    eos: list[Any] = []
-    for name in ("eos", "eot", "eom"):
-        token_id = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is not None and token_id not in eos:
-            eos.append(token_id)
+    ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    eos = [i for i in dict.fromkeys(ids) if i is not None]
     return found | ({"eos_token_id": eos[0] if len(eos) == 1 else eos} if eos else {})
 
 

@@ -25,9 +25,8 @@ from .package import library
 VERSIONS = (2, 3)
 """Of the format; 1 had shorter lengths and is long gone."""
 
-SCALARS = "BbHhIif?"
-"""struct's letters for value types 0 to 7."""
-LONG_SCALARS = {10: "Q", 11: "q", 12: "d"}
+SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+"""struct's letter for each value type."""
 STRING, ARRAY = 8, 9
 
 DIMENSIONS = 4
@@ -158,11 +157,9 @@ class _Cursor:
 
 
 def _letter(kind: int) -> str:
-    if kind < len(SCALARS):
-        return SCALARS[kind]
-    if kind in LONG_SCALARS:
-        return LONG_SCALARS[kind]
-    raise ValueError(f"a value of the type {kind}, which cannot be there")
+    if kind not in SCALARS:
+        raise ValueError(f"a value of the type {kind}, which cannot be there")
+    return SCALARS[kind]
 
 
 def _placed(

@@ -61,15 +61,11 @@ def parts_of(tensor: GgufTensor, module: str, part: str, order: Order) -> dict[s
             f"{module}.scales": LazyTensor(groups, mx.float16, partial(_scales, tensor, order)),
             f"{module}.biases": LazyTensor(groups, mx.float16, partial(_biases, tensor, order)),
         }
-    if kind in PLAIN:
-        load = partial(_plain, tensor, order)
-        return {f"{module}.{part}": LazyTensor(shape, PLAIN[kind], load)}
-    if kind in BITS or kind in UNPACKED:
-        load = partial(_unpacked, tensor, order)
-        return {f"{module}.{part}": LazyTensor(shape, mx.float16, load)}
-    raise WeightsError(
-        f"{tensor.name} is {kind}; expected one of {', '.join([*PLAIN, *BITS, *UNPACKED])}"
-    )
+    known = [*PLAIN, *BITS, *UNPACKED]
+    if kind not in known:
+        raise WeightsError(f"{tensor.name} is {kind}; expected one of {', '.join(known)}")
+    load = partial(_plain if kind in PLAIN else _unpacked, tensor, order)
+    return {f"{module}.{part}": LazyTensor(shape, PLAIN.get(kind, mx.float16), load)}
 
 
 def _codes(tensor: GgufTensor, order: Order) -> mx.array:

@@ -195,10 +195,9 @@ def tokenizer_keys(folder: Path, vocabulary: int) -> dict[str, Any]:
     )
     keys |= {f"{name}_token_id": i for name, i in ids.items() if i is not None}
     named = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    template = (
-        {} if tokenizer.template is None else {"tokenizer.chat_template": tokenizer.template.source}
-    )
-    return named | template
+    if tokenizer.template is not None:
+        named["tokenizer.chat_template"] = tokenizer.template.source
+    return named
 
 
 def _tokens(tokenizer: Tokenizer, vocabulary: int) -> list[str]:
@@ -257,12 +256,8 @@ def _llama_keys(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]
             raise _inexpressible(f"its merges into {whole} come at two places")
         last = whole
         ranks.setdefault(whole, -len(ranks))
-    return {
-        "model": "llama",
-        "pre": "default",
-        "add_space_prefix": steps[0] == "Prepend",
-        "ranks": ranks,
-    }
+    prefix = steps[0] == "Prepend"
+    return {"model": "llama", "pre": "default", "add_space_prefix": prefix, "ranks": ranks}
 
 
 def _pairs(spec: Mapping[str, Any]) -> list[Sequence[str]]:
