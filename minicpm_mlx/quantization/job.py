@@ -76,10 +76,8 @@ class Job:
             self.progress(f"layer {number + 1} of {layers}")
         outside = {path: packing for path, packing in plan.items() if "layers." not in path}
         tensors |= self._part("ends", partial(self._ends, outside, xs))
-        raw = self.source.raw | {
-            "quantization": quantization_section(plan),
-            "torch_dtype": "float16",
-        }
+        quantization = quantization_section(plan)
+        raw = self.source.raw | {"quantization": quantization, "torch_dtype": "float16"}
         raw.pop("quantization_config", None)  # mlx-lm's second copy
         smaller = Checkpoint(raw=raw, tensors=tensors)
         if self.recipe.method == "dwq":
