@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError
 
 from . import options
@@ -38,7 +39,6 @@ class GenerateOptions:
 @options.command(GenerateOptions)
 def generate(args: GenerateOptions) -> None:
     """Answer one prompt."""
-    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.lm.outputs import collect
 
     if args.raw and args.system is not None:

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from minicpm_mlx import __version__
+from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
 from .bench import bench
@@ -80,9 +81,7 @@ def main() -> None:
         _fail("out of memory; try a smaller model, or close other programs", 1)
     except RuntimeError as error:
         if "connection to a peer" in str(error):
-            from minicpm_mlx.distributed.collectives import lost
-
-            _fail(str(lost(error)), 1)
+            _fail(str(collectives.lost(error)), 1)
         if "can't start new thread" not in str(error):
             raise
         _fail("out of memory; try a smaller model, or close other programs", 1)
@@ -104,8 +103,6 @@ def main() -> None:
 
 def as_rank() -> None:
     """Run the command line as one rank of a launch: only rank 0 reads input and prints results."""
-    from minicpm_mlx.distributed import collectives
-
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if collectives.rank():
@@ -156,9 +153,7 @@ def _check_arguments() -> None:
 
 
 def _interrupted(*, newline: bool = False) -> NoReturn:
-    from minicpm_mlx.distributed.collectives import LAUNCHED
-
-    if LAUNCHED in os.environ:
+    if collectives.LAUNCHED in os.environ:
         sys.exit(130)  # the launcher prints the message
     if newline:
         print(file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from minicpm_mlx import device
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.loading.store import folder_of
@@ -177,8 +178,6 @@ class Compute:
 
     def select(self, *, quiet: bool = False) -> None:
         """Computes on the device; warns of a 16-bit dtype that is slow there."""
-        from minicpm_mlx import device
-
         device.select(self.device)
         if self.dtype in ("float16", "bfloat16") and device.on_cpu() and not quiet:
             print(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx.arguments import Limit
+from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError
 
 from . import options
@@ -93,7 +94,6 @@ def run(
     args: ServerOptions, *, mount: Mount | None = None, ready: Callable[[str], None] | None = None
 ) -> None:
     """Loads the model and serves it until a signal comes; calls `ready` with the URL."""
-    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.server.serve import Address, listen, serve
     from minicpm_mlx.server.service import QUEUE, WIDTH, Service
 

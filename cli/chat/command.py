@@ -24,7 +24,7 @@ from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
 from ..streams import at_terminal, prompt_text, stdin_lines
-from . import keyboard
+from . import keyboard, slash_commands
 from .conversation import LEAVE, Loading, TerminalChat, is_here
 
 if TYPE_CHECKING:
@@ -176,17 +176,15 @@ def converse(terminal: TerminalChat, read: Callable[[], str | None]) -> None:
 
 def _handle(terminal: TerminalChat, text: str, edited: Files | None) -> None:
     """Runs a command, or asks the model."""
-    from .slash_commands import COMMANDS
-
     stripped = text.strip()
     name, *rest = stripped.split(maxsplit=1)
-    command = COMMANDS.get(name)
+    command = slash_commands.COMMANDS.get(name)
     if command and (command.multiline or "\n" not in stripped):
         if rest and not command.argument:
             terminal.note("usage", usage=name, style="error")
         else:
             command.run(terminal, *rest or [""])
-    elif _is_misspelled_command(stripped, name, rest, COMMANDS):
+    elif _is_misspelled_command(stripped, name, rest, slash_commands.COMMANDS):
         terminal.note("unknown", style="error", name=name)
     else:
         terminal.ask(text, edited)
@@ -268,7 +266,6 @@ def _choose(question: str, letters: str) -> str:
 
 def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
     """Reads the next message at the terminal; Ctrl-C twice at an empty prompt ends it."""
-    from . import slash_commands
     from .line_editor import LineEditor
 
     history = cache_dir() / "history" if terminal.name is not None else None

@@ -15,6 +15,7 @@ from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 from minicpm_mlx.lm.attachments import Files, with_files, without_files
 from minicpm_mlx.loading.store import kept_folder
 
+from ..render.spinner import SpinnerStream
 from ..render.texts import Texts
 from ..render.theme import console
 from . import keyboard
@@ -23,9 +24,6 @@ from .autosave import AutoSave
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.lm.sessions import SavedSession
-
-    from ..render.spinner import SpinnerStream
-
 
 LEAVE = ("/exit", "/quit")
 
@@ -308,8 +306,6 @@ class TerminalChat:
     def _stream(self) -> SpinnerStream | PlainStream:
         if not (self.interactive and self.markdown):
             return PlainStream(safe=self.interactive)
-        from ..render.spinner import SpinnerStream
-
         return SpinnerStream(lambda seconds: self.texts("waiting", seconds=seconds))
 
     def _conclude(self, last: Piece | None, count: int) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx import model_cards
 from minicpm_mlx.errors import SessionError
 from minicpm_mlx.lm.attachments import without_files
 
@@ -135,8 +136,7 @@ def resume(terminal: TerminalChat, text: str) -> None:
 def sessions_(terminal: TerminalChat, _: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    all_saved = sessions.listed()
-    if not all_saved:
+    if not (all_saved := sessions.listed()):
         terminal.note("none")
     for saved in all_saved[:30]:
         size = terminal.texts.count("message", len(saved.messages))
@@ -223,8 +223,6 @@ def _copy_with(program: list[str], text: str) -> bool:
 
 
 def model(terminal: TerminalChat, text: str) -> None:
-    from minicpm_mlx import model_cards
-
     if not text:
         terminal.note("model", model=terminal.chat.lm.card.name)
         return
@@ -308,7 +306,6 @@ COMMANDS = {
 
 def completions(command: str) -> Iterable[str] | None:
     """Completions for a command's argument; None: a path."""
-    from minicpm_mlx import model_cards
     from minicpm_mlx.lm import sessions
 
     if command in ("/attach", "/save", "/adapter"):

@@ -14,6 +14,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 from .. import options
 from ..render.theme import console
 from ..streams import print_json, progress, resumable
+from .harness import run_lm_eval
 from .mt_bench import mt_bench
 from .options import EvalOptions
 
@@ -45,8 +46,6 @@ def evaluate(args: EvalOptions) -> None:
             f"expected --tasks: all, or some of {','.join(ALL)}; `eval --help` says more"
         )
     if args.harness is not None or args.include_path is not None:
-        from .harness import run_lm_eval
-
         run_lm_eval(args)
         return
     plan = prepare(args.settings(), args.data)

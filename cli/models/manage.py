@@ -118,9 +118,7 @@ def remove(
     converted = [] if download else made_folders(card)
     if card.path is not None and not converted:  # of a .gguf file there may be a converted copy
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
-    size = sum(_bytes(path) for path in converted) + (
-        hub.cached_size(card.repo) if card.repo else 0
-    )
+    size = sum(map(_bytes, converted)) + (hub.cached_size(card.repo) if card.repo else 0)
     if not size and not converted:
         what = "the download of " if download else ""
         raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")

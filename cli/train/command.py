@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from minicpm_mlx.errors import InvalidArgumentError
 
 from .. import options
+from . import report
 from .options import LoraOptions
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ def lora(args: LoraOptions) -> None:
     """
     from minicpm_mlx.train import memory
 
-    from . import report
-
     run = _prepare(args)
     if args.dry_run:
         report.preview(run.data, run.tokenizer, run.plan, run.needed, args.as_json)
@@ -57,13 +56,8 @@ def _prepare(args: LoraOptions) -> PreparedRun:
     from minicpm_mlx.train import finetune, planning
     from minicpm_mlx.train.data.dataset import load_data
 
-    from . import report
-
-    method, training, data_options = (
-        args.lora_config(),
-        args.training_options(),
-        args.data_options(),
-    )
+    method, training = args.lora_config(), args.training_options()
+    data_options = args.data_options()
     if not args.dry_run:
         finetune.claim(args.folder, args.resume)
     report.check(args.report, args.replies)
@@ -86,8 +80,6 @@ def _prepare(args: LoraOptions) -> PreparedRun:
 
 def _train(args: LoraOptions, run: PreparedRun) -> None:
     from minicpm_mlx.train.finetune import finetune
-
-    from . import report
 
     lm = options.load_model(args.model, run.compute, fuse=False)
     with ExitStack() as stack:

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
 from ..render.texts import Texts
 from ..render.theme import console
 from ..streams import print_json
+from . import data_preview
 
 if TYPE_CHECKING:
     from minicpm_mlx.text.tokenizer import Tokenizer
@@ -31,8 +33,6 @@ def preview(
 ) -> None:
     """Shows the data, the plan and the memory it needs, for --dry-run."""
     from minicpm_mlx.train.data.preview import overview
-
-    from . import data_preview
 
     if as_json:
         record = overview(data, tokenizer) | {"plan": asdict(plan), "memory": asdict(needed)}
@@ -77,7 +77,6 @@ def listener(
     stack: ExitStack, folder: Path, report: str | None, as_json: bool, plan: TrainingPlan
 ) -> Listener:
     """Sends events to the screen or as JSON, to a log and a tracker; `stack` closes them."""
-    from minicpm_mlx.distributed import collectives
     from minicpm_mlx.train.tracking.jsonl_log import JsonLog
     from minicpm_mlx.train.tracking.trackers import tracker
 
@@ -104,8 +103,6 @@ def listener(
 
 def close(model: str, folder: Path, result: TrainingResult, as_json: bool) -> None:
     """Prints the result, and the command that uses it."""
-    from minicpm_mlx.distributed import collectives
-
     if collectives.rank() != 0:
         return
     curve = _draw_curve(folder)

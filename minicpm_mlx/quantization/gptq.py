@@ -58,11 +58,6 @@ class Rounder:
         return AffineCodes(*(array.T for array in arrays))
 
 
-def gptq(weight: Floats, hessian: Floats, bits: int, group: int, dtype: mx.Dtype) -> AffineCodes:
-    """Round `weight` (out, in) at once; see Rounder."""
-    return Rounder(hessian)(weight, bits, group, dtype)
-
-
 def _round(
     rest: Floats, upper: Floats, importance: Floats, bits: int, group: int, dtype: mx.Dtype
 ) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:

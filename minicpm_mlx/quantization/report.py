@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections import Counter
@@ -93,11 +92,6 @@ def hashes(folder: Path) -> dict[str, str]:
 def weight_files(folder: Path) -> list[Path]:
     """The files in `folder` that hold weights."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def text_hash(text: str) -> str:
-    """SHA-256 of a text, in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _packings(quantization: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from ..weights.checkpoint import read_checkpoint, write_checkpoint, write_json
 from ..weights.companion_files import REPORT_FILE, copy_companion_files
 from .job import Job
 from .recipe import Recipe, bundled_text, split_text
-from .report import CONTEXT, make_report, model_card, quality, text_hash, weight_files
+from .report import CONTEXT, make_report, model_card, quality, weight_files
 
 WINDOWS = 8
 """Most windows of the evaluation text to read."""
@@ -88,7 +89,7 @@ def write_quantized(
 
 
 def _text_facts(text: Text) -> dict[str, Any]:
-    return {"text": text.name, "sha256": text_hash(text.text)}
+    return {"text": text.name, "sha256": hashlib.sha256(text.text.encode()).hexdigest()}
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:

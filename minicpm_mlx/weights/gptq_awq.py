@@ -31,17 +31,14 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight consecutive outputs lies in a word's lowest four bits, the next, and so on."""
 
 
-def is_packed(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether any matrix is in one of these forms."""
-    return any(name.endswith(".qweight") for name in tensors)
-
-
 def in_mlx_form(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, LazyTensor]:
     """`tensors` with every packed matrix as MLX has it; `folder`'s config.json says which form.
 
     Nothing but the groups' order (`g_idx`) is read yet. Raises WeightsError for an order or shapes
     that MLX's form does not have.
     """
+    if not any(name.endswith(".qweight") for name in tensors):
+        return dict(tensors)
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     packing = stated.get("quantization_config")
     if not isinstance(packing, dict):

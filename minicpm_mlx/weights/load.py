@@ -71,9 +71,7 @@ def load_model(
 
 def read_checked(folder: Path, config: Config, weights: str | None = None) -> dict[str, LazyTensor]:
     """The tensors in `folder` that make the model of `config`: all of them, in the right shapes."""
-    tensors = shards.read(folder, weights)
-    if gptq_awq.is_packed(tensors):
-        tensors = gptq_awq.in_mlx_form(tensors, folder)
+    tensors = gptq_awq.in_mlx_form(shards.read(folder, weights), folder)
     return checked(tensors, config, folder)
 
 
@@ -150,8 +148,7 @@ def _check(expected: dict[str, mx.array], tensors: dict[str, LazyTensor], path: 
             needed, fits = f"{dtype_name(array.dtype)}, packed", dtype == array.dtype
         if not fits:
             raise WeightsError(f"{name} is {dtype_name(dtype)}; expected {needed}", source=path)
-    surplus = sorted(set(tensors) - set(expected))
-    if surplus:
+    if surplus := sorted(set(tensors) - set(expected)):
         raise WeightsError(
             f"{printable(surplus[0])} is not part of this architecture"
             + (f", nor are {len(surplus) - 1} more tensors" if len(surplus) > 1 else "")

@@ -25,8 +25,7 @@ def read(folder: Path, weights: str | None = None) -> dict[str, LazyTensor]:
         index = folder / f"{stem}.{ending}.index.json"
         if index.exists():
             return _read_sharded(index, ending)
-        paths = _unindexed(folder, stem, ending)
-        if paths:
+        if paths := _unindexed(folder, stem, ending):
             return _merge({path: reader(path) for path in paths})
     raise WeightsError(
         f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, or shards of one "
@@ -75,8 +74,7 @@ def _read_sharded(index: Path, ending: str) -> dict[str, LazyTensor]:
 def _merge(shards: dict[Path, dict[str, LazyTensor]]) -> dict[str, LazyTensor]:
     merged: dict[str, LazyTensor] = {}
     for path, tensors in shards.items():
-        twice = merged.keys() & tensors.keys()
-        if twice:
+        if twice := merged.keys() & tensors.keys():
             raise WeightsError(f"{path}: {printable(min(twice))} is in another shard as well")
         merged.update(tensors)
     return merged

@@ -10,7 +10,7 @@ import pytest
 
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.quantization import rounding
-from minicpm_mlx.quantization.gptq import _upper, gptq, grid, nearest, packed
+from minicpm_mlx.quantization.gptq import Rounder, _upper, grid, nearest, packed
 
 RANDOM = np.random.default_rng(0)
 
@@ -24,7 +24,7 @@ def unpacked(found: Any, group: int) -> np.ndarray:
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_the_packing_is_mlx_s(bits: int) -> None:
     weight = RANDOM.normal(size=(24, 128)).astype(np.float32)
-    found = gptq(weight, np.eye(128, dtype=np.float32), bits, 64, mx.float32)
+    found = Rounder(np.eye(128, dtype=np.float32))(weight, bits, 64, mx.float32)
     scales, biases = mx.array(found.scales), mx.array(found.biases)
     theirs = mx.dequantize(packed(found, bits), scales, biases, group_size=64, bits=bits)
     np.testing.assert_allclose(np.array(theirs), unpacked(found, 64), rtol=1e-5, atol=1e-6)
@@ -35,7 +35,7 @@ def test_outputs_are_nearer_than_by_rounding_to_the_nearest(bits: int) -> None:
     weight = RANDOM.normal(size=(48, 128)).astype(np.float32)
     mixed = RANDOM.normal(size=(128, 128)) * RANDOM.uniform(0.1, 3, 128)
     x = (RANDOM.normal(size=(1000, 128)) @ mixed).astype(np.float32)
-    found = unpacked(gptq(weight, x.T @ x, bits, 64, mx.float16), 64)
+    found = unpacked(Rounder(x.T @ x)(weight, bits, 64, mx.float16), 64)
     codes, scales, biases = mx.quantize(mx.array(weight), group_size=64, bits=bits)
     nearest = np.array(mx.dequantize(codes, scales, biases, group_size=64, bits=bits))
     errors = [np.square(x @ (rounded - weight).T).mean() for rounded in (found, nearest)]
@@ -47,16 +47,16 @@ def test_a_grid_that_is_there_already_is_found_again() -> None:
     scale = RANDOM.uniform(0.5, 2, size=(16, 1))
     weight = (codes * scale - 4).astype(np.float32)
     x = RANDOM.normal(size=(200, 64)).astype(np.float32)
-    found = unpacked(gptq(weight, x.T @ x, 4, 64, mx.float32), 64)
+    found = unpacked(Rounder(x.T @ x)(weight, 4, 64, mx.float32), 64)
     np.testing.assert_allclose(found, weight, atol=1e-4)
 
 
 def test_inputs_never_seen_do_no_harm() -> None:
     weight = RANDOM.normal(size=(8, 64)).astype(np.float32)
-    found = gptq(weight, np.zeros((64, 64), np.float32), 4, 32, mx.float16)
+    found = Rounder(np.zeros((64, 64), np.float32))(weight, 4, 32, mx.float16)
     assert np.isfinite(unpacked(found, 32)).all()
     assert np.abs(unpacked(found, 32) - weight).max() < 0.5
-    zero = gptq(np.zeros((8, 64), np.float32), np.eye(64, dtype=np.float32), 4, 32, mx.float16)
+    zero = Rounder(np.eye(64, dtype=np.float32))(np.zeros((8, 64), np.float32), 4, 32, mx.float16)
     assert (unpacked(zero, 32) == 0).all()
 
 
@@ -75,7 +75,7 @@ def test_columns_one_by_one_as_the_paper_has_it() -> None:
     weight = RANDOM.normal(size=(6, 64)).astype(np.float32)
     x = RANDOM.normal(size=(400, 64)) * RANDOM.uniform(0.2, 2, 64)
     hessian = (x.T @ x).astype(np.float32)
-    found = gptq(weight, hessian, 4, 32, mx.float32)
+    found = Rounder(hessian)(weight, 4, 32, mx.float32)
     inverse = np.linalg.inv(hessian + 0.01 * np.diag(hessian).mean() * np.eye(64))
     rest, codes = weight.astype(np.float64), np.empty((6, 64))
     for at in range(64):

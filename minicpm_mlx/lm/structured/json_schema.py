@@ -27,43 +27,15 @@ NAMED = {"properties", "patternProperties", "$defs", "definitions"}
 """Keywords that hold schemas by name."""
 
 PLAIN = {
-    "type",
-    "const",
-    "enum",
-    "$ref",
-    "required",
-    "minItems",
-    "maxItems",
-    "minProperties",
-    "maxProperties",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "format",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-}
+    "type", "const", "enum", "$ref", "required", "pattern", "format", "multipleOf",
+    "minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+}  # fmt: skip
 
 NOTES = {
-    "title",
-    "description",
-    "default",
-    "example",
-    "examples",
-    "deprecated",
-    "readOnly",
-    "writeOnly",
-    "$comment",
-    "$schema",
-    "$id",
-    "id",
-    "contentMediaType",
-    "contentEncoding",
-    "discriminator",
-}
+    "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly",
+    "$comment", "$schema", "$id", "id", "contentMediaType", "contentEncoding", "discriminator",
+}  # fmt: skip
 """Annotations: keywords that allow and forbid nothing."""
 
 KNOWN = ONE | LISTS | NAMED | PLAIN | NOTES

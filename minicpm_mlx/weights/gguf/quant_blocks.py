@@ -157,7 +157,9 @@ def rounded(kind: str, matrix: mx.array) -> Bytes:
     What float16 cannot hold becomes infinite; see `finite`.
     """
     if kind in PLAIN:
-        return _as_bytes(matrix.astype(PLAIN[kind]))
+        plain = matrix.astype(PLAIN[kind])
+        # NumPy has no bfloat16.
+        return np.array(plain.view(mx.uint16) if kind == "BF16" else plain).view(np.uint8)
     constants = library()
     rows, width = matrix.shape
     encoded = np.empty((rows, width // GROUP * SIZES[kind]), np.uint8)
@@ -166,12 +168,6 @@ def rounded(kind: str, matrix: mx.array) -> Bytes:
             dense = np.array(matrix[part].astype(mx.float32))
             encoded[part] = constants.quants.quantize(dense, constants.GGMLQuantizationType[kind])
     return encoded
-
-
-def _as_bytes(matrix: mx.array) -> Bytes:
-    """The array's bytes; NumPy has no bfloat16."""
-    plain = matrix.view(mx.uint16) if matrix.dtype == mx.bfloat16 else matrix
-    return np.array(plain).view(np.uint8)
 
 
 def finite(kind: str, encoded: Bytes) -> bool:

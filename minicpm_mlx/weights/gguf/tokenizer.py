@@ -68,10 +68,7 @@ class _Vocabulary:
         self.kinds: list[int] = self.listed("token_type", int) or [NORMAL] * len(self.tokens)
         if len(self.kinds) != len(self.tokens):
             raise self.wrong("token_type", f"{len(self.tokens)} numbers", len(self.kinds))
-        self._drop_padding()
-
-    def _drop_padding(self) -> None:
-        """Converters fill the vocabulary up to the embedding's rows."""
+        # Converters fill the vocabulary up to the embedding's rows.
         while self.kinds and self.kinds[-1] == UNUSED:
             self.kinds.pop()
             self.tokens.pop()

@@ -238,15 +238,6 @@ def _write(
 
 def _add(writer: Any, key: str, value: Any) -> None:
     types = library().GGUFValueType
-    if isinstance(value, bool):
-        kind = types.BOOL
-    elif isinstance(value, int):
-        kind = types.UINT32
-    elif isinstance(value, float):
-        kind = types.FLOAT32
-    elif isinstance(value, list):
-        kind = types.ARRAY
-    else:
-        kind = types.STRING
+    kinds = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, list: types.ARRAY}
     if value != []:  # the writer cannot tell the type of an empty list
-        writer.add_key_value(key, value, kind)
+        writer.add_key_value(key, value, kinds.get(type(value), types.STRING))
