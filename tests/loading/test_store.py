@@ -23,7 +23,7 @@ from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError, WeightsError
 from minicpm_mlx.files import atomic
 from minicpm_mlx.loading import demo, download, store
-from minicpm_mlx.model_cards import Card, cache_dir, resolve
+from minicpm_mlx.model_cards import Card, resolve
 from minicpm_mlx.quantization.report import read_report
 from support.data import write_tokenizer
 
@@ -172,13 +172,15 @@ def test_one_that_is_beaten_at_the_last_moment_takes_the_others(
     assert names(cache) == ["thing-v1"]
 
 
-def test_an_interrupted_conversion_leaves_nothing(cache: Path) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("[metal::malloc] too large")])
+def test_an_interrupted_conversion_leaves_nothing(cache: Path, error: BaseException) -> None:
     def make(folder: Path) -> None:
         (folder / "half").write_text("half")
-        raise KeyboardInterrupt
+        raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)) as caught:
         store._kept("thing-v1", make)
+    assert caught.value is error
     assert names(cache) == []
 
 
@@ -210,15 +212,11 @@ def test_two_processes_do_not_make_the_same(cache: Path) -> None:
     assert names(cache) == ["model"]
 
 
-def test_an_empty_kept_folder_is_filled(cache: Path) -> None:
+@pytest.mark.parametrize("files", [[], ["model.safetensors"]])
+def test_a_kept_folder_without_its_config_is_made_anew(cache: Path, files: list[str]) -> None:
     (cache / "model-v1").mkdir(parents=True)
-    folder = store._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
-    assert (folder / "config.json").read_bytes() == b"{}"
-
-
-def test_a_kept_folder_without_its_config_is_made_anew(cache: Path) -> None:
-    (cache / "model-v1").mkdir(parents=True)
-    (cache / "model-v1" / "model.safetensors").touch()
+    for name in files:
+        (cache / "model-v1" / name).touch()
     folder = store._kept("model-v1", lambda folder: (folder / "config.json").write_bytes(b"{}"))
     assert names(folder) == ["config.json"]
 
@@ -239,15 +237,6 @@ def test_a_cache_that_cannot_be_made_is_named(
     monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(StorageError, match="MINICPM_MLX_HOME"):
         store._kept("thing-v1", lambda folder: None)
-
-
-def test_an_error_that_is_not_the_disks_stays_itself(cache: Path) -> None:
-    def make(folder: Path) -> None:
-        raise RuntimeError("[metal::malloc] too large")
-
-    with pytest.raises(RuntimeError, match="malloc"):
-        store._kept("thing-v1", make)
-    assert names(cache) == []
 
 
 def test_a_full_disk_leaves_no_half_of_a_quantized_copy(
@@ -351,6 +340,7 @@ def test_the_demo_without_gguf_names_the_pip_command(
 
 
 def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
+    assert store.made_folders(CARD) == []  # the cache is not there yet
     for name in (
         "minicpm-2b-dpo-4bit-g64",
         "minicpm-2b-dpo-8bit-g32",
@@ -374,10 +364,6 @@ def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
     ]
     assert made("demo") == ["demo-v1-5dce440"]
     assert made("minicpm-2b-sft") == []
-
-
-def test_nothing_was_made_before_the_cache_is_there(cache: Path) -> None:
-    assert store.made_folders(CARD) == []
 
 
 def test_rm_frees_the_kept_copy_and_no_other(
@@ -485,10 +471,6 @@ def test_an_unknown_device_map_is_named(source: Path) -> None:
 
     with pytest.raises(InvalidArgumentError, match=r"device_map .*'tpu'"):
         AutoModelForCausalLM.from_pretrained(source, device_map="tpu")
-
-
-def test_the_cache_is_where_the_environment_says(cache: Path) -> None:
-    assert cache_dir() == cache
 
 
 def test_a_damaged_kept_copy_names_the_way_to_a_new_one(

@@ -140,6 +140,7 @@ def test_mixed_packings_are_stated_by_module(path: Path) -> None:
 
 def test_the_config_of_a_llama(path: Path) -> None:
     raw = read_gguf(write(path, tensors())).raw
+    assert json.loads(json.dumps(raw, allow_nan=False)) == raw
     config = mm.Config.from_dict(raw)
     assert raw["architectures"] == ["LlamaForCausalLM"]
     assert (config.scale_emb, config.residual_scale, config.logit_divisor) == (1, 1, 1)
@@ -245,12 +246,6 @@ def test_what_is_not_run_is_named(path: Path, keys: dict[str, Any], message: str
     assert message in refusal(write(path, tensors(), keys=keys), ConfigError)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "minicpm3"])
-def test_another_architecture_is_refused(path: Path, architecture: str) -> None:
-    message = refusal(write(path, tensors(), architecture=architecture), ConfigError)
-    assert f"general.architecture is {architecture}; expected llama or minicpm" in message
-
-
 def test_a_logit_scale_of_no_base_width_is_refused(path: Path) -> None:
     keys = {"minicpm.logit_scale": 3.3}
     message = refusal(write(path, tensors(), architecture="minicpm", keys=keys), ConfigError)
@@ -265,32 +260,27 @@ def test_a_tensor_of_no_llama_is_named(path: Path, name: str) -> None:
     assert name.replace("\n", "?") in message
 
 
-def test_a_tensor_type_that_is_unknown_is_named(path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["qwen2", "minicpm3"])
+def test_another_architecture_is_refused(path: Path, architecture: str) -> None:
+    message = refusal(write(path, tensors(), architecture=architecture), ConfigError)
+    assert f"general.architecture is {architecture}; expected llama or minicpm" in message
+
+
+def test_tensors_missing_or_of_unknown_type_and_files_in_parts_are_named(path: Path) -> None:
     content = tensors() | {"blk.0.ffn_up": np.zeros((96, 64), np.int8)}
     message = refusal(write(path, content))
     assert "blk.0.ffn_up.weight is I8; expected one of F32" in message
+    del content["blk.0.ffn_up"]
+    assert "model.layers.0.mlp.up_proj.weight is missing" in refusal(write(path, content))
+    message = refusal(write(path, tensors(), keys={"llama.block_count": 9999}))
+    assert "holds tensors of 1 layers, and its metadata calls for 9999" in message
+    assert "one of 3 parts" in refusal(write(path, tensors(), keys={"split.count": 3}))
 
 
 @pytest.mark.parametrize("heads", [3, 64])
 def test_heads_that_do_not_fit_the_tensors_are_refused(path: Path, heads: int) -> None:
     keys = {"llama.attention.head_count": heads, "llama.attention.head_count_kv": heads}
     refusal(write(path, tensors(), keys=keys), MiniCPMError)
-
-
-def test_a_missing_tensor_is_named(path: Path) -> None:
-    content = tensors()
-    del content["blk.0.ffn_up"]
-    assert "model.layers.0.mlp.up_proj.weight is missing" in refusal(write(path, content))
-
-
-def test_a_number_of_layers_that_is_not_there_is_refused(path: Path) -> None:
-    message = refusal(write(path, tensors(), keys={"llama.block_count": 9999}))
-    assert "holds tensors of 1 layers, and its metadata calls for 9999" in message
-
-
-def test_a_part_of_a_split_file_is_refused(path: Path) -> None:
-    message = refusal(write(path, tensors(), keys={"split.count": 3}))
-    assert "one of 3 parts" in message
 
 
 def test_weights_beyond_float16_are_refused(path: Path) -> None:
@@ -361,15 +351,9 @@ def test_the_file_of_the_demo_says_what_the_demo_says(demo: Any) -> None:
     assert lm.config.scale_emb == 1
     for question in ("What is the capital of France?", "Count from 1 to 10."):
         asked = [{"role": "user", "content": question}]
-        found, wanted = (
-            m.generate(asked, max_tokens=24, sampling=mm.Sampling()) for m in (lm, demo)
-        )
-        assert found.token_ids == wanted.token_ids
-
-
-def test_the_config_is_json(path: Path) -> None:
-    raw = read_gguf(write(path, tensors())).raw
-    assert json.loads(json.dumps(raw, allow_nan=False)) == raw
+        options: Any = {"max_tokens": 24, "sampling": mm.Sampling()}
+        reply, expected = lm.generate(asked, **options), demo.generate(asked, **options)
+        assert reply.token_ids == expected.token_ids
 
 
 def test_names_go_both_ways() -> None:
