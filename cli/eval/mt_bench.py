@@ -39,7 +39,8 @@ class MTBenchOptions:
 @options.command(MTBenchOptions)
 def mt_bench(args: MTBenchOptions) -> None:
     """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""
-    from minicpm_mlx.evals.mt_bench.run import load_bench, model_of, run
+    from minicpm_mlx.evals.mt_bench.questions import load_bench
+    from minicpm_mlx.evals.mt_bench.run import model_of, run
 
     judge = _judge(args)
     bench = load_bench(args.data)

@@ -19,29 +19,28 @@ from ..weights.load import parameters
 
 PACKING = Quantization(bits=4, group_size=64)
 
-MUP = {"architectures": ["MiniCPMForCausalLM"], "scale_emb": 12, "scale_depth": 1.4}
+COMMON = {
+    **{"architectures": ["MiniCPMForCausalLM"], "max_position_embeddings": 4096},
+    **{"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "2b-shape": {
-        **MUP,
-        "dim_model_base": 256,
+        **COMMON,
         "hidden_size": 2304,
         "intermediate_size": 5760,
         "num_attention_heads": 36,
         "num_hidden_layers": 40,
         "vocab_size": 122753,
-        "max_position_embeddings": 4096,
     },
     "1b-shape": {
-        **MUP,
-        "dim_model_base": 256,
+        **COMMON,
         "hidden_size": 1536,
         "intermediate_size": 3840,
         "num_attention_heads": 24,
         "num_key_value_heads": 8,
         "num_hidden_layers": 52,
         "vocab_size": 73440,
-        "max_position_embeddings": 4096,
     },
 }
 """Config by name; measurements may exceed the trained context."""

@@ -23,6 +23,7 @@ from .. import device
 from . import kernels
 from .config import Config
 from .moe import MoE, route
+from .packing import packing_options
 from .rope import Rotation
 from .transformer import MLP, Attention, Block, Cache, Mask, Model, attend, prepare_pass
 
@@ -202,17 +203,8 @@ class StackedLinear(nn.Module):
             if device.on_cpu():  # its gather_mm takes float32 only
                 x, weight = x.astype(mx.float32), weight.astype(mx.float32)
             return mx.gather_mm(x, weight, rhs_indices=chosen).astype(dtype)
-        return mx.gather_qmm(
-            x,
-            layer.weight,
-            layer.scales,
-            layer.get("biases"),
-            rhs_indices=chosen,
-            transpose=True,
-            group_size=layer.group_size,
-            bits=layer.bits,
-            mode=layer.mode,
-        )
+        options = {"rhs_indices": chosen, "transpose": True, **packing_options(layer)}
+        return mx.gather_qmm(x, layer.weight, layer.scales, layer.get("biases"), **options)
 
 
 def join(layers: list[nn.Module]) -> nn.Module:

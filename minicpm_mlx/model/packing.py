@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,7 +29,7 @@ def apply_packing(model: nn.Module, packings: Mapping[str, Quantization]) -> Non
         packing = packings.get(path)
         if packing is None or not packable(module, packing.group_size):
             return False
-        return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
+        return packing_options(packing)
 
     nn.quantize(model, class_predicate=choose)
 
@@ -46,19 +47,18 @@ def quantize(model: nn.Module, packing: Quantization) -> dict[str, Quantization]
             packed[path] = packing
         return path in packed
 
-    nn.quantize(
-        model,
-        group_size=packing.group_size,
-        bits=packing.bits,
-        mode=packing.mode,
-        class_predicate=choose,
-    )
+    nn.quantize(model, **packing_options(packing), class_predicate=choose)
     if not packed:
         raise InvalidArgumentError(
             f"no matrix has rows of a multiple of {packing.group_size} weights; "
             "choose a smaller group size"
         )
     return packed
+
+
+def packing_options(packing: Any) -> dict[str, Any]:
+    """MLX's arguments for a `Quantization`, or for the packing of a quantized layer."""
+    return {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
 
 
 def packable(module: nn.Module, group_size: int) -> bool:
@@ -96,14 +96,8 @@ def _make_dense(module: nn.Module, dtype: mx.Dtype) -> Iterator[cpu_unpack.Unpac
 
 def dequantized_weight(layer: nn.Module) -> mx.array:
     """The matrix (out, in) of a quantized layer, in the dtype of its scales."""
-    return mx.dequantize(
-        layer.weight,
-        layer.scales,
-        layer.get("biases"),
-        group_size=layer.group_size,
-        bits=layer.bits,
-        mode=layer.mode,
-    )
+    options = packing_options(layer)
+    return mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **options)
 
 
 PackedMatrix = Mapping[str, mx.array]
@@ -112,12 +106,6 @@ PackedMatrix = Mapping[str, mx.array]
 
 def unpack(matrix: PackedMatrix, packing: Quantization) -> mx.array:
     """The matrix (out, in) in float32."""
-    dense = mx.dequantize(
-        matrix["weight"],
-        matrix["scales"],
-        matrix.get("biases"),
-        group_size=packing.group_size,
-        bits=packing.bits,
-        mode=packing.mode,
-    )
+    options = packing_options(packing)
+    dense = mx.dequantize(matrix["weight"], matrix["scales"], matrix.get("biases"), **options)
     return dense.astype(mx.float32)

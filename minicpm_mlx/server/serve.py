@@ -49,16 +49,14 @@ class Address:
             raise InvalidArgumentError(f"port must be 0 to 65535, got {self.port}")
         if self.private_key is not None and self.certificate is None:
             raise InvalidArgumentError("a TLS key needs its certificate too (--tls-cert)")
-        if self.certificate is not None:
-            self._check_certificate(self.certificate)
-
-    def _check_certificate(self, certificate: Path) -> None:
+        if self.certificate is None:
+            return
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, self.private_key, password="")
+            context.load_cert_chain(self.certificate, self.private_key, password="")
         except (OSError, ssl.SSLError) as error:
             raise InvalidArgumentError(
-                f"{certificate}: expected a certificate and its key in PEM, without a "
+                f"{self.certificate}: expected a certificate and its key in PEM, without a "
                 f"passphrase; {error.strerror or error}"
             ) from None
 

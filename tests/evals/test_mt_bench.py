@@ -17,15 +17,13 @@ from minicpm_mlx.cli.render import theme
 from minicpm_mlx.errors import DataError, InvalidArgumentError, StorageError
 from minicpm_mlx.evals.mt_bench.judge import UNRATED, Judgement
 from minicpm_mlx.evals.mt_bench.judge_client import Endpoint
-from minicpm_mlx.evals.mt_bench.questions import Bench
+from minicpm_mlx.evals.mt_bench.questions import CATEGORIES, Bench, load_bench
 from minicpm_mlx.evals.mt_bench.radar_chart import draw_radar
 from minicpm_mlx.evals.mt_bench.run import (
-    CATEGORIES,
     QUESTIONS,
     TEMPERATURES,
     BenchModel,
     answer_questions,
-    load_bench,
     model_of,
     run,
     scores,

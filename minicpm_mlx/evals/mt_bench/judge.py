@@ -56,12 +56,8 @@ def parse_rating(judgment: str) -> float:
     """
     for pattern in _RATINGS:
         if match := pattern.search(judgment):
-            return _check_range(float(match[1]))
+            return float(match[1]) if 1 <= float(match[1]) <= 10 else UNRATED
     return UNRATED
-
-
-def _check_range(score: float) -> float:
-    return score if 1 <= score <= 10 else UNRATED
 
 
 def judge_messages(
@@ -127,9 +123,7 @@ def judge_answers(
         raise DataError(f"expected an answer to every question, found none to {missing[0]}")
     file = JsonlFile(path)
     known = {
-        key: record
-        for key, record in map(_parse_record, file.rows)
-        if _check_range(record["score"]) != UNRATED
+        key: record for key, record in map(_parse_record, file.rows) if 1 <= record["score"] <= 10
     }
     judgements: dict[tuple[int, int], Judgement] = {}
     remaining: list[_JudgeRequest] = []

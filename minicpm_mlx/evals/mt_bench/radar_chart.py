@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import InvalidArgumentError
-from ...files.atomic import named_errors, write_whole
-from ...files.plots import check_chart_path
-from .run import CATEGORIES, BenchScores
+from ...files.plots import chart, check_chart_path
+from .questions import CATEGORIES
+from .run import BenchScores
 
 
 def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
@@ -22,16 +22,8 @@ def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
     rated = {name: scores for name, scores in models.items() if scores.rated}
     if not rated:
         raise InvalidArgumentError(f"{path}: not drawn; no answer has a rating yet")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     angles = [2 * math.pi * index / len(CATEGORIES) for index in range(len(CATEGORIES))]
-    figure, axes = pyplot.subplots(
-        figsize=(7, 6), layout="constrained", subplot_kw={"projection": "polar"}
-    )
-    try:
+    with chart(path, figsize=(7, 6), subplot_kw={"projection": "polar"}) as (_, axes):
         for name, scores in rated.items():
             ratings = [scores.categories[category] or 0.0 for category in CATEGORIES]
             # matplotlib reads dollar signs as formulas, and hides names that begin with _.
@@ -42,7 +34,3 @@ def draw_radar(models: Mapping[str, BenchScores], path: Path) -> None:
         axes.tick_params("x", pad=14)
         axes.set_ylim(0, 10)
         axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.1))
-        with named_errors(path, "give another place"):
-            write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
-    finally:
-        pyplot.close(figure)

@@ -24,25 +24,10 @@ from ..run import describe_model, model_name
 from .folder import answers_path, judgements_path, open_bench
 from .judge import UNRATED, Judgement, judge_answers
 from .judge_client import Endpoint
-from .questions import CATEGORIES, Bench, BenchQuestion, load_bench, parse_turns, question_id
+from .questions import CATEGORIES, Bench, BenchQuestion, parse_turns, question_id
 
 if TYPE_CHECKING:
     from ...lm.lm import LM
-
-__all__ = [
-    "CATEGORIES",
-    "QUESTIONS",
-    "TEMPERATURES",
-    "AnswerFunction",
-    "BenchModel",
-    "BenchResult",
-    "BenchScores",
-    "answer_questions",
-    "load_bench",
-    "model_of",
-    "run",
-    "scores",
-]
 
 TEMPERATURES: Mapping[str, float] = {
     **dict.fromkeys(("writing", "roleplay"), 0.7),

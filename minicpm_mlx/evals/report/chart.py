@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from ...errors import InvalidArgumentError
-from ...files.atomic import named_errors, write_whole
-from ...files.plots import check_chart_path
+from ...files.plots import chart, check_chart_path
 from .summary import Report
 
 
@@ -19,14 +17,8 @@ def draw_scores(report: Report, path: Path) -> None:
     check_chart_path(path)
     if not report.tasks:
         raise InvalidArgumentError(f"{path}: not drawn; nothing is scored yet")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     count = len(report.tasks)
-    figure, axes = pyplot.subplots(figsize=(max(4, 1.5 + 0.9 * count), 4), layout="constrained")
-    try:
+    with chart(path, figsize=(max(4, 1.5 + 0.9 * count), 4)) as (figure, axes):
         scores = [task.part.score for task in report.tasks]
         below = [score.mean - score.low for score in scores]
         above = [score.high - score.mean for score in scores]
@@ -42,7 +34,7 @@ def draw_scores(report: Report, path: Path) -> None:
         published = [(i, task.published) for i, task in enumerate(report.tasks) if task.published]
         axes.bar(
             [index + 0.2 for index, _ in published],
-            [figure.value for _, figure in published],
+            [score.value for _, score in published],
             0.4,
             label=f"{report.beside}, README",
         )
@@ -50,9 +42,3 @@ def draw_scores(report: Report, path: Path) -> None:
         axes.set_xticks(range(count), titles, rotation=45, ha="right")
         axes.set(ylabel="score, %", ylim=(0, 100))
         figure.legend(loc="outside upper right", ncols=2)
-        with warnings.catch_warnings(), named_errors(path, "give another folder"):
-            # matplotlib's own font lacks Chinese, which a folder's name may be in.
-            warnings.filterwarnings("ignore", "Glyph .* missing")
-            write_whole(path, lambda part: figure.savefig(part, format="png", dpi=120))
-    finally:
-        pyplot.close(figure)

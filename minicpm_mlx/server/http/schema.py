@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from .api_error import ApiError
 
 T = TypeVar("T")
 Part = TypeVar("Part")
@@ -43,6 +46,17 @@ def refused(reason: str, allowed: Sequence[Any] = OFF) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def parse_object(text: str, name: str, field: str) -> dict[str, Any]:
+    """`text` as a JSON object; an ApiError for `field` that calls it `name`."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ApiError(f"{name} must be a JSON object as text", field=field)
+    return parsed
 
 
 class Body(BaseModel):

@@ -79,7 +79,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/show")
     def show(body: ShowBody) -> dict[str, Any]:
         """Describe a model."""
-        return models.show(service.find_model(_name(body)))
+        if not (name := body.model or body.name):
+            raise ApiError("model is missing; name the one to show", field="model")
+        return models.show(service.find_model(name))
 
     @routes.post("/embed")
     async def embed(body: EmbedBody, request: Request) -> Response:
@@ -121,13 +123,6 @@ async def refuse_change() -> None:
         status=403,
         code="read_only",
     )
-
-
-def _name(body: ShowBody) -> str:
-    name = body.model or body.name
-    if not name:
-        raise ApiError("model is missing; name the one to show", field="model")
-    return name
 
 
 async def _embed(

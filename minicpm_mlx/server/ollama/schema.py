@@ -15,6 +15,7 @@ from ..service import Service
 from ..tool_calling import Tool, template_call
 
 Int64 = SignedSeed
+OnlyOne = Annotated[float | None, refused("only 1 (off) is; use top_p or min_p", (1.0,))]
 
 
 class CommonRequest(LogprobFields):
@@ -139,10 +140,8 @@ class OllamaOptions(LocalSamplingFields):
     mirostat: Annotated[Int64 | None, refused("use temperature, top_k, top_p or min_p")] = None
     mirostat_tau: Ignored[float] = None
     mirostat_eta: Ignored[float] = None
-    tfs_z: Annotated[float | None, refused("only 1 (off) is; use top_p or min_p", (1.0,))] = None
-    typical_p: Annotated[float | None, refused("only 1 (off) is; use top_p or min_p", (1.0,))] = (
-        None
-    )
+    tfs_z: OnlyOne = None
+    typical_p: OnlyOne = None
     penalize_newline: Annotated[
         bool | None, refused("penalties treat all tokens alike", (True,))
     ] = None

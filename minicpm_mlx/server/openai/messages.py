@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..http.api_error import ApiError
-from ..http.schema import Body, Ignored, TextOrParts, UnsupportedPart, join_text, refused
+from ..http.schema import (
+    Body,
+    Ignored,
+    TextOrParts,
+    UnsupportedPart,
+    join_text,
+    parse_object,
+    refused,
+)
 from ..tool_calling import template_call
 
 
@@ -108,10 +114,5 @@ def _template_message(message: Message, field: str) -> dict[str, Any]:
 
 def parse_call(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any]:
     """A call for a chat template; ApiError unless `arguments` is the text of a JSON object."""
-    try:
-        parsed = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        raise ApiError(f"{field}: arguments must be a JSON object as text", field=field)
+    parsed = parse_object(arguments or "{}", f"{field}: arguments", field)
     return template_call(call_id, name, parsed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -11,7 +10,7 @@ from pydantic import Field
 
 from ...engine import Grammar
 from ..http.api_error import ApiError
-from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, refused
+from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, parse_object, refused
 from ..parameters import CompletionFields, compile_only_grammar, repeat
 from ..reply_stream import GenerationRequest, ServedModel
 from ..service import Service
@@ -25,6 +24,7 @@ OneOrList: TypeAlias = T | list[T]
 _NO_CODE = "this server runs no code of requests"
 _ONE_SERVER = "prefill and decode are on one server"
 _EMPTY = (*OFF, {})
+Media = Annotated[str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INPUT, _EMPTY)]
 
 
 class SamplingParams(CompletionFields):
@@ -59,7 +59,8 @@ class SamplingParams(CompletionFields):
         if self.json_schema == "$$ANY$$":  # SGLang's name for any object
             guides["json_schema"] = {"json_object": True}
         elif self.json_schema is not None:
-            guides["json_schema"] = {"json_schema": _parse_schema(self.json_schema)}
+            field = "sampling_params.json_schema"
+            guides["json_schema"] = {"json_schema": parse_object(self.json_schema, field, field)}
         return {f"sampling_params.{name}": guide for name, guide in guides.items()}
 
 
@@ -95,12 +96,8 @@ class SGLangGenerateBody(Body):
     """Accepted without effect: the data they describe is refused."""
 
     input_embeds: Annotated[list[Any] | None, refused("send text or input_ids")] = None
-    image_data: Annotated[
-        str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INPUT, _EMPTY)
-    ] = None
-    audio_data: Annotated[
-        str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INPUT, _EMPTY)
-    ] = None
+    image_data: Media = None
+    audio_data: Media = None
     token_ids_logprob: Annotated[
         list[Any] | None, refused("top_logprobs_num gives those of the likeliest tokens")
     ] = None
@@ -141,6 +138,7 @@ class SGLangGenerateBody(Body):
         starts = _each("logprob_start_len", self.logprob_start_len, len(prompts), None)
         tops = _each("top_logprobs_num", self.top_logprobs_num, len(prompts), 0)
         adapters = _each("lora_path", self.lora_path, len(prompts), None)
+        name = service.models[0].name
         generations: list[GenerationRequest] = []
         for i, ids in enumerate(prompts):
             generation = params[i].generation(
@@ -148,7 +146,7 @@ class SGLangGenerateBody(Body):
                 seed=params[i].sampling_seed,
                 prefix="sampling_params.",
                 prompt=ids,
-                served=_find_adapter(service, adapters[i]),
+                served=service.find_model(adapters[i] and f"{name}:{adapters[i]}"),
                 max_tokens=params[i].max_new_tokens,
                 min_tokens=params[i].min_new_tokens,
             )
@@ -223,15 +221,3 @@ def _first_scored(start: int | None, ids: Sequence[int], params: SamplingParams)
 
 def _find_adapter(service: Service, adapter: str | None) -> ServedModel:
     return service.find_model(None if adapter is None else f"{service.models[0].name}:{adapter}")
-
-
-def _parse_schema(text: str) -> dict[str, Any]:
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError):
-        schema = None
-    if not isinstance(schema, dict):
-        raise ApiError(
-            "json_schema must be the text of a JSON object", field="sampling_params.json_schema"
-        )
-    return schema

@@ -10,10 +10,9 @@ from typing import Any
 
 from ...arguments import at_least_one
 from ...errors import InvalidArgumentError
-from ...files.atomic import named_errors, write_whole
-from ...files.plots import check_chart_path
+from ...files.plots import chart, check_chart_path
 from .events import Trained, Validated
-from .jsonl_log import ADVICE, LogRecord
+from .jsonl_log import LogRecord
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MEMORY = 0.9
@@ -70,21 +69,11 @@ def draw_curve(log: Sequence[LogRecord], path: Path, name: str = "") -> None:
     validated = [record.event for record in log if isinstance(record.event, Validated)]
     if not trained:
         raise InvalidArgumentError(f"{path}: not drawn; the log holds no step of training yet")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    try:
+    with chart(path, figsize=(9, 5)) as (_, axes):
         _draw_rates(axes.twinx(), trained)
         _draw_losses(axes, trained, validated)
         if name.isascii() and name.isprintable():
             axes.set_title(name, parse_math=False)  # a folder's name may hold dollar signs
-        with named_errors(path, ADVICE):
-            write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=120))
-    finally:
-        pyplot.close(figure)
 
 
 def _draw_losses(axes: Any, trained: Sequence[Trained], validated: Sequence[Validated]) -> None:
