@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..model.packing import packing_options
 from ..model.transformer import Model
 from . import cpu_kernels
 
@@ -141,15 +142,9 @@ def _head_matmuls(head: nn.Module) -> tuple[MatMul, MatMul]:
         return lambda x: x @ head.weight.T, lambda x: x @ head.weight
 
     def matmul(x: mx.array, transpose: bool) -> mx.array:
+        biases, options = head.get("biases"), packing_options(head)
         return mx.quantized_matmul(
-            x,
-            head.weight,
-            head.scales,
-            head.get("biases"),
-            transpose=transpose,
-            group_size=head.group_size,
-            bits=head.bits,
-            mode=head.mode,
+            x, head.weight, head.scales, biases, transpose=transpose, **options
         )
 
     return lambda x: matmul(x, True), lambda x: matmul(x, False)

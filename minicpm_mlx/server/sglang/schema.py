@@ -12,7 +12,7 @@ from ...engine import Grammar
 from ..http.api_error import ApiError
 from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, parse_object, refused
 from ..parameters import CompletionFields, compile_only_grammar, repeat
-from ..reply_stream import GenerationRequest, ServedModel
+from ..reply_stream import GenerationRequest
 from ..service import Service
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class SGLangGenerateBody(Body):
         starts = _each("logprob_start_len", self.logprob_start_len, len(prompts), None)
         tops = _each("top_logprobs_num", self.top_logprobs_num, len(prompts), 0)
         adapters = _each("lora_path", self.lora_path, len(prompts), None)
-        name = service.models[0].name
+        base = service.models[0].name
         generations: list[GenerationRequest] = []
         for i, ids in enumerate(prompts):
             generation = params[i].generation(
@@ -146,7 +146,7 @@ class SGLangGenerateBody(Body):
                 seed=params[i].sampling_seed,
                 prefix="sampling_params.",
                 prompt=ids,
-                served=service.find_model(adapters[i] and f"{name}:{adapters[i]}"),
+                served=service.find_model(adapters[i] and f"{base}:{adapters[i]}"),
                 max_tokens=params[i].max_new_tokens,
                 min_tokens=params[i].min_new_tokens,
             )
@@ -217,7 +217,3 @@ def _first_scored(start: int | None, ids: Sequence[int], params: SamplingParams)
             field="logprob_start_len",
         )
     return len(ids) - 1 if start == -1 else start
-
-
-def _find_adapter(service: Service, adapter: str | None) -> ServedModel:
-    return service.find_model(None if adapter is None else f"{service.models[0].name}:{adapter}")
