@@ -101,8 +101,7 @@ class Speculation:
         return tokens
 
     def _acceptance(self) -> float:
-        prior = PRIOR_ACCEPTANCE.get(self.confidence, 0.8)
-        return self.acceptance.get(self.confidence, prior)
+        return self.acceptance.get(self.confidence, PRIOR_ACCEPTANCE.get(self.confidence, 0.8))
 
     def _best_count(self) -> int:
         """Return the number of draft tokens that gives most tokens a second."""

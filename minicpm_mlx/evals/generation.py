@@ -62,12 +62,10 @@ def generate_replies(
         lm.model, lm.tokenizer, requests(), settings.width, positions=_cache_positions(lm.config)
     )
     for index, completion in completions:
-        text = completion.text
-        if not settings.chat_template:
-            text = _leading_space(lm, completion) + text
+        space = "" if settings.chat_template else _leading_space(lm, completion)
         yield replace(
             asked[index],
-            text=text,
+            text=space + completion.text,
             tokens=completion.stats.completion_tokens,
             finish=completion.finish_reason,
         )

@@ -73,10 +73,8 @@ class RunRecord:
             self.settings["parts"] = {}
         if self.settings["model"]["identity"] != model["identity"]:
             check_same(self.folder, "the model's", self.settings["model"], model)
-        before, now = (
-            {"version": versions["minicpm-mlx"]} for versions in (self.settings["program"], program)
-        )
-        check_same(self.folder, "minicpm-mlx's", before, now)
+        before, now = self.settings["program"]["minicpm-mlx"], program["minicpm-mlx"]
+        check_same(self.folder, "minicpm-mlx's", {"version": before}, {"version": now})
         for name, part in parts.items():
             if name in self.parts:
                 check_same(self.folder, f"{name}'s", self.parts[name], part)
@@ -146,9 +144,8 @@ def open_run(folder: str | Path) -> Iterator[RunRecord]:
         if (path / SETTINGS).exists():
             yield RunRecord.read(path)
             return
-        others = [
-            file.name for file in path.iterdir() if file.name not in (RECORDS, f"part-{SETTINGS}")
-        ]
+        names = {file.name for file in path.iterdir()}
+        others = sorted(names - {RECORDS, f"part-{SETTINGS}"})
         if others or any((path / RECORDS).glob("*")):
             raise InvalidArgumentError(
                 f"{path} holds {(others or [RECORDS])[0]} and no run to resume; {ADVICE}"
@@ -167,8 +164,7 @@ def open_folder(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file as a whole or not at all."""
-    content = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    write_text(path, content)
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, content: str) -> None:

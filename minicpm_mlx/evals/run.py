@@ -170,15 +170,13 @@ def _run_part(
     file = record.open_part(part.name)
     done = by_question(file.rows)
     remaining = [doc for doc in docs if (doc.subset, doc.id) not in done]
-    meter = _ProgressMeter(
-        part, len(docs), [float(row["score"]) for row in done.values()], listener
-    )
+    scores = [float(row["score"]) for row in done.values()]
+    meter = _ProgressMeter(part, len(docs), scores, listener)
     if part.mode == "ppl":
         rows = _compare_options(lm, part.task, remaining)
     else:
         replies = generate_replies(lm, part.task, remaining, data, plan.settings)
-        score_replies = _run_replies if part.task.needs_code else _score_replies
-        rows = score_replies(part.task, replies)
+        rows = (_run_replies if part.task.needs_code else _score_replies)(part.task, replies)
     for row in rows:
         file.add(row)
         meter.add(float(row["score"]))

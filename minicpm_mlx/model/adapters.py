@@ -171,8 +171,7 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
         if isinstance(block.mlp, FusedMLP):  # stacked experts are no matrices of their own
             up = {f"{name}.mlp.gate_proj": F, f"{name}.mlp.up_proj": F}
             add(f"{path}.mlp.gate_up_proj", block.mlp.gate_up_proj, up)
-            down = {f"{name}.mlp.down_proj": H}
-            add(f"{path}.mlp.down_proj", block.mlp.down_proj, down, scale)
+            add(f"{path}.mlp.down_proj", block.mlp.down_proj, {f"{name}.mlp.down_proj": H}, scale)
     return projections
 
 

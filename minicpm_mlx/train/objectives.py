@@ -195,10 +195,9 @@ def _mismatched(samples: Sequence[Sample]) -> list[Sample]:
     for index, sample in enumerate(samples):
         other = samples[index - 1]
         prompt, reply = sample.mask.index(True), other.mask.index(True)
-        mismatched.append(
-            Sample(
-                ids=sample.ids[:prompt] + other.ids[reply:],
-                mask=sample.mask[:prompt] + other.mask[reply:],
-            )
+        ids, mask = (
+            sample.ids[:prompt] + other.ids[reply:],
+            sample.mask[:prompt] + other.mask[reply:],
         )
+        mismatched.append(Sample(ids, mask))
     return mismatched

@@ -122,13 +122,11 @@ def plan_for(
         optimizer=options.optimizer,
         dtype=dtype,
     )
-    accumulate = _or(
-        options.accumulate, max(1, samples // (memory.batch_size * collectives.size()))
-    )
+    at_once = memory.batch_size * collectives.size()
+    accumulate = _or(options.accumulate, max(1, samples // at_once))
     steps = options.iters
     if steps is None:
-        samples_a_step = memory.batch_size * accumulate * collectives.size()
-        per_epoch = -(-len(data.train) // samples_a_step)
+        per_epoch = -(-len(data.train) // (at_once * accumulate))
         epochs = EPOCHS if options.epochs is None else options.epochs
         steps = max(1, round(epochs * per_epoch))
     learning_rate = options.learning_rate

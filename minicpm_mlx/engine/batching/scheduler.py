@@ -280,16 +280,10 @@ class Scheduler:
         reusable = request.prompt[: request.reusable_tokens]
         if not self.prefixes.limit or len(reusable) < MIN_SHARED_PREFIX:
             return False
-        shared = max(
-            (
-                common_prefix_length(prefill.request.prompt, reusable)
-                for prefill in self.prefills
-                if prefill.request.adapter == request.adapter and not prefill.request.embed
-            ),
-            default=0,
-        )
-        cached = self.prefixes.match_length(request.adapter, reusable)
-        return shared >= cached + MIN_SHARED_PREFIX
+        others = (prefill.request for prefill in self.prefills)
+        prompts = [r.prompt for r in others if r.adapter == request.adapter and not r.embed]
+        shared = max((common_prefix_length(prompt, reusable) for prompt in prompts), default=0)
+        return shared >= self.prefixes.match_length(request.adapter, reusable) + MIN_SHARED_PREFIX
 
     # Decoding.
 
@@ -369,5 +363,4 @@ class Scheduler:
             self._finish(request, result)
             return
         self._report(request, result)
-        cache = prefill.cache if prefill.position else None
-        self.batches[request.adapter].add(request, cache)
+        self.batches[request.adapter].add(request, prefill.cache if prefill.position else None)

@@ -91,8 +91,7 @@ class _DataFolder:
         field_name, subsets = self.source.subset_field, self.source.subsets
         if not field_name:
             return ""
-        fields = {name.lower(): content for name, content in row.value.items()}
-        name = fields.get(field_name)
+        name = {name.lower(): content for name, content in row.value.items()}.get(field_name)
         if name is None and "" in subsets:
             return ""
         subset = str(name).lower().replace("&", "and").replace(" ", "_").replace("-", "_")

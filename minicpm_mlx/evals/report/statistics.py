@@ -138,9 +138,8 @@ def compare(
     if _binary(before, after):
         p, method = mcnemar(first, second), "mcnemar"
         if len(groups) == 1 or low == high:
-            low, high = matched(
-                int(np.sum(after > before)), int(np.sum(after < before)), len(names)
-            )
+            gained, lost = int(np.sum(after > before)), int(np.sum(after < before))
+            low, high = matched(gained, lost, len(names))
     else:
         # Plus one on both sides: no number of draws shows that a chance is zero.
         farther = np.sum(np.abs(drawn - mean) >= abs(mean) * (1 - 1e-12))

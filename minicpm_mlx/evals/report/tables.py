@@ -92,9 +92,8 @@ def _part_notes(part: PartReport) -> Iterator[str]:
 def _subset_tables(task: TaskReport) -> Iterator[str]:
     for part in task.parts.values():
         if part.subsets:
-            rows = [
-                [name, f"{score.mean:.2f}", _ends(score)] for name, score in part.subsets.items()
-            ]
+            subsets = part.subsets.items()
+            rows = [[name, f"{score.mean:.2f}", _ends(score)] for name, score in subsets]
             yield f"## {task.title}, {part.mode}"
             yield markdown_table(["subset", "score", "95 %"], rows)
 

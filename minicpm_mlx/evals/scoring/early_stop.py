@@ -46,5 +46,4 @@ def after_option(reply: str, question: Question, option: str, context: str) -> b
         return True
     if context.startswith(text):  # it may become a repetition
         return False
-    rest = text.removeprefix(context).lstrip()
-    return len(rest) >= len(option)
+    return len(text.removeprefix(context).lstrip()) >= len(option)

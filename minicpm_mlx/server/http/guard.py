@@ -247,10 +247,8 @@ class Guard:
             self._observe(scope, status, seconds)
         if self._settings.log:
             client = (scope.get("client") or ("-",))[0]
-            line = (
-                f"{client} {scope['method'][:16]} {_printable_path(scope)} {status} {seconds:.2f} s"
-            )
-            self._settings.log(line)
+            request = f"{client} {scope['method'][:16]} {_printable_path(scope)}"
+            self._settings.log(f"{request} {status} {seconds:.2f} s")
 
 
 def _allow_origin(app: ASGIApp) -> ASGIApp:

@@ -83,8 +83,7 @@ class UnsupportedPart(Body):
     type: str
 
     def check(self) -> None:
-        reason = f"{TEXT_ONLY_INPUT}, got {self.type}"
-        raise PydanticCustomError("unsupported", reason)
+        raise PydanticCustomError("unsupported", f"{TEXT_ONLY_INPUT}, got {self.type}")
 
 
 def _text_or_parts(value: object) -> str | None:

@@ -57,10 +57,7 @@ class OllamaModels:
             "template": template.source if template else "{{ prompt }}",
             "details": self._details,
             "model_info": self._info,
-            "capabilities": [
-                "completion",
-                *(["tools"] if template and template.takes_tools else []),
-            ],
+            "capabilities": ["completion", *["tools"] * bool(template and template.takes_tools)],
             "modified_at": timestamp(self.service.created),
         }
 

@@ -98,11 +98,10 @@ class OllamaMessage(Body):
         """The message for a chat template."""
         message: dict[str, Any] = {"role": self.role, "content": self.content or ""}
         if self.tool_calls:
+            calls = [(call.id, call.function) for call in self.tool_calls]
             message["tool_calls"] = [
-                template_call(
-                    call.id or f"call_{number}", call.function.name, call.function.arguments
-                )
-                for number, call in enumerate(self.tool_calls)
+                template_call(call_id or f"call_{number}", function.name, function.arguments)
+                for number, (call_id, function) in enumerate(calls)
             ]
         if self.tool_name:
             message["name"] = self.tool_name

@@ -51,8 +51,7 @@ def router(service: Service) -> APIRouter:
         A language model is not trained to compare texts; an embedding model does better.
         """
         served = service.find_model(body.model)
-        prompts = await read_prompts(service, body.input, "input")
-        ids = [list(prompt.ids) for prompt in prompts]
+        ids = [list(prompt.ids) for prompt in await read_prompts(service, body.input, "input")]
         vectors = await run_until_disconnect(request, service.embed(served, ids))
         count = sum(map(len, ids))
         data = [

@@ -66,9 +66,8 @@ class OpenAIFields(CompletionFields):
             "guided_choice": ("ebnf", choice and f"start: {lark_choice(choice)}"),
             "guided_grammar": ("ebnf", self.guided_grammar),
         }
-        return {
-            field: {name: value} for field, (name, value) in guides.items() if value is not None
-        }
+        given = {field: guide for field, guide in guides.items() if guide[1] is not None}
+        return {field: {name: value} for field, (name, value) in given.items()}
 
     def generations(
         self,

@@ -182,9 +182,8 @@ def router(service: Service) -> APIRouter:
         response = ResponseStream(service, body.echoed(generation), tools, body.wants_logprobs())
         replies = service.start([generation], "input")
         if body.stream:
-            return stream_response(
-                _events(replies, response), encode=named_sse, error_body=error_body
-            )
+            events = _events(replies, response)
+            return stream_response(events, encode=named_sse, error_body=error_body)
         [reply] = await full_replies(request, replies)
         for _ in (*response.begin(), *response.add(reply)):
             pass

@@ -36,12 +36,8 @@ def router(service: Service) -> APIRouter:
         single = body.is_single
         stream = service.start([prompt.generation for prompt in prompts], body.prompt_field)
         if body.stream:
-            return stream_response(
-                _events(stream, replies, single),
-                encode=sse,
-                error_body=error_body,
-                last=sse("[DONE]"),
-            )
+            events = _events(stream, replies, single)
+            return stream_response(events, encode=sse, error_body=error_body, last=sse("[DONE]"))
         responses = [replies[full.index].add(full) for full in await full_replies(request, stream)]
         return JSONResponse(responses[0] if single else responses)
 
@@ -155,8 +151,7 @@ class CumulativeReply:
         return fields
 
     def _entry(self, logprob: float | None, token: int) -> list[Any]:
-        text = self.service.token_text(token) if self.prompt.with_text else None
-        return [logprob, token, text]
+        return [logprob, token, self.service.token_text(token) if self.prompt.with_text else None]
 
     def _top(self, scored: TokenLogprob) -> list[list[Any]] | None:
         return [self._entry(logprob, token) for token, logprob in scored.top] or None

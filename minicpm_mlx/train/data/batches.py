@@ -48,9 +48,8 @@ class BatchSampler:
         window = self.size * WINDOW
         for start in range(0, len(indices), window):
             by_length = sorted(indices[start : start + window], key=self.lengths.__getitem__)
-            batches += [
-                by_length[at : at + self.size] for at in range(0, len(by_length), self.size)
-            ]
+            starts = range(0, len(by_length), self.size)
+            batches += [by_length[at : at + self.size] for at in starts]
         rng.shuffle(batches)
         return batches
 

@@ -37,8 +37,7 @@ class _PathBeneath(ctypes.Structure):
 
 def version() -> int:
     """The kernel's Landlock version; 0 where there is none."""
-    library = ctypes.CDLL(None)
-    return max(0, int(library.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
+    return max(0, int(ctypes.CDLL(None).syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)))
 
 
 def restrict(readable: Iterable[str]) -> None:
