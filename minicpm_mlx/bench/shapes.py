@@ -54,9 +54,8 @@ def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
     if isinstance(shape, str) and shape not in SHAPES:
         raise InvalidArgumentError(f"expected one of {', '.join(SHAPES)}, got {shape!r}")
     config = Config.from_dict(SHAPES[shape]) if isinstance(shape, str) else shape
-    memory.check_fits(
-        memory.estimate(replace(config, quantization=PACKING), dtype=dtype, context=256)
-    )
+    packed = replace(config, quantization=PACKING)
+    memory.check_fits(memory.estimate(packed, dtype=dtype, context=256))
     compute = device.choose_dtype(mx.bfloat16, dtype)
     model = _packed(config)
     model.load_weights(list(random_arrays(config, compute).items()))
@@ -71,9 +70,8 @@ def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
 def random_arrays(config: Config, dtype: mx.Dtype) -> dict[str, mx.array]:
     """Random tensors of a 4-bit checkpoint by name, floats in `dtype`."""
     mx.random.seed(0)
-    return {
-        name: _random(name, array, dtype) for name, array in parameters(_packed(config)).items()
-    }
+    arrays = parameters(_packed(config)).items()
+    return {name: _random(name, array, dtype) for name, array in arrays}
 
 
 def _packed(config: Config) -> Model:

@@ -84,7 +84,6 @@ class RunRecord:
             write_json(self.folder / SETTINGS, self.settings)
 
     def open_part(self, part: str) -> JsonlFile:
-        """The file of a part's records."""
         return JsonlFile(self.folder / RECORDS / f"{part}.jsonl")
 
     def records(self, part: str) -> dict[Key, Record]:

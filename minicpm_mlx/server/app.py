@@ -36,9 +36,7 @@ APIS = {
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
     """The ASGI application that serves `service` to the clients that `settings` allow."""
-    app = FastAPI(
-        title="minicpm-mlx", version=__version__, docs_url=None, redoc_url=None, debug=False
-    )
+    app = FastAPI(title="minicpm-mlx", version=__version__, docs_url=None, redoc_url=None)
     metrics = Metrics(service)
     for name, modules in APIS.items():
         for module in modules:

@@ -130,9 +130,8 @@ class _PageTexts:
             other=other,
             body="\n".join(body),
         )
-        return HTMLResponse(
-            text, headers={"Content-Security-Policy": POLICY, "Vary": "Accept-Language"}
-        )
+        headers = {"Content-Security-Policy": POLICY, "Vary": "Accept-Language"}
+        return HTMLResponse(text, headers=headers)
 
 
 def _fields(operation: dict[str, Any], schemas: dict[str, Any], say: _PageTexts) -> str:

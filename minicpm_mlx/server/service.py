@@ -290,7 +290,6 @@ class Service:
     # The server.
 
     async def flush(self) -> None:
-        """Empties the prefix cache."""
         self._scheduler.flush()
 
     def state(self) -> dict[str, int]:

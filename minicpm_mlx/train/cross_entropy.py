@@ -142,9 +142,7 @@ def _head_matmuls(head: nn.Module) -> tuple[MatMul, MatMul]:
         return lambda x: x @ head.weight.T, lambda x: x @ head.weight
 
     def matmul(x: mx.array, transpose: bool) -> mx.array:
-        biases, options = head.get("biases"), packing_options(head)
-        return mx.quantized_matmul(
-            x, head.weight, head.scales, biases, transpose=transpose, **options
-        )
+        options = {"transpose": transpose, **packing_options(head)}
+        return mx.quantized_matmul(x, head.weight, head.scales, head.get("biases"), **options)
 
     return lambda x: matmul(x, True), lambda x: matmul(x, False)

@@ -140,7 +140,6 @@ def prepare_model(model: Model, method: LoRAConfig) -> None:
 
 
 def adapter_paths(model: Model, method: LoRAConfig) -> set[str]:
-    """Paths of the projections that get an adapter."""
     names = method.modules or projections(model.config)
     first = len(model.layers) - (method.layers or len(model.layers))
     return {

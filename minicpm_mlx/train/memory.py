@@ -105,7 +105,6 @@ def estimate_memory(
 
 
 def trained_count(config: Config, method: LoRAConfig) -> int:
-    """The number of trained parameters."""
     layers = method.layers or config.num_hidden_layers
     H, F = config.hidden_size, config.intermediate_size
     if method.kind == "full":

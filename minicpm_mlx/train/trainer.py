@@ -68,9 +68,8 @@ class Trainer:
         self.train, self.valid, self.folder = train, valid, folder
         self.fingerprint = plan.fingerprint | (identity or {})
         self.keep, self.listener = keep, listener
-        self.sampler = BatchSampler(
-            [length(item) for item in train], plan.samples_a_step, plan.seed
-        )
+        lengths = [length(item) for item in train]
+        self.sampler = BatchSampler(lengths, plan.samples_a_step, plan.seed)
         self.optimizer = Optimizer(plan.optimizer, plan.weight_decay)
         self.progress = TrainingProgress()
         self.parameters: Arrays = dict(tree_flatten(model.trainable_parameters()))

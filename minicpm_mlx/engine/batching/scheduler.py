@@ -120,7 +120,6 @@ class Scheduler:
             self._inbox.put(StepPlan(cancel=[request.request_id for request in requests]))
 
     def flush(self) -> None:
-        """Empty the prefix cache."""
         self._inbox.put(StepPlan(flush=True))
 
     def close(self, seconds: float) -> None:

@@ -33,7 +33,6 @@ def text(row: Row, *names: str) -> str:
 
 
 def texts(row: Row, *names: str) -> list[str]:
-    """The field as a list of texts."""
     content = value(row, *names)
     if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
         raise wrong(row, names[0], "a list of texts", content)

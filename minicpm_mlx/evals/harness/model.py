@@ -76,7 +76,6 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The end token."""
         if not self.lm.tokenizer.eos_ids:
             raise TokenizerError("the model has no end token; expected one in its tokenizer files")
         return self.lm.tokenizer.eos_ids[0]

@@ -122,9 +122,8 @@ def judge_answers(
     if missing := [q.id for q in bench.questions if q.id not in answers]:
         raise DataError(f"expected an answer to every question, found none to {missing[0]}")
     file = JsonlFile(path)
-    known = {
-        key: record for key, record in map(_parse_record, file.rows) if 1 <= record["score"] <= 10
-    }
+    records = map(_parse_record, file.rows)
+    known = {key: record for key, record in records if 1 <= record["score"] <= 10}
     judgements: dict[tuple[int, int], Judgement] = {}
     remaining: list[_JudgeRequest] = []
     for question in bench.questions:

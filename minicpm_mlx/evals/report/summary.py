@@ -113,9 +113,7 @@ def report_of(run: RunRecord | str | Path) -> Report:
             title=task.title,
             language=task.language,
             parts=parts[name],
-            counted=max(
-                parts[name], key=lambda mode: (parts[name][mode].score.mean, mode == "gen")
-            ),
+            counted=max(parts[name], key=lambda m: (parts[name][m].score.mean, m == "gen")),
             published=figures.get(name),
         )
         for name, task in TASKS.items()

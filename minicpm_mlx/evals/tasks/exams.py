@@ -33,9 +33,8 @@ Chinese names (C-Eval's subject_mapping.json, CMMLU's categories.py)."""
 
 def lettered(options: Sequence[str]) -> str:
     """One option a line, "(A) …", each line with its newline."""
-    return "".join(
-        f"({letter}) {option}\n" for letter, option in zip(LETTERS, options, strict=False)
-    )
+    pairs = zip(LETTERS, options, strict=False)
+    return "".join(f"({letter}) {option}\n" for letter, option in pairs)
 
 
 def format_english(doc: Doc) -> DocText:

@@ -91,10 +91,8 @@ class Guard:
             # Starlette's own handler has responded by now, if it could.
             _log.exception("%s %s", scope["method"], _printable_path(scope))
             if not sender.status:
-                response = self._refusal(
-                    scope, ApiError("the server failed; see its log", status=500)
-                )
-                await response(scope, receive, sender)
+                failure = ApiError("the server failed; see its log", status=500)
+                await self._refusal(scope, failure)(scope, receive, sender)
         finally:
             self._report(scope, sender.status, time.perf_counter() - start)
 
@@ -106,10 +104,9 @@ class Guard:
             await app(scope, receive, sender)
         except ApiError as error:
             if not sender.status:
-                response = self._refusal(scope, error)
-                await (_allow_origin(response) if cross_origin else response)(
-                    scope, receive, sender
-                )
+                response: ASGIApp = self._refusal(scope, error)
+                response = _allow_origin(response) if cross_origin else response
+                await response(scope, receive, sender)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Checks the key, the body and the load, and calls the application."""

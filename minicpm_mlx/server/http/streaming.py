@@ -53,7 +53,6 @@ def named_sse(data: Mapping[str, Any]) -> bytes:
 
 
 def ndjson(data: Mapping[str, Any]) -> bytes:
-    """A line of JSON."""
     return f"{_compact_json(data)}\n".encode()
 
 

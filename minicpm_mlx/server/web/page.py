@@ -167,9 +167,8 @@ class Page:
         longest = self.service.context_length
         self.top_p = self._slider("top_p", 0.05, 1.0, sampling.top_p, 0.05)
         self.temperature = self._slider("temperature", 0.0, 2.0, sampling.temperature, 0.05)
-        self.max_tokens = self._slider(
-            "max_tokens", 1, longest, min(DEFAULT_MAX_TOKENS, longest), 1
-        )
+        default = min(DEFAULT_MAX_TOKENS, longest)
+        self.max_tokens = self._slider("max_tokens", 1, longest, default, 1)
 
     def _slider(self, key: str, low: float, high: float, value: float, step: float) -> Any:
         options = {"minimum": low, "maximum": high, "value": value, "step": step, "elem_id": key}

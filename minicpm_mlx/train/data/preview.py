@@ -50,9 +50,8 @@ def spans(sample: Sample, tokenizer: Tokenizer) -> list[Span]:
     A character of several tokens belongs to the span in which it ends.
     """
     stream = tokenizer.stream(skip_special=False)
-    texts = [
-        (stream.add(token), counts) for token, counts in zip(sample.ids, sample.mask, strict=True)
-    ]
+    tokens = zip(sample.ids, sample.mask, strict=True)
+    texts = [(stream.add(token), counts) for token, counts in tokens]
     if texts:
         texts.append((stream.finish(), texts[-1][1]))
     return [
