@@ -261,9 +261,7 @@ def test_the_demo_with_more_bits_where_they_count(demo_folder: Path, tmp_path: P
     nearest.mkdir()
     rtn = Job(source, Recipe(method="rtn"), [], nearest).run()
     far = [quality(source, found, rest[:1024]).kl for found in (mixed, rtn)]
-    assert far[0] is not None
-    assert far[1] is not None
-    assert far[0] < 0.4 * far[1]
+    assert far[0] < 0.4 * far[1]  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -271,13 +269,10 @@ def test_the_fused_form_in_float16_is_finite_and_as_near_as_bfloat16(demo_folder
     """The scales of o_proj and down_proj are folded into halves; nothing overflows or vanishes."""
     ids = mx.array([mm.load_tokenizer(demo_folder).encode("The capital of France is Paris.")])
     exact = mm.load_model(demo_folder, "float32", fuse=True)(ids)
-    halves, brains = (
-        mm.load_model(demo_folder, dtype, fuse=True)(ids).astype(mx.float32)
-        for dtype in ("float16", "bfloat16")
-    )
+    models = [mm.load_model(demo_folder, dtype, fuse=True) for dtype in ("float16", "bfloat16")]
+    halves, brains = (model(ids).astype(mx.float32) for model in models)
     assert mx.isfinite(halves).all().item()
-    errors = [mx.abs(found - exact).mean().item() for found in (halves, brains)]
-    assert errors[0] < errors[1]
+    assert mx.abs(halves - exact).mean().item() < mx.abs(brains - exact).mean().item()
 
 
 # Recipes
@@ -384,10 +379,7 @@ def test_the_command_writes_a_folder_with_its_receipt(
     [
         (["demo", "{}/new", "--method", "magic"], "method must be one of rtn"),
         (["demo", "{}/new", "--bits", "7"], "affine packs into 2, 3, 4, 5, 6, 8 bits"),
-        (
-            ["demo", "{}/new", "--method", "rtn", "--seed", "3"],
-            "--seed is for methods that calibrate",
-        ),
+        (["demo", "{}/new", "--method", "rtn", "--seed", "3"], "--seed is for methods that"),
         (["demo", "{}/new", "--method", "rtn", "--calibration", "x"], "--calibration is for"),
         (["demo", "{}/new", "--bpw", "4.5", "--bits", "4"], "both set the size"),
         (["demo", "{}/new", "--method", "gptq", "--bpw", "4.5"], "goes with mixed"),
