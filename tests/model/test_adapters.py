@@ -230,9 +230,7 @@ def test_folders_that_hold_none_are_named(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
-    demo: mm.LM, demo_adapter: Path
-) -> None:
+def test_a_conversation_goes_on_with_another_adapter_as_if_anew(demo: mm.LM, demo_adapter: Path):
     greedy = mm.Sampling()
     question, more = "Name an animal.", "And another one?"
 

@@ -49,9 +49,7 @@ def test_lines_are_read_with_any_line_end_and_mark(tmp_path: Path, end: str, mar
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.JSON"])
-def test_a_list_is_known_by_its_bracket(
-    tmp_path: Path, name: str, indent: int | None, mark: bytes
-) -> None:
+def test_a_list_is_known_by_its_bracket(tmp_path: Path, name: str, indent: int | None, mark: bytes):
     text = "\n " + json.dumps(TWO, ensure_ascii=False, indent=indent) + "\r\n"
     assert values(written(tmp_path, name, mark + text.encode())) == TWO
 
@@ -144,9 +142,7 @@ def test_a_bad_item_does_not_hide_those_after_it(tmp_path: Path) -> None:
     assert found[-1].place == f"{path}: item 5 (line 4)"
 
 
-def test_a_line_past_the_limit_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_past_the_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rows_module, "LINE_BYTES", 50)
     long = '{"text": "' + "x" * 3_000_000 + '"}\n'
     path = written(tmp_path, "a.jsonl", '{"text": "a"}\n' + long + '{"text": "b"}\n')
@@ -156,9 +152,7 @@ def test_a_line_past_the_limit_is_refused_unread(
     assert "a.jsonl:2: expected a line of at most 50 bytes" in str(found[1])
 
 
-def test_a_line_of_exactly_the_limit_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     line = '{"text": "a"}\n'
     monkeypatch.setattr(rows_module, "LINE_BYTES", len(line))
     assert len(values(written(tmp_path, "a.jsonl", line * 2))) == 2
@@ -239,9 +233,7 @@ def test_a_file_is_training_data_whatever_its_name(tmp_path: Path) -> None:
         (["train.md"], "found train.md"),
     ],
 )
-def test_a_folder_that_does_not_tell_is_refused(
-    tmp_path: Path, names: list[str], message: str
-) -> None:
+def test_a_folder_that_does_not_tell_is_refused(tmp_path: Path, names: list[str], message: str):
     for name in names:
         written(tmp_path, name, "x")
     with pytest.raises(DataError, match=message):

@@ -52,9 +52,7 @@ def test_memory_grows_with_what_is_trained_and_falls_with_checkpointing() -> Non
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_the_fastest_settings_that_fit_are_chosen(
-    slow: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fastest_settings_that_fit_are_chosen(slow: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(device, "slow_exponentials", lambda: slow)
 
     def fit(available: int, **rest: Any) -> tuple[int, bool]:
