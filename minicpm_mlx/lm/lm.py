@@ -183,11 +183,23 @@ class LM:
         )
         yield transcript.finish(stats)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
-        """The whole reply that `stream` yields; `options` are those of `stream`.
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = 512,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        session: Session | None = None,
+        speculate: bool = True,
+        grammar: Grammar | None = None,
+    ) -> Completion:
+        """The whole reply that `stream` yields, with the same options.
 
         lm.generate("The capital of France is", max_tokens=8).text
         """
+        options: Any = {"stop": stop, "session": session, "grammar": grammar}
+        options |= {"max_tokens": max_tokens, "sampling": sampling, "speculate": speculate}
         return collect(self.stream(prompt, **options))
 
     def generate_batch(
