@@ -46,7 +46,9 @@ def test_each_machine_gets_the_format_it_is_good_at(
 
 @pytest.mark.parametrize("machine", ["cpu", "m1", "m4"])
 @pytest.mark.parametrize("name", device.DTYPES)
-def test_a_format_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch, machine: str, name: str):
+def test_a_format_asked_for_is_kept(
+    monkeypatch: pytest.MonkeyPatch, machine: str, name: str
+) -> None:
     on(monkeypatch, machine)
     assert device.choose_dtype(mx.float32, name) == getattr(mx, name)
 

@@ -50,7 +50,9 @@ def test_a_cache_in_few_bits_is_planned_smaller(demo: mm.LM) -> None:
     assert four.cache < eight.cache < full.cache
 
 
-def test_what_cannot_fit_is_refused_with_what_can(demo: mm.LM, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_fit_is_refused_with_what_can(
+    demo: mm.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = memory.estimate(demo.config, context=8000)
     memory.check_fits(found)
     tight = replace(found, available=found.total - found.cache // 2)

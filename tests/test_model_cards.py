@@ -61,7 +61,9 @@ def test_a_card_wins_over_a_folder_of_its_name_and_dot_slash_names_the_folder(
     assert resolve("./demo") == Card(name="demo", path=(tmp_path / "demo").resolve())
 
 
-def test_an_existing_path_wins_over_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_existing_path_wins_over_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("org/model") == Card(name="org/model", repo="org/model")
     (tmp_path / "org" / "model").mkdir(parents=True)

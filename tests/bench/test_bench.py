@@ -272,7 +272,9 @@ def test_a_chart_is_drawn_of_what_can_be_compared(
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_chart_takes_any_name_and_needs_throughput(rows: list[dict[str, Any]], tmp_path: Path):
+def test_a_chart_takes_any_name_and_needs_throughput(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
     chart.draw([{**rows[0], "model": "$x^{$ 中文"}], tmp_path / "chart.png")
     with pytest.raises(InvalidArgumentError, match=r"chart\.png: not drawn; a chart needs"):

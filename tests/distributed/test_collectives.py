@@ -184,7 +184,9 @@ def test_alone_everything_is_given_back_and_nothing_connects() -> None:
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("text", ["", '[["127.0.0.1:5000"]]'])
-def test_a_hostfile_of_one_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str):
+def test_a_hostfile_of_one_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     """As mlx.launch leaves it for one process."""
     (tmp_path / "hosts").write_text(text)
     monkeypatch.setenv("MLX_HOSTFILE", str(tmp_path / "hosts"))
@@ -199,7 +201,9 @@ def test_mpirun_with_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("alone")
-def test_other_launchers_variables_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_launchers_variables_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "3")
     assert (collectives.rank(), collectives.size()) == (3, 4)

@@ -89,7 +89,9 @@ def test_openais_examples_run(server: Live, capsys: pytest.CaptureFixture[str]) 
     assert widths == str([width, width])
 
 
-def test_structured_output_keeps_to_its_forms(server: Live, capsys: pytest.CaptureFixture[str]):
+def test_structured_output_keeps_to_its_forms(
+    server: Live, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("openai")
     basics, forms = block("python", "from openai", server), block("python", "import json", server)
     city, choice, word, length = printed(capsys, basics, forms)[2:]
@@ -120,7 +122,9 @@ def test_anthropics_example_runs(server: Live, capsys: pytest.CaptureFixture[str
     assert printed(capsys, block("python", "from anthropic", server)) == [ANSWER, ANSWER]
 
 
-def test_ollamas_examples_run(server: Live, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_ollamas_examples_run(
+    server: Live, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     pytest.importorskip("ollama")
     assert printed(capsys, block("python", "import ollama", server)) == [ANSWER, ANSWER]
     assert shell(block("sh", "export OLLAMA_HOST", server), tmp_path) == f"{ANSWER}\n"

@@ -80,7 +80,9 @@ def test_a_model_is_not_far_from_itself() -> None:
         ([1, 2], {"context": 4, "stride": 5}, "at most the context"),
     ],
 )
-def test_what_cannot_be_scored_is_named(ids: list[int], options: dict[str, int], message: str):
+def test_what_cannot_be_scored_is_named(
+    ids: list[int], options: dict[str, int], message: str
+) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         score(random_model(), ids, **options)
 

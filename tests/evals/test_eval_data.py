@@ -258,7 +258,9 @@ def keep(cache: Path, repo: str, commit: str, files: dict[str, dict[str, Any]]) 
     put(folder, f"refs/{data.PARQUET}", commit)
 
 
-def test_what_the_hub_gave_before_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_hub_gave_before_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download, "_cache", lambda: tmp_path)
     row = {"question": "1 + 1?", "answer": "#### 2"}
     files = dict.fromkeys(GSM8K.source.download, row)

@@ -186,7 +186,9 @@ def some_parts(data: Path, **changes: Any) -> EvalPlan:
     return prepare(EvalSettings(**{"tasks": tasks, "mode": "both", "shots": 2, **changes}), data)
 
 
-def test_a_run_broken_off_anywhere_ends_with_the_same_report(lm: mm.LM, data: Path, tmp_path: Path):
+def test_a_run_broken_off_anywhere_ends_with_the_same_report(
+    lm: mm.LM, data: Path, tmp_path: Path
+) -> None:
     tasks = ("mmlu", "arc_easy", "hellaswag")
     prepared = some_parts(data, tasks=tasks, limit=3, sampling="ultraeval")
     run(lm, prepared, tmp_path / "whole")

@@ -284,7 +284,9 @@ def test_who_listens_is_told_why_and_when_there_is_another_try(judge: LocalJudge
     ],
     ids=str,
 )
-def test_a_refusal_is_not_asked_again_nor_a_redirect_followed(judge: LocalJudge, refusal: Reply):
+def test_a_refusal_is_not_asked_again_nor_a_redirect_followed(
+    judge: LocalJudge, refusal: Reply
+) -> None:
     judge.reply = lambda n, body: refusal
     with pytest.raises(DownloadError, match=f"{refusal.status} .*check the url") as error:
         endpoint(judge, key="sk").chat(ASK)
@@ -409,7 +411,9 @@ def test_a_damaged_file_of_judgements_is_named_with_its_line(
     assert path.read_text() == f"\n{line}\n"
 
 
-def test_an_answer_that_is_missing_is_named(bench: Bench, judge: LocalJudge, tmp_path: Path):
+def test_an_answer_that_is_missing_is_named(
+    bench: Bench, judge: LocalJudge, tmp_path: Path
+) -> None:
     answers = {n: a for n, a in ANSWERS.items() if n != 2}
     with pytest.raises(DataError, match="none to 2"):
         judge_answers(bench, answers, endpoint(judge), tmp_path / "j.jsonl", model="m")

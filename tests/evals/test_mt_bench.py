@@ -222,7 +222,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # ---- runs ----
 
 
-def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(bench: Bench, tmp_path: Path):
+def test_without_a_judge_a_run_stops_after_the_answers_and_says_so(
+    bench: Bench, tmp_path: Path
+) -> None:
     result = run(bench, BenchModel("org/../My Model", Echo()), tmp_path / "out")
     assert result.answers == tmp_path / "out" / "model_answer" / "org_.._My_Model.jsonl"
     assert result.answers.exists()
@@ -249,7 +251,9 @@ def test_with_a_judge_a_run_comes_to_scores(bench: Bench, tmp_path: Path) -> Non
     assert "6 of 6" in result.message
 
 
-def test_answers_that_were_made_otherwise_are_not_gone_on_with(bench: Bench, tmp_path: Path):
+def test_answers_that_were_made_otherwise_are_not_gone_on_with(
+    bench: Bench, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     made = {"sampling": {"top_p": 0.8, "top_k": 0}, "identity": "abc"}
     run(bench, BenchModel("m", Echo(), made), out)
@@ -279,7 +283,9 @@ def test_answers_that_were_made_otherwise_are_not_gone_on_with(bench: Bench, tmp
     assert not echo.asked
 
 
-def test_several_models_answer_in_one_folder_each_with_its_settings(bench: Bench, tmp_path: Path):
+def test_several_models_answer_in_one_folder_each_with_its_settings(
+    bench: Bench, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         run(bench, BenchModel(name, Echo(), {"identity": name}), tmp_path)
     kept = json.loads((tmp_path / "settings.json").read_text())["models"]
@@ -400,7 +406,9 @@ def test_the_chart_is_a_picture_of_any_models(tmp_path: Path) -> None:
         draw_radar({"one": some}, tmp_path / "none" / "radar.png")
 
 
-def test_a_loaded_model_answers_with_its_own_sampling_but_for_the_temperature(tmp_path: Path):
+def test_a_loaded_model_answers_with_its_own_sampling_but_for_the_temperature(
+    tmp_path: Path,
+) -> None:
     lm = mm.load(str(write_model(tmp_path / "tiny")))
     lm.sampling = replace(lm.sampling, temperature=0.0, top_k=1)
     model = model_of(lm)

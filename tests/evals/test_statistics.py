@@ -26,7 +26,9 @@ SCORES = st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=40)
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_wilsons_interval_is_the_published_one(right: int, count: int, low: float, high: float):
+def test_wilsons_interval_is_the_published_one(
+    right: int, count: int, low: float, high: float
+) -> None:
     found = wilson(right, count)
     assert found.mean == right / count
     assert found.low == pytest.approx(low, abs=5e-5)

@@ -436,7 +436,9 @@ def run(program: str) -> bool:
     ("name", "solution", "indent"),
     [("humaneval", "canonical_solution", "    "), ("mbpp", "code", "")],
 )
-def test_canonical_solutions_pass_and_corrupted_ones_fail(name: str, solution: str, indent: str):
+def test_canonical_solutions_pass_and_corrupted_ones_fail(
+    name: str, solution: str, indent: str
+) -> None:
     task, loaded = TASKS[name], load(TASKS[name], need_shared("evals"))
     questions = [task.question(item) for item in loaded.docs[""]]
     right = [task.parse(q.doc.fields[solution], q) for q in questions]

@@ -230,7 +230,9 @@ def test_folders_that_hold_none_are_named(tmp_path: Path) -> None:
         read_adapter(tmp_path)
 
 
-def test_a_conversation_goes_on_with_another_adapter_as_if_anew(demo: mm.LM, demo_adapter: Path):
+def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
+    demo: mm.LM, demo_adapter: Path
+) -> None:
     greedy = mm.Sampling()
     question, more = "Name an animal.", "And another one?"
 

@@ -50,14 +50,18 @@ def test_blocks_give_the_whole_product(N: int, K: int, bias: bool, shape: tuple[
 
 
 @pytest.mark.parametrize("other", [None, "libmkl_rt.so.2"])
-def test_another_blas_multiplies_as_it_is(other: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_another_blas_multiplies_as_it_is(
+    other: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "blas", other)
     net = Net(50, 20, False)
     split_matrices(net)
     assert type(net.layers[0]) is nn.Linear
 
 
-def test_a_model_decodes_the_same_and_keeps_one_copy(demo: mm.LM, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_decodes_the_same_and_keeps_one_copy(
+    demo: mm.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "blas", None)
     plain = mm.load("demo", dtype="float32")
     monkeypatch.setattr(device, "blas", "libopenblas.so.0")

@@ -118,7 +118,9 @@ def test_longrope_picks_its_factors_and_amplitude(
 
 @pytest.mark.parametrize("kind", SCALINGS)
 @pytest.mark.parametrize("on_cpu", [True, False], ids=["table", "kernel"])
-def test_a_row_is_rotated_as_if_alone(monkeypatch: pytest.MonkeyPatch, kind: str, on_cpu: bool):
+def test_a_row_is_rotated_as_if_alone(
+    monkeypatch: pytest.MonkeyPatch, kind: str, on_cpu: bool
+) -> None:
     monkeypatch.setattr(device, "on_cpu", lambda: on_cpu)
     x, steps = random(4, 2, 4, DIM), 4
     offsets = [0, 60, 61, 90]  # the last two past the trained context

@@ -83,7 +83,9 @@ def test_the_cost_of_a_reply_is_told_in_both_languages() -> None:
         (ApiError("odd: <b>"), "odd: <b>", "odd: <b>"),
     ],
 )
-def test_every_refusal_is_told_in_both_languages(refusal: ApiError, english: str, chinese: str):
+def test_every_refusal_is_told_in_both_languages(
+    refusal: ApiError, english: str, chinese: str
+) -> None:
     conversation = WebConversation(error=refusal)
     assert english in status(conversation, "en", 4096).replace("\\", "")
     assert chinese in status(conversation, "zh", 4096).replace("\\", "")

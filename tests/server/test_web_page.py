@@ -147,7 +147,9 @@ def test_the_next_question_finds_the_conversation_in_the_cache(opened: Callable[
     assert 30 < cached < prompt
 
 
-def test_stop_keeps_what_was_said_and_ends_the_work(opened: Callable[..., Page], chat: Live):
+def test_stop_keeps_what_was_said_and_ends_the_work(
+    opened: Callable[..., Page], chat: Live
+) -> None:
     page = opened()
     set_number(page, "max_tokens", 2000)
     ask(page, "Write a very long story about the sea.")
@@ -192,7 +194,9 @@ def test_turns_are_answered_anew_taken_back_and_cleared(opened: Callable[..., Pa
     assert said(page, BOT) == []
 
 
-def test_keys_the_system_text_and_the_adapter_are_heeded(opened: Callable[..., Page], chat: Live):
+def test_keys_the_system_text_and_the_adapter_are_heeded(
+    opened: Callable[..., Page], chat: Live
+) -> None:
     page = opened()
     page.click("#system textarea")
     page.write("You are a parrot.")
@@ -346,7 +350,9 @@ def test_dark_and_light_follow_the_system_and_the_button(
 
 
 @pytest.mark.slow
-def test_a_narrow_screen_needs_no_scrolling_sideways(opened: Callable[..., Page], tmp_path: Path):
+def test_a_narrow_screen_needs_no_scrolling_sideways(
+    opened: Callable[..., Page], tmp_path: Path
+) -> None:
     page = opened(width=390, language="zh-CN")
     ask(page, "word" * 60)
     answered(page)

@@ -49,7 +49,9 @@ def test_lines_are_read_with_any_line_end_and_mark(tmp_path: Path, end: str, mar
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.JSON"])
-def test_a_list_is_known_by_its_bracket(tmp_path: Path, name: str, indent: int | None, mark: bytes):
+def test_a_list_is_known_by_its_bracket(
+    tmp_path: Path, name: str, indent: int | None, mark: bytes
+) -> None:
     text = "\n " + json.dumps(TWO, ensure_ascii=False, indent=indent) + "\r\n"
     assert values(written(tmp_path, name, mark + text.encode())) == TWO
 
@@ -142,7 +144,9 @@ def test_a_bad_item_does_not_hide_those_after_it(tmp_path: Path) -> None:
     assert found[-1].place == f"{path}: item 5 (line 4)"
 
 
-def test_a_line_past_the_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_line_past_the_limit_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rows_module, "LINE_BYTES", 50)
     long = '{"text": "' + "x" * 3_000_000 + '"}\n'
     path = written(tmp_path, "a.jsonl", '{"text": "a"}\n' + long + '{"text": "b"}\n')
@@ -152,7 +156,9 @@ def test_a_line_past_the_limit_is_refused_unread(tmp_path: Path, monkeypatch: py
     assert "a.jsonl:2: expected a line of at most 50 bytes" in str(found[1])
 
 
-def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_line_of_exactly_the_limit_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = '{"text": "a"}\n'
     monkeypatch.setattr(rows_module, "LINE_BYTES", len(line))
     assert len(values(written(tmp_path, "a.jsonl", line * 2))) == 2
@@ -233,7 +239,9 @@ def test_a_file_is_training_data_whatever_its_name(tmp_path: Path) -> None:
         (["train.md"], "found train.md"),
     ],
 )
-def test_a_folder_that_does_not_tell_is_refused(tmp_path: Path, names: list[str], message: str):
+def test_a_folder_that_does_not_tell_is_refused(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
     for name in names:
         written(tmp_path, name, "x")
     with pytest.raises(DataError, match=message):

@@ -83,7 +83,9 @@ def test_what_counts_is_marked_where_there_are_no_colours(
     assert "\x1b" not in out
 
 
-def test_both_replies_of_a_pair_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_both_replies_of_a_pair_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data_preview.show(prepared(tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}), tiny())
     out = capsys.readouterr().out
     assert out.index("⟦b</s>⟧") < out.index("⟦c</s>⟧")
@@ -109,7 +111,9 @@ def test_a_long_sample_is_shortened(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert len(out) < 1200
 
 
-def test_sixty_columns_are_kept_with_chinese_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sixty_columns_are_kept_with_chinese_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = dict.fromkeys(("highlight", "markup", "emoji"), False)
     colours = {"force_terminal": True, "color_system": "standard", "theme": Theme(theme.STYLES)}
     screen = Console(file=StringIO(), width=60, **plain, **colours)

@@ -245,7 +245,9 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
         (Preference(TALK[:1], "a", "b"), {"overlong": "split"}),
     ],
 )
-def test_options_that_mean_nothing_for_the_data_are_refused(example: Any, options: dict[str, Any]):
+def test_options_that_mean_nothing_for_the_data_are_refused(
+    example: Any, options: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidArgumentError, match="is not for"):
         Encoder(tiny(), **options).encode(example)
 
@@ -419,7 +421,9 @@ MARKS = ("<s>", "</s>", "<|im_end|>", "<|im_start|>")
 @pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4", "tiny"])
 @given(messages=TALKS)
 @settings(deadline=None, max_examples=40)
-def test_any_conversation_keeps_its_prompts_and_its_text(name: str, messages: list[Message]):
+def test_any_conversation_keeps_its_prompts_and_its_text(
+    name: str, messages: list[Message]
+) -> None:
     tokenizer = tiny() if name == "tiny" else real(name)
     found = samples(tokenizer, messages, max_seq_length=10_000)
     check_prompts(tokenizer, found, messages)

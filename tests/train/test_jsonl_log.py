@@ -159,7 +159,9 @@ def test_a_damaged_log_is_refused_or_read(content: bytes) -> None:
         ("[" * 100_000, "nested too deep"),
     ],
 )
-def test_what_is_no_log_is_named_with_its_line_and_kept(line: str, reason: str, tmp_path: Path):
+def test_what_is_no_log_is_named_with_its_line_and_kept(
+    line: str, reason: str, tmp_path: Path
+) -> None:
     path = tmp_path / "log.jsonl"
     content = f"{to_line(Started(step=0, steps=1))}\n{line}\n"
     path.write_text(content)

@@ -105,7 +105,9 @@ def test_a_text_is_a_document_as_it_stands() -> None:
         ({"question": "q", "chosen": "a", "rejected": "b"}, [ASK]),
     ],
 )
-def test_a_preference_is_read_from_each_layout(row: dict[str, Any], prompt: list[dict[str, str]]):
+def test_a_preference_is_read_from_each_layout(
+    row: dict[str, Any], prompt: list[dict[str, str]]
+) -> None:
     layout = recognise(row)
     assert layout.kind == "preference"
     assert layout.read(row) == Preference(prompt, "a", "b")

@@ -52,7 +52,9 @@ def test_memory_grows_with_what_is_trained_and_falls_with_checkpointing() -> Non
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_the_fastest_settings_that_fit_are_chosen(slow: bool, monkeypatch: pytest.MonkeyPatch):
+def test_the_fastest_settings_that_fit_are_chosen(
+    slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "slow_exponentials", lambda: slow)
 
     def fit(available: int, **rest: Any) -> tuple[int, bool]:

@@ -147,7 +147,9 @@ def test_a_packed_head_gives_the_gradients_of_its_matrix() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20, 21, 60])
-def test_losses_are_the_same_in_chunks_of_any_size(count: int, monkeypatch: pytest.MonkeyPatch):
+def test_losses_are_the_same_in_chunks_of_any_size(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model()
     model.freeze()
     hidden, targets = mx.random.normal((count, 64)), mx.random.randint(0, 512, (count,))

@@ -128,7 +128,9 @@ def test_wandb_keeps_the_run_here_without_a_login(
     assert capfd.readouterr() == ("", "")
 
 
-def test_wandb_uploads_only_where_there_is_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_uploads_only_where_there_is_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not trackers._wandb_login()
     (tmp_path / ".netrc").write_text("machine example.org login user password key\n")
     (tmp_path / ".netrc").chmod(0o600)
