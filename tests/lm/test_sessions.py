@@ -388,7 +388,14 @@ def test_setting_out_of_range_is_one_line(demo: mm.LM, folder: Path, key: str, v
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 100_000, b"\xef\xbb\xbf{}"]
+    "content",
+    [
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"messages": ' + b"9" * 5000,
+        b"\xef\xbb\xbf{}",
+    ],
 )
 def test_file_of_another_kind_is_refused(folder: Path, content: bytes) -> None:
     put(folder, "strange", "").write_bytes(content)
