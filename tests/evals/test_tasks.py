@@ -9,14 +9,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
-from minicpm_mlx.evals.data.load import EvalData, load
+from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.examples import draw_examples
-from minicpm_mlx.evals.question import Doc, Question
+from minicpm_mlx.evals.question import Question
 from minicpm_mlx.evals.report.published import MEANS, MT_BENCH, PUBLISHED
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.evals.tasks.exams import SUBJECTS
@@ -35,22 +34,17 @@ def write(folder: Path, name: str, content: str | object) -> None:
     """A file of text, or of JSON; a list becomes lines of it."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, list):
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
-    elif not isinstance(content, str):
-        content = json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, str):
+        rows = content if isinstance(content, list) else [content]
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     data = content.encode()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-
-
-def first(loaded: EvalData, subset: str = "") -> Doc:
-    return loaded.docs[subset][0]
 
 
 def asked(name: str, folder: Path, subset: str = "", shots: int = 0, mode: str = "gen") -> Question:
     """The first question of a subset, with its examples."""
     task, loaded = TASKS[name], load(TASKS[name], folder)
-    item = first(loaded, subset)
+    item = loaded.docs[subset][0]
     return task.question(item, draw_examples(task, item, loaded, count=shots), mode)
 
 
@@ -72,9 +66,7 @@ def test_mmlu(tmp_path: Path) -> None:
         "Question:\nWhat is 2 + 2?\n"
         f"{REQUIREMENT}Options:\n(A) 3\n(B) 4\n(C) 5\n(D) 6\nAnswer:\n"
     )
-    assert score(question, "mmlu", "(B) 4") == 1
-    assert score(question, "mmlu", "(A)") == 0
-    assert score(question, "mmlu", "") == 0
+    assert [score(question, "mmlu", reply) for reply in ("(B) 4", "(A)", "")] == [1, 0, 0]
 
 
 def test_ceval(tmp_path: Path) -> None:
@@ -89,11 +81,9 @@ def test_ceval(tmp_path: Path) -> None:
         "问题：\n一是____。\n"
         f"{CHINESE_REQUIREMENT}选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n(A)\n\n"
         "问题：\n一加一等于____。\n"
-        ""
         f"{CHINESE_REQUIREMENT}选项：\n(A) 一\n(B) 二\n(C) 三\n(D) 四\n答案：\n"
     )
-    assert score(question, "ceval", "(B)") == 1
-    assert score(question, "ceval", "（B）") == 0
+    assert [score(question, "ceval", reply) for reply in ("(B)", "（B）")] == [1, 0]
 
 
 def test_cmmlu(tmp_path: Path) -> None:
@@ -148,8 +138,7 @@ def test_mbpp(tmp_path: Path) -> None:
     (tmp_path / "sanitized-mbpp.json").write_text(json.dumps([mbpp(20), mbpp(2), setup]))
     task, loaded = TASKS["mbpp"], load(TASKS["mbpp"], tmp_path)
     assert [item.id for item in loaded.examples[""]] == ["2"]
-    item = first(loaded)
-    question = task.question(item, draw_examples(task, item, loaded, count=1))
+    question = asked("mbpp", tmp_path, shots=1)
     assert question.prompt == (
         '"""Write f2.\nassert f2(1) == 3\nassert f2(0) == 2"""def f2(x):\n    return x + 2\n\n'
         '"""Write f20.\nassert f20(1) == 21\nassert f20(0) == 20"""'
@@ -185,9 +174,8 @@ def test_a_program_has_no_score_before_it_is_run(name: str, tmp_path: Path) -> N
 
 
 def test_gsm8k(tmp_path: Path) -> None:
-    write(
-        tmp_path, "test.jsonl", [{"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\n#### 4"}]
-    )
+    row = {"question": "Two and two?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
+    write(tmp_path, "test.jsonl", [row])
     shot = {"question": "One thousand twice?", "answer": "2*1000=<<2*1000=2000>>2000\n#### 2,000"}
     write(tmp_path, "train.jsonl", [shot])
     question = asked("gsm8k", tmp_path, shots=1)
@@ -197,16 +185,14 @@ def test_gsm8k(tmp_path: Path) -> None:
     )
     assert question.gold == "4"
     assert score(question, "gsm8k", "It is 2+2=<<2+2=4>>4.\n#### 4\n\nQuestion: #### 5") == 1
-    assert score(question, "gsm8k", "#### 5") == 0
-    assert score(question, "gsm8k", "") == 0
+    assert score(question, "gsm8k", "#### 5") == score(question, "gsm8k", "") == 0
 
 
 def test_math(tmp_path: Path) -> None:
     more = {"level": "Level 1", "type": "Algebra"}
     problem = {"problem": "Halve $x=1$.", "solution": r"We get $\boxed{\frac12}$.", **more}
     shot = {"problem": "What is $2+2$?", "solution": r"It is $\boxed{4}$.", **more}
-    (tmp_path / "test/algebra").mkdir(parents=True)
-    (tmp_path / "test/algebra/7.json").write_text(json.dumps(problem, indent=4))
+    write(tmp_path, "test/algebra/7.json", json.dumps(problem, indent=4))
     write(tmp_path, "train/algebra/1.json", shot)
     question = asked("math", tmp_path, "algebra", shots=1)
     assert question.prompt == (
@@ -216,9 +202,8 @@ def test_math(tmp_path: Path) -> None:
     )
     assert question.gold == r"\frac{1}{2}"
     right = r"So.\nFinal Answer: The final answer is $\dfrac{1}{2}$. I hope it is correct."
-    assert score(question, "math", right) == 1
-    assert score(question, "math", right.replace("{2}", "{3}")) == 0
-    assert score(question, "math", "") == 0
+    replies = (right, right.replace("{2}", "{3}"), "")
+    assert [score(question, "math", reply) for reply in replies] == [1, 0, 0]
 
 
 def test_a_copy_of_math_without_solutions_shows_answers(tmp_path: Path) -> None:
@@ -247,7 +232,7 @@ def write_bbh(folder: Path) -> None:
         write(folder, name, {"canary": "not to be trained on", "examples": examples})
 
 
-def test_bbh_with_options(tmp_path: Path) -> None:
+def test_bbh_with_options_two_answers_and_none(tmp_path: Path) -> None:
     write_bbh(tmp_path)
     question = asked("bbh", tmp_path, "date_understanding", shots=1)
     assert question.prompt == (
@@ -258,19 +243,11 @@ def test_bbh_with_options(tmp_path: Path) -> None:
     )
     assert score(question, "bbh", "(B) Monday") == 1
     assert score(question, "bbh", "So the answer is (B)") == 0
-
-
-def test_bbh_with_two_answers(tmp_path: Path) -> None:
-    write_bbh(tmp_path)
     question = asked("bbh", tmp_path, "sports_understanding")
     assert question.prompt == (
         f"Question:\nIs it plausible?\n{REQUIREMENT}Options:\n(A) Yes\n(B) No\nAnswer:\n"
     )
     assert question.gold == "(B)"
-
-
-def test_bbh_without_options(tmp_path: Path) -> None:
-    write_bbh(tmp_path)
     question = asked("bbh", tmp_path, "object_counting", shots=1)
     assert question.prompt == (
         "Question:\nAnd two?\nAnswer:\n2\n\nQuestion:\nI have an ox. How many animals?\nAnswer:\n"
@@ -288,25 +265,19 @@ def test_the_mistaken_rows_of_bbh(tmp_path: Path) -> None:
     ]
     write(tmp_path, "bbh.jsonl", rows)
     loaded = load(TASKS["bbh"], tmp_path)
-    assert TASKS["bbh"].question(first(loaded, "movie_recommendation")).gold == "(A)"
+    assert asked("bbh", tmp_path, "movie_recommendation").gold == "(A)"
     assert [item.fields["target"] for item in loaded.docs["ruin_names"]] == ["(B)"]
     assert loaded.notes[0].startswith("1 rows were dropped")
-
-
-def test_a_target_that_is_no_option_is_an_error(tmp_path: Path) -> None:
-    write(
-        tmp_path, "bbh.jsonl", [{"task": "snarks", "input": "?\nOptions:\n(A) a", "target": "(B)"}]
-    )
+    row = {"task": "snarks", "input": "?\nOptions:\n(A) a", "target": "(B)"}
+    write(tmp_path, "bbh.jsonl", [row])
     with pytest.raises(DataError, match="snarks 0: expected one of"):
         asked("bbh", tmp_path, "snarks")
 
 
 def test_bbh_with_a_chain_of_thought(tmp_path: Path) -> None:
     write_bbh(tmp_path)
+    text = "canary line\n-----\nCount things.\n\nQ: One?\nA: Let's think. So the answer is 1. \n"
     for name in BBH:
-        text = (
-            "canary line\n-----\nCount things.\n\nQ: One?\nA: Let's think. So the answer is 1. \n"
-        )
         write(tmp_path, f"cot-prompts/{Path(name).stem}.txt", text)
     question = asked("bbh_cot", tmp_path, "date_understanding")
     assert question.prompt == (
@@ -320,11 +291,7 @@ def test_bbh_with_a_chain_of_thought(tmp_path: Path) -> None:
 
 
 CHOICES = [{"text": w, "label": n} for w, n in (("dust", "1"), ("water", "2"), ("sand", "3"))]
-ARC = {
-    "id": "made_up_1",
-    "question": {"stem": "What is wet?", "choices": CHOICES},
-    "answerKey": "2",
-}
+ARC = {"question": {"stem": "What is wet?", "choices": CHOICES}, "id": "x", "answerKey": "2"}
 
 
 def test_arc(tmp_path: Path) -> None:
@@ -340,7 +307,9 @@ def test_arc(tmp_path: Path) -> None:
 
 
 def test_arc_by_probability(tmp_path: Path) -> None:
-    write(tmp_path, "arc_challenge.jsonl", [{**ARC, **_beside(ARC)}])
+    columns = {name: [choice[name] for choice in CHOICES] for name in ("text", "label")}
+    beside = {**ARC, "question": "What is wet?", "choices": columns}
+    write(tmp_path, "arc_challenge.jsonl", [beside])
     question = asked("arc_challenge", tmp_path, mode="ppl")
     assert question.prompt == "Question: What is wet?\nAnswer: "
     assert (question.options, question.right) == (("dust", "water", "sand"), 1)
@@ -348,13 +317,6 @@ def test_arc_by_probability(tmp_path: Path) -> None:
     assert task.choose([[-9.0, -3.0], [-9.0, -1.0, -1.0], [-9.0, -4.0]], question) == 1
     with pytest.raises(InvalidArgumentError, match="3 options, got 2"):
         task.choose([[-1.0], [-1.0]], question)
-
-
-def _beside(row: dict[str, Any]) -> dict[str, Any]:
-    """The layout that has the options beside the question."""
-    choices = row["question"]["choices"]
-    columns = {name: [each[name] for each in choices] for name in ("text", "label")}
-    return {"question": row["question"]["stem"], "choices": columns}
 
 
 HELLASWAG = {
@@ -408,18 +370,16 @@ def test_settings_are_those_of_the_published_run() -> None:
         "bbh_cot": (0, default, 1024),
         **dict.fromkeys(("arc_easy", "arc_challenge", "hellaswag"), (0, default, 300)),
     }
-    assert expected == {
-        name: (task.few_shot["gen"], (task.sampling.temperature, task.sampling.top_p), tokens)
-        for name, task in TASKS.items()
-        for tokens in [task.max_tokens]
-    }
+    for name, task in TASKS.items():
+        sampling = (task.sampling.temperature, task.sampling.top_p)
+        assert expected.pop(name) == (task.few_shot["gen"], sampling, task.max_tokens)
+    assert not expected
 
 
 def test_every_set_has_all_its_subsets() -> None:
-    sizes = {name: len([s for s in task.source.subsets if s]) for name, task in TASKS.items()}
-    assert {name: size for name, size in sizes.items() if size} == {
-        **{"ceval": 52, "cmmlu": 67, "mmlu": 57, "math": 7, "bbh": 27, "bbh_cot": 27}
-    }
+    sizes = {"ceval": 52, "cmmlu": 67, "mmlu": 57, "math": 7, "bbh": 27, "bbh_cot": 27}
+    for name, task in TASKS.items():
+        assert len([subset for subset in task.source.subsets if subset]) == sizes.get(name, 0)
     for subjects in (SUBJECTS["ceval"], SUBJECTS["cmmlu"]):
         assert all(re.fullmatch("[\u4e00-\u9fff]+", chinese) for chinese in subjects.values())
         assert len(set(subjects.values())) == len(subjects)
@@ -450,19 +410,14 @@ def test_canonical_solutions_pass_and_corrupted_ones_fail(
 
 def test_solutions_of_gsm8k_are_right_and_corrupted_ones_wrong() -> None:
     task, loaded = TASKS["gsm8k"], load(TASKS["gsm8k"], need_shared("evals"))
+    right: list[float] = []  # without the last line
     for item in loaded.docs[""]:
         question = task.question(item)
         solution = item.fields["answer"]
         assert score(question, "gsm8k", solution) == 1
         assert score(question, "gsm8k", solution + "\n\nQuestion: next\nAnswer: #### 123456") == 1
         assert score(question, "gsm8k", solution.replace("#### ", "#### 7")) == 0
-
-
-def test_solutions_of_gsm8k_without_their_last_line_are_mostly_right() -> None:
-    task, loaded = TASKS["gsm8k"], load(TASKS["gsm8k"], need_shared("evals"))
-    questions = [task.question(item) for item in loaded.docs[""]]
-    steps = [q.doc.fields["answer"].split("\n####")[0] for q in questions]
-    right = [score(q, "gsm8k", reply) for q, reply in zip(questions, steps, strict=True)]
+        right.append(score(question, "gsm8k", solution.split("\n####")[0]))
     assert 0.85 < sum(right) / len(right) < 1
 
 
@@ -474,8 +429,7 @@ def test_answers_of_the_samples_are_right() -> None:
             question = task.question(item)
             if question.gold:  # .35625 ends where it begins
                 assert score(question, name, task.format_doc(item).output) == 1, (name, item)
-            assert score(question, name, "") == 0
-            assert score(question, name, "something else") == 0
+            assert score(question, name, "") == score(question, name, "something else") == 0
 
 
 def test_the_published_table_is_the_readmes() -> None:
@@ -491,11 +445,8 @@ def test_the_published_table_is_the_readmes() -> None:
             marks = {"gen": "", "ppl": "*", "report": "(report)"}
             figures = [row.figures.get(task) for task in PUBLISHED["MiniCPM-2B"].figures]
             for figure, cell in zip(figures, cells[3:], strict=True):
-                if figure is None:
-                    assert cell == "-"
-                else:
-                    number = cell.removesuffix(marks[figure.mode])
-                    assert float(number) == figure.value
+                number = cell.removesuffix(marks[figure.mode]) if figure else cell
+                assert number == "-" if figure is None else float(number) == figure.value
     assert seen == set(PUBLISHED)
     assert len(seen) == len(MEANS.strip().split("\n")) == 21
     for name, figure in MT_BENCH.items():

@@ -21,16 +21,9 @@ GREEDY = mm.Sampling(temperature=0)
 TOKENS = 6
 SYSTEM = "Be brief."
 QUESTIONS = [
-    "What is the capital of France?",
-    "And of Italy?",
-    "How many legs has a cat?",
-    "Why is the sky blue?",
-    "法国的首都在哪里?",
-    "Name three colours. 🐟",
-    'Say "hello"\ntwice.',
-    "Two plus two?",
-    "What did I ask first?",
-    "Thank you!",
+    *("What is the capital of France?", "And of Italy?", "How many legs has a cat?"),
+    *("Why is the sky blue?", "法国的首都在哪里?", "Name three colours. 🐟"),
+    *('Say "hello"\ntwice.', "Two plus two?"),
 ]
 
 Fresh = Callable[[mm.Chat], tuple[int, ...]]
@@ -145,18 +138,15 @@ def test_undo_and_retry_in_between_change_no_answer(
     assert other.stats.cached_tokens > 5  # the system text
 
 
-def test_after_a_reply_broken_off_the_next_is_right(demo: mm.LM, fresh: Fresh) -> None:
+def test_after_a_broken_reply_the_next_is_right_and_clear_leaves_the_system_text(
+    demo: mm.LM, fresh: Fresh
+) -> None:
     chat = new_chat(demo)
     reply = chat.reply(QUESTIONS[0])
     for _ in range(3):
         next(reply)
     reply.close()
     assert ask(chat, QUESTIONS[1]).token_ids == fresh(chat)
-
-
-def test_after_clear_only_the_system_text_is_left(demo: mm.LM, fresh: Fresh) -> None:
-    chat = new_chat(demo)
-    ask(chat, QUESTIONS[0])
     chat.clear()
     assert (chat.messages, chat.forgotten, chat.system) == ([], 0, SYSTEM)
     ask(chat, QUESTIONS[0])
@@ -178,10 +168,7 @@ def test_retry_draws_another_answer_reproducibly(demo: mm.LM) -> None:
     texts = drawn()
     assert len(set(texts)) == 3
     assert drawn() == texts
-
-
-def test_retry_without_a_seed_draws_another_answer(demo: mm.LM) -> None:
-    chat = new_chat(demo, sampling=mm.Sampling(temperature=1.5), max_tokens=8)
+    chat = new_chat(demo, sampling=mm.Sampling(temperature=1.5), max_tokens=8)  # without a seed
     assert ask(chat, "Tell me a story.").text != collect(chat.retry()).text
 
 
@@ -218,6 +205,11 @@ def test_retry_and_undo_need_something_to_work_on(demo: mm.LM) -> None:
             chat.undo()
         chat.messages.append({"role": "assistant", "content": "Welcome!"})
     assert len(chat.messages) == 2
+    with pytest.raises(InvalidArgumentError, match="no turn to take back"):
+        chat.edit("x")
+    chat.messages = [{"role": "user", "content": "Hi"}]  # without an answer
+    assert chat.undo() == "Hi"
+    assert chat.messages == []
 
 
 def test_edit_asks_in_the_last_questions_place(demo: mm.LM, fresh: Fresh) -> None:
@@ -229,25 +221,23 @@ def test_edit_asks_in_the_last_questions_place(demo: mm.LM, fresh: Fresh) -> Non
     reply = collect(chat.edit(QUESTIONS[1]))
     assert [m["content"] for m in chat.messages] == [QUESTIONS[1], reply.text]
     assert reply.token_ids == fresh(chat)
-    with pytest.raises(InvalidArgumentError, match="no turn to take back"):
-        new_chat(demo).edit("x")
-
-
-def test_undo_takes_back_a_question_without_an_answer(demo: mm.LM) -> None:
-    chat = new_chat(demo, messages=[{"role": "user", "content": "Hi"}])
-    assert chat.undo() == "Hi"
-    assert chat.messages == []
 
 
 # Overflow
 
 
-def test_stop_refuses_the_turn_that_does_not_fit_and_keeps_the_others(demo: mm.LM) -> None:
-    chat = new_chat(demo, context=70)
+@pytest.mark.parametrize("on_overflow", ["stop", "slide"])
+def test_a_question_longer_than_the_context_is_refused_and_changes_nothing(
+    demo: mm.LM, on_overflow: str
+) -> None:
+    chat = new_chat(demo, context=90, on_overflow=on_overflow)
     ask(chat, QUESTIONS[0])
-    before = [dict(message) for message in chat.messages]
-    with pytest.raises(ContextLengthError, match="tokens and the context is 70"):
-        ask(chat, "word " * 60)
+    before, long = [dict(message) for message in chat.messages], "word " * 90
+    message = "tokens and the context is 90"
+    if on_overflow == "slide":
+        message = f"this message alone has {chat.alone(long)} {message}; shorten it"
+    with pytest.raises(ContextLengthError, match=message):
+        ask(chat, long)
     assert (chat.messages, chat.forgotten) == (before, 0)
     assert ask(chat, "And?").text  # what fits is still answered
 
@@ -279,17 +269,6 @@ def test_slide_lets_the_oldest_turns_out_and_answers_as_if_they_had_not_been(
     assert [m["content"] for m in chat.messages[::2]] == QUESTIONS[:7]  # none is lost
 
 
-def test_question_longer_than_the_context_is_refused_and_slides_nothing_out(demo: mm.LM) -> None:
-    chat = new_chat(demo, context=90, on_overflow="slide")
-    ask(chat, QUESTIONS[0])
-    before = [dict(message) for message in chat.messages]
-    alone = chat.alone("word " * 90)
-    says = f"this message alone has {alone} tokens and the context is 90; shorten it"
-    with pytest.raises(ContextLengthError, match=says):
-        ask(chat, "word " * 90)
-    assert (chat.messages, chat.forgotten) == (before, 0)
-
-
 def test_undo_of_a_question_that_pushed_the_others_out_brings_them_back(demo: mm.LM) -> None:
     chat = new_chat(demo, context=90, on_overflow="slide", max_tokens=3)
     ask(chat, QUESTIONS[0])
@@ -302,10 +281,9 @@ def test_undo_of_a_question_that_pushed_the_others_out_brings_them_back(demo: mm
 
 
 def test_context_is_bounded_by_the_models(demo: mm.LM) -> None:
-    assert new_chat(demo, context=10**9).context_length == demo.context_length
-    assert new_chat(demo, context=64).context_length == 64
     small = replace(demo, card=replace(demo.card, context=50))
-    assert new_chat(small, context=64).context_length == 50
+    for lm, context, length in (demo, 10**9, demo.context_length), (demo, 64, 64), (small, 64, 50):
+        assert new_chat(lm, context=context).context_length == length
 
 
 def test_tokens_counts_what_would_be_shown(demo: mm.LM) -> None:
@@ -390,10 +368,8 @@ class Parrot:
             yield mm.Piece(text=letter)
 
 
-STEPS = st.one_of(
-    st.integers(1, 70).map(lambda n: ("ask", n)),
-    st.integers(1, 70).map(lambda n: ("edit", n)),
-    st.sampled_from([("retry", 0), ("undo", 0), ("clear", 0), ("break", 5), ("fail", 5)]),
+STEPS = st.tuples(st.sampled_from(["ask", "edit"]), st.integers(1, 70)) | st.sampled_from(
+    [("retry", 0), ("undo", 0), ("clear", 0), ("break", 5), ("fail", 5)]
 )
 
 
@@ -403,12 +379,8 @@ def test_no_order_of_turns_loses_one_or_shows_half_of_one(
     steps: list[tuple[str, int]], slide: bool
 ) -> None:
     lm = Parrot()
-    chat = mm.Chat(
-        lm,  # type: ignore[arg-type]
-        system="be",
-        on_overflow="slide" if slide else "stop",
-        max_tokens=9,
-    )
+    overflow: Any = "slide" if slide else "stop"
+    chat = mm.Chat(lm, system="be", on_overflow=overflow, max_tokens=9)  # type: ignore[arg-type]
     for step, size in steps:
         before, slid = list(chat.messages), chat.forgotten
         question = "x" * size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,11 +47,19 @@ def sse(content: bytes) -> list[Any]:
     return [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
 
 
+def same(*names: str) -> dict[str, str]:
+    """Options whose fields have their names."""
+    return dict(zip(names, names, strict=True))
+
+
 class Driver:
     """One API. `names` maps each option that it offers to its field; "a.b" is a nested one."""
 
     path: str
     names: ClassVar[Mapping[str, str]]
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Fields that go along with an option, unless it is False."""
+    error_keys: ClassVar[Set[str]] = {"message", "type", "param", "code"}
 
     def __init__(self, chat_text: Callable[[Messages], str]):
         self.chat_text = chat_text
@@ -61,7 +69,8 @@ class Driver:
         """A request that asks for the whole answer unless `stream` says otherwise."""
         body = self.prompt(messages) | {"model": "tiny"}
         for name, value in options.items():
-            for path, content in self.fields(name, value).items():
+            extras = {} if value is False else self.extras.get(name, {})
+            for path, content in {self.names[name]: self.value(name, value), **extras}.items():
                 *parents, last = path.split(".")
                 place = body
                 for parent in parents:
@@ -69,8 +78,12 @@ class Driver:
                 place[last] = content
         return body
 
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        return {self.names[name]: value}
+    def value(self, name: str, value: Any) -> Any:
+        """An option's value in the API's own form."""
+        return [self.tool(function) for function in value] if name == "tools" else value
+
+    def tool(self, function: Mapping[str, Any]) -> dict[str, Any]:
+        return {"type": "function", "function": function}
 
     def prompt(self, messages: Messages) -> dict[str, Any]:
         return {"messages": list(messages)}
@@ -85,46 +98,51 @@ class Driver:
     def error(self, answer: Any) -> str:
         """The message of an error, whose form is checked."""
         assert answer.keys() == {"error"}
-        assert answer["error"].keys() == {"message", "type", "param", "code"}
+        assert answer["error"].keys() == self.error_keys
         return str(answer["error"]["message"])
 
 
 class OpenAIChat(Driver):
     path = "/v1/chat/completions"
-    names: ClassVar[Mapping[str, str]] = {
-        name: name for name in ("model", "max_tokens", "temperature", "seed", "stop", "n", "stream")
-    } | {
+    names: ClassVar[Mapping[str, str]] = same(
+        "model", "max_tokens", "temperature", "seed", "stop", "n", "stream", "tools"
+    ) | {
         "logprobs": "top_logprobs",
         "schema": "response_format.json_schema.schema",
-        "tools": "tools",
         "tool": "tool_choice.function.name",
     }
-
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        more = {
-            "logprobs": {"logprobs": True},
-            "schema": {"response_format.type": "json_schema"}
-            | {"response_format.json_schema.name": "x"},
-            "tool": {"tool_choice.type": "function"},
-            "stream": {"stream_options": {"include_usage": True}} if value else {},
-        }
-        if name == "tools":
-            value = [{"type": "function", "function": function} for function in value]
-        return super().fields(name, value) | more.get(name, {})
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "logprobs": {"logprobs": True},
+        "schema": {
+            "response_format.type": "json_schema",
+            "response_format.json_schema.name": "x",
+        },
+        "tool": {"tool_choice.type": "function"},
+        "stream": {"stream_options": {"include_usage": True}},
+    }
 
     def read(self, answer: Any) -> Answer:
-        first, usage = answer["choices"][0], answer["usage"]
-        calls = [call["function"] for call in first["message"].get("tool_calls") or ()]
+        choices, usage = answer["choices"], answer["usage"]
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         return Answer(
-            [choice["message"]["content"] for choice in answer["choices"]],
-            [choice["finish_reason"] for choice in answer["choices"]],
+            [self.text(choice) for choice in choices],
+            [choice["finish_reason"] for choice in choices],
             usage["prompt_tokens"],
             usage["completion_tokens"],
             answer["model"],
-            [entry["logprob"] for entry in (first["logprobs"] or {}).get("content", ())],
-            [(call["name"], json.loads(call["arguments"])) for call in calls],
+            self.logprobs(choices[0]["logprobs"] or {}),
+            self.calls(choices[0]),
         )
+
+    def text(self, choice: Any) -> Any:
+        return choice["message"]["content"]
+
+    def logprobs(self, logprobs: Any) -> list[float]:
+        return [entry["logprob"] for entry in logprobs.get("content", ())]
+
+    def calls(self, choice: Any) -> list[tuple[str, Any]]:
+        calls = [call["function"] for call in choice["message"].get("tool_calls") or ()]
+        return [(call["name"], json.loads(call["arguments"])) for call in calls]
 
     def join(self, content: bytes) -> Any:
         *chunks, last = sse(content)
@@ -155,55 +173,47 @@ class OpenAIChat(Driver):
 class OpenAICompletions(OpenAIChat):
     path = "/v1/completions"
     names: ClassVar[Mapping[str, str]] = {
-        name: name for name in OpenAIChat.names if name not in ("tools", "tool")
-    } | {"schema": "guided_json"}
+        name: field for name, field in OpenAIChat.names.items() if name not in ("tools", "tool")
+    } | {"schema": "guided_json", "logprobs": "logprobs"}
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {"stream": OpenAIChat.extras["stream"]}
 
     def prompt(self, messages: Messages) -> dict[str, Any]:
         return {"prompt": self.chat_text(messages)}
 
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        wants_usage = name == "stream" and value
-        more = {"stream_options": {"include_usage": True}} if wants_usage else {}
-        return Driver.fields(self, name, value) | more
+    def text(self, choice: Any) -> Any:
+        return choice["text"]
 
-    def read(self, answer: Any) -> Answer:
-        first, usage = answer["choices"][0], answer["usage"]
-        return Answer(
-            [choice["text"] for choice in answer["choices"]],
-            [choice["finish_reason"] for choice in answer["choices"]],
-            usage["prompt_tokens"],
-            usage["completion_tokens"],
-            answer["model"],
-            (first["logprobs"] or {}).get("token_logprobs", []),
-        )
+    def logprobs(self, logprobs: Any) -> list[float]:
+        return list(logprobs.get("token_logprobs", ()))
+
+    def calls(self, choice: Any) -> list[tuple[str, Any]]:
+        return []
 
     def join(self, content: bytes) -> Any:
         *chunks, last = sse(content)
         choices: dict[int, dict[str, Any]] = {}
         for chunk in chunks:
             (part,) = chunk["choices"]
-            choice = choices.setdefault(
-                part["index"], {"text": "", "logprobs": {"token_logprobs": []}}
-            )
+            empty = {"text": "", "logprobs": {"token_logprobs": []}}
+            choice = choices.setdefault(part["index"], empty)
             choice["text"] += part["text"]
             choice["finish_reason"] = part["finish_reason"]
-            choice["logprobs"]["token_logprobs"] += (part["logprobs"] or {}).get(
-                "token_logprobs", []
-            )
+            choice["logprobs"]["token_logprobs"] += self.logprobs(part["logprobs"] or {})
         return last | {"choices": [choices[index] for index in sorted(choices)]}
 
 
 class Responses(Driver):
     path = "/v1/responses"
-    names: ClassVar[Mapping[str, str]] = {
-        "model": "model",
-        "stream": "stream",
+    names: ClassVar[Mapping[str, str]] = same("model", "stream", "temperature", "tools") | {
         "max_tokens": "max_output_tokens",
-        "temperature": "temperature",
         "logprobs": "top_logprobs",
         "schema": "text.format.schema",
-        "tools": "tools",
         "tool": "tool_choice.name",
+    }
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "logprobs": {"include": ["message.output_text.logprobs"]},
+        "schema": {"text.format.type": "json_schema", "text.format.name": "x"},
+        "tool": {"tool_choice.type": "function"},
     }
 
     def prompt(self, messages: Messages) -> dict[str, Any]:
@@ -211,15 +221,8 @@ class Responses(Driver):
             return {"instructions": messages[0]["content"], "input": list(messages[1:])}
         return {"input": list(messages)}
 
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        more = {
-            "logprobs": {"include": ["message.output_text.logprobs"]},
-            "schema": {"text.format.type": "json_schema", "text.format.name": "x"},
-            "tool": {"tool_choice.type": "function"},
-        }
-        if name == "tools":
-            value = [{"type": "function"} | function for function in value]
-        return super().fields(name, value) | more.get(name, {})
+    def tool(self, function: Mapping[str, Any]) -> dict[str, Any]:
+        return {"type": "function", **function}
 
     def read(self, answer: Any) -> Answer:
         messages = [item for item in answer["output"] if item["type"] == "message"]
@@ -247,21 +250,21 @@ class Responses(Driver):
 
 class Anthropic(Driver):
     path = "/v1/messages"
-    names: ClassVar[Mapping[str, str]] = {
-        "model": "model",
-        "stream": "stream",
-        "max_tokens": "max_tokens",
-        "temperature": "temperature",
+    names: ClassVar[Mapping[str, str]] = same(
+        "model", "stream", "max_tokens", "temperature", "tools"
+    ) | {
         "stop": "stop_sequences",
         "schema": "output_config.format.schema",
-        "tools": "tools",
         "tool": "tool_choice.name",
     }
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "schema": {"output_config.format.type": "json_schema"},
+        "tool": {"tool_choice.type": "tool"},
+    }
     reasons: ClassVar[Mapping[str, str]] = {
-        "end_turn": "stop",
-        "stop_sequence": "stop",
-        "max_tokens": "length",
-    } | {"tool_use": "tool_calls"}
+        **{"end_turn": "stop", "stop_sequence": "stop"},
+        **{"max_tokens": "length", "tool_use": "tool_calls"},
+    }
 
     def prompt(self, messages: Messages) -> dict[str, Any]:
         body: dict[str, Any] = {"max_tokens": 4000}
@@ -269,17 +272,8 @@ class Anthropic(Driver):
             body["system"], messages = messages[0]["content"], messages[1:]
         return body | {"messages": list(messages)}
 
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        more = {
-            "schema": {"output_config.format.type": "json_schema"},
-            "tool": {"tool_choice.type": "tool"},
-        }
-        if name == "tools":
-            value = [
-                {"name": function["name"], "input_schema": function["parameters"]}
-                for function in value
-            ]
-        return super().fields(name, value) | more.get(name, {})
+    def tool(self, function: Mapping[str, Any]) -> dict[str, Any]:
+        return {"name": function["name"], "input_schema": function["parameters"]}
 
     def read(self, answer: Any) -> Answer:
         content, usage = answer["content"], answer["usage"]
@@ -319,26 +313,16 @@ class Anthropic(Driver):
 
 class OllamaChat(Driver):
     path = "/api/chat"
-    names: ClassVar[Mapping[str, str]] = {
-        "model": "model",
-        "stream": "stream",
+    names: ClassVar[Mapping[str, str]] = same("model", "stream", "tools") | {
+        **{name: f"options.{name}" for name in ("temperature", "seed", "stop")},
         "max_tokens": "options.num_predict",
-        "temperature": "options.temperature",
-        "seed": "options.seed",
-        "stop": "options.stop",
         "logprobs": "top_logprobs",
         "schema": "format",
-        "tools": "tools",
     }
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {"logprobs": {"logprobs": True}}
 
     def body(self, messages: Messages, **options: Any) -> dict[str, Any]:
         return super().body(messages, **{"stream": False} | options)
-
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
-        if name == "tools":
-            value = [{"type": "function", "function": function} for function in value]
-        more = {"logprobs": True} if name == "logprobs" else {}
-        return super().fields(name, value) | more
 
     def read(self, answer: Any) -> Answer:
         calls = [call["function"] for call in answer.get("message", {}).get("tool_calls", ())]
@@ -385,19 +369,18 @@ class OllamaGenerate(OllamaChat):
         return {"prompt": self.chat_text(messages), "raw": True}
 
 
-class SGLang(OpenAICompletions):
+class SGLang(Driver):
     path = "/generate"
-    names: ClassVar[Mapping[str, str]] = {
+    names: ClassVar[Mapping[str, str]] = same("stream") | {
+        **{name: f"sampling_params.{name}" for name in ("temperature", "stop", "n")},
         "model": "lora_path",
-        "stream": "stream",
         "max_tokens": "sampling_params.max_new_tokens",
-        "temperature": "sampling_params.temperature",
         "seed": "sampling_params.sampling_seed",
-        "stop": "sampling_params.stop",
-        "n": "sampling_params.n",
         "logprobs": "top_logprobs_num",
         "schema": "sampling_params.json_schema",
     }
+    extras: ClassVar[Mapping[str, Mapping[str, Any]]] = {"logprobs": {"return_logprob": True}}
+    error_keys: ClassVar[Set[str]] = {"message"}
 
     def prompt(self, messages: Messages) -> dict[str, Any]:
         return {"text": self.chat_text(messages)}
@@ -407,13 +390,10 @@ class SGLang(OpenAICompletions):
         del body["model"]
         return body
 
-    def fields(self, name: str, value: Any) -> dict[str, Any]:
+    def value(self, name: str, value: Any) -> Any:
         if name == "model":
-            value = None if value == "tiny" else value.partition(":")[2] or value
-        elif name == "schema":
-            value = json.dumps(value)
-        more = {"return_logprob": True} if name == "logprobs" else {}
-        return Driver.fields(self, name, value) | more
+            return None if value == "tiny" else value.partition(":")[2] or value
+        return json.dumps(value) if name == "schema" else value
 
     def read(self, answer: Any) -> Answer:
         choices = answer if isinstance(answer, list) else [answer]
@@ -435,24 +415,10 @@ class SGLang(OpenAICompletions):
             last[index] = event
         return [last[index] for index in sorted(last)]
 
-    def error(self, answer: Any) -> str:
-        assert answer.keys() == {"error"}
-        assert answer["error"].keys() == {"message"}
-        return str(answer["error"]["message"])
 
+_APIS = (OpenAIChat, OpenAICompletions, Responses, Anthropic, OllamaChat, OllamaGenerate, SGLang)
 
-DRIVERS: Mapping[str, type[Driver]] = {
-    driver.path: driver
-    for driver in (
-        OpenAIChat,
-        OpenAICompletions,
-        Responses,
-        Anthropic,
-        OllamaChat,
-        OllamaGenerate,
-        SGLang,
-    )
-}
+DRIVERS: Mapping[str, type[Driver]] = {api.path: api for api in _APIS}
 
 _MESSAGES = [{"role": "user", "content": "Hi"}]
 

@@ -220,8 +220,8 @@ def test_bad_samples_past_those_allowed_are_an_error_that_lists_the_first(tmp_pa
 
 
 def test_bad_samples_are_counted_over_all_files(tmp_path: Path) -> None:
-    written(tmp_path, "train.jsonl", lines(GOOD, {}))
-    written(tmp_path, "valid.jsonl", lines(GOOD, {}))
+    for name in ("train.jsonl", "valid.jsonl"):
+        written(tmp_path, name, lines(GOOD, {}))
     data = loaded(tmp_path, skip_bad=2)
     assert {split: count.bad for split, count in data.counts.items()} == {"train": 1, "valid": 1}
     with pytest.raises(DataError, match="at most 1 bad"):
@@ -291,15 +291,13 @@ def test_bad_data_is_one_line_that_names_the_place(
     assert text.isprintable()
 
 
-def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_or_has_another_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl: No such file or directory"):
         loaded(tmp_path / "none.jsonl")
     (tmp_path / "train.jsonl").mkdir()
     with pytest.raises(DataError, match=r"train.jsonl: Is a directory"):
         loaded(tmp_path)
-
-
-def test_files_of_two_layouts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").rmdir()
     written(tmp_path, "train.jsonl", lines(GOOD))
     written(tmp_path, "valid.jsonl", lines({"text": "a"}))
     with pytest.raises(DataError, match=r"valid.jsonl:1: expected chat messages as in .*:1, found"):

@@ -62,12 +62,9 @@ def check_prompts(tokenizer: Tokenizer, found: list[Sample], messages: list[Mess
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt = tokenizer.chat_ids(messages[:at])
-            assert any(
-                sample.ids[: len(prompt)] == prompt
-                and not sample.mask[len(prompt) - 1]
-                and sample.mask[len(prompt)]
-                for sample in found
-            )
+            end = len(prompt)
+            following = [sample for sample in found if sample.ids[:end] == prompt]
+            assert any(sample.mask[end - 1 : end + 1] == [False, True] for sample in following)
 
 
 # MiniCPM 1.0: no end mark of the template's
@@ -140,21 +137,16 @@ def test_chatml_learns_each_reply_with_its_end_mark() -> None:
     assert tokenizer.decode(whole[len(sample.ids) :]).strip() == ""
 
 
-def test_the_demo_s_own_template_is_followed(demo_folder: Path) -> None:
+def test_the_demo_s_own_template_is_followed_and_blanks_leave_the_prompt_whole(
+    demo_folder: Path,
+) -> None:
     tokenizer = load_tokenizer(demo_folder)
-    messages = [user("Hi"), reply("Hello!"), user("Bye"), reply("\nGood bye.")]
-    sample = one(tokenizer, messages)
-    assert counted(sample, tokenizer) == ["Hello!<|im_end|>", "\nGood bye.<|im_end|>"]
-    check_prompts(tokenizer, [sample], messages)
-
-
-def test_a_reply_that_begins_with_blanks_leaves_the_prompt_whole(demo_folder: Path) -> None:
-    tokenizer = load_tokenizer(demo_folder)
-    for text in ("\n\nxa", " xa", "\na", "  a"):
-        messages = [user("Hi"), reply(text)]
-        sample = one(tokenizer, messages)
-        check_prompts(tokenizer, [sample], messages)
-        assert counted(sample, tokenizer) == [f"{text}<|im_end|>"]
+    for text in ("\nGood bye.", "\n\nxa", " xa", "\na", "  a"):
+        for messages in [user("Hi"), reply(text)], [user("a"), reply("b"), user("Hi"), reply(text)]:
+            sample = one(tokenizer, messages)
+            check_prompts(tokenizer, [sample], messages)
+            replies = [f"{message['content']}<|im_end|>" for message in messages[1::2]]
+            assert counted(sample, tokenizer) == replies
 
 
 # Other templates
@@ -207,18 +199,13 @@ def test_a_template_that_refuses_says_so() -> None:
 # Masks
 
 
-def test_mask_last_learns_the_last_reply_alone() -> None:
-    tokenizer = real("minicpm-2b")
-    sample = one(tokenizer, TALK, mask="last")
-    assert counted(sample, tokenizer) == ["等于 2。</s>"]
-    assert sample.ids == one(tokenizer, TALK).ids
-
-
-def test_mask_all_learns_all_but_the_first_token() -> None:
-    for name in ("minicpm-2b", "minicpm4"):
-        sample = one(real(name), TALK, mask="all")
-        assert sample.mask == [False] + [True] * (len(sample.ids) - 1)
-        assert sample.ids == one(real(name), TALK).ids
+def test_mask_last_learns_the_last_reply_alone_and_mask_all_all_but_the_first_token() -> None:
+    for name, end in (("minicpm-2b", "</s>"), ("minicpm4", "<|im_end|>")):
+        tokenizer = real(name)
+        last, everything = (one(tokenizer, TALK, mask=mask) for mask in ("last", "all"))
+        assert counted(last, tokenizer) == [f"等于 2。{end}"]
+        assert everything.mask == [False] + [True] * (len(everything.ids) - 1)
+        assert last.ids == everything.ids == one(tokenizer, TALK).ids
 
 
 @pytest.mark.parametrize(
@@ -308,9 +295,8 @@ def test_a_conversation_that_is_cut_is_as_long_as_it_is_said_to_be() -> None:
     messages = [user("a"), reply("b"), *messages[2:]]
     whole = one(tokenizer, messages)
     found = Encoder(tokenizer, max_seq_length=100).encode(Conversation(messages))
-    assert found == Encoded(
-        [Sample(whole.ids[:100], whole.mask[:100])], truncated=1, length=len(whole.ids)
-    )
+    cut = Sample(whole.ids[:100], whole.mask[:100])
+    assert found == Encoded([cut], truncated=1, length=len(whole.ids))
 
 
 @pytest.mark.parametrize("overlong", [None, "truncate", "drop"])
@@ -386,11 +372,8 @@ def test_a_long_conversation_is_split_between_turns() -> None:
     for number, sample in enumerate(found):
         turns = [SYSTEM, *messages[1 + 4 * number : 5 + 4 * number]]
         assert sample == one(tokenizer, turns)
-    assert (
-        Encoder(tokenizer, max_seq_length=size, overlong="split")
-        .encode(Conversation(messages))
-        .split
-    )
+    encoder = Encoder(tokenizer, max_seq_length=size, overlong="split")
+    assert encoder.encode(Conversation(messages)).split
 
 
 def test_a_turn_that_is_too_long_by_itself_is_cut_into_pieces_that_repeat_nothing() -> None:

@@ -149,14 +149,10 @@ def test_it_learns_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_the_mean_over_tokens_however_a_step_is_cut_up(tmp_path: Path) -> None:
-    plans = [replace(PLAN, steps=4, batch_size=n, accumulate=4 // n) for n in (1, 2, 4)]
+    sgd = replace(PLAN, steps=4, optimizer="sgd")
+    plans = [replace(sgd, batch_size=n, accumulate=4 // n) for n in (1, 2, 4)]
     first, *others = (
-        run(
-            trainer(
-                tmp_path / str(plan.batch_size), replace(plan, optimizer="sgd"), LoRAConfig(rank=4)
-            )
-        )
-        for plan in plans
+        run(trainer(tmp_path / str(plan.batch_size), plan, LoRAConfig(rank=4))) for plan in plans
     )
     assert all(close(first, other, 1e-5) for other in others)
 
@@ -319,14 +315,10 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_it_stays(
 
 
 def test_another_run_cannot_be_resumed_by_mistake(whole: Trainer, tmp_path: Path) -> None:
-    for other in (
-        replace(PLAN, seed=1),
-        replace(PLAN, batch_size=4),
-        replace(PLAN, schedule=Schedule(peak=1.0)),
-        replace(PLAN, steps=13),
-    ):
+    changes: list[dict[str, Any]] = [{"seed": 1}, {"batch_size": 4}, {"steps": 13}]
+    for change in [*changes, {"schedule": Schedule(peak=1.0)}]:
         with pytest.raises(InvalidArgumentError, match=r"--resume: .* started with another"):
-            trainer(whole.folder, other).resume()
+            trainer(whole.folder, replace(PLAN, **change)).resume()
     with pytest.raises(InvalidArgumentError, match="started with other training or"):
         trainer(whole.folder, identity={"data": "x"}).resume()
     assert not trainer(tmp_path / "none").resume()
@@ -396,9 +388,6 @@ def test_clipping_keeps_directions() -> None:
 
 def test_checkpoints_are_plain_files(whole: Trainer) -> None:
     latest = checkpoint.checkpoints(whole.folder)[-1]
-    assert sorted(path.name for path in latest.iterdir()) == [
-        "config.json",
-        "optimizer.safetensors",
-        "parameters.safetensors",
-    ]
+    names = {"config.json", "optimizer.safetensors", "parameters.safetensors"}
+    assert {path.name for path in latest.iterdir()} == names
     assert json.loads((latest / "config.json").read_text())["progress"]["step"] == 12
