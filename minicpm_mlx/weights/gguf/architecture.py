@@ -116,7 +116,8 @@ def _ends(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """bos_token_id and eos_token_id, one id or several."""
     found: dict[str, Any] = {"bos_token_id": metadata.get("tokenizer.ggml.bos_token_id")}
     ids = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    eos = [i for i in dict.fromkeys(ids) if i is not None]
+    # A damaged file may hold lists here, which cannot be keys of a dict.
+    eos = [id for n, id in enumerate(ids) if id is not None and id not in ids[:n]]
     return found | ({"eos_token_id": eos[0] if len(eos) == 1 else eos} if eos else {})
 
 
