@@ -31,6 +31,7 @@ from support.terminal import (
 
 FRANCE, PARIS = "What is the capital of France?", r"\nThe capital of France is Paris\.\n"
 STORY = "Tell me a very long story about a dragon"
+ADD = "Write a Python function that adds two numbers, in a code block."
 WORDS = r"\n[A-Z][\w',]* [\w',]+ [\w',]+ "  # a long reply has begun
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[39][0-7][0-9;]*m")
 
@@ -365,19 +366,21 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
     assert shell.raw.rfind(b"\x1b[?2004l") > shell.raw.rfind(b"\x1b[?2004h")
 
 
-def test_the_interface_in_chinese(chat: Open) -> None:
-    shell = chat("--max-tokens", "5", LANG="zh_CN.UTF-8")
+def test_the_interface_in_chinese_and_without_colour(chat: Open) -> None:
+    shell = chat("--max-tokens", "30", LANG="zh_CN.UTF-8", NO_COLOR="1")
     shell.wait("/help 列出命令")
     converse(
         shell,
         [
             ("/wat", "没有命令 /wat"),
             ("/attach /dev/zero", "/dev/zero：不是文件"),
-            (STORY, "5 个词元 · .*\n达到 5 个词元上限"),
+            (STORY, "30 个词元 · .*\n达到 30 个词元上限"),
             ("/new", "新的对话"),
+            (ADD, "def (.*\n)*.*个词元 · "),
         ],
     )
     assert finished(shell) == 0
+    assert not COLOUR.search(shell.raw)
 
 
 # Leaving, wanted or not
@@ -473,18 +476,9 @@ def test_the_demo_may_be_tried_plain_and_unsaved(chat: Open, folder: Path) -> No
     shell.wait(r"download of 5\.45 GB(.*\n)*.*quit: ")
     shell.send("t" + ENTER)
     shell.wait("demo\n")
-    shell.say("Write a Python function that adds two numbers, in a code block.")
+    shell.say(ADD)
     shell.wait("`{3}python")
     shell.wait(STATS)
     assert finished(shell) == 0
     assert COLOUR.search(shell.raw)  # that of the prompt
     assert [path.name for path in folder.iterdir() if "demo" not in path.name] == []
-
-
-def test_no_colour_where_none_is_wanted(chat: Open) -> None:
-    shell = chat("--max-tokens", "30", NO_COLOR="1")
-    shell.say("Write a Python function that adds two numbers, in a code block.")
-    shell.wait("def ")
-    shell.wait(STATS)
-    assert finished(shell) == 0
-    assert not COLOUR.search(shell.raw)
