@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
@@ -21,6 +22,9 @@ from support.hub import hub_server  # noqa: F401
 
 if TYPE_CHECKING:
     from support.serving import Live
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # speed is for benchmarks
+hypothesis.settings.load_profile("unhurried")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
 

@@ -211,7 +211,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
     fetched: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: answer)
     monkeypatch.setattr(
-        "minicpm_mlx.loading.store.folder_of", lambda card: fetched.append(card.name)
+        "minicpm_mlx.cli.chat.command.folder_of", lambda card: fetched.append(card.name)
     )
     assert chat_command._greet("minicpm-2b-dpo", Texts("en")) == chosen
     assert fetched == ([chosen] if answer == "d" else [])

@@ -19,6 +19,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx import device, model_cards
 from minicpm_mlx.cli.main import main
+from minicpm_mlx.cli.models import manage
 from minicpm_mlx.engine import generate
 from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError, WeightsError
 from minicpm_mlx.files import atomic
@@ -371,7 +372,8 @@ def test_rm_frees_the_kept_copy_and_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
-    monkeypatch.setattr(model_cards, "cards", lambda: {CARD.name: CARD})
+    for module in (model_cards, manage):
+        monkeypatch.setattr(module, "cards", lambda: {CARD.name: CARD})
     store.folder_of(CARD)
     (cache / "tiny-q-bf16-4bit-g64").mkdir()
 
