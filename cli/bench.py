@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.bench.measure import MeasuredModel, Work
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BenchOptions:
     """Options of `bench`."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minicpm_mlx import Completion
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class GenerateOptions:
     """Options of `generate`."""
 

@@ -169,7 +169,7 @@ def kv_bits() -> Any:
     return option("Keep the KV cache in 8 or 4 bits.", choices=(8, 4))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Compute:
     """Number format and device."""
 
@@ -185,7 +185,7 @@ class Compute:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class SamplingOptions:
     """Sampling parameters; None keeps the model's own."""
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NOT_NEGATIVE = Limit(least=0, below=math.inf)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Limits:
     """Load that the server accepts; None: the service's own default."""
 
@@ -56,7 +56,7 @@ class Limits:
         return values
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ServerOptions:
     """Options of `serve` and `web`."""
 

@@ -9,7 +9,7 @@ from .options import flag
 from .serve import ServerOptions, run
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class WebOptions:
     """Options of `web`."""
 

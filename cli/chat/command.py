@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2048
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ChatOptions:
     """Options of `chat`."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.evals.mt_bench.run import BenchScores
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class MTBenchOptions:
     """Options of `eval mt-bench`."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.evals.settings import EvalSettings
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class EvalOptions:
     """Options of `eval`."""
 

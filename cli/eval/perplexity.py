@@ -13,7 +13,7 @@ from ..render.theme import console
 from ..streams import print_json, progress, read_text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PerplexityOptions:
     """Options of `ppl`."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.weights.llama_format import Scales
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ConvertOptions:
     """Arguments and options of `convert`."""
 

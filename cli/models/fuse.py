@@ -11,7 +11,7 @@ from ..render.theme import console
 from ..streams import check_new_folder, print_json, progress, read_text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class FuseOptions:
     """Arguments and options of `fuse`."""
 

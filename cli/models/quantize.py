@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from minicpm_mlx.quantization.write import Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class QuantizeOptions:
     """Arguments and options of `quantize`."""
 

@@ -24,7 +24,7 @@ _run = partial(option, panel="Run")
 _output = partial(option, panel="Output")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ReadingGroup:
     """Fields of DataOptions but for the seed."""
 
@@ -37,7 +37,7 @@ class ReadingGroup:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class MethodGroup:
     """Fields of LoRAConfig."""
 
@@ -50,7 +50,7 @@ class MethodGroup:
     modules: str | None = _parameter("Such as q_proj,v_proj; default: all projections.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class ObjectiveGroup:
     """Keywords of planning.objective_for."""
 
@@ -60,7 +60,7 @@ class ObjectiveGroup:
     length_normalized: bool = _training("Of dpo and ipo: average over tokens.", default=False)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TrainingGroup:
     """Fields of TrainingOptions."""
 
@@ -92,7 +92,7 @@ class TrainingGroup:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class LoraOptions:
     """Options of `lora` and `dpo`."""
 
