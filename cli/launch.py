@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from minicpm_mlx.arguments import at_least_one
 from minicpm_mlx.errors import InvalidArgumentError
 
 COMMANDS = "dpo", "generate", "lora", "serve"
@@ -40,10 +41,14 @@ def launch(
     from minicpm_mlx.distributed.launcher import run_python
 
     if not command or command[0] not in COMMANDS:
-        known, got = ", ".join(COMMANDS), command[0] if command else "none"
-        raise InvalidArgumentError(f"launch needs a command to run: one of {known}; got {got!r}")
+        got = f"; got {command[0]!r}" if command else ""
+        raise InvalidArgumentError(
+            f"launch needs a command to run: one of {', '.join(COMMANDS)}{got}"
+        )
     if (ranks is None) == (hostfile is None):
-        raise InvalidArgumentError("launch needs a number of processes (-n), or a hostfile")
+        raise InvalidArgumentError("launch needs -n or --hostfile, and takes one of them alone")
+    if ranks is not None:
+        at_least_one("-n", ranks)
     program = ["-c", RANK, *command]
     status = run_python(program, ranks, hostfile, backend, starting_port, python)
     if status == 130:
