@@ -198,9 +198,16 @@ class LM:
 
         lm.generate("The capital of France is", max_tokens=8).text
         """
-        options: Any = {"stop": stop, "session": session, "grammar": grammar}
-        options |= {"max_tokens": max_tokens, "sampling": sampling, "speculate": speculate}
-        return collect(self.stream(prompt, **options))
+        pieces = self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            session=session,
+            speculate=speculate,
+            grammar=grammar,
+        )
+        return collect(pieces)
 
     def generate_batch(
         self,
