@@ -20,8 +20,8 @@ from ...arguments import shown
 from ...engine.token_mask import Grammar
 from ...errors import InvalidArgumentError, MissingPackageError, TokenizerError
 from ...text.tokenizer import Tokenizer
-from .json_schema import written
 from .lark import lark_of
+from .schema_check import written
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

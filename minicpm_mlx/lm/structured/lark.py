@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ...arguments import shown
 from ...errors import InvalidArgumentError
-from .json_schema import written
+from .schema_check import written
 
 PARTS = 1000
 """Most rules and brackets: llguidance recurses through them, and a stack of 8 MB holds 2,000."""
