@@ -34,7 +34,7 @@ SIZE = 64 * 1024
 
 STACK = 64 * 2**20
 """Bytes of stack for llguidance, which recurses while it reads a form. The deepest form that
-json_schema.py and lark.py accept takes 4 MB, and a stack overflow ends the process."""
+schema_check.py and lark.py accept takes 4 MB, and a stack overflow ends the process."""
 
 LIMITS = {"initial_lexer_fuel": 300_000, "max_lexer_states": 30_000, "verbose_errors": False}
 """llguidance refuses a form that takes more: about 0.3 s and 50 MB. Its other limits (15 ms a
