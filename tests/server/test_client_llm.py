@@ -23,13 +23,14 @@ pytestmark = pytest.mark.filterwarnings(
 def test_llm_chats_continues_and_completes(
     tiny_server: Live, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The package that holds the demo is a plugin of llm's, and needs llama-cpp. llm reads this
+    # variable when it is first imported.
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
     pytest.importorskip("llm")
     from click.testing import CliRunner
 
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    # The package that holds the demo is a plugin of llm's, and needs llama-cpp.
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: mine\n  model_name: tiny\n  api_base: {tiny_server.url}/v1\n"
         f"- model_id: base\n  model_name: tiny\n  api_base: {tiny_server.url}/v1\n"
