@@ -83,11 +83,15 @@ def serve(args: ServerOptions) -> None:
 
     Only this machine can reach it unless --host says otherwise, which requires an API key.
     """
-    from minicpm_mlx.server.requirements import check_packages
-    from minicpm_mlx.server.web.mount import available, mount
+    from minicpm_mlx.server.requirements import check_packages, has_page
 
     check_packages()
-    run(args, mount=mount if available() else None)
+    if not has_page():
+        run(args)
+        return
+    from minicpm_mlx.server.web.mount import mount
+
+    run(args, mount=mount)
 
 
 def run(

@@ -24,10 +24,10 @@ def web(args: WebOptions) -> None:
     Only this machine can reach it unless --host says otherwise, which requires an API key.
     """
     from minicpm_mlx.server.requirements import check_packages
-    from minicpm_mlx.server.web.mount import check_gradio, mount
 
-    check_packages()
-    check_gradio()
+    check_packages(page=True)
+    from minicpm_mlx.server.web.mount import mount
+
     run(args.server, mount=mount, ready=None if args.no_browser else _open_page)
 
 

@@ -53,16 +53,20 @@ class ConvertOptions:
 def convert(args: ConvertOptions) -> None:
     """Write a model and its tokenizer in another format."""
     from minicpm_mlx.convert.checkpoint import convert as convert_folder
+    from minicpm_mlx.weights.gguf.package import library
 
     destination, scales = args.destination, args.scales()
     check_new_folder(destination)  # before anything is downloaded
+    format = args.format or ("gguf" if destination.suffix.lower() == ".gguf" else "mlx")
+    if format == "gguf":
+        library()
     options.Compute().select()
     card = replace(resolve(args.source), bits=None, group_size=None)
     show = progress()
     written = convert_folder(
         folder_of(card),
         destination,
-        format=args.format or ("gguf" if destination.suffix.lower() == ".gguf" else "mlx"),
+        format=format,
         dtype=args.dtype,
         dequantize=args.dequantize,
         scales=scales,

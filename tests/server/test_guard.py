@@ -510,16 +510,6 @@ def test_the_help_tells_the_defaults_that_the_service_has() -> None:
     assert helps["queue"].endswith(f"default {QUEUE}.")
 
 
-def test_a_missing_package_names_the_install_command(
-    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from minicpm_mlx.server import requirements
-
-    monkeypatch.setattr(requirements, "PACKAGES", ("fastapi", "no_such_package"))
-    assert command("serve", "-m", "demo") == 1
-    assert 'pip install "minicpm-mlx[serve]"' in capsys.readouterr().err
-
-
 def test_requests_can_come_encrypted(tiny: mm.LM, tmp_path: Path) -> None:
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
     make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate}"

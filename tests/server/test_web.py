@@ -9,7 +9,7 @@ import logging
 import string
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -465,24 +465,14 @@ def test_making_the_page_asks_no_other_host(demo_folder: Path) -> None:
 @needs_gradio
 def test_a_server_does_not_import_gradio_before_the_page_is_asked_for() -> None:
     script = (
-        "import sys, minicpm_mlx.server.web.mount as mount; mount.check_gradio(); "
+        "import sys, minicpm_mlx.server.web.mount; "
+        "from minicpm_mlx.server.requirements import has_page; assert has_page(); "
         "print('gradio' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
-
-
-def test_without_gradio_the_command_says_what_to_install(
-    command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else found(name)
-    )
-    assert command("web", "--model", "demo", "--no-browser") == 1
-    assert 'pip install "minicpm-mlx[web]"' in capsys.readouterr().err
 
 
 def test_say_falls_back_to_english() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingPackageError
+from ..requirements import check_packages
 from .gate import Gate
 
 if TYPE_CHECKING:
@@ -24,25 +24,12 @@ viewBox='0 0 32 32'><rect width='32' height='32' rx='8' fill='%230f766e'/>\
 """
 
 
-def available() -> bool:
-    """Whether Gradio is installed; does not import it."""
-    return importlib.util.find_spec("gradio") is not None
-
-
-def check_gradio() -> None:
-    """MissingPackageError if Gradio is not installed."""
-    if not available():
-        raise MissingPackageError(
-            'the web page needs gradio; install it with: pip install "minicpm-mlx[web]"'
-        )
-
-
 def mount(app: Any, service: Service) -> None:
-    """Adds the page at /chat to a FastAPI application; MissingPackageError without Gradio.
+    """Adds the page at /chat to a FastAPI application; MissingPackageError without its packages.
 
     Gradio is imported at the first request of the page, because that takes seconds.
     """
-    check_gradio()
+    check_packages(page=True)
     app.mount(PATH, ChatPage(service))
 
 

@@ -14,7 +14,7 @@ def library() -> ModuleType:
         import gguf.quants
     except ImportError:
         raise MissingPackageError(
-            'reading GGUF needs the gguf package: pip install "minicpm-mlx[gguf]"'
+            'GGUF files need the gguf package: pip install "minicpm-mlx[gguf]"'
         ) from None
     module: ModuleType = gguf
     return module
