@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,6 +28,16 @@ hypothesis.settings.register_profile("unhurried", deadline=None)  # speed is for
 hypothesis.settings.load_profile("unhurried")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported by anything
+
+# A run in the background of a script, or under nohup, starts with signals ignored, and every
+# process that a test starts would inherit that.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_configure(config: pytest.Config) -> None:

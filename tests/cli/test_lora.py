@@ -22,7 +22,6 @@ from minicpm_mlx.files.atomic import alone
 from minicpm_mlx.train.tracking.events import Event, Trained, Validated
 from minicpm_mlx.train.tracking.jsonl_log import read_log
 from support.data import need_shared
-from support.terminal import default_signals
 from support.tiny_model import write_model
 
 FORMATS = {
@@ -174,7 +173,6 @@ def started(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=default_signals,
     )
 
 

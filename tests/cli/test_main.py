@@ -19,7 +19,6 @@ from minicpm_mlx.cli import options
 from minicpm_mlx.cli.main import app, main
 from minicpm_mlx.cli.render import theme
 from minicpm_mlx.model_cards import cards
-from support.terminal import default_signals
 
 CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")
 HEAVY = ("mlx.core", "mlx_lm", "transformers", "torch", "fastapi", "uvicorn", "gradio")
@@ -266,7 +265,6 @@ def test_a_reader_that_leaves_or_ctrl_c_ends_without_a_traceback(demo_folder: Pa
             command(*arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=default_signals,
         ) as process:
             assert process.stdout
             assert process.stderr

@@ -25,12 +25,6 @@ STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
 PROMPT = r"> "
 
 
-def default_signals() -> None:
-    """Undoes ignored signals, which a child would inherit from a test run in the background."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Terminal:
     """A process whose controlling terminal is a pseudo-terminal, wide enough for paths."""
 
@@ -46,7 +40,6 @@ class Terminal:
             stderr=self.slave,
             env=env,
             start_new_session=True,
-            preexec_fn=default_signals,
         )
         os.close(self.slave)
         self.raw = b""
