@@ -33,6 +33,11 @@ def is_whole(value: object) -> bool:
     return not isinstance(value, bool)
 
 
+def json_number(value: Any) -> Any:
+    """`value`, as an int where it is a whole number that JSON wrote as 20.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def whole(name: str, value: Any) -> int:
     """`value` as an int."""
     if not is_whole(value):

@@ -130,7 +130,19 @@ def emulates_bfloat16() -> bool:
     return architecture.startswith(("applegpu_g13", "applegpu_g14"))
 
 
-def choose_dtype(stored: mx.Dtype, override: str | None = None, *, fused: bool = True) -> mx.Dtype:
+def as_dtype(dtype: str | mx.Dtype) -> mx.Dtype:
+    """MLX's dtype for a name in DTYPES; MLX's own and torch's objects will do as well."""
+    import mlx.core as mx
+
+    name = str(dtype).removeprefix("mlx.core.").removeprefix("torch.")
+    if name not in DTYPES:
+        raise InvalidArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[name]
+
+
+def choose_dtype(
+    stored: mx.Dtype, override: str | mx.Dtype | None = None, *, fused: bool = True
+) -> mx.Dtype:
     """Return the dtype to compute in, for weights `stored` in a dtype.
 
     A CPU has no 16-bit arithmetic, so float32 there. A GPU keeps a 16-bit format, but for
@@ -140,11 +152,7 @@ def choose_dtype(stored: mx.Dtype, override: str | None = None, *, fused: bool =
     import mlx.core as mx
 
     if override is not None:
-        if override not in DTYPES:
-            raise InvalidArgumentError(
-                f"dtype must be one of {', '.join(DTYPES)}, got {override!r}"
-            )
-        return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[override]
+        return as_dtype(override)
     if on_cpu() or not fused:
         return mx.float32 if on_cpu() else stored
     if stored == mx.float16:

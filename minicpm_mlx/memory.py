@@ -46,7 +46,7 @@ class MemoryEstimate:
 def estimate(
     config: Config,
     *,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     context: int | None = None,
     kv_bits: int | None = None,
 ) -> MemoryEstimate:

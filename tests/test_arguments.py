@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from dataclasses import is_dataclass, replace
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,11 +19,13 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.arguments import limits, shown
-from minicpm_mlx.engine import Sampler, generate
+from minicpm_mlx.engine import Sampler, Sampling, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.lm import sampling_with
+from minicpm_mlx.weights.gguf.modelfile import write_modelfile
 from support.data import GOLDEN
 from support.source import modules
+from support.tiny_model import write_model
 
 GREEDY = mm.Sampling()
 QUESTION = {"role": "user", "content": "Hi"}
@@ -273,12 +277,56 @@ def test_device_map_of_another_kind_is_refused(wrong: Any) -> None:
         mm.AutoModelForCausalLM.from_pretrained("demo", device_map=wrong)
 
 
-def test_wrong_sampling_in_a_folder_names_its_file(demo: mm.LM, tmp_path: Any) -> None:
-    from minicpm_mlx.loading.load import _default_sampling
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('"top_k": 2.5', "top_k must be a whole number, got 2.5"),
+        ('"temperature": "hot"', "temperature must be a number, got 'hot'"),
+        ('"min_p": 2', "min_p must be between 0 and 1, got 2"),
+    ],
+)
+def test_wrong_sampling_in_a_folder_names_its_file(
+    wrong: str, message: str, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(f'{{"do_sample": true, {wrong}}}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {message}")):
+        mm.load(folder)
 
-    path = tmp_path / "generation_config.json"
-    path.write_text('{"do_sample": true, "top_k": 2.5}', encoding="utf-8")
-    card = replace(demo.card, temperature=None, top_p=None, top_k=None, repetition_penalty=None)
-    message = re.escape(f"{path}: top_k must be a whole number, got 2.5")
-    with pytest.raises(ConfigError, match=message):
-        _default_sampling(card, tmp_path)
+
+@pytest.mark.parametrize(
+    ("stated", "meant"),
+    [
+        ({"do_sample": True}, {"temperature": 1.0}),
+        (
+            {"do_sample": True, "temperature": None, "top_p": 0.9},
+            {"temperature": 1.0, "top_p": 0.9},
+        ),
+        ({"do_sample": True, "min_p": 0.05}, {"temperature": 1.0, "min_p": 0.05}),
+        ({"do_sample": True, "temperature": 1, "top_k": 20.0}, {"temperature": 1.0, "top_k": 20}),
+        ({"do_sample": True, "eos_token_id": [2.0, 3]}, {"temperature": 1.0}),
+        ({"do_sample": False, "temperature": 0.7, "min_p": 0.1}, {}),
+        ({"do_sample": None, "temperature": 0.7}, {}),
+        ({"temperature": 0.7, "repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({}, {}),
+        ([], {}),
+    ],
+)
+def test_a_folder_s_sampling_is_read_as_transformers_does(
+    stated: Any, meant: dict[str, float], tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
+    if isinstance(stated, list):
+        with pytest.raises(mm.MiniCPMError, match="is not a JSON object"):
+            mm.load(folder)
+        return
+    lm = mm.load(folder)
+    assert lm.sampling == Sampling(**meant)
+    assert not stated.get("eos_token_id") or lm.tokenizer.eos_ids == (2, 3)
+    lines = write_modelfile(tmp_path / "m.gguf", lm.tokenizer, folder).read_text(encoding="utf-8")
+    found = dict(re.findall(r"PARAMETER (?!stop)(\w+) (.+)", lines))
+    if "repetition_penalty" in meant:
+        meant = {"repeat_penalty": meant["repetition_penalty"]}
+    assert {name: float(value) for name, value in found.items()} == meant

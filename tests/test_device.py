@@ -1,15 +1,24 @@
 """Number formats, memory and BLAS, as each machine would have them."""
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
-from minicpm_mlx import device
+import minicpm_mlx as mm
+from minicpm_mlx import device, memory
+from minicpm_mlx.bench.shapes import random_model
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.errors import InvalidArgumentError
+from support.data import GOLDEN
+from support.tiny_model import write_model
 
 GIB = 2**30
 
@@ -53,11 +62,30 @@ def test_a_format_asked_for_is_kept(
     assert device.choose_dtype(mx.float32, name) == getattr(mx, name)
 
 
-@pytest.mark.parametrize("name", ["float64", "fp16", "int8", ""])
-def test_an_unknown_format_is_an_error_that_lists_the_known(name: str) -> None:
+@pytest.mark.parametrize("name", ["float64", "fp16", "int8", "", mx.int32, 32, ["float32"]])
+def test_an_unknown_format_is_an_error_that_lists_the_known(name: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="float32, bfloat16, float16") as caught:
         device.choose_dtype(mx.float32, name)
     assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", device.DTYPES)
+def test_every_function_takes_mlx_s_own_formats(name: str, tmp_path: Path) -> None:
+    own, case = getattr(mx, name), GOLDEN / "minicpm_2b_like"
+    folder = write_model(tmp_path / "model")
+    for model in (
+        mm.load_model(case, own),
+        mm.load(folder, dtype=own).model,
+        random_model(mm.Config.load(case), own),
+    ):
+        found = {array.dtype for _, array in tree_flatten(model.parameters())}
+        assert found - {mx.uint32} == {own}
+    mm.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=own)  # float32 on a CPU
+    convert(case, tmp_path / "out", dtype=own)
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"]
+    assert stored == name
+    with_names = memory.estimate(mm.Config.load(case), dtype=name, context=64)
+    assert memory.estimate(mm.Config.load(case), dtype=own, context=64) == with_names
 
 
 def test_an_unknown_device_is_an_error_that_lists_the_known() -> None:

@@ -46,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Config by name; measurements may exceed the trained context."""
 
 
-def random_model(shape: str | Config, dtype: str | None = None) -> FusedModel:
+def random_model(shape: str | Config, dtype: str | mx.Dtype | None = None) -> FusedModel:
     """A fused model of that shape with random weights in 4 bits, groups of 64.
 
     InvalidArgumentError for an unknown shape, or one that does not fit in memory.

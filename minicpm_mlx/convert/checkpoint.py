@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..device import DTYPES
+from ..device import as_dtype
 from ..errors import InvalidArgumentError
 from ..files.atomic import make_whole
 from ..model_cards import Card
@@ -39,7 +39,7 @@ def convert(
     destination: str | Path,
     *,
     format: str = "mlx",
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     dequantize: bool = False,
     scales: Scales | None = None,
     gguf_type: str | None = None,
@@ -49,13 +49,13 @@ def convert(
 ) -> GgufReport | None:
     """Write the model in the folder `source` in another format to `destination`, a new folder.
 
-    `format` is one of FORMATS. `dtype` ("float32", "bfloat16", "float16") is that of all floats,
-    the scales of packed matrices among them; by default each keeps its own, and products are
-    rounded to it once. `dequantize` writes packed matrices dense. `scales` are the constants of the
-    MiniCPM that a llama folder was made from, needed where it is to be one again. `gguf_type`, for
-    gguf alone, is one of `weights.gguf.KINDS` (default F16), and `destination` may be a .gguf file.
-    `card` knows the model's template, end tokens and file. `shard` is the size of a file in bytes.
-    For gguf, a report on the tensors is returned.
+    `format` is one of FORMATS. `dtype` ("float32", "bfloat16", "float16", or MLX's) is that of all
+    floats, the scales of packed matrices among them; by default each keeps its own, and products
+    are rounded to it once. `dequantize` writes packed matrices dense. `scales` are the constants of
+    the MiniCPM that a llama folder was made from, needed where it is to be one again. `gguf_type`,
+    for gguf alone, is one of `weights.gguf.KINDS` (default F16), and `destination` may be a .gguf
+    file. `card` knows the model's template, end tokens and file. `shard` is the size of a file in
+    bytes. For gguf, a report on the tensors is returned.
 
     Raises InvalidArgumentError for what the format cannot express and for a `destination` that
     exists, WeightsError for what `dtype` cannot hold, and what `read_checkpoint` raises.
@@ -85,7 +85,7 @@ def converted(
     checkpoint: Checkpoint,
     format: str,
     *,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     dequantize: bool = False,
     scales: Scales | None = None,
 ) -> Checkpoint:
@@ -108,11 +108,11 @@ def converted(
     if format in ("llama", "mlx"):
         checkpoint = fold(checkpoint) if format == "llama" else fold_tied(checkpoint)
     if dtype is not None:
-        checkpoint = cast(checkpoint, getattr(mx, dtype))
+        checkpoint = cast(checkpoint, as_dtype(dtype))
     return replace(checkpoint, raw=checkpoint.raw | _stored_dtype(checkpoint))
 
 
-def _check(format: str, dtype: str | None, gguf_type: str | None) -> None:
+def _check(format: str, dtype: str | mx.Dtype | None, gguf_type: str | None) -> None:
     if format == "gguf" and dtype is not None:
         raise InvalidArgumentError(
             "format gguf: --type says how its matrices are held, not --dtype"
@@ -121,11 +121,12 @@ def _check(format: str, dtype: str | None, gguf_type: str | None) -> None:
         raise InvalidArgumentError(f"--type is for format gguf, got format {format!r}")
     for name, value, choices in (
         ("format", format, FORMATS),
-        ("dtype", dtype, DTYPES),
         ("type", gguf_type, KINDS),
     ):
         if value is not None and value not in choices:
             raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if dtype is not None:
+        as_dtype(dtype)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import device as devices
 from ..distributed import collectives
@@ -16,13 +14,17 @@ from ..model.config import Config
 from ..model_cards import Card, resolve
 from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
+from ..weights.generation_config import FILE, read_sampling
 from .store import folder_of
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 def load(
     name: str | Path,
     *,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     device: str | None = None,
     fuse: bool = True,
     adapter: str | Path | None = None,
@@ -34,10 +36,10 @@ def load(
 
     What is not here is downloaded, and what is in another format converted, once.
 
-    `dtype` and `device` override what this machine computes fastest on (see `doctor`). `fuse=False`
-    keeps the form that is trained. `adapter` is a folder for `LM.use_adapter`, `draft` a
-    smaller model of the same vocabulary that guesses ahead. With `shard` the processes of a launch
-    compute one model together. Raises ModelNotFoundError,
+    `dtype` (a name, or MLX's own) and `device` override what this machine computes fastest on (see
+    `doctor`). `fuse=False` keeps the form that is trained. `adapter` is a folder for
+    `LM.use_adapter`, `draft` a smaller model of the same vocabulary that guesses ahead. With
+    `shard` the processes of a launch compute one model together. Raises ModelNotFoundError,
     DownloadError, StorageError, ConfigError, WeightsError or TokenizerError.
 
         lm = load("demo")
@@ -78,7 +80,7 @@ def _check_vocabulary(lm: LM, draft: LM) -> None:
 
 
 def _load_folder(
-    card: Card, folder: Path, dtype: str | None, fuse: bool, shard: bool = False
+    card: Card, folder: Path, dtype: str | mx.Dtype | None, fuse: bool, shard: bool = False
 ) -> LM:
     # The config first: a model that cannot be should not wait for its tokenizer.
     config = Config.load(folder)
@@ -94,18 +96,7 @@ def _load_folder(
 
 
 def _default_sampling(card: Card, folder: Path) -> Sampling:
-    values: dict[str, Any] = dict(card.sampling)
-    if values:
-        return Sampling(**values)
-    path = folder / "generation_config.json"
-    with suppress(OSError, ValueError, AttributeError):
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        names = ["temperature", "top_p", "top_k", "repetition_penalty"]
-        if raw.get("do_sample") is False:
-            raw, names = raw | {"temperature": 0}, ["temperature", "repetition_penalty"]
-        if "do_sample" in raw:
-            values = {n: raw[n] for n in names if isinstance(raw.get(n), (int, float))}
     try:
-        return Sampling(**values)
+        return Sampling(**(card.sampling or read_sampling(folder)))
     except InvalidArgumentError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{folder / FILE}: {error}") from None

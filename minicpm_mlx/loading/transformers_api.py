@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..device import on_cpu, select
+from ..device import as_dtype, on_cpu, select
 from ..errors import InvalidArgumentError
 from ..lm.lm import LM
 from ..model_cards import resolve
@@ -38,20 +38,21 @@ class AutoModelForCausalLM:
     ) -> LM:
         """Load a model; see `minicpm_mlx.load`.
 
-        `torch_dtype` (or `dtype`) may be torch's own object or its name; a 16-bit one means what
-        an accelerator is good at, and gives way to float32 where there is none. `trust_remote_code`
-        grants nothing: code in a model's folder is never run, and none is needed.
+        `torch_dtype` (or `dtype`) may be torch's own object, MLX's, or a name; a 16-bit one means
+        what an accelerator is good at, and gives way to float32 where there is none.
+        `trust_remote_code` grants nothing: code in a model's folder is never run, and none is
+        needed.
         """
         if not isinstance(device_map, str | None) or device_map not in PLACES:
             raise InvalidArgumentError(
                 f"device_map must be one of auto, cuda, mps, gpu or cpu, got {device_map!r}"
             )
         wanted = dtype if dtype is not None else torch_dtype
-        text = None if wanted is None else str(wanted).removeprefix("torch.")
+        chosen = None if wanted is None or str(wanted) == "auto" else as_dtype(wanted)
         select(PLACES[device_map])
-        if text == "auto" or (text in ("bfloat16", "float16") and on_cpu()):
-            text = None
-        return load(name, dtype=text, device=PLACES[device_map])
+        if chosen is not None and chosen.size == 2 and on_cpu():
+            chosen = None
+        return load(name, dtype=chosen, device=PLACES[device_map])
 
 
 class AutoTokenizer:

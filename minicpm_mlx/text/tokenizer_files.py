@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..arguments import json_number
 from ..errors import TokenizerError
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class TokenizerFiles:
         for config in (self._generation, self._model):
             value = config.get(key)
             several = value if isinstance(value, list) else [] if value is None else [value]
+            several = [json_number(i) for i in several]
             if not all(type(i) is int and 0 <= i < 2**32 for i in several):
                 raise self.wrong(key, "a token id or a list of them", value)
             ids += several

@@ -74,7 +74,7 @@ def estimate_memory(
     checkpointing: bool,
     kind: str = "sft",
     optimizer: str = "adamw",
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
 ) -> TrainingMemory:
     """Estimates batches of `batch_size` samples of up to `length` tokens."""
     stored = mx.float16 if config.quantization else mx.bfloat16

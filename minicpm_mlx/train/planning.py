@@ -6,6 +6,8 @@ import math
 from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any
 
+import mlx.core as mx
+
 from ..arguments import check_limits, limited
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
@@ -101,7 +103,7 @@ def plan_for(
     config: Config,
     method: LoRAConfig,
     *,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
 ) -> tuple[TrainingPlan, TrainingMemory]:
     """Returns a plan that fits in memory if one can, and its memory estimate.
 

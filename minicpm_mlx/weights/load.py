@@ -27,7 +27,7 @@ from .lazy_tensor import LazyTensor, dtype_name, is_float
 
 def load_model(
     folder: str | Path,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
     fuse: bool = False,
     *,
     weights: str | None = None,
@@ -35,7 +35,8 @@ def load_model(
 ) -> Model | FusedModel:
     """Load the model in `folder`: `model(ids (B, T)) -> logits (B, T, V)`.
 
-    `dtype` is "float32", "bfloat16" or "float16"; by default what this machine computes fastest.
+    `dtype` is "float32", "bfloat16" or "float16", or MLX's own; by default what this machine
+    computes fastest.
     `fuse` gives the inference form (see fused.py) instead of the one that reads like the paper and
     is trained. `weights` names a torch file that has no standard name. With `shard` the processes
     of a launch share the work (see tensor_parallel.py). Memory stays near the size of the result,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...errors import TemplateError, WeightsError
 from ...text.chat_template import BUILTIN, Template
 from ...text.tokenizer import Tokenizer
+from ..generation_config import read_sampling
 
 MARK = "# Written by minicpm-mlx."
 """Begins the files that may be overwritten."""
@@ -32,6 +31,7 @@ PARAMETERS = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
+    "min_p": "min_p",
     "repetition_penalty": "repeat_penalty",
 }
 """generation_config.json's names and Ollama's."""
@@ -89,12 +89,9 @@ def builtin_of(template: Template | None) -> str | None:
 
 def _parameters(source: Path) -> list[str]:
     """Sampling as the model's generation_config.json has it."""
-    found: dict[str, Any] = {}
-    with suppress(OSError, ValueError, AttributeError):
-        raw = json.loads((source / "generation_config.json").read_text(encoding="utf-8"))
-        found = {name: raw.get(name) for name in PARAMETERS} if raw.get("do_sample") else {}
+    found = read_sampling(source)
     return [
-        f"PARAMETER {PARAMETERS[name]} {value}"
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        f"PARAMETER {ollama} {value}"
+        for name, ollama in PARAMETERS.items()
+        if isinstance(value := found.get(name), int | float) and not isinstance(value, bool)
     ]

@@ -1,0 +1,34 @@
+"""Sampling of a model's generation_config.json, which leaves out what transformers has as default.
+
+transformers samples only where `do_sample` is true, then at a temperature of 1 unless one is
+stated; a `repetition_penalty` applies to greedy decoding as well.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..arguments import json_number
+
+FILE = "generation_config.json"
+
+SAMPLED = ("temperature", "top_p", "top_k", "min_p")
+"""Settings that mean nothing to greedy decoding."""
+
+
+def read_sampling(folder: Path) -> dict[str, Any]:
+    """Settings by `Sampling`'s names, unchecked; a file that cannot be read states none."""
+    raw: Any = {}
+    with suppress(OSError, ValueError, RecursionError):
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if not isinstance(raw, dict):
+        return {}
+    samples = bool(raw.get("do_sample"))
+    names = ("repetition_penalty", *SAMPLED) if samples else ("repetition_penalty",)
+    stated = {name: raw[name] for name in names if raw.get(name) is not None}
+    return ({"temperature": 1.0} if samples else {}) | {
+        n: json_number(v) for n, v in stated.items()
+    }
