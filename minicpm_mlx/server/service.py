@@ -138,14 +138,20 @@ class Service:
             raise ApiError(problem, field=name) from None
 
     def chat_prompt(
-        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[Any] | None = None,
+        field: str = "messages",
     ) -> tuple[list[int], list[str]]:
-        """The token ids of a conversation, and the chat template's own stop strings."""
+        """The token ids of a conversation, and the chat template's own stop strings.
+
+        `field` is the API's name for the conversation.
+        """
         tokenizer = self.lm.tokenizer
         try:
             ids = tokenizer.chat_ids(messages, tools=tools)
         except TemplateError as error:
-            raise ApiError(str(error), field="messages") from None
+            raise ApiError(str(error), field=field) from None
         return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
 
     def encode(self, text: str) -> list[int]:

@@ -340,6 +340,131 @@ def test_what_changes_nothing_is_accepted(api: Driver, tiny_server: Live):
     assert api.read(answer.json).texts == api.read(plain.json).texts
 
 
+NOISE = {"id": "x", "timestamp": 1.5, "reasoning_content": "Hm.", "provider_specific_fields": {}}
+"""Fields that servers and clients put into replies and results, and that no model reads."""
+
+
+def _text(kind: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"type": kind, "text": "No.", **more}]
+
+
+def _openai_turns(noise: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": "f", "arguments": "{}", **noise}
+    call = {"id": "1", "type": "function", "function": function, **noise}
+    reply = {"role": "assistant", "content": _text("text", **noise), **noise}
+    result = {"role": "tool", "tool_call_id": "1", "content": _text("text", **noise), **noise}
+    return {"messages": [*FOX, {**reply, "tool_calls": [call | noise]}, result, *FOX]}
+
+
+def _response_items(noise: dict[str, Any]) -> dict[str, Any]:
+    reply = {"role": "assistant", "content": _text("output_text", **noise), **noise}
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}", **noise}
+    result = {"type": "function_call_output", "call_id": "1", "output": "No.", **noise}
+    thoughts = [{"type": "reasoning", "summary": []}] if noise else []
+    return {"input": [*FOX, *thoughts, reply, call, result, *FOX]}
+
+
+def _anthropic_turns(noise: dict[str, Any]) -> dict[str, Any]:
+    thoughts = [{"type": "thinking", "thinking": "Hm.", "signature": "x"}] if noise else []
+    call = {"type": "tool_use", "id": "1", "name": "f", "input": {}, **noise}
+    content = [*thoughts, *_text("text", **noise), call]
+    result = {"type": "tool_result", "tool_use_id": "1", "content": _text("text", **noise), **noise}
+    reply = {"role": "assistant", "content": content, **noise}
+    return {"messages": [*FOX, reply, {"role": "user", "content": [result]}]}
+
+
+def _ollama_turns(noise: dict[str, Any]) -> dict[str, Any]:
+    call = {"function": {"name": "f", "arguments": {}, **noise}, **noise}
+    thoughts = {"thinking": "Hm."} if noise else {}
+    reply = {"role": "assistant", "content": "No.", "tool_calls": [call], **noise, **thoughts}
+    return {"messages": [*FOX, reply, {"role": "tool", "content": "No.", **noise}, *FOX]}
+
+
+@pytest.mark.parametrize(
+    ("api", "turns"),
+    [
+        ("/v1/chat/completions", _openai_turns),
+        ("/v1/responses", _response_items),
+        ("/v1/messages", _anthropic_turns),
+        ("/api/chat", _ollama_turns),
+    ],
+    indirect=["api"],
+)
+def test_fields_of_earlier_replies_and_results_that_no_model_reads_are_accepted(
+    api: Driver, tiny_server: Live, turns: Callable[..., dict[str, Any]]
+):
+    body = api.body(FOX, max_tokens=4)
+    answers = [tiny_server.ask("POST", api.path, body | turns(noise)) for noise in (NOISE, {})]
+    assert [answer.status for answer in answers] == [200, 200], answers[0].body
+    noisy, plain = (api.read(answer.json) for answer in answers)
+    assert (noisy.texts, noisy.prompt_tokens) == (plain.texts, plain.prompt_tokens)
+
+
+def _with_nulls(value: Any) -> Any:
+    """The same JSON with a null field that nobody knows in every object."""
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_nulls(inner) for name, inner in value.items()} | {"no_such": None}
+    return value
+
+
+def test_null_for_an_unknown_field_changes_nothing(api: Driver, tiny_server: Live):
+    body = api.body(FOX, max_tokens=4)
+    answers = [tiny_server.ask("POST", api.path, asked) for asked in (body, _with_nulls(body))]
+    assert [answer.status for answer in answers] == [200, 200], answers[1].body
+    assert api.read(answers[0].json).texts == api.read(answers[1].json).texts
+
+
+PART = {"type": "text", "text": "Hi"}
+CACHED = {"cache_control": {"type": "ephemeral"}}
+NAMED: list[tuple[str, str, dict[str, Any]]] = [
+    ("/v1/chat/completions", "messages[0].content[1].cache_control", {"messages": [
+        {"role": "user", "content": [PART, {**PART, **CACHED}]}]}),
+    ("/v1/chat/completions", "messages[0].content[0].text", {"messages": [
+        {"role": "user", "content": [{"type": "text", "text": 5}]}]}),
+    ("/v1/chat/completions", "messages[0].user", {"messages": [
+        {"role": "user", "content": "Hi", "user": "me"}]}),
+    ("/v1/chat/completions", "messages[1].tool_calls[0].function.arguments", {"messages": [
+        *FOX, {"role": "assistant", "tool_calls": [
+            {"id": "1", "function": {"name": "f", "arguments": "["}}]}]}),
+    ("/v1/chat/completions", "response_format.text", {
+        "response_format": {"type": "text", "text": "x"}}),
+    ("/v1/chat/completions", "response_format.json_schema.schema", {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
+    ("/v1/chat/completions", "tools[0].function.function", {
+        "tools": [{"type": "function", "function": {"name": "f", "function": {}}}]}),
+    ("/v1/responses", "input[0].content[0].input_text", {"input": [
+        {"role": "user", "content": [{**PART, "type": "input_text", "input_text": "x"}]}]}),
+    ("/v1/responses", "text.format.schema", {
+        "text": {"format": {"type": "json_schema", "name": "x"}}}),
+    ("/v1/messages", "messages[0].content[0].cache_control.text", {"messages": [
+        {"role": "user", "content": [{**PART, "cache_control": {"type": "ephemeral", "text": 1}}]}
+    ]}),
+    ("/v1/messages", "messages[0].content[0].text2", {"messages": [
+        {"role": "user", "content": [{**PART, "text2": "x"}]}]}),
+    ("/v1/messages", "messages[0].content[1]", {"messages": [
+        {"role": "user", "content": [PART, {"type": "thinking", "thinking": "Hm."}]}]}),
+    ("/v1/messages", "messages[0].id", {"messages": [{**FOX[0], "id": "x"}]}),
+    ("/api/chat", "messages[0].id", {"messages": [{**FOX[0], "id": "x"}]}),
+    ("/generate", "sampling_params.temperature", {"sampling_params": {"temperature": -1}}),
+]  # fmt: skip
+"""Bodies with one wrong field, and its name."""
+
+
+@pytest.mark.parametrize(("path", "field", "more"), NAMED)
+def test_the_wrong_field_is_the_one_that_is_named(
+    tiny_server: Live, path: str, field: str, more: dict[str, Any]
+):
+    answer = tiny_server.ask("POST", path, SMALL[path] | more)
+    assert answer.status == 400
+    error = answer.json["error"]
+    if "param" in error:
+        assert error["param"] == field
+    message = error if isinstance(error, str) else error["message"]
+    assert message.split()[0].rstrip(":") == field
+
+
 def test_keys_and_queues_are_refused_in_the_apis_own_form(tiny: mm.LM):
     from support.serving import serving
 

@@ -12,7 +12,9 @@ from ..http.api_error import ApiError
 from ..http.schema import (
     NO_REASONING,
     Body,
+    Echo,
     Ignored,
+    OneOf,
     TextOrParts,
     UnsupportedPart,
     join_text,
@@ -40,14 +42,23 @@ class TextBlock(CacheableBody):
     """May be empty, as in the blocks of replies."""
 
 
-class ToolUse(CacheableBody):
+class EchoedTextBlock(TextBlock, Echo):
+    """Text of an earlier reply, or of a call's result."""
+
+
+class ToolUse(Echo):
     """A call that the model made."""
 
     type: Literal["tool_use"]
     id: str
     name: str
     input: dict[str, Any]
-    caller: Ignored[dict[str, Any]] = None
+
+
+class Thoughts(Echo):
+    """What another model thought before it replied. Accepted without effect in replies."""
+
+    type: Literal["thinking", "redacted_thinking"]
 
 
 class UnsupportedBlock(UnsupportedPart):
@@ -55,32 +66,39 @@ class UnsupportedBlock(UnsupportedPart):
         "image",
         "document",
         "search_result",
-        "thinking",
-        "redacted_thinking",
         "server_tool_use",
         "container_upload",
     ]
 
 
-class ToolResult(CacheableBody):
+class ToolResult(Echo):
     """The result of a call."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: (
-        TextOrParts[Annotated[TextBlock | UnsupportedBlock, Field(discriminator="type")]] | None
-    ) = None
+    content: TextOrParts[Annotated[EchoedTextBlock | UnsupportedBlock, OneOf("type")]] | None = None
     is_error: bool | None = None
 
 
-Content = TextOrParts[
-    Annotated[TextBlock | ToolUse | ToolResult | UnsupportedBlock, Field(discriminator="type")]
-]
+class AnthropicInput(Body):
+    role: Literal["user", "system"]
+    content: TextOrParts[
+        Annotated[TextBlock | ToolUse | ToolResult | Thoughts | UnsupportedBlock, OneOf("type")]
+    ]
 
 
-class AnthropicMessage(Body):
-    role: Literal["user", "assistant", "system"]
-    content: Content
+class AnthropicReply(Echo):
+    """An earlier reply, or the beginning of the one to make."""
+
+    role: Literal["assistant"]
+    content: TextOrParts[
+        Annotated[
+            EchoedTextBlock | ToolUse | ToolResult | Thoughts | UnsupportedBlock, OneOf("type")
+        ]
+    ]
+
+
+AnthropicMessage = Annotated[AnthropicInput | AnthropicReply, OneOf("role")]
 
 
 class CustomTool(CacheableBody):
@@ -239,14 +257,15 @@ def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     results, calls, texts = list[dict[str, Any]](), list[dict[str, Any]](), list[Any]()
-    for block in message.content:
+    for index, block in enumerate(message.content):
         if isinstance(block, ToolResult) and message.role == "user":
             results.append(_template_result(block))
         elif isinstance(block, ToolUse) and message.role == "assistant":
             calls.append(template_call(block.id, block.name, block.input))
         elif isinstance(block, TextBlock):
             texts.append(block)
-        else:
+        elif not isinstance(block, Thoughts) or message.role != "assistant":
+            field = f"{field}.content[{index}]"
             raise ApiError(f"{field}: {block.type} is not for role {message.role}", field=field)
     rest: dict[str, Any] = {"role": message.role, "content": join_text(texts, "\n")}
     if calls:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,10 +12,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     Tag,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from .api_error import ApiError
 
@@ -48,23 +49,45 @@ def refused(reason: str, allowed: Sequence[Any] = OFF) -> AfterValidator:
     return AfterValidator(check)
 
 
-def parse_object(text: str, name: str, field: str) -> dict[str, Any]:
-    """`text` as a JSON object; an ApiError for `field` that calls it `name`."""
+def parse_object(text: str, field: str) -> dict[str, Any]:
+    """`text` as a JSON object; an ApiError that names `field` if it is none."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
-        raise ApiError(f"{name} must be a JSON object as text", field=field)
+        raise ApiError(f"{field} must be a JSON object as text", field=field)
     return parsed
 
 
 class Body(BaseModel):
-    """A request's body. Undeclared fields are refused, not ignored."""
+    """A request's body, or an object in it. Undeclared fields are refused, unless they are null."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @classmethod
+    def is_echo(cls, values: Mapping[str, Any]) -> bool:
+        """Whether these are of an earlier reply or of a call's result, sent back by the client.
+
+        Servers and clients note things there that no model reads, so undeclared fields are
+        accepted without effect.
+        """
+        return False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, values: Any) -> Any:
+        """The fields without those that are undeclared and have no effect."""
+        if not isinstance(values, dict):
+            return values
+        declared = {field.alias or name for name, field in cls.model_fields.items()}
+        return {
+            name: value
+            for name, value in values.items()
+            if name in declared or (value is not None and not cls.is_echo(values))
+        }
 
     @model_validator(mode="after")
     def _check_fields(self) -> Any:
@@ -73,6 +96,44 @@ class Body(BaseModel):
 
     def check(self) -> None:
         """Checks fields against each other once each is valid by itself; may raise ApiError."""
+
+
+class Echo(Body):
+    """A part of an earlier reply, or of a call's result."""
+
+    @classmethod
+    def is_echo(cls, values: Mapping[str, Any]) -> bool:
+        return True
+
+
+class OneOf:
+    """Annotates a union of bodies that the text in `field` tells apart.
+
+    The branches have names in parentheses, so that in the path of an error none of them looks like
+    a field: a part of type "text" has a field "text" too.
+    """
+
+    def __init__(self, field: str):
+        self.field = field
+
+    def _tag(self, value: Any) -> str | None:
+        text = value.get(self.field) if isinstance(value, dict) else None
+        return f"({text})" if isinstance(text, str) else None
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        branches: dict[str, type[BaseModel]] = {
+            text: body
+            for body in get_args(source)
+            for text in get_args(body.model_fields[self.field].annotation)
+        }
+        return core_schema.tagged_union_schema(
+            {f"({text})": handler.generate_schema(body) for text, body in branches.items()},
+            self._tag,
+            custom_error_type="one_of",
+            custom_error_message=f"expected {self.field} to be one of: {', '.join(branches)}",
+        )
 
 
 class UnsupportedPart(Body):

@@ -9,7 +9,15 @@ from pydantic import Field
 
 from ...engine import Sampling
 from ..http.api_error import ApiError, unsupported
-from ..http.schema import NO_REASONING, TEXT_ONLY_INPUT, TEXT_ONLY_OUTPUT, Body, Ignored, refused
+from ..http.schema import (
+    NO_REASONING,
+    TEXT_ONLY_INPUT,
+    TEXT_ONLY_OUTPUT,
+    Body,
+    Echo,
+    Ignored,
+    refused,
+)
 from ..parameters import LocalSamplingFields, LogprobFields, SignedSeed, StopStrings
 from ..service import Service
 from ..tool_calling import Tool, template_call
@@ -73,13 +81,12 @@ class GenerateBody(CommonRequest):
             raise unsupported("system", "the context has its own")
 
 
-class OllamaFunction(Body):
+class OllamaFunction(Echo):
     name: str
     arguments: dict[str, Any]
-    index: Ignored[int] = None
 
 
-class OllamaToolCall(Body):
+class OllamaToolCall(Echo):
     id: str | None = None
     type: Literal["function"] | None = None
     function: OllamaFunction
@@ -91,8 +98,11 @@ class OllamaMessage(Body):
     tool_calls: list[OllamaToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
-    thinking: Annotated[str | None, refused(NO_REASONING)] = None
     images: Annotated[list[str] | None, refused(TEXT_ONLY_INPUT)] = None
+
+    @classmethod
+    def is_echo(cls, values: Mapping[str, Any]) -> bool:
+        return values.get("role") in ("assistant", "tool")
 
     def for_template(self) -> dict[str, Any]:
         """The message for a chat template."""

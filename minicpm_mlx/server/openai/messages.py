@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
 from ..http.schema import (
     Body,
-    Ignored,
+    Echo,
+    OneOf,
     TextOrParts,
     UnsupportedPart,
     join_text,
@@ -24,7 +23,11 @@ class TextPart(Body):
     text: str
 
 
-class RefusalPart(Body):
+class EchoedTextPart(TextPart, Echo):
+    """Text of an earlier reply, or of a call's result."""
+
+
+class RefusalPart(Echo):
     """An assistant's refusal to answer; it is part of the conversation."""
 
     type: Literal["refusal"]
@@ -39,21 +42,20 @@ class MediaPart(UnsupportedPart):
     type: Literal["image_url", "input_audio", "file"]
 
 
-Content = TextOrParts[Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]]
+Content = TextOrParts[Annotated[TextPart | RefusalPart | MediaPart, OneOf("type")]]
+EchoedContent = TextOrParts[Annotated[EchoedTextPart | RefusalPart | MediaPart, OneOf("type")]]
 
 
-class CalledFunction(Body):
+class CalledFunction(Echo):
     name: str
     arguments: str
     """JSON, as the model wrote it."""
 
 
-class MessageToolCall(Body):
+class MessageToolCall(Echo):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = None
-    """Accepted without effect: some clients keep it from the stream."""
 
 
 class SystemOrUserMessage(Body):
@@ -63,31 +65,28 @@ class SystemOrUserMessage(Body):
     """For templates that write it."""
 
 
-class AssistantMessage(Body):
+class AssistantMessage(Echo):
     """A reply as this API returned it."""
 
     role: Literal["assistant"]
-    content: Content | None = None
+    content: EchoedContent | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     refusal: str | None = None
-    annotations: Ignored[list[Any]] = None
     audio: Annotated[dict[str, Any] | None, refused("expected text or tool_calls", ())] = None
     function_call: Annotated[dict[str, Any] | None, refused("use tool_calls", ())] = None
 
 
-class ToolMessage(Body):
+class ToolMessage(Echo):
     """The result of a call."""
 
     role: Literal["tool"]
-    content: Content
+    content: EchoedContent
     tool_call_id: str
     name: str | None = None
 
 
-Message = Annotated[
-    SystemOrUserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
-]
+Message = Annotated[SystemOrUserMessage | AssistantMessage | ToolMessage, OneOf("role")]
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -106,13 +105,19 @@ def _template_message(message: Message, field: str) -> dict[str, Any]:
         converted["content"] = converted["content"] or message.refusal or ""
         if message.tool_calls:
             converted["tool_calls"] = [
-                parse_call(call.id, call.function.name, call.function.arguments, field)
-                for call in message.tool_calls
+                parse_call(
+                    call.id,
+                    call.function.name,
+                    call.function.arguments,
+                    f"{field}.tool_calls[{i}].function.arguments",
+                )
+                for i, call in enumerate(message.tool_calls)
             ]
     return converted
 
 
 def parse_call(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any]:
     """A call for a chat template; ApiError unless `arguments` is the text of a JSON object."""
-    parsed = parse_object(arguments or "{}", f"{field}: arguments", field)
-    return template_call(call_id, name, parsed)
+    # A call without arguments comes as any of these, depending on who wrote it.
+    text = "{}" if arguments.strip() in ("", "null") else arguments
+    return template_call(call_id, name, parse_object(text, field))

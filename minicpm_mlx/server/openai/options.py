@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ...engine import Grammar
 from ..http.api_error import ApiError
-from ..http.schema import Body, Ignored
+from ..http.schema import Body, Ignored, OneOf
 from ..parameters import CompletionFields, SignedSeed, StopString, lark_choice, repeat
 from ..reply_stream import GenerationRequest
 from ..service import Service
@@ -111,7 +111,7 @@ class JsonObject(Body):
 
 class JsonSchema(Body):
     name: str
-    schema_: Annotated[dict[str, Any], Field(alias="schema", default_factory=dict)]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
     description: str | None = None
     strict: bool | None = None
     """Accepted: the reply always follows the schema."""
@@ -136,5 +136,5 @@ class FlatSchema(JsonSchema):
     type: Literal["json_schema"]
 
 
-ResponseFormat = Annotated[TextFormat | JsonObject | NestedSchema, Field(discriminator="type")]
-TextOptionsFormat = Annotated[TextFormat | JsonObject | FlatSchema, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | JsonObject | NestedSchema, OneOf("type")]
+TextOptionsFormat = Annotated[TextFormat | JsonObject | FlatSchema, OneOf("type")]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
 from ..http.api_error import ApiError
-from ..http.schema import Body, Ignored, TextOrParts, UnsupportedPart, join_text
+from ..http.schema import Body, Echo, Ignored, OneOf, TextOrParts, UnsupportedPart, join_text
 from .messages import RefusalPart, parse_call
-
-Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputText(Body):
@@ -20,39 +18,33 @@ class InputText(Body):
     prompt_cache_breakpoint: Ignored[dict[str, Any]] = None
 
 
-class OutputText(Body):
+class OutputText(Echo):
     """Text of an earlier reply, as this API returned it."""
 
     type: Literal["output_text"]
     text: str
-    annotations: Ignored[list[Any]] = None
-    logprobs: Ignored[list[Any]] = None
 
 
 class InputMedia(UnsupportedPart):
     type: Literal["input_image", "input_file", "input_audio"]
 
 
-Content = TextOrParts[
-    Annotated[InputText | OutputText | RefusalPart | InputMedia, Field(discriminator="type")]
-]
+Content = TextOrParts[Annotated[InputText | OutputText | RefusalPart | InputMedia, OneOf("type")]]
 
 
-class ItemFields(Body):
-    """Fields that outputs of this API have when they come back as inputs."""
-
-    id: Ignored[str] = None
-    status: Ignored[Status] = None
-
-
-class MessageItem(ItemFields):
+class MessageItem(Body):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
-    phase: Ignored[Literal["commentary", "final_answer"]] = None
+    id: Ignored[str] = None
+    status: Ignored[Literal["in_progress", "completed", "incomplete"]] = None
+
+    @classmethod
+    def is_echo(cls, values: Mapping[str, Any]) -> bool:
+        return values.get("role") == "assistant"
 
 
-class CallItem(ItemFields):
+class CallItem(Echo):
     """A call that the model made."""
 
     type: Literal["function_call"]
@@ -62,7 +54,7 @@ class CallItem(ItemFields):
     """JSON, as the model wrote it."""
 
 
-class ResultItem(ItemFields):
+class ResultItem(Echo):
     """The result of a call."""
 
     type: Literal["function_call_output"]
@@ -70,15 +62,24 @@ class ResultItem(ItemFields):
     output: Content
 
 
+class ReasoningItem(Echo):
+    """What another model thought before it replied. Accepted without effect."""
+
+    type: Literal["reasoning"]
+
+
 def _tag(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    return f"({kind})" if kind in ("function_call", "function_call_output") else "(message)"
+    return f"({kind})" if kind in _KINDS else "(message)"
 
+
+_KINDS = ("function_call", "function_call_output", "reasoning")
 
 Item = Annotated[
     Annotated[MessageItem, Tag("(message)")]
     | Annotated[CallItem, Tag("(function_call)")]
-    | Annotated[ResultItem, Tag("(function_call_output)")],
+    | Annotated[ResultItem, Tag("(function_call_output)")]
+    | Annotated[ReasoningItem, Tag("(reasoning)")],
     Discriminator(_tag),
 ]
 
@@ -106,7 +107,7 @@ def _add_item(messages: list[dict[str, Any]], item: Item, field: str) -> None:
     elif isinstance(item, ResultItem):
         content = join_text(item.output)
         messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})
-    else:
+    elif isinstance(item, CallItem):
         # Each call is an item here; in a template all calls of a reply belong to its message.
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": ""})

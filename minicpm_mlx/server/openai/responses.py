@@ -119,7 +119,7 @@ class ResponseBody(SamplingFields):
     async def generation(self, service: Service, tools: RequestTools) -> GenerationRequest:
         messages = template_messages(self.instructions, self.input)
         prompt, stops = await run_in_thread(
-            lambda: service.chat_prompt(messages, tools=tools.for_template), "input"
+            lambda: service.chat_prompt(messages, tools.for_template, "input"), "input"
         )
         return GenerationRequest(
             prompt=prompt,

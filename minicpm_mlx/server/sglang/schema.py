@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from ...engine import Grammar
+from ...engine import Grammar, Sampling
 from ..http.api_error import ApiError
 from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, parse_object, refused
 from ..parameters import CompletionFields, compile_only_grammar, repeat
@@ -30,6 +30,11 @@ Media = Annotated[str | dict[str, Any] | list[Any] | None, refused(TEXT_ONLY_INP
 class SamplingParams(CompletionFields):
     """None is the model's default."""
 
+    own_names: ClassVar[Mapping[str, str]] = {
+        **{name: f"sampling_params.{name}" for name in Sampling.__dataclass_fields__},
+        "seed": "sampling_params.sampling_seed",
+    }
+
     max_new_tokens: Count | None = 128
     """0: the prompt is only read. None: as far as the context goes."""
     min_new_tokens: Count = 0
@@ -49,7 +54,8 @@ class SamplingParams(CompletionFields):
     def check(self) -> None:
         if self.top_k == 0:
             raise ApiError(
-                "top_k must be -1 (all tokens) or at least 1, got 0", field="sampling_params.top_k"
+                "sampling_params.top_k must be -1 (all tokens) or at least 1, got 0",
+                field="sampling_params.top_k",
             )
 
     def guides(self) -> dict[str, dict[str, Any]]:
@@ -60,7 +66,7 @@ class SamplingParams(CompletionFields):
             guides["json_schema"] = {"json_object": True}
         elif self.json_schema is not None:
             field = "sampling_params.json_schema"
-            guides["json_schema"] = {"json_schema": parse_object(self.json_schema, field, field)}
+            guides["json_schema"] = {"json_schema": parse_object(self.json_schema, field)}
         return {f"sampling_params.{name}": guide for name, guide in guides.items()}
 
 
