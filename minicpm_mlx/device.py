@@ -76,10 +76,12 @@ def select(device: str | None = None) -> None:
     if device is not None:
         if device not in DEVICES:
             raise InvalidArgumentError(
-                f"device must be one of {', '.join(DEVICES)}, got {device!r}"
+                f"must be one of {', '.join(DEVICES)}, got {device!r}", field="device"
             )
         if device == "gpu" and not _has_gpu():
-            raise InvalidArgumentError("device gpu: this machine has none that MLX can use")
+            raise InvalidArgumentError(
+                "gpu: this machine has none that MLX can use", field="device"
+            )
         mx.set_default_device(mx.Device(mx.gpu if device == "gpu" else mx.cpu))
     if on_cpu():
         mx.disable_compile()
@@ -136,7 +138,9 @@ def as_dtype(dtype: str | mx.Dtype) -> mx.Dtype:
 
     name = str(dtype).removeprefix("mlx.core.").removeprefix("torch.")
     if name not in DTYPES:
-        raise InvalidArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise InvalidArgumentError(
+            f"must be one of {', '.join(DTYPES)}, got {dtype!r}", field="dtype"
+        )
     return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[name]
 
 

@@ -164,6 +164,10 @@ TEXTS = {
         "no validation loss fell below that before training, {loss:.4f}: the last step is kept",
         "验证损失始终不低于训练前的 {loss:.4f}，保留最后一步",
     ),
+    "train.not_validated": (
+        "stopped before a validation, the last step is kept; loss before training {loss:.4f}",
+        "在验证之前停止，保留最后一步；训练前的损失为 {loss:.4f}",
+    ),
     "train.test": ("test {name} {value:.4f}", "测试集 {name} {value:.4f}"),
     "train.curve": ("loss curve: {path}", "损失曲线：{path}"),
     "train.resume": (

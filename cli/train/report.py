@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minicpm_mlx.arguments import Limit
 from minicpm_mlx.distributed import collectives
-from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
+from minicpm_mlx.errors import MiniCPMError
 
 from ..render.texts import Texts
 from ..render.theme import console
@@ -67,8 +68,7 @@ def check(report: str | None, replies: int) -> None:
     """MissingPackageError or InvalidArgumentError for reports that cannot be made."""
     from minicpm_mlx.train.tracking.trackers import tracker
 
-    if replies < 0:
-        raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
+    Limit(least=0, whole=True).check("replies", replies)
     if report is not None:
         tracker(report, "", {}, Path())
 
@@ -114,6 +114,7 @@ def close(model: str, folder: Path, result: TrainingResult, as_json: bool) -> No
     texts = Texts(None if out.file.isatty() else "en")
     if result.best is not None:
         key = "train.best" if result.best_step else "train.no_better"
+        key = key if result.validated else "train.not_validated"
         out.print(texts(key, loss=result.best, step=result.best_step))
     for name, value in (result.test or {}).items():
         out.print(texts("train.test", name=name, value=value))

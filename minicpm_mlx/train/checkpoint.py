@@ -42,6 +42,11 @@ class TrainingProgress:
     rolled_back: int = 0
     """Rollbacks to a checkpoint without a successful step since."""
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether the validation loss was measured after a step."""
+        return self.best_step > 0 or self.worse > 0
+
 
 @dataclass(frozen=True)
 class TrainingState:

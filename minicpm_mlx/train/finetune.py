@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..arguments import whole
+from ..arguments import Limit
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import alone, make_whole, named_errors, write_whole
@@ -59,6 +59,8 @@ class TrainingResult:
     """Lowest validation loss; None without validation."""
     best_step: int
     """The step of the lowest loss, which was kept; 0: no step lowered it, the last was kept."""
+    validated: bool
+    """Whether the validation loss was measured after a step."""
     test: dict[str, float] | None
     """Loss and other metrics on the test set, if requested."""
     whole: bool
@@ -98,8 +100,7 @@ def finetune(
     folder, method = Path(folder).expanduser(), method or LoRAConfig()
     objective = objective or objective_for(data.kind)
     check(data, objective, method, plan, test=test)
-    if whole("replies", replies) < 0:
-        raise InvalidArgumentError(f"replies must be 0 or more, got {replies}")
+    Limit(least=0, whole=True).check("replies", replies)
     claim(folder, resume)
     trainer = _trainer(lm, data, folder, plan, method, objective, listener)
     prompts = data.prompts[:replies]
@@ -124,6 +125,7 @@ def finetune(
         steps=trainer.progress.step,
         best=trainer.progress.best,
         best_step=trainer.progress.best_step,
+        validated=trainer.progress.is_validated,
         test=test_metrics,
         whole=is_full,
         folder=folder / MODEL if is_full else folder,
@@ -181,14 +183,17 @@ def check(
                 "overwrites; train an adapter (lora or dora), or take orpo"
             )
         if expected == "kto" and plan.batch_size < 2:
-            raise InvalidArgumentError("kto compares with other replies: batch-size 2 or more")
+            raise InvalidArgumentError(
+                "must be 2 or more for kto, which compares with other replies, got 1",
+                field="batch_size",
+            )
     if data.kind != expected:
         kinds = {"sft": "texts or conversations", "preference": "preference pairs"}
         raise InvalidArgumentError(
             f"expected {kinds.get(expected, 'labelled replies')}, got {data.format}"
         )
     if test and not data.test:
-        raise InvalidArgumentError("--test: expected a test set, such as test.jsonl in a folder")
+        raise InvalidArgumentError("needs a test set, such as test.jsonl in a folder", field="test")
 
 
 OUTPUTS = ("adapters.safetensors", "adapter_config.json", "README.md", "training.json", MODEL)

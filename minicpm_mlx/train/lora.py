@@ -48,13 +48,13 @@ class LoRAConfig:
     """Names of projections; None: all of attention and MLP, but none of experts."""
 
     def __post_init__(self) -> None:
-        one_of("method", self.kind, KINDS)
+        one_of("kind", self.kind, KINDS)
         check_limits(self)
         for option in fields(self) if self.kind == "full" else ():
             is_common = option.name in ("kind", "layers")
             if not is_common and getattr(self, option.name) != option.default:
                 raise InvalidArgumentError(
-                    f"{option.name.replace('_', '-')} is for adapters; full trains every matrix"
+                    "is for adapters; full trains every matrix", field=option.name
                 )
 
     @property
@@ -156,12 +156,13 @@ def check(method: LoRAConfig, config: Config) -> None:
     """Raises InvalidArgumentError if the model lacks the layers or modules."""
     if (method.layers or 0) > config.num_hidden_layers:
         raise InvalidArgumentError(
-            f"num-layers: this model has {config.num_hidden_layers} layers, got {method.layers}"
+            f"must be at most {config.num_hidden_layers}, the model's layers, got {method.layers}",
+            field="layers",
         )
     names = projections(config)
     if unknown := set(method.modules or ()) - set(names):
         raise InvalidArgumentError(
-            f"modules: expected some of {', '.join(names)}, got {min(unknown)!r}"
+            f"must be some of {', '.join(names)}, got {min(unknown)!r}", field="modules"
         )
 
 

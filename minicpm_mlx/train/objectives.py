@@ -15,7 +15,7 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..arguments import number, one_of
+from ..arguments import check_limits, limited, one_of
 from ..errors import InvalidArgumentError
 from .data.batches import TrainingBatch, batch_of, sequences
 from .data.samples import Item, Labelled, Sample
@@ -67,26 +67,23 @@ class PreferenceLoss:
 
     loss: str = "dpo"
     """One of LOSSES."""
-    beta: float | None = None
+    beta: float | None = limited(None, above=0, below=math.inf)
     """How much the probability of a reply may change; 0.1 by default. For `orpo`, the weight of the
     preference term beside the cross-entropy of the chosen replies."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = limited(0.0, least=0, below=0.5)
     """`dpo` only: the share of pairs whose order may be wrong."""
     length_normalized: bool = False
     """`dpo` and `ipo` only: log probabilities are means over tokens instead of sums."""
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, LOSSES)
-        if not 0 < number("beta", self.strength) < math.inf:
-            raise InvalidArgumentError(f"beta must be more than 0, got {self.strength:g}")
-        if not 0 <= number("label-smoothing", self.label_smoothing) < 0.5:
-            raise InvalidArgumentError(
-                f"label-smoothing must be in [0, 0.5), got {self.label_smoothing:g}"
-            )
+        check_limits(self)
         if self.label_smoothing and self.loss != "dpo":
-            raise InvalidArgumentError(f"label-smoothing is for dpo, not for {self.loss}")
+            raise InvalidArgumentError(f"is for dpo, not for {self.loss}", field="label_smoothing")
         if self.length_normalized and self.loss not in ("dpo", "ipo"):
-            raise InvalidArgumentError(f"length-normalized is for dpo and ipo, not {self.loss}")
+            raise InvalidArgumentError(
+                f"is for dpo and ipo, not {self.loss}", field="length_normalized"
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -162,14 +159,16 @@ def orpo(
 def kto(log_ratios: mx.array, mismatched: mx.array, good: mx.array, beta: float) -> Sums:
     """KTO from the log ratios of replies, and of replies to other prompts.
 
-    The mean of the latter estimates the KL divergence from the reference model. Good and bad
-    replies have equal weight.
+    The mean of the latter estimates the KL divergence from the reference model, and can be
+    negative, as estimates of few samples are: `kl` is the estimate, the loss takes 0 instead. Good
+    and bad replies have equal weight.
     """
-    kl = mx.stop_gradient(mx.maximum(mismatched.mean(), 0))
+    estimate = mx.stop_gradient(mismatched.mean())
+    kl = mx.maximum(estimate, 0)
     gain = mx.where(good, log_ratios - kl, kl - log_ratios)
     return {
         "loss": (1 - mx.sigmoid(beta * gain)).sum(),
-        "kl": kl * len(log_ratios),
+        "kl": estimate * len(log_ratios),
         "accuracy": (gain > 0).astype(mx.float32).sum(),
     }
 

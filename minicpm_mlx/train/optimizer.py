@@ -9,8 +9,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optimizers
 
-from ..arguments import check_limits, limited, number, one_of
-from ..errors import InvalidArgumentError
+from ..arguments import Limit, check_limits, limited, one_of
 
 Arrays = dict[str, mx.array]
 
@@ -36,7 +35,7 @@ class Schedule:
     """Steps in which the rate rises to the peak."""
 
     def __post_init__(self) -> None:
-        one_of("lr-schedule", self.kind, SCHEDULES)
+        one_of("schedule", self.kind, SCHEDULES)
         check_limits(self)
 
     # MLX's schedules compute in float32, and would log a rate of 0.0002 as 0.00019999999494757503.
@@ -62,8 +61,7 @@ class Optimizer:
 
     def __init__(self, name: str = "adamw", weight_decay: float = 0.0):
         one_of("optimizer", name, OPTIMIZERS)
-        if not 0 <= number("weight-decay", weight_decay) < 1:
-            raise InvalidArgumentError(f"weight-decay must be in [0, 1), got {weight_decay:g}")
+        Limit(least=0, below=1).check("weight_decay", weight_decay)
         outer = "adamw" if name == "muon" else name
         self._groups = {
             "inside": _create(name, weight_decay),

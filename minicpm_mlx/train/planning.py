@@ -50,6 +50,7 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         check_limits(self)
         Optimizer(self.optimizer, self.weight_decay)  # checks both
+        Schedule(kind=self.schedule)
         if self.iters is not None and self.epochs is not None:
             raise InvalidArgumentError("--iters and --epochs both set the length; leave one out")
 
@@ -81,7 +82,8 @@ class TrainingPlan:
         check_limits(self)
         if self.schedule.warmup >= self.steps > 1:
             raise InvalidArgumentError(
-                f"warmup must be less than the {self.steps} steps, got {self.schedule.warmup}"
+                f"must be less than the {self.steps} steps, got {self.schedule.warmup}",
+                field="warmup",
             )
 
     @property
@@ -111,7 +113,7 @@ def plan_for(
     """
     check(method, config)
     if options.patience is not None and not data.valid:
-        raise InvalidArgumentError("--patience needs a validation set, and there is none")
+        raise InvalidArgumentError("needs a validation set, and there is none", field="patience")
     samples = min(SAMPLES, len(data.train))
     memory = fit_to_memory(
         config,
@@ -174,11 +176,13 @@ def objective_for(
     InvalidArgumentError: the options are for another kind.
     """
     if kind == "sft":
-        if loss is not None or beta is not None or label_smoothing or length_normalized:
-            raise InvalidArgumentError(
-                "loss, beta, label-smoothing and length-normalized are for preferences, and these "
-                "data have none"
-            )
+        given = {"loss": loss, "beta": beta, "label_smoothing": label_smoothing or None}
+        given["length_normalized"] = length_normalized or None
+        for name, value in given.items():
+            if value is not None:
+                raise InvalidArgumentError(
+                    "is for preferences, and these data have none", field=name
+                )
         return CrossEntropy()
     return PreferenceLoss(
         loss=loss or ("kto" if kind == "kto" else "dpo"),

@@ -109,7 +109,7 @@ class Trainer:
         if complete and (self.progress.rolled_back or skipped_all):  # no successful step since
             raise NumericsError(NOT_FINITE)
         if not self.progress.best_step:
-            if self.valid:
+            if self.progress.is_validated:
                 self._note("the validation loss never improved: keeping the last step")
             self._keep()
         return complete

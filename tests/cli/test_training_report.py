@@ -19,7 +19,14 @@ from minicpm_mlx.train.memory import TrainingMemory
 from minicpm_mlx.train.planning import TrainingPlan
 
 RESULT = TrainingResult(
-    complete=True, steps=9, best=1.25, best_step=6, test=None, whole=False, folder=Path("out")
+    complete=True,
+    steps=9,
+    best=1.25,
+    best_step=6,
+    validated=True,
+    test=None,
+    whole=False,
+    folder=Path("out"),
 )
 
 
@@ -51,6 +58,12 @@ def test_the_end_of_a_run_says_what_was_kept_and_how_to_go_on(
         "no validation loss fell below that before training, 1.2500: the last step is kept",
         "test loss 1.5000",
         "test perplexity 4.4817",
+        "the same command with --resume continues the run",
+        *chat,
+    ]
+    stopped = replace(RESULT, complete=False, best_step=0, validated=False)
+    assert said(stopped, tmp_path, capsys) == [
+        "stopped before a validation, the last step is kept; loss before training 1.2500",
         "the same command with --resume continues the run",
         *chat,
     ]

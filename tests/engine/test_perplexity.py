@@ -103,6 +103,21 @@ def test_a_model_that_gives_no_numbers_is_named() -> None:
         score(random_model(), [1, 2, 3], reference=broken)
 
 
+@pytest.mark.parametrize("change", [1e-4, 1e-2, 1.0, 300.0])
+def test_a_divergence_is_never_negative_and_is_that_of_double_precision(change: float) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(40, 500)) * 4
+    truth, other = (
+        (values - np.logaddexp.reduce(values, axis=-1, keepdims=True)).astype(np.float32)
+        for values in (logits, logits + change * random.normal(size=logits.shape))
+    )
+    found = np.array(perplexity._divergence(mx.array(truth), mx.array(other)))
+    p, q = truth.astype(np.float64), other.astype(np.float64)
+    wanted = (np.exp(p) * (np.expm1(q - p) - (q - p))).sum(axis=-1)
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-12)
+
+
 def test_a_loss_beyond_all_numbers_is_infinite_perplexity() -> None:
     assert perplexity.PerplexityScore(
         tokens=1, context=2, stride=2, loss=710.0

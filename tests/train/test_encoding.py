@@ -215,7 +215,7 @@ def test_mask_last_learns_the_last_reply_alone_and_mask_all_all_but_the_first_to
         ({"overlong": "cut"}, "overlong must be one of truncate, drop, split, got 'cut'"),
         ({"max_seq_length": 1}, "max_seq_length must be 2 or more, got 1"),
         ({"max_seq_length": 2.5}, "max_seq_length must be a whole number"),
-        ({"mask": "last", "overlong": "split"}, "contradict each other"),
+        ({"mask": "last", "overlong": "split"}, "overlong split contradicts mask"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:

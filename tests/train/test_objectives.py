@@ -281,19 +281,25 @@ def test_dropout_is_drawn_anew_by_key_and_off_outside_training() -> None:
 @pytest.mark.parametrize(
     ("create", "message"),
     [
-        (lambda: LoRAConfig(kind="magic"), "method must be one of lora, dora, full, got 'magic'"),
+        (lambda: LoRAConfig(kind="magic"), "kind must be one of lora, dora, full, got 'magic'"),
         (lambda: LoRAConfig(rank=0), "rank must be 1 or more"),
         (lambda: LoRAConfig(dropout=1.0), "dropout must be 0 or more and below 1"),
         (lambda: LoRAConfig(kind="full", rank=16), "rank is for adapters"),
         (lambda: PreferenceLoss(loss="ppo"), "loss must be one of dpo"),
-        (lambda: PreferenceLoss(beta=0.0), "beta must be more than 0"),
-        (lambda: PreferenceLoss(label_smoothing=0.5), "label-smoothing must be in"),
+        (lambda: PreferenceLoss(beta=0.0), "beta must be above 0, got 0"),
+        (
+            lambda: PreferenceLoss(label_smoothing=0.5),
+            "label_smoothing must be 0 or more and below 0.5",
+        ),
         (lambda: PreferenceLoss(loss="ipo", label_smoothing=0.1), "for dpo, not for ipo"),
         (lambda: PreferenceLoss(loss="kto", length_normalized=True), "for dpo and ipo, not kto"),
-        (lambda: lora.prepare_model(random_model(), LoRAConfig(layers=3)), "has 2 layers, got 3"),
+        (
+            lambda: lora.prepare_model(random_model(), LoRAConfig(layers=3)),
+            "layers must be at most 2, the model's layers, got 3",
+        ),
         (
             lambda: lora.prepare_model(random_model(), LoRAConfig(modules=("w1",))),
-            r"expected some of .*q_proj.*, got 'w1'",
+            r"modules must be some of .*q_proj.*, got 'w1'",
         ),
         (lambda: trained("full", PACKINGS[0]), "full training needs unpacked weights"),
     ],
@@ -367,6 +373,13 @@ def test_orpo_is_the_papers() -> None:
     both(lambda a, b: orpo(a, b, mx.array(tokens), mx.array(others), 0.3), theirs, LOGS[0], LOGS[1])
     certain = orpo(*(mx.array([x]) for x in (0.0, -1e-9, 1.0, 1.0)), 0.1)
     assert mx.isfinite(certain["loss"]).item()
+
+
+def test_a_negative_estimate_of_the_divergence_is_told_as_it_is() -> None:
+    logs = [mx.array(values) for values in ([1.0, 2.0], [-0.5, -0.25])]
+    sums = kto(*logs, mx.array([True, False]), 0.3)
+    assert sums["kl"].item() / 2 == pytest.approx(-0.375)
+    assert sums["loss"].item() == pytest.approx(2 - 1 / (1 + np.exp(-0.3)) - 1 / (1 + np.exp(0.6)))
 
 
 def test_kto_is_the_papers() -> None:

@@ -208,6 +208,20 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert replace(again.progress, best=0.0) == replace(whole.progress, best=0.0)
 
 
+@pytest.mark.parametrize(("steps", "validated"), [(3, False), (4, True)])
+def test_a_validation_is_claimed_only_where_one_was_made(
+    steps: int, validated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    still = replace(PLAN, schedule=Schedule(peak=1e-30), steps=5)
+    part = trainer(tmp_path, still, events=events)
+    stop_after(monkeypatch, part, steps + 1 if validated else steps)
+    part.run()
+    made = any(isinstance(event, Validated) and event.step for event in events)
+    assert made is part.progress.is_validated is validated
+    assert ("the validation loss never improved" in "".join(notes(events))) is validated
+
+
 def test_layers_computed_twice_give_the_same_run(whole: Trainer, tmp_path: Path) -> None:
     assert close(run(trainer(tmp_path, replace(PLAN, checkpointing=True))), whole, 1e-4)
 
@@ -339,10 +353,10 @@ def test_a_damaged_checkpoint_is_a_named_error(whole: Trainer, tmp_path: Path) -
         (lambda: replace(PLAN, steps=0), "steps must be 1 or more"),
         (lambda: replace(PLAN, patience=0), "patience must be 1 or more"),
         (lambda: replace(PLAN, schedule=Schedule(warmup=12)), "warmup must be less than the 12"),
-        (lambda: Schedule(kind="step"), "lr-schedule must be one of cosine"),
+        (lambda: Schedule(kind="step"), "schedule must be one of cosine"),
         (lambda: Schedule(peak=float("nan")), "peak must be above 0"),
         (lambda: Optimizer("adam"), "optimizer must be one of adamw"),
-        (lambda: Optimizer("adamw", 1.0), "weight-decay must be in"),
+        (lambda: Optimizer("adamw", 1.0), "weight_decay must be 0 or more and below 1"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong: Callable[[], object], message: str) -> None:

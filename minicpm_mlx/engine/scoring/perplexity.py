@@ -108,7 +108,7 @@ def score(
             if reference and reference_hidden is not None:
                 truth = _log_softmax(reference, reference_hidden[rows])
                 reference_losses.append(_losses(truth, targets))
-                divergences.append((mx.exp(truth) * (truth - logprobs)).sum(axis=-1))
+                divergences.append(_divergence(truth, logprobs))
                 top_matches.append(truth.argmax(axis=-1) == logprobs.argmax(axis=-1))
             mx.eval(losses, reference_losses, divergences, top_matches)
             done += rows.stop - rows.start
@@ -130,6 +130,19 @@ def score(
         kl_99=None if kl is None else float(kl[int(0.99 * (done - 1))]),
         top_1=_mean(top_matches) if top_matches else None,
     )
+
+
+def _divergence(truth: mx.array, logprobs: mx.array) -> mx.array:
+    """The KL divergence of predictions from those of the reference: (rows,).
+
+    Both are log probabilities (rows, V). The sum of p log(p / q) - p + q, whose terms are never
+    negative; as p and q sum to 1 it is the divergence, without the rounding errors of p log(p / q)
+    that leave small divergences below 0.
+    """
+    ratio = logprobs - truth
+    near = mx.exp(truth) * (mx.expm1(mx.minimum(ratio, 1)) - ratio)
+    far = mx.exp(logprobs) - mx.exp(truth) * (1 + ratio)  # where exp(ratio) could overflow
+    return mx.maximum(mx.where(ratio < 1, near, far), 0).sum(axis=-1)
 
 
 def check_windows(context: int, stride: int | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
 from .counts import Counts, DataSplit, Entry, Prompt, count_split, list_overlong, notes_of
-from .encoding import Encoder
+from .encoding import Encoder, check_options
 from .layouts import Document, Example, Format, Preference, recognise
 from .samples import Item
 from .splits import hold_out, split_files
@@ -44,6 +44,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        check_options(self.max_seq_length, self.mask, self.overlong)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ...arguments import one_of, shown, whole
+from ...arguments import Limit, one_of
 from ...errors import InvalidArgumentError
 from ...text.tokenizer import Tokenizer
 from .layouts import Conversation, Document, Example, Judged, Preference
@@ -42,6 +42,35 @@ class Encoded:
     """Tokens of the longest sequence before truncation."""
 
 
+def check_options(max_seq_length: int, mask: str, overlong: str | None) -> None:
+    """Raises InvalidArgumentError for options of an Encoder that no example can have."""
+    Limit(least=2, whole=True).check("max_seq_length", max_seq_length)
+    one_of("mask", mask, MASKS)
+    if overlong is not None:
+        one_of("overlong", overlong, OVERLONG)
+    if mask == "last" and overlong == "split":
+        raise InvalidArgumentError(
+            'split contradicts mask "last": only the last piece would count; leave one out',
+            field="overlong",
+        )
+
+
+def check_kind(kind: str, mask: str, overlong: str | None) -> None:
+    """Raises InvalidArgumentError if `mask` or `overlong` is not for data of this kind.
+
+    `kind` is "text" for plain text, or as of `layouts.Format`.
+    """
+    if kind == "text" and mask == "last":
+        raise InvalidArgumentError("last is not for plain text; leave it out", field="mask")
+    if kind in ("text", "sft"):
+        return
+    for name, value, wrong in (("mask", mask, "all"), ("overlong", overlong, "split")):
+        if value == wrong:
+            raise InvalidArgumentError(
+                f"{wrong} is not for preferences and judged replies; leave it out", field=name
+            )
+
+
 class Encoder:
     """Encodes examples of one kind as items of at most `max_seq_length` tokens.
 
@@ -61,18 +90,7 @@ class Encoder:
         mask: str = "assistant",
         overlong: str | None = None,
     ) -> None:
-        if whole("max_seq_length", max_seq_length) < 2:
-            raise InvalidArgumentError(
-                f"max_seq_length must be 2 or more, got {shown(max_seq_length)}"
-            )
-        one_of("mask", mask, MASKS)
-        if overlong is not None:
-            one_of("overlong", overlong, OVERLONG)
-        if mask == "last" and overlong == "split":
-            raise InvalidArgumentError(
-                'mask="last" and overlong="split" contradict each other: only the last piece would '
-                "count; leave one out"
-            )
+        check_options(max_seq_length, mask, overlong)
         self.tokenizer = tokenizer
         self.limit = max_seq_length
         self.mask = mask
@@ -83,15 +101,13 @@ class Encoder:
     def encode(self, example: Example) -> Encoded:
         """Raises TemplateError if the template cannot render `example`, InvalidArgumentError if
         mask or overlong does not apply to its kind."""
+        kind = {Document: "text", Conversation: "sft"}.get(type(example), "preference")
+        check_kind(kind, self.mask, self.overlong)
         match example:
             case Document(text):
-                self._refuse(mask="last", kind="plain text")
                 return self._encode_document(text)
             case Conversation(messages):
                 return self._encode_conversation(messages)
-        self._refuse(mask="all", kind="preferences and judged replies")
-        self._refuse(overlong="split", kind="preferences and judged replies")
-        match example:
             case Judged(messages, good):
                 sample = self._reply_sample(messages)
                 return self._fit_item([sample], lambda cut: Labelled(cut[0], good))
@@ -259,11 +275,6 @@ class Encoder:
 
     def _eos(self) -> list[int]:
         return list(self.tokenizer.eos_ids[:1])
-
-    def _refuse(self, *, kind: str, mask: str | None = None, overlong: str | None = None) -> None:
-        for name, value in (("mask", mask), ("overlong", overlong)):
-            if value is not None and getattr(self, name) == value:
-                raise InvalidArgumentError(f'{name}="{value}" is not for {kind}; leave it out')
 
 
 _ANCHORS = ("x", "。", "\n", ".", " ", "0", "\n\n", "Q:")
