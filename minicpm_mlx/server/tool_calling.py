@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ..engine import Grammar
 from ..lm.outputs import overlap
+from ..lm.structured.closed_schema import closed
 from .http.api_error import ApiError, unsupported
 from .http.schema import Body
 from .http.streaming import new_id
@@ -19,6 +20,9 @@ from .parameters import compile_grammar, compile_only_grammar, run_in_thread
 from .reply_stream import Chunk
 from .service import Service
 from .tool_formats import ToolFormat, detect_tool_format
+
+NO_PARAMETERS = {"type": "object", "properties": {}}
+"""What the model is told of a function without `parameters`; templates expect both fields."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
@@ -82,13 +86,19 @@ class RequestTools:
     ):
         self.service = service
         self.tokenizer = service.lm.tokenizer
-        self.functions = {tool.name: dict(tool.parameters or {}) for tool in tools}
+        self.functions = {tool.name: tool.parameters or NO_PARAMETERS for tool in tools}
         self.choice, self.parallel = choice, parallel
         _check_choice(tools, self.functions, choice)
         self.active = bool(tools) and choice != "none"
         self.format: ToolFormat | None = self._find_format() if self.active else None
-        described = [tool.model_dump(exclude_none=True, exclude={"strict"}) for tool in tools]
-        self.described = [{"type": "function", "function": function} for function in described]
+        self.described = [
+            {
+                "type": "function",
+                "function": tool.model_dump(exclude_none=True, exclude={"strict"})
+                | {"parameters": self.functions[tool.name]},
+            }
+            for tool in tools
+        ]
 
     def _find_format(self) -> ToolFormat:
         template = self.tokenizer.template
@@ -141,7 +151,10 @@ class RequestTools:
     def _lark(self, tool_format: ToolFormat) -> str:
         only = self.choice in self.functions
         names = [self.choice] if only else list(self.functions)
-        rules = [tool_format.rule(name, self.functions[name], self._literal) for name in names]
+        rules = [
+            tool_format.rule(name, _arguments_schema(self.functions[name]), self._literal)
+            for name in names
+        ]
         return "\n".join(
             [
                 "start: call" if only or not self.parallel else 'start: call ("\\n" call)*',
@@ -165,6 +178,15 @@ class RequestTools:
     def _special_tokens(self) -> dict[str, int]:
         added = self.tokenizer.backend.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
+
+
+def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a call's arguments: an object with the parameters that are named and no others,
+    unless `parameters` allows them."""
+    schema = {"type": "object", **parameters}
+    if not schema.keys() & {"properties", "$ref", "allOf", "anyOf", "oneOf"}:
+        schema["properties"] = {}
+    return closed(schema)
 
 
 def _check_choice(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:

@@ -52,11 +52,11 @@ class JsonToolFormat:
         call = _parse_object(json.loads(text[len(self.opening) :].removesuffix(self.closing)))
         if call.get("name") not in functions:
             raise ValueError(f"no function {call.get('name')!r}")
-        return call["name"], _parse_object(call.get("arguments", {}))
+        return call["name"], _parse_object(call.get("arguments") or {})
 
     def rule(self, name: str, arguments: Schema, literal: Literal) -> str:
         head = f'{self.opening}\n{{"name": {json.dumps(name)}, "arguments": '
-        schema = json.dumps({"type": "object", **arguments})
+        schema = json.dumps(arguments)
         return f"{literal(head)} %json {schema} {literal('}' + chr(10) + self.closing)}"
 
 
@@ -83,13 +83,14 @@ class XmlToolFormat:
     def rule(self, name: str, arguments: Schema, literal: Literal) -> str:
         required = _list_item(arguments, "required")
         parts = [literal(f'<function name="{name}">')]
+        definitions = {key: arguments[key] for key in ("$defs", "definitions") if key in arguments}
         for key, schema in _properties(arguments).items():
             if not re.fullmatch(_PLAIN, key):
                 raise InvalidArgumentError(
                     f"parameter {shown(key)}: expected a name without quotes, <, > or &"
                 )
             head, tail = literal(f'<param name="{key}">'), literal("</param>")
-            param = f"{head} {_value_rule(schema, literal)} {tail}"
+            param = f"{head} {_value_rule(schema, definitions, literal)} {tail}"
             parts.append(param if key in required else f"({param})?")
         return " ".join([*parts, literal(self.closing)])
 
@@ -144,9 +145,11 @@ def _parse_value(inner: str, schema: Schema) -> Any:
         return text
 
 
-def _value_rule(schema: Schema, literal: Literal) -> str:
+def _value_rule(schema: Schema, definitions: Schema, literal: Literal) -> str:
+    """`definitions` are what a $ref in `schema` may point at."""
     if not _is_text(schema):
-        return f"%json {json.dumps(schema)}"
+        whole = {**schema, **definitions} if isinstance(schema, Mapping) else schema
+        return f"%json {json.dumps(whole)}"
     if choices := _list_item(schema, "enum"):
         return "(" + " | ".join(literal(escape(str(choice))) for choice in choices) + ")"
     return rf"(/[^<&\]]+/ | {literal('<![CDATA[')} /[^\]]*/ {literal(']]>')})"

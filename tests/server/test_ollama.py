@@ -146,6 +146,25 @@ def test_format_may_be_json(client):
     assert answer.message.content.startswith("{")
 
 
+def test_format_is_a_schema_that_names_all_fields(server):
+    pytest.importorskip("llguidance")
+    ollama = pytest.importorskip("ollama")
+    import pydantic
+
+    class Country(pydantic.BaseModel):  # of the client's own documentation
+        name: str
+        capital: str
+        languages: list[str]
+
+    asked = [{"role": "user", "content": "Tell me about Canada."}]
+    schema = Country.model_json_schema()
+    options = {"num_predict": 200, "temperature": 0}
+    with ollama.Client(host=server.url) as client:
+        chat = client.chat("demo", asked, format=schema, options=options).message.content
+        text = client.generate("demo", asked[0]["content"], format=schema, options=options).response
+    assert json.loads(chat).keys() == json.loads(text).keys() == {"name", "capital", "languages"}
+
+
 def test_embeddings_have_length_one_but_in_the_older_form(client):
     texts = ["A fox.", "The capital of France is Paris."]
     found = client.embed("tiny", texts)

@@ -254,6 +254,55 @@ def test_a_required_call_is_one_of_the_tools(live):
     assert choice["message"]["tool_calls"][0]["function"]["name"] in FUNCTIONS
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        {},
+        {"type": "object"},
+        {"type": "object", "properties": {}},
+        {"$schema": "http://json-schema.org/draft-07/schema#"},
+    ],
+    ids=str,
+)
+def test_a_function_without_parameters_is_called_with_none(live, parameters):
+    function = {"name": "time"} | ({} if parameters is None else {"parameters": parameters})
+    body = {"messages": ASKED, "tools": [{"type": "function", "function": function}]}
+    body |= {"tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 200}
+    answer = live.ask("POST", "/v1/chat/completions", body)
+    [call] = answer.json["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["arguments"] == "{}"
+
+
+def test_a_call_has_the_parameters_that_are_named_and_no_others(live):
+    place = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"]}
+    parameters = {
+        "properties": {"places": {"type": "array", "items": {"$ref": "#/$defs/place"}}},
+        "required": ["places"],
+        "$defs": {"place": place},
+    }
+    parameters["properties"]["places"] |= {"minItems": 1, "maxItems": 1}
+    function = {"name": "weather", "parameters": parameters}
+    body = {"messages": ASKED, "tools": [{"type": "function", "function": function}]}
+    body |= {"tool_choice": NAMED, "parallel_tool_calls": False, "max_tokens": 300}
+    answer = live.ask("POST", "/v1/chat/completions", body)
+    [call] = answer.json["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"places": [{"city": "Rome"}]}
+
+
+def test_a_template_is_told_of_an_object_without_parameters(tiny):
+    there = SimpleNamespace(lm=speaking(tiny, HERMES))
+    [described] = RequestTools(there, [Function(name="time")]).for_template
+    expected = {"name": "time", "parameters": {"type": "object", "properties": {}}}
+    assert described["function"] == expected
+
+
+@pytest.mark.parametrize("arguments", ['"arguments": null', '"arguments": ""', '"other": 1'])
+def test_a_call_without_arguments_has_none(arguments):
+    text = f'<tool_call>{{"name": "time", {arguments}}}</tool_call>'
+    assert joined(read(text, JsonToolFormat(), [])) == ("", [("time", {})])
+
+
 def test_responses_have_calls_as_items(live):
     openai = pytest.importorskip("openai")
     tools = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]

@@ -20,6 +20,7 @@ from ...arguments import shown
 from ...engine.token_mask import Grammar
 from ...errors import InvalidArgumentError, MissingPackageError, TokenizerError
 from ...text.tokenizer import Tokenizer
+from .closed_schema import closed
 from .lark import lark_of
 from .schema_check import written
 
@@ -49,21 +50,28 @@ def grammar_of(
     tokenizer: Tokenizer,
     *,
     json_schema: Mapping[str, Any] | None = None,
+    closed_schema: Mapping[str, Any] | None = None,
     json_object: bool = False,
     regex: str | None = None,
     ebnf: str | None = None,
 ) -> Grammar:
     """A grammar that constrains a reply; give exactly one form.
 
-    `json_schema` is of draft 2020-12; properties come in its order. `json_object` takes any
-    object. `regex` is matched by the whole text; its syntax is Rust's, but that a digit is one from
-    0 to 9. `ebnf` is a grammar in Lark's form as llguidance has it (its rule `start`), or in GBNF
-    (its rule `root`).
+    `json_schema` is of draft 2020-12; properties come in its order. Objects of a `closed_schema`
+    have only the properties that it names, unless `additionalProperties` says otherwise.
+    `json_object` takes any object. `regex` is matched by the whole text; its syntax is Rust's, but
+    that a digit is one from 0 to 9. `ebnf` is a grammar in Lark's form as llguidance has it (its
+    rule `start`), or in GBNF (its rule `root`).
 
     It takes up to a second. Raises InvalidArgumentError for a form that is malformed, not
     supported, larger than 64 KB or too costly, and MissingPackageError without llguidance.
     """
-    forms = {"json_schema": json_schema, "regex": regex, "ebnf": ebnf}
+    forms = {
+        "json_schema": json_schema,
+        "closed_schema": closed_schema,
+        "regex": regex,
+        "ebnf": ebnf,
+    }
     names = [name for name, value in forms.items() if value is not None]
     names += ["json_object"] if json_object else []
     if len(names) != 1:
@@ -102,6 +110,10 @@ def _from_schema(schema: object) -> Form:
     return "@text", [{"name": "text", "json_schema": json.loads(text)}]
 
 
+def _from_closed_schema(schema: object) -> Form:
+    return _from_schema(closed(schema) if isinstance(schema, Mapping) else schema)
+
+
 def _from_regex(regex: object) -> Form:
     text = _check_size("regex", regex)
     if (len(text) - len(text.rstrip("\\"))) % 2:  # would take the closing mark as its own
@@ -119,6 +131,7 @@ def _from_grammar(grammar: object) -> Form:
 
 _MAKERS: dict[str, Callable[[object], Form]] = {
     "json_schema": _from_schema,
+    "closed_schema": _from_closed_schema,
     "json_object": _from_schema,
     "regex": _from_regex,
     "ebnf": _from_grammar,

@@ -142,7 +142,7 @@ def _check_references(schema: dict[str, Any], references: list[Any]) -> None:
                 f"the JSON schema: $ref must point into the schema itself, with #/ in front, "
                 f"got {shown(reference)}"
             )
-        length += 1 + _depth(_target(schema, reference))
+        length += 1 + _depth(target(schema, reference))
     if length > LONG:
         raise InvalidArgumentError(
             f"the JSON schema: objects and lists in each other, along references, are {length}; "
@@ -150,7 +150,7 @@ def _check_references(schema: dict[str, Any], references: list[Any]) -> None:
         )
 
 
-def _target(schema: object, reference: str) -> object:
+def target(schema: object, reference: str) -> object:
     """The value `reference` points at; None if there is none, which llguidance refuses."""
     for part in unquote(reference).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -33,7 +33,8 @@ class CommonRequest(LogprobFields):
     stream: bool | None = None
     """True by default."""
     format: str | dict[str, Any] | None = None
-    """"json", or a JSON schema that the reply follows."""
+    """"json", or a JSON schema that the reply follows. Objects have only the properties that it
+    names, unless additionalProperties says otherwise."""
     options: OllamaOptions | None = None
     think: Annotated[bool | str | None, refused(NO_REASONING)] = None
     keep_alive: float | str | None = None
@@ -52,7 +53,7 @@ class CommonRequest(LogprobFields):
         """`format` as arguments of `compile_grammar`."""
         if self.format is None or self.format == "":
             return {}
-        return {"json_object": True} if self.format == "json" else {"json_schema": self.format}
+        return {"json_object": True} if self.format == "json" else {"closed_schema": self.format}
 
 
 class GenerateBody(CommonRequest):
