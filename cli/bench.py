@@ -16,7 +16,7 @@ from minicpm_mlx.arguments import Limit, shown
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.files.plots import check_chart_path
 
-from . import options
+from . import options, paths
 from .options import flag, option
 from .render.theme import console
 
@@ -24,12 +24,25 @@ if TYPE_CHECKING:
     from minicpm_mlx.bench.measure import MeasuredModel, Work
 
 
+def _check_model(name: str) -> None:
+    from minicpm_mlx.bench.shapes import SHAPES
+
+    if name not in SHAPES:
+        paths.model_name(name)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class BenchOptions:
     """Options of `bench`."""
 
     context: typer.Context
-    model: options.Model = options.DEFAULT_MODEL
+    model: str = option(
+        "As for `generate`, or 2b-shape or 1b-shape: random weights.",
+        "--model",
+        "-m",
+        default=options.DEFAULT_MODEL,
+        check=_check_model,
+    )
     prompts: str = option(
         "Prompt lengths to read, such as 512,1024.", "--n-prompt", "-p", default="512"
     )
@@ -52,7 +65,7 @@ class BenchOptions:
         "Memory bandwidth in GB/s, for the roofline.", limit=Limit(above=0, below=math.inf)
     )
     output: str | None = option("md (default), csv, json, jsonl or sql.", "--output", "-o")
-    plot: Path | None = option("Also draw a chart to this PNG file.")
+    plot: Path | None = option("Also draw a chart to this PNG file.", check=check_chart_path)
     compare: tuple[Path, Path] | None = option("Only compare two files that --json wrote.")
     predict: bool = flag("Only predict the speed on Apple's chips.")
     compute: options.Compute
@@ -104,8 +117,6 @@ def _works(args: BenchOptions) -> list[Work]:
     )
     if args.kv_bits is not None and any(work.batch > 1 for work in works):
         raise InvalidArgumentError("--kv-bits is for one stream; leave out --batch")
-    if args.plot is not None:
-        check_chart_path(args.plot)
     return works
 
 

@@ -11,6 +11,8 @@ import typer
 from minicpm_mlx.arguments import at_least_one
 from minicpm_mlx.errors import InvalidArgumentError
 
+from . import paths
+
 COMMANDS = "dpo", "generate", "lora", "serve"
 """Commands that several processes can share."""
 RANK = (
@@ -28,7 +30,10 @@ def launch(
         typer.Argument(help="lora, dpo, generate or serve, and its arguments, after `--`."),
     ] = None,
     ranks: Annotated[int | None, typer.Option("-n", help="Processes on this machine.")] = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Machines, one process each.")] = None,
+    hostfile: Annotated[
+        Path | None,
+        typer.Option(help="Machines, one process each.", callback=paths.checked(paths.input_file)),
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="ring (the default), jaccl, mpi…")] = None,
     starting_port: Annotated[int | None, typer.Option(help="First port of the ranks.")] = None,
     python: Annotated[str | None, typer.Option(help="Python on the other machines.")] = None,

@@ -19,6 +19,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
+from . import paths
 from .streams import notice
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def option(
     panel: str | None = None,
     limit: Limit | None = None,
     choices: Sequence[object] = (),
+    check: paths.Check | None = None,
 ) -> Any:
     """A dataclass field that is an option, `--` and its own name unless `names` are given.
 
-    A value outside `limit` or `choices` is an InvalidArgumentError; None is never checked.
+    A value outside `limit` or `choices` is an InvalidArgumentError, as is one that `check` (of
+    `paths`) refuses; None is never checked.
     """
-    info = typer.Option(*names, help=help, rich_help_panel=panel)
+    callback = paths.checked(check) if check else None
+    info = typer.Option(*names, help=help, rich_help_panel=panel, callback=callback)
     return field(
         default=default, metadata={"typer": info, "option_limit": limit, "choices": choices}
     )
@@ -60,9 +64,9 @@ def flag(help: str, *names: str, panel: str | None = None) -> Any:
     return option(help, *names, default=False, panel=panel)
 
 
-def argument(help: str) -> Any:
-    """A dataclass field that is a positional argument."""
-    return field(metadata={"typer": typer.Argument(help=help)})
+def argument(help: str, *, check: paths.Check) -> Any:
+    """A dataclass field that is a positional argument; `check` is one of `paths`."""
+    return field(metadata={"typer": typer.Argument(help=help, callback=paths.checked(check))})
 
 
 def command(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -142,8 +146,11 @@ def _check(member: Field[Any], value: Any) -> None:
         limit.check(name, value)
     choices = member.metadata.get("choices")
     if choices and value not in choices:
-        expected = " or ".join(map(str, choices))
-        raise InvalidArgumentError(f"must be {expected}, got {value!r}", field=name)
+        several = len(choices) > 2
+        expected = (", " if several else " or ").join(map(str, choices))
+        raise InvalidArgumentError(
+            f"must be {'one of ' * several}{expected}, got {value!r}", field=name
+        )
 
 
 Model = Annotated[
@@ -152,16 +159,37 @@ Model = Annotated[
         "--model",
         "-m",
         help="Card (see `list`), folder or hub repository; `demo` needs no network.",
+        callback=paths.checked(paths.model_name),
     ),
 ]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. Repeatable.")]
-Adapter = Annotated[str | None, typer.Option(help="Folder of a LoRA or DoRA adapter to apply.")]
-Draft = Annotated[
-    str | None, typer.Option(help="Smaller model that drafts tokens ahead; same text.")
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a LoRA or DoRA adapter to apply.",
+        callback=paths.checked(paths.adapter_folder),
+    ),
 ]
-Source = Annotated[str, typer.Argument(help="Card, folder, repository or .gguf file.")]
-NewFolder = Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="Smaller model that drafts tokens ahead; same text.",
+        callback=paths.checked(paths.model_name),
+    ),
+]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Card, folder, repository or .gguf file.", callback=paths.checked(paths.model_name)
+    ),
+]
+NewFolder = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder to write; it must not exist.", callback=paths.checked(paths.new_path)
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -173,8 +201,10 @@ def kv_bits() -> Any:
 class Compute:
     """Number format and device."""
 
-    dtype: str | None = option("float32, bfloat16 or float16; default: by chip.")
-    device: str | None = option("gpu or cpu.")
+    dtype: str | None = option(
+        "float32, bfloat16 or float16; default: by chip.", choices=device.DTYPES
+    )
+    device: str | None = option("gpu or cpu.", choices=device.DEVICES)
 
     def select(self, *, quiet: bool = False) -> None:
         """Computes on the device; warns of a 16-bit dtype that is slow there."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.distributed import collectives
-from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.errors import FileError, InvalidArgumentError
 
-from . import options
+from . import options, paths
 from .options import option
 from .render.texts import Texts
 from .render.theme import console
@@ -67,12 +67,14 @@ class ServerOptions:
         "NAME=DIR: also serve the model with it, as MODEL:NAME. Repeatable."
     )
     api_key: str | None = option("Key that every request must send. Other users may see it: ps.")
-    api_key_file: Path | None = option("File with the key; or set MINICPM_MLX_API_KEY.")
+    api_key_file: Path | None = option(
+        "File with the key; or set MINICPM_MLX_API_KEY.", check=paths.input_file
+    )
     limits: Limits
     allowed_host: list[str] | None = option("Another host name of this server. Repeatable.")
     allowed_origin: list[str] | None = option("Site whose pages may call it. Repeatable.")
-    tls_cert: Path | None = option("Certificate in PEM, for https.")
-    tls_key: Path | None = option("Its private key in PEM.")
+    tls_cert: Path | None = option("Certificate in PEM, for https.", check=paths.input_file)
+    tls_key: Path | None = option("Its private key in PEM.", check=paths.input_file)
     grace: float = option("Seconds that replies may still take at shutdown.", default=10.0)
     compute: options.Compute
 
@@ -179,6 +181,11 @@ def _parse_adapters(arguments: Sequence[str] | None) -> dict[str, Path]:
                 f"--adapter {argument}: the name {name} is taken; give another"
             )
         adapters[name] = Path(folder).expanduser()
+    for name, path in adapters.items():
+        try:
+            paths.adapter_folder(path)
+        except FileError as error:
+            raise InvalidArgumentError(f"--adapter {name}: {error}") from None
     return adapters
 
 

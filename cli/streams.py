@@ -63,14 +63,6 @@ def not_text(source: str, error: UnicodeDecodeError, offset: int = 0) -> str:
     return f"{source} is not {error.encoding} (byte {position}, {byte:#04x}); convert it first"
 
 
-def check_new_folder(folder: Path) -> None:
-    """InvalidArgumentError unless `folder` can be created in a folder that exists."""
-    if folder.exists() or folder.is_symlink():
-        raise InvalidArgumentError(f"'{folder}' exists; give a folder that does not")
-    if not folder.parent.is_dir():
-        raise InvalidArgumentError(f"'{folder.parent}' is no folder; make it first")
-
-
 def print_json(record: object, **options: object) -> None:
     """Prints one JSON value on a line; what JSON lacks (paths) becomes a string."""
     print(json.dumps(record, ensure_ascii=False, default=str, **options))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from minicpm_mlx.lm.attachments import Files
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import cache_dir, resolve
 
-from .. import options
+from .. import options, paths
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
@@ -39,7 +39,10 @@ class ChatOptions:
     """Options of `chat`."""
 
     model: str | None = option(
-        "Card, folder or repository; default: the session's, or minicpm-2b-dpo.", "--model", "-m"
+        "Card, folder or repository; default: the session's, or minicpm-2b-dpo.",
+        "--model",
+        "-m",
+        check=paths.model_name,
     )
     prompt: str | None = option("Answer this and leave; - reads standard input.", "--prompt", "-p")
     system: options.System = None

@@ -11,7 +11,7 @@ import typer
 
 from minicpm_mlx.errors import InvalidArgumentError
 
-from .. import options
+from .. import options, paths
 from ..render.theme import console
 from ..streams import print_json, progress, resumable
 from .harness import run_lm_eval
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from minicpm_mlx.evals.run import EvalProgress
 
 app = typer.Typer(invoke_without_command=True)
+
+
+def _check_run(folder: Path) -> None:
+    from minicpm_mlx.evals.record import RunRecord
+
+    RunRecord.read(folder)
+
 
 CHANGED = 10
 """Questions of each kind that `compare` names; --json has all."""
@@ -67,8 +74,13 @@ def evaluate(args: EvalOptions) -> None:
 
 @app.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    second: Annotated[Path, typer.Argument(help="Folder of another run.")],
+    first: Annotated[
+        Path, typer.Argument(help="Folder of a run.", callback=paths.checked(_check_run))
+    ],
+    second: Annotated[
+        Path,
+        typer.Argument(help="Folder of another run.", callback=paths.checked(_check_run)),
+    ],
     as_json: options.Json = False,
 ) -> None:
     """Say whether the second of two runs is better than the first, and on which questions."""

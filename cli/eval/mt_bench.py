@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from minicpm_mlx.errors import InvalidArgumentError
 
-from .. import options
+from .. import options, paths
 from ..options import REQUIRED, option
 from ..render.theme import console
 from ..streams import print_json, progress, resumable
@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 class MTBenchOptions:
     """Options of `eval mt-bench`."""
 
-    data: Path = option("FastChat's llm_judge/data/mt_bench.", default=REQUIRED)
+    data: Path = option(
+        "FastChat's llm_judge/data/mt_bench.", default=REQUIRED, check=paths.input_folder
+    )
     model: options.Model = options.DEFAULT_MODEL
     adapter: options.Adapter = None
     judge_url: str | None = option("OpenAI-compatible address, up to /v1.")
     judge_model: str = option("Model that judges.", default="gpt-4")
-    judge_key_file: Path | None = option("File with its key; default: OPENAI_API_KEY.")
-    output: Path | None = option("Folder, resumed if it exists; default: mt-bench-MODEL.")
+    judge_key_file: Path | None = option(
+        "File with its key; default: OPENAI_API_KEY.", check=paths.input_file
+    )
+    output: Path | None = option(
+        "Folder, resumed if it exists; default: mt-bench-MODEL.", check=paths.output_folder
+    )
     max_tokens: int = option("Longest answer, in tokens.", default=1024, limit=options.COUNT)
     workers: int = option("Questions judged at once.", default=4, limit=options.COUNT)
     compute: options.Compute

@@ -10,7 +10,7 @@ import typer
 
 from minicpm_mlx.arguments import limits
 
-from .. import options
+from .. import options, paths
 from ..options import flag, option
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class EvalOptions:
     mode: str = option(
         "gen: read the replies. ppl: compare the options' likelihoods. both.", default="gen"
     )
-    data: Path | None = option("Folder with the data; default: downloaded from the hub.")
+    data: Path | None = option(
+        "Folder with the data; default: downloaded from the hub.", check=paths.input_folder
+    )
     model: options.Model = options.DEFAULT_MODEL
     adapter: options.Adapter = None
     limit: int | None = option("Most questions of a subject; the seed chooses them.")
@@ -46,12 +48,16 @@ class EvalOptions:
     )
     whole_replies: bool = flag("Generate on after the score is decided.")
     allow_code: bool = flag("Run programs the model writes, in a sandbox.")
-    output: Path | None = option("Folder of the run, resumed if it exists; default: eval-MODEL.")
+    output: Path | None = option(
+        "Folder of the run, resumed if it exists; default: eval-MODEL.", check=paths.output_folder
+    )
     width: int = option("Replies generated at once.", "--batch", default=8)
     harness: str | None = option(
         "lm-eval: --tasks are lm-evaluation-harness's own.", choices=("lm-eval",)
     )
-    include_path: Path | None = option("Folder with more tasks for lm-eval.")
+    include_path: Path | None = option(
+        "Folder with more tasks for lm-eval.", check=paths.input_folder
+    )
     compute: options.Compute
     as_json: options.Json = False
 

@@ -7,19 +7,23 @@ from pathlib import Path
 
 from minicpm_mlx.errors import InvalidArgumentError
 
-from .. import options
+from .. import options, paths
 from ..options import REQUIRED, flag, option
 from ..render.theme import console
-from ..streams import print_json, progress, read_text
+from ..streams import print_json, progress, prompt_text, read_text
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class PerplexityOptions:
     """Options of `ppl`."""
 
-    text: Path = option("Text file in UTF-8.", default=REQUIRED)
+    text: Path = option(
+        "Text file in UTF-8; - reads standard input.", default=REQUIRED, check=paths.input_text
+    )
     model: options.Model = options.DEFAULT_MODEL
-    reference: str | None = option("Also measure the divergence from this model.")
+    reference: str | None = option(
+        "Also measure the divergence from this model.", check=paths.model_name
+    )
     context: int = option("Context of each prediction, in tokens.", default=2048)
     stride: int | None = option("New tokens in each window; default: the context.")
     limit: int | None = option("Read only this many tokens.", limit=options.COUNT)
@@ -35,7 +39,7 @@ def ppl(args: PerplexityOptions) -> None:
     from minicpm_mlx.engine.scoring.perplexity import check_windows, score
 
     check_windows(args.context, args.stride)
-    text = read_text(args.text)
+    text = prompt_text("-", empty=True) if str(args.text) == "-" else read_text(args.text)
     lm = options.load_model(args.model, args.compute, adapter=args.adapter)
     ids = lm.tokenizer.encode(text, add_bos=not args.no_bos)[: args.limit]
     other = None if args.reference is None else options.load_model(args.reference, args.compute)

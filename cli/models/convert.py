@@ -11,10 +11,10 @@ from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
-from .. import options
+from .. import options, paths
 from ..options import argument, flag, option
 from ..render.theme import console
-from ..streams import check_new_folder, progress
+from ..streams import progress
 
 if TYPE_CHECKING:
     from minicpm_mlx.weights.llama_format import Scales
@@ -25,7 +25,9 @@ class ConvertOptions:
     """Arguments and options of `convert`."""
 
     source: options.Source
-    destination: Path = argument("Folder (or .gguf file) to write; it must not exist.")
+    destination: Path = argument(
+        "Folder (or .gguf file) to write; it must not exist.", check=paths.new_path
+    )
     format: str | None = option(
         "mup, llama (OpenBMB's), mlx (for mlx-lm) or gguf; default: mlx, or gguf for a .gguf file."
     )
@@ -37,6 +39,10 @@ class ConvertOptions:
     scale_emb: float | None = option("From llama: MiniCPM's constant, 12.")
     scale_depth: float | None = option("From llama: likewise, 1.4.")
     dim_model_base: int | None = option("From llama: likewise, 256.")
+
+    @property
+    def target_format(self) -> str:
+        return self.format or ("gguf" if self.destination.suffix.lower() == ".gguf" else "mlx")
 
     def scales(self) -> Scales | None:
         from minicpm_mlx.weights.llama_format import Scales
@@ -52,25 +58,22 @@ class ConvertOptions:
 @options.command(ConvertOptions)
 def convert(args: ConvertOptions) -> None:
     """Write a model and its tokenizer in another format."""
-    from minicpm_mlx.convert.checkpoint import convert as convert_folder
-    from minicpm_mlx.weights.gguf.package import library
+    from minicpm_mlx.convert import checkpoint
 
     destination, scales = args.destination, args.scales()
-    check_new_folder(destination)  # before anything is downloaded
-    format = args.format or ("gguf" if destination.suffix.lower() == ".gguf" else "mlx")
-    if format == "gguf":
-        library()
+    format, dtype, gguf_type = args.target_format, args.dtype, args.gguf_type
+    checkpoint.check(destination, format=format, dtype=dtype, gguf_type=gguf_type)
     options.Compute().select()
     card = replace(resolve(args.source), bits=None, group_size=None)
     show = progress()
-    written = convert_folder(
+    written = checkpoint.convert(
         folder_of(card),
         destination,
         format=format,
-        dtype=args.dtype,
+        dtype=dtype,
+        gguf_type=gguf_type,
         dequantize=args.dequantize,
         scales=scales,
-        gguf_type=args.gguf_type,
         card=card,
         progress=show,
     )

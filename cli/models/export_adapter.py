@@ -7,13 +7,24 @@ from typing import Annotated
 
 import typer
 
-from .. import options
+from .. import options, paths
 from ..render.theme import console
 
 
 def export_adapter(
-    folder: Annotated[Path, typer.Argument(help="Folder of a LoRA or DoRA adapter.")],
-    target: Annotated[Path, typer.Argument(help="Folder to write, or .gguf file; must not exist.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of a LoRA or DoRA adapter.", callback=paths.checked(paths.adapter_folder)
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder to write, or .gguf file; must not exist.",
+            callback=paths.checked(paths.new_path),
+        ),
+    ],
     layout: Annotated[
         str, typer.Option("--format", help="peft, mlx (mlx-lm), or gguf (llama.cpp --lora).")
     ],

@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .. import options
+from .. import options, paths
 from ..options import REQUIRED, argument, flag, option
 from ..render.theme import console
-from ..streams import check_new_folder, print_json, progress, read_text
+from ..streams import print_json, progress, read_text
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class FuseOptions:
     """Arguments and options of `fuse`."""
 
-    source: str = argument("Card, folder or repository, as for --model.")
+    source: str = argument("Card, folder or repository, as for --model.", check=paths.model_name)
     folder: options.NewFolder
-    adapter: Path = option("Folder of a LoRA or DoRA adapter.", default=REQUIRED)
-    text: Path | None = option("Text in UTF-8 to check on; default: a few lines.")
+    adapter: Path = option(
+        "Folder of a LoRA or DoRA adapter.", default=REQUIRED, check=paths.adapter_folder
+    )
+    text: Path | None = option(
+        "Text in UTF-8 to check on; default: a few lines.", check=paths.input_file
+    )
     dequantize: bool = flag("Write the changed matrices dense.")
     force: bool = flag("Write even where rounding lost the change.")
     as_json: options.Json = False
@@ -30,7 +34,6 @@ def fuse(args: FuseOptions) -> None:
     from minicpm_mlx.convert.merge_adapter import fuse_adapter
 
     folder, text = args.folder, None if args.text is None else read_text(args.text)
-    check_new_folder(folder)
     options.Compute().select()
     show = progress()
     report = fuse_adapter(

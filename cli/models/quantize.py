@@ -11,10 +11,10 @@ from minicpm_mlx.files.atomic import make_whole, partial_of
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
-from .. import options
+from .. import options, paths
 from ..options import option
 from ..render.theme import console
-from ..streams import check_new_folder, print_json, progress, read_text, resumable
+from ..streams import print_json, progress, read_text, resumable
 
 if TYPE_CHECKING:
     from minicpm_mlx.quantization.recipe import Recipe
@@ -36,8 +36,12 @@ class QuantizeOptions:
     group_size: int | None = option("Weights in a group: 32, 64 or 128.")
     bpw: float | None = option("Of mixed: bits per weight on average, scales included.")
     mode: str = option("affine, or with rtn mxfp4, mxfp8 or nvfp4.", default="affine")
-    calibration: Path | None = option("Text file, or folder of .txt and .md, to calibrate on.")
-    evaluation: Path | None = option("Text to measure the report on.", "--evaluate")
+    calibration: Path | None = option(
+        "Text file, or folder of .txt and .md, to calibrate on.", check=paths.input_path
+    )
+    evaluation: Path | None = option(
+        "Text to measure the report on.", "--evaluate", check=paths.input_path
+    )
     samples: int | None = option("Calibration samples.")
     length: int | None = option("Tokens of each sample.")
     seed: int | None = option("Seed that draws the samples.")
@@ -76,7 +80,6 @@ def quantize(args: QuantizeOptions) -> None:
     from minicpm_mlx.quantization.report import summary
 
     recipe = args.recipe()
-    check_new_folder(args.folder)
     report = _write(args, recipe)
     if args.as_json:
         print_json(report)

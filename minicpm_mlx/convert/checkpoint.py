@@ -13,13 +13,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..arguments import one_of
 from ..device import as_dtype
 from ..errors import InvalidArgumentError
-from ..files.atomic import make_whole
+from ..files.atomic import check_writable, make_whole
 from ..model_cards import Card
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companion_files
 from ..weights.gguf import KINDS, GgufReport, write_gguf
+from ..weights.gguf.package import library
 from ..weights.lazy_ops import cast, dense
 from ..weights.lazy_tensor import dtype_name, is_float
 from ..weights.llama_format import Scales, fold, fold_tied, unfold
@@ -61,13 +63,7 @@ def convert(
     exists, WeightsError for what `dtype` cannot hold, and what `read_checkpoint` raises.
     """
     source, destination = Path(source), Path(destination)
-    _check(format, dtype, gguf_type)
-    if format != "gguf" and destination.suffix.lower() == ".gguf":
-        raise InvalidArgumentError(
-            f"{destination}: format {format} is a folder; expected format gguf, or another name"
-        )
-    if destination.exists():
-        raise InvalidArgumentError(f"{destination} exists; give a folder that does not")
+    check(destination, format=format, dtype=dtype, gguf_type=gguf_type)
     checkpoint = read_checkpoint(source, card.file if card and card.repo else None)
     result = converted(checkpoint, format, dtype=dtype, dequantize=dequantize, scales=scales)
     if format == "gguf":
@@ -112,7 +108,14 @@ def converted(
     return replace(checkpoint, raw=checkpoint.raw | _stored_dtype(checkpoint))
 
 
-def _check(format: str, dtype: str | mx.Dtype | None, gguf_type: str | None) -> None:
+def check(
+    destination: Path,
+    *,
+    format: str,
+    dtype: str | mx.Dtype | None = None,
+    gguf_type: str | None = None,
+) -> None:
+    """Raises as `convert` for arguments that no source could have."""
     if format == "gguf" and dtype is not None:
         raise InvalidArgumentError(
             "format gguf: --type says how its matrices are held, not --dtype"
@@ -121,12 +124,21 @@ def _check(format: str, dtype: str | mx.Dtype | None, gguf_type: str | None) -> 
         raise InvalidArgumentError(f"--type is for format gguf, got format {format!r}")
     for name, value, choices in (
         ("format", format, FORMATS),
-        ("type", gguf_type, KINDS),
+        ("gguf_type", gguf_type, KINDS),
     ):
-        if value is not None and value not in choices:
-            raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if value is not None:
+            one_of(name, value, choices)
     if dtype is not None:
         as_dtype(dtype)
+    if format == "gguf":
+        library()
+    if format != "gguf" and destination.suffix.lower() == ".gguf":
+        raise InvalidArgumentError(
+            f"{destination}: format {format} is a folder; expected format gguf, or another name"
+        )
+    if destination.exists():
+        raise InvalidArgumentError(f"{destination} exists; give a folder that does not")
+    check_writable(destination, "give another place")
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> dict[str, Any]:

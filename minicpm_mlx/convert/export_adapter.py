@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..arguments import one_of
 from ..errors import InvalidArgumentError
-from ..files.atomic import make_whole, named_errors, write_whole
+from ..files.atomic import check_writable, make_whole, named_errors, write_whole
 from ..loading.store import folder_of
 from ..model.adapters import Adapter, find_projections, locate_deltas
 from ..model.config import Config
@@ -40,8 +41,7 @@ def export_adapter(
 
         export_adapter("adapters", "for-llama.gguf", "gguf", model="minicpm-2b-dpo")
     """
-    if layout not in LAYOUTS:
-        raise InvalidArgumentError(f"the format must be {', '.join(LAYOUTS)}, got {layout!r}")
+    one_of("format", layout, LAYOUTS)
     target = Path(target)
     if target.exists():
         raise InvalidArgumentError(f"{target} exists; give a name that does not")
@@ -49,9 +49,10 @@ def export_adapter(
         raise InvalidArgumentError(
             f"{target}: format {layout} is a folder; expected format gguf, or another name"
         )
+    check_writable(target, "give another name")
     card = resolve(str(model))
-    config = Config.load(folder_of(card))
     source = read_adapter(Path(adapter).expanduser())
+    config = Config.load(folder_of(card))
     locate_deltas(Model(config), source)  # MLX makes none of its weights
     if layout == "gguf":
         with named_errors(target, "give another name"):

@@ -20,7 +20,7 @@ from ..arguments import printable
 from ..engine import LanguageModel
 from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
-from ..files.atomic import make_whole
+from ..files.atomic import check_writable, make_whole
 from ..lm.lm import LM
 from ..loading.load import load
 from ..loading.store import folder_of
@@ -102,10 +102,11 @@ def fuse_adapter(
     target = Path(folder)
     if target.exists():
         raise InvalidArgumentError(f"{target} exists; give a folder that does not")
+    check_writable(target, "give another folder")
     card = resolve(str(source))
+    changes = read_adapter(Path(adapter).expanduser())
     origin = folder_of(card)
     base = read_checkpoint(origin, card.file if card.repo else None)
-    changes = read_adapter(Path(adapter).expanduser())
     fused = merged(base, changes, dequantize=dequantize)
     progress("the adapter on the base")
     ids, truth, kl_base = _expected(source, adapter, text, fuse=not base.config.num_experts)

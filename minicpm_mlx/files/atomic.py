@@ -51,6 +51,13 @@ def named_errors(path: Path, advice: str) -> Iterator[None]:
         ) from None
 
 
+def check_writable(path: Path, advice: str) -> None:
+    """Raises StorageError, with `advice`, where `path`, which does not exist, cannot be made."""
+    with named_errors(path, advice):
+        parent = next(parent for parent in path.absolute().parents if parent.exists())
+        Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=parent)).rmdir()
+
+
 PARTIAL = "-partial"
 """Suffix of the name of a folder that can be resumed."""
 

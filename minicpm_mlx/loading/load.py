@@ -14,8 +14,9 @@ from ..model.config import Config
 from ..model_cards import Card, resolve
 from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
+from ..weights.adapters import find_adapter
 from ..weights.generation_config import FILE, read_sampling
-from .store import folder_of
+from .store import folder_of, kept_folder
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -45,6 +46,7 @@ def load(
         lm = load("demo")
     """
     card = resolve(str(name))
+    _check_options(dtype, adapter, draft)
     devices.select(device)
     folder = folder_of(card, progress=progress)
     try:
@@ -67,6 +69,18 @@ def load(
         lm.draft = load(draft, dtype=dtype, device=device, progress=progress)
         _check_vocabulary(lm, lm.draft)
     return lm
+
+
+def _check_options(
+    dtype: str | mx.Dtype | None, adapter: str | Path | None, draft: str | Path | None
+) -> None:
+    """Raises what can be known before anything is downloaded or loaded."""
+    if dtype is not None:
+        devices.as_dtype(dtype)
+    if adapter is not None:
+        find_adapter(Path(adapter).expanduser())
+    if draft is not None and (kept := kept_folder(resolve(str(draft)))):
+        Config.load(kept)
 
 
 def _check_vocabulary(lm: LM, draft: LM) -> None:

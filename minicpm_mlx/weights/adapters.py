@@ -42,9 +42,11 @@ _PARTS = {
 }
 
 
-def read_adapter(folder: str | Path) -> Adapter:
-    """Read the adapter in `folder`; ConfigError or WeightsError for what is none, or damaged."""
-    folder = Path(folder)
+def find_adapter(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weight file and the config of the adapter in `folder`; raises as `read_adapter`.
+
+    The tensors are not looked at.
+    """
     if not folder.is_dir():
         there = "a file; give the folder that holds it" if folder.exists() else "no such folder"
         raise WeightsError(f"{folder}: expected an adapter's folder, found {there}")
@@ -53,8 +55,14 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise WeightsError(
             f"{folder}: no adapter; expected {', '.join(FILES)} beside adapter_config.json"
         )
+    return path, _config(folder / "adapter_config.json")
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Read the adapter in `folder`; ConfigError or WeightsError for what is none, or damaged."""
+    folder = Path(folder)
+    path, config = find_adapter(folder)
     config_path = folder / "adapter_config.json"
-    config = _config(config_path)
     peft = path.name != "adapters.safetensors"
     modules: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in FILES[path.name](path).items():

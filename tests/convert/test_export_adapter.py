@@ -276,7 +276,7 @@ HALF_DORA = replace(LORA_ADAPTER, deltas={**DORA_ADAPTER.deltas, FIRST: LORA_ADA
         (HEAD, "gguf", {"tie_word_embeddings": False}, "inside layers only"),
         (random_adapter(random_model(**MOE)), "gguf", MOE, "mixture of 4 experts"),
         (HEAD, "peft", {}, "changes lm_head, which is no matrix of this model"),
-        (HEAD, "onnx", {}, "the format must be peft, mlx, gguf, got 'onnx'"),
+        (HEAD, "onnx", {}, "format must be one of peft, mlx, gguf, got 'onnx'"),
         (LORA_ADAPTER, "peft", {"hidden_size": 128}, "is it another model's"),
         (HALF_DORA, "peft", {}, "expected one kind"),
         (HALF_DORA, "mlx", {}, "expected one kind"),

@@ -490,8 +490,8 @@ def test_the_command_refuses_in_one_line(
         (("--max-tokens", "0"), "--max-tokens must be 1 or more"),
         (("--timeout", "nan"), "--timeout must be"),
         (("--api-key", "a b"), "the API key must be"),
-        (("--tls-key", "key.pem"), "certificate"),
-        (("--tls-cert", str(tmp_path / "none.pem")), "expected a certificate"),
+        (("--tls-key", str(empty)), "certificate"),
+        (("--tls-cert", str(tmp_path / "none.pem")), "--tls-cert"),
     ):
         assert command("serve", "-m", str(tiny.card.path), *arguments) == 1
         said = capsys.readouterr().err.splitlines()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = "server.md"
@@ -42,7 +43,8 @@ def parsed(arguments: list[str]) -> Iterator[dict[str, Any]]:
     if rest and rest[0] in getattr(command, "commands", {}):
         name, *rest = rest
         command = command.commands[name]
-    parameters: dict[str, Any] = command.make_context(name, rest).params
+    with patch("minicpm_mlx.cli.paths.apply"):  # the files of the guides are not here
+        parameters: dict[str, Any] = command.make_context(name, rest).params
     yield parameters
     if name == "launch":
         yield from parsed(parameters["command"])
