@@ -30,6 +30,7 @@ from .models.fuse import fuse
 from .models.manage import list_models, pull, remove, show
 from .models.quantize import quantize
 from .serve import serve
+from .sessions import app as sessions
 from .streams import not_text
 from .train.command import lora
 from .web import web
@@ -52,6 +53,7 @@ for command in (serve, web, bench, quantize, convert, ppl, fuse, export_adapter,
 app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(lora)
 app.command()(doctor)
 app.add_typer(evaluate, name="eval")
+app.add_typer(sessions, name="sessions")
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError, StorageError
 
@@ -26,6 +30,47 @@ def stdin_lines() -> Iterator[str]:
     # A Python caller may have replaced it by a StringIO, which has no bytes below the text.
     lines = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
     return _decode(lines)
+
+
+def ask(question: str, *, file: TextIO) -> str | None:
+    """Asks at the terminal: the line typed, or None at the end of input.
+
+    What was typed before the question counts. In a pipe (`yes | …`) no question is shown.
+    """
+    if sys.stdin is None:
+        return None
+    if interactive := sys.stdin.isatty():
+        print(question, end="", file=file, flush=True)
+        _wait_for_line()
+    line = next(stdin_lines(), None)
+    if line is None and interactive:
+        print(file=file)
+    return None if line is None else line.strip()
+
+
+def _wait_for_line() -> None:
+    """Waits until a line can be read, or raises KeyboardInterrupt.
+
+    A read alone would miss a Ctrl-C that comes just before it, and wait.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        while sys.stdin not in select.select([sys.stdin, read], [], [])[0]:
+            os.read(read, 1)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(read)
+        os.close(write)
+
+
+def confirm(question: str) -> bool:
+    """Whether the answer is yes; InvalidArgumentError if nobody can be asked."""
+    answer = ask(f"{question} [y/N]: ", file=sys.stderr)
+    if answer is None:
+        raise InvalidArgumentError("nobody to ask, nothing deleted; --yes deletes without asking")
+    return answer.lower() in ("y", "yes")
 
 
 def _decode(lines: Iterable[bytes]) -> Iterator[str]:

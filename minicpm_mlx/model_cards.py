@@ -207,15 +207,26 @@ def _repository(repo: str, revision: str | None) -> Card:
 
 
 def cache_dir() -> Path:
-    """Where this library keeps what it makes: $MINICPM_MLX_HOME, else the system's cache folder.
+    """Where this library keeps what it can make again: $MINICPM_MLX_HOME, else the system's cache
+    folder.
 
-    Downloads are in the hub's own cache (`loading/download.py`), quantized copies and sessions
-    here. The folder may not exist yet.
+    Downloads are in the hub's own cache (`loading/download.py`), quantized copies and the KV caches
+    of sessions here. The folder may not exist yet.
     """
+    return _folder("Caches", "XDG_CACHE_HOME", ".cache")
+
+
+def data_dir() -> Path:
+    """Where conversations and input history are kept: $MINICPM_MLX_HOME, else the system's folder
+    of the user's data. The folder may not exist yet."""
+    return _folder("Application Support", "XDG_DATA_HOME", ".local/share")
+
+
+def _folder(mac: str, variable: str, default: str) -> Path:
     if home := os.environ.get("MINICPM_MLX_HOME"):
         return Path(home).expanduser()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "minicpm-mlx"
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "minicpm-mlx"
-    return Path.home() / ".cache" / "minicpm-mlx"
+        return Path.home() / "Library" / mac / "minicpm-mlx"
+    base = Path(os.environ.get(variable) or "").expanduser()
+    # The specification of these variables has relative paths ignored.
+    return (base if base.is_absolute() else Path.home() / default) / "minicpm-mlx"

@@ -115,7 +115,8 @@ DOCUMENTS = (".txt", ".json", ".html", ".pdf", ".docx")
 def _export(terminal: TerminalChat, path: Path, typed: str, overwrite: bool) -> None:
     from minicpm_mlx.lm import sessions
 
-    document = sessions.markdown(terminal.chat, path.stem)
+    chat = terminal.chat
+    document = sessions.markdown(path.stem, chat.lm.card.name, chat.system, chat.messages)
     try:
         with path.open("w" if overwrite else "x", encoding="utf-8", errors="replace") as file:
             file.write(document)

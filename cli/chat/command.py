@@ -17,13 +17,13 @@ import typer
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError, MiniCPMError, SessionError
 from minicpm_mlx.lm.attachments import Files
 from minicpm_mlx.loading.store import folder_of
-from minicpm_mlx.model_cards import cache_dir, resolve
+from minicpm_mlx.model_cards import resolve
 
 from .. import options, paths
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
-from ..streams import at_terminal, prompt_text, stdin_lines
+from ..streams import ask, at_terminal, prompt_text, stdin_lines
 from . import keyboard, slash_commands
 from .conversation import LEAVE, Loading, TerminalChat, is_here
 
@@ -258,20 +258,20 @@ def _greet(model: str, texts: Texts) -> str:
 def _choose(question: str, letters: str) -> str:
     """Asks until the answer begins with one of the letters; the last one at end of input."""
     while True:
-        try:
-            answer = input(question).strip().lower()[:1]
-        except EOFError:
-            print()
+        answer = ask(question, file=sys.stdout)
+        if answer is None:
             return letters[-1]
-        if answer and answer in letters:
-            return answer
+        if (letter := answer.lower()[:1]) and letter in letters:
+            return letter
 
 
 def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
     """Reads the next message at the terminal; Ctrl-C twice at an empty prompt ends it."""
+    from minicpm_mlx.lm.user_data import HISTORY, user_data
+
     from .line_editor import LineEditor
 
-    history = cache_dir() / "history" if terminal.name is not None else None
+    history = user_data() / HISTORY if terminal.name is not None else None
     editor = LineEditor(history, slash_commands.COMMANDS, slash_commands.completions)
     warned = False
 

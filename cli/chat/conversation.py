@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, nullcontext
@@ -16,7 +15,7 @@ from minicpm_mlx.lm.attachments import Files, with_files, without_files
 from minicpm_mlx.loading.store import kept_folder
 
 from ..render.spinner import SpinnerStream
-from ..render.texts import Texts
+from ..render.texts import CONTROLS, Texts, printable
 from ..render.theme import console
 from . import keyboard
 from .autosave import AutoSave
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from minicpm_mlx.lm.sessions import SavedSession
 
 LEAVE = ("/exit", "/quit")
-
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-NO_TEXT = re.compile(r"[\ud800-\udfff]")
-"""Bytes of a file name that are no UTF-8, as Python decodes them; printing them would fail."""
 
 
 class PlainStream:
@@ -264,9 +259,8 @@ class TerminalChat:
 
     def print(self, text: str, style: str = "quiet", *, cut: bool = False) -> None:
         """Prints lines without control characters; `cut`: to the terminal's width."""
-        text = CONTROLS.sub("", NO_TEXT.sub("\ufffd", text))
         out = console(stderr=not self.interactive)
-        out.print(text, style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
+        out.print(printable(text), style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
 
     def _offer(self, question: str) -> None:
         """Makes a draft of a question that was never answered, as the program was killed."""

@@ -17,7 +17,7 @@ from minicpm_mlx.model_cards import cards, resolve
 
 from .. import options
 from ..render.theme import console
-from ..streams import print_json, stdin_lines
+from ..streams import confirm, print_json
 
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
@@ -122,7 +122,7 @@ def remove(
     if not size and not converted:
         what = "the download of " if download else ""
         raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")
-    if not yes and not _confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
+    if not yes and not confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
         print("nothing deleted", file=sys.stderr)
         raise typer.Exit(1)
     for path in converted:
@@ -130,19 +130,6 @@ def remove(
     if card.repo:
         hub.remove(card.repo)
     print(f"{card.name}: {size / 1e9:.1f} GB freed")
-
-
-def _confirm(question: str) -> bool:
-    """Asks at the terminal; a pipe may answer as well (`yes | …`), without a prompt."""
-    interactive = sys.stdin is not None and sys.stdin.isatty()
-    if interactive:
-        print(f"{question} [y/N]: ", end="", file=sys.stderr, flush=True)
-    answer = next(stdin_lines(), None) if sys.stdin is not None else None
-    if answer is None:
-        if interactive:
-            print(file=sys.stderr)
-        raise InvalidArgumentError("nobody to ask, nothing deleted; --yes deletes without asking")
-    return answer.strip().lower() in ("y", "yes")
 
 
 def _gigabytes(path: Path | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import os
+import re
 
 LANGUAGES = ("en", "zh")
 
@@ -203,6 +204,26 @@ COUNTED = {
     "token": ("token", "tokens", "个词元"),
 }
 """One, several, and Chinese."""
+
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+NO_TEXT = re.compile(r"[\ud800-\udfff]")
+"""Bytes of a file name that are no UTF-8, as Python decodes them; printing them would fail."""
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey or could not show."""
+    return CONTROLS.sub("", NO_TEXT.sub("\ufffd", text))
+
+
+def size_text(count: int) -> str:
+    """Bytes in decimal units: "1.5 GB", "12 kB"."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return (
+                f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count // size} {unit}"
+            )
+    return f"{count} B"
 
 
 class Texts:

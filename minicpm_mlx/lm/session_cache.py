@@ -1,7 +1,9 @@
-"""Saves and restores a session's key-value cache, beside its conversation."""
+"""Saves and restores a session's key-value cache, beside or apart from its conversation."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,18 @@ import mlx.core as mx
 from ..engine import KVCache, Session
 from ..weights.lazy_tensor import LazyTensor
 from ..weights.safetensors import read
+from . import sessions
 from .chat import Chat
 from .fingerprint import fingerprint
 from .lm import LM
-from .sessions import cache_path, write_file
+from .sessions import cache_path, make_room, write_file
 
 
-def save_cache(chat: Chat, name: str) -> Path:
-    """Save the cache beside the session, so that continuing reads no turn again."""
+def save_cache(chat: Chat, name: str) -> Path | None:
+    """Save the cache of the session, so that continuing reads no turn again.
+
+    The caches used longest ago are deleted for it; None if it alone is larger than CACHE_LIMIT.
+    """
     session = chat.session
     if session.cache[0].offset != len(session.ids):  # a step was interrupted
         session.rewind([*session.ids, 0])
@@ -27,6 +33,10 @@ def save_cache(chat: Chat, name: str) -> Path:
         arrays |= {f"{number}.{part}": array for part, array in enumerate(parts)}
     facts = {"identity": fingerprint(chat.lm), "length": str(session.length)}
     path = cache_path(name)
+    size = sum(array.nbytes for array in arrays.values()) + 2**16  # more than the file's header has
+    if size > sessions.CACHE_LIMIT:
+        return None
+    make_room(path, size)
     write_file(path, lambda file: mx.save_safetensors(str(file), arrays, facts))
     return path
 
@@ -43,6 +53,8 @@ def restore_cache(chat: Chat, name: str) -> str | None:
         reason = f"{path}: damaged ({type(error).__name__})"
     if reason is None:
         chat.session = session
+        with suppress(OSError):  # a cache of others may be read and not written
+            os.utime(path)  # it was used now
     return reason
 
 

@@ -11,11 +11,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from ..model_cards import cache_dir
 from .attachments import without_files
 from .chat import Chat
 from .fingerprint import fingerprint
-from .lm import LM
+from .lm import LM, Message
+from .user_data import SESSIONS, numbered, user_data
 
 FORMAT = 1
 _NAME = re.compile(r"[^\W_][\w .+-]{0,79}")
@@ -66,6 +67,15 @@ class SavedSession:
         """Modification time of its file."""
         return datetime.fromtimestamp(self.version[2] / 1e9 if self.version else 0)
 
+    def to_json(self) -> dict[str, Any]:
+        """The JSON that it is saved as."""
+        raw = asdict(self)
+        del raw["version"]
+        return raw
+
+    def to_markdown(self, title: str) -> str:
+        return markdown(title, self.model, self.system, self.messages)
+
     def take_unanswered(self) -> str:
         """Remove and return a last question without an answer; "" if there is none."""
         if not self.messages or self.messages[-1]["role"] != "user":
@@ -77,7 +87,7 @@ class SavedSession:
 
 def directory() -> Path:
     """Folder of sessions; it may not exist yet."""
-    return cache_dir() / "sessions"
+    return user_data() / SESSIONS
 
 
 def path_of(name: str) -> Path:
@@ -102,12 +112,7 @@ def version(name: str) -> Version | None:
 def new_name() -> str:
     """An unused name: the current time."""
     stem = datetime.now().strftime("%Y-%m-%d %H.%M.%S")
-    return next(name for name in _candidates(stem) if version(name) is None)
-
-
-def _candidates(name: str) -> Iterator[str]:
-    """The name, then numbered variants of it."""
-    return chain([name], (f"{name[:50]}-{n}" for n in count(2)))
+    return next(name for name in numbered(stem) if version(name) is None)
 
 
 def snapshot(chat: Chat) -> SavedSession:
@@ -129,11 +134,10 @@ def snapshot(chat: Chat) -> SavedSession:
 def save(chat: Chat, name: str) -> Path:
     """Write the conversation, atomically replacing an earlier one of that name."""
     path, now = path_of(name), datetime.now(timezone.utc).isoformat(timespec="microseconds")
-    raw = asdict(replace(snapshot(chat), name=name, updated=now))
-    del raw["version"]
+    raw = replace(snapshot(chat), name=name, updated=now).to_json()
     if problem := _problem(raw):
         raise SessionError(f"{path}: not saved, since it could not be read again ({problem})")
-    text = json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
+    text = json_text(raw)
     # A lone surrogate has no UTF-8; Python's backslash escape is also JSON's.
     write_file(
         path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -141,11 +145,16 @@ def save(chat: Chat, name: str) -> Path:
     return path
 
 
+def json_text(raw: dict[str, Any]) -> str:
+    """JSON that people can read."""
+    return json.dumps(raw, ensure_ascii=False, indent=2) + "\n"
+
+
 def save_new(chat: Chat, name: str) -> str:
     """Save under `name` or, if taken, a variant of it; returns the name."""
-    with _saving(path_of(name)):
+    with _writing(path_of(name)):
         directory().mkdir(parents=True, exist_ok=True)
-        name = next(free for free in _candidates(name) if _claim(path_of(free)))
+        name = next(free for free in numbered(name) if _claim(path_of(free)))
     try:
         save(chat, name)
     except BaseException:
@@ -163,11 +172,15 @@ def _claim(path: Path) -> bool:
     return True
 
 
-def remove(name: str) -> None:
-    """Delete a session and its cache, if they exist."""
-    for path in (path_of(name), cache_path(name)):
-        with _saving(path):
+def remove(name: str, *, conversation: bool = True) -> int:
+    """Delete a session and its cache, or its cache alone, where they exist; the bytes freed."""
+    freed = 0
+    for path in (path_of(name), cache_path(name)) if conversation else (cache_path(name),):
+        size = path.stat().st_size if path.exists() else 0
+        with _writing(path, "deleted"):
             path.unlink(missing_ok=True)
+        freed += size
+    return freed
 
 
 _CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
@@ -181,7 +194,7 @@ def load(name: str) -> SavedSession:
         # Replaces lone surrogates, which no tokenizer or terminal accepts.
         raw = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except FileNotFoundError:
-        near = difflib.get_close_matches(name, _names(), cutoff=0.0)
+        near = difflib.get_close_matches(name, names(), cutoff=0.0)
         nearest = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
         raise SessionError(f"no session {name!r} in {directory()}{nearest}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -199,13 +212,14 @@ def load(name: str) -> SavedSession:
 def listed() -> list[SavedSession]:
     """Every readable session, the newest first; SessionError if the folder cannot be read."""
     saved_sessions = []
-    for name in _names():
+    for name in names():
         with suppress(SessionError):
             saved_sessions.append(load(name))
     return sorted(saved_sessions, key=lambda saved: (saved.written, saved.updated), reverse=True)
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
+    """Names of all sessions, also of damaged ones."""
     try:
         return [path.stem for path in directory().iterdir() if path.suffix == ".json"]
     except FileNotFoundError:
@@ -234,25 +248,66 @@ def restore(saved: SavedSession, lm: LM, **changes: Any) -> Chat:
         raise SessionError(f"{path_of(saved.name)}: {error}") from None
 
 
-def markdown(chat: Chat, title: str) -> str:
-    """The conversation as a Markdown document."""
-    parts = [f"# {title}", f"*{chat.lm.card.name}*"]
-    if chat.system:
-        parts.append(f"> {chat.system}".replace("\n", "\n> "))
-    for message in chat.messages:
-        head = {"user": "**You**", "assistant": f"**{chat.lm.card.name}**"}[message["role"]]
+def markdown(title: str, model: str, system: str | None, messages: Sequence[Message]) -> str:
+    """A conversation as a Markdown document."""
+    parts = [f"# {title}", f"*{model}*"]
+    if system:
+        parts.append(f"> {system}".replace("\n", "\n> "))
+    for message in messages:
+        head = {"user": "**You**", "assistant": f"**{model}**"}[message["role"]]
         parts += [head, message["content"].strip()]
     return "\n\n".join(parts) + "\n"
 
 
 def cache_path(name: str) -> Path:
-    return path_of(name).with_suffix(".safetensors")
+    """The file of a session's KV cache, which can be made again and so is in the cache folder."""
+    return cache_directory() / f"{path_of(name).stem}.safetensors"
+
+
+def cache_directory() -> Path:
+    """Folder of kept KV caches; it may not exist yet."""
+    return cache_dir() / SESSIONS
+
+
+CACHE_LIMIT = 4 * 10**9
+"""Bytes of all kept KV caches together. MiniCPM-2B takes 0.37 MB a token, so 1.5 GB in all."""
+
+
+def cache_sizes() -> dict[Path, int]:
+    """Bytes of each kept KV cache, the one used longest ago first.
+
+    Caches of deleted sessions and what killed processes left are among them; what another process
+    is writing is not.
+    """
+    found = []
+    for path in cache_directory().glob("*.safetensors"):
+        with suppress(OSError):  # another process has just deleted it
+            stat = path.stat()
+            if not path.name.startswith(".") or time.time() - stat.st_mtime > 3600:
+                found.append((stat.st_mtime_ns, path, stat.st_size))
+    return {path: size for _, path, size in sorted(found)}
+
+
+def make_room(path: Path | None = None, size: int | None = None) -> int:
+    """Delete the caches used longest ago, so that all have at most CACHE_LIMIT bytes once `path`
+    has `size`; by default all of them. Returns the bytes freed."""
+    others = cache_sizes()
+    if path is not None:
+        others.pop(path, None)
+    excess, freed = sum(others.values()) - (0 if size is None else CACHE_LIMIT - size), 0
+    for other, bytes_ in others.items():
+        if freed >= excess:
+            break
+        with suppress(OSError):
+            other.unlink()
+            freed += bytes_
+    return freed
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     partial: Path | None = None
     try:
-        with _saving(path):
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
             os.close(handle)
@@ -265,13 +320,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def _saving(path: Path) -> Iterator[None]:
+def _writing(path: Path, done: str = "saved") -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # MLX raises the latter where the disk is full
         reason = getattr(error, "strerror", None) or error
         raise SessionError(
-            f"{path}: could not be saved ({reason}); what was saved before is still there"
+            f"{path}: could not be {done} ({reason}); what was saved before is still there"
         ) from None
 
 

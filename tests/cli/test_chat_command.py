@@ -209,7 +209,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
     monkeypatch: pytest.MonkeyPatch, answer: str, chosen: str
 ) -> None:
     fetched: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda question: answer)
+    monkeypatch.setattr(chat_command, "ask", lambda question, file: answer)
     monkeypatch.setattr(
         "minicpm_mlx.cli.chat.command.folder_of", lambda card: fetched.append(card.name)
     )
@@ -219,7 +219,7 @@ def test_a_model_that_is_not_here_is_explained_and_offered(
 
 def test_any_other_answer_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["", "yes", "?", "Q"])
-    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    monkeypatch.setattr(chat_command, "ask", lambda question, file: next(answers))
     with pytest.raises(typer.Exit):
         chat_command._greet("minicpm-2b-dpo", Texts("en"))
     assert not list(answers)

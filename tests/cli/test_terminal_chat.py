@@ -465,7 +465,6 @@ def test_a_session_or_model_that_cannot_be_loaded_ends_the_chat(
 def test_a_download_can_be_declined(chat: Open, keys: str, status: int) -> None:
     shell = chat("--lang", "zh", model="minicpm-2b-dpo")
     shell.wait("还不在本机上(.*\n)*.*退出：")
-    time.sleep(0.3)  # it asks before it listens
     shell.send(keys)
     assert shell.status() == status
     assert shell.echoes

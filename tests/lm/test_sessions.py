@@ -494,7 +494,7 @@ def test_session_changed_at_random_is_restored_or_refused(
         sessions.save(chat, "tame")
         again = sessions.restore(sessions.load("tame"), demo)
         assert (again.messages, again.sampling) == (chat.messages, chat.sampling)
-        assert sessions.markdown(chat, "wild")
+        assert sessions.markdown("wild", "demo", chat.system, chat.messages)
 
 
 # The list
@@ -534,13 +534,12 @@ def test_title_is_the_first_questions_first_line(demo: mm.LM) -> None:
     assert sessions.SavedSession(**raw).title == "What?"
 
 
-def test_markdown_has_every_turn(demo: mm.LM) -> None:
-    chat = new_chat(demo, system="Be\nbrief.", messages=TURNS[:2], forgotten=2)
-    assert sessions.markdown(chat, "Berge") == (
+def test_markdown_has_every_turn() -> None:
+    assert sessions.markdown("Berge", "demo", "Be\nbrief.", TURNS[:2]) == (
         "# Berge\n\n*demo*\n\n> Be\n> brief.\n\n**You**\n\n"
         f"{TURNS[0]['content'].strip()}\n\n**demo**\n\n{TURNS[1]['content'].strip()}\n"
     )
-    assert sessions.markdown(new_chat(demo, messages=[]), "x") == "# x\n\n*demo*\n"
+    assert sessions.markdown("x", "demo", None, []) == "# x\n\n*demo*\n"
 
 
 # The key-value cache
@@ -719,3 +718,34 @@ def test_cache_of_another_model_is_left_aside(
     reason = "weights, adapter, tokenizer or template are others than those it was made with"
     assert session_cache.restore_cache(chat, "a") == reason
     goes_on(chat, False)
+
+
+def test_kept_caches_have_a_bound_and_the_one_used_longest_ago_goes(
+    demo: mm.LM, folder: Path, talk: dict[int | None, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(parents=True)
+    size = talk[None].stat().st_size
+    for age, name in enumerate(("newer", "older", "oldest"), start=1):
+        sessions.save(new_chat(demo), name)
+        path = shutil.copy(talk[None], sessions.cache_path(name))
+        os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
+    killed = folder / ".killed.safetensors"  # while it was being written
+    killed.touch()
+    os.utime(killed, (1, 1))
+    assert session_cache.restore_cache(new_chat(demo), "oldest") is None  # it is used now
+    chat = new_chat(demo)
+    chat.session = demo.session()
+    list(chat.reply("Go on."))
+    path = session_cache.save_cache(chat, "now")
+    assert path is not None
+    limit = 2 * size + path.stat().st_size + 2**16
+    path.unlink()
+    monkeypatch.setattr(sessions, "CACHE_LIMIT", limit)
+    session_cache.save_cache(chat, "now")
+    assert {path.stem for path in sessions.cache_sizes()} == {"newer", "oldest", "now"}
+    assert sum(sessions.cache_sizes().values()) <= limit
+    assert len(sessions.listed()) == 3  # conversations stay
+    monkeypatch.setattr(sessions, "CACHE_LIMIT", 1000)
+    assert session_cache.save_cache(chat, "new") is None
+    assert not sessions.cache_path("new").exists()
+    assert sessions.cache_sizes()
