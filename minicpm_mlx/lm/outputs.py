@@ -123,8 +123,8 @@ class Transcript:
         return Piece(text=text, token_ids=(token,))
 
     def finish(self, stats: Stats) -> Piece:
-        """The last piece: what was held back."""
-        rest = "" if self.text.found else self.text.add(self.decoder.finish()) + self.text.finish()
+        """The last piece: what was held back, without the bytes of an incomplete character."""
+        rest = "" if self.text.found else self.text.finish()
         return Piece(text=rest, finish_reason="stop" if self.ended else "length", stats=stats)
 
 

@@ -147,6 +147,15 @@ def test_a_schema_is_followed(ask: Ask, stream: bool):
 
 
 @streamed
+def test_a_reply_cut_inside_a_character_ends_before_it(ask: Ask, stream: bool):
+    pytest.importorskip("llguidance")
+    answer = ask(max_tokens=7, schema={"const": "🦊🦊"}, stream=stream)  # a token is a byte
+    assert answer.texts == ['"🦊']
+    assert answer.finish_reasons == ["length"]
+    assert answer.completion_tokens == 7
+
+
+@streamed
 @over("tools", "tool")
 def test_a_tool_that_must_be_called_is_called(ask: Ask, stream: bool):
     pytest.importorskip("llguidance")
