@@ -7,18 +7,18 @@ module that imports huggingface_hub, and looking at what is kept imports none of
 
 import errno
 import glob
-import json
 import os
-import re
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from ..arguments import printable
 from ..errors import DownloadError, MiniCPMError, ModelNotFoundError, StorageError
+from ..files.weight_files import WeightFiles, choose_weight_files, files_in
 
 _TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
 _TEXT_FILES = (
@@ -162,7 +162,9 @@ def _remote_files(repo: str, revision: str, weights: str | None) -> dict[str, tu
         siblings = {s.rfilename: s for s in info.siblings or []}
     names = [name for name in sorted(siblings) if "/" not in name and not name.endswith(".py")]
     texts = [n for n in names if any(fnmatchcase(n, pattern) for pattern in _TEXT_FILES)]
-    tensors = [n for n in names if n == weights] if weights else _weight_files(names)
+    tensors = [n for n in names if n == weights] if weights else []
+    if not weights and (found := _weight_files(repo, revision, names)):
+        tensors = [*found.files, *([found.index] if found.index else [])]
     _check_listing(repo, names, texts, tensors)
     return {
         name: (s.size or 0, (s.lfs.sha256 if s.lfs else s.blob_id) or "")
@@ -171,20 +173,29 @@ def _remote_files(repo: str, revision: str, weights: str | None) -> dict[str, tu
     }
 
 
-def _weight_files(names: Collection[str]) -> list[str]:
-    """One set of weights with its index: safetensors before .bin, whole before sharded."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
-        shards = sorted(n for n in names if fnmatchcase(n, f"{stem}-*-of-*.{suffix}"))
-        indices = [index] if index in names else []
-        if whole in names:
-            return [whole] if shards else [whole, *indices]  # with shards, the index is theirs
-        if shards:
-            return shards + indices
-        others = [n for n in names if fnmatchcase(n, f"weights.*.{suffix}")]  # early mlx-lm
-        if others:
-            return sorted(others) + indices
-    return []
+def _weight_files(repo: str, revision: str, names: Sequence[str]) -> WeightFiles | None:
+    """The set of weights to download; DownloadError, before any of it is, for one with gaps."""
+
+    def read_index(name: str) -> str:
+        from huggingface_hub import hf_hub_download
+
+        with _explained(repo, revision, "list"), _bars(False):
+            path = hf_hub_download(
+                repo, name, revision=revision, cache_dir=_cache(), endpoint=_endpoint()
+            )
+            return Path(path).read_text(encoding="utf-8")
+
+    try:
+        found = choose_weight_files(names, read_index)
+    except ValueError as error:
+        raise DownloadError(f"{repo}: {error}") from None
+    if found and found.missing:
+        why = f"named by its {found.index}" if found.index else "called for by the other shards"
+        raise DownloadError(
+            f"{repo} has no file {printable(found.missing)}, which is {why}; nothing was "
+            "downloaded; choose another revision or repository"
+        )
+    return found
 
 
 def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[str]) -> None:
@@ -209,14 +220,10 @@ def _complete(folder: Path, weights: str | None) -> bool:
             return False
         if weights:
             return weights in names
-        found = _weight_files(names)
-        if index := next((name for name in found if name.endswith(".json")), None):
-            text = (folder / index).read_text(encoding="utf-8")
-            return set(json.loads(text)["weight_map"].values()) <= names
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        found = files_in(folder)
+    except (OSError, ValueError):
         return False
-    counts = [int(m[1]) for name in found if (m := re.search(r"-of-(\d+)\.", name))]
-    return bool(found) and all(count == len(found) for count in counts)
+    return found is not None and found.missing is None
 
 
 def _check_disk(repo: str, files: dict[str, tuple[int, str]]) -> None:

@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..engine.scoring.perplexity import PerplexityScore, score
 from ..errors import ConfigError
 from ..files.atomic import sha256
+from ..files.weight_files import files_in
 from ..model.config import Config
 from ..weights.checkpoint import Checkpoint
 from ..weights.companion_files import REPORT_FILE
@@ -27,6 +28,7 @@ def make_report(
     *,
     name: str,
     source: Path,
+    file: str | None,
     folder: Path,
     recipe: Recipe,
     smaller: Checkpoint,
@@ -35,7 +37,10 @@ def make_report(
     evaluation: Mapping[str, Any],
     score: PerplexityScore,
 ) -> dict[str, Any]:
-    """The report on `folder`, quantized from the `weights` parameters in `source`."""
+    """The report on `folder`, quantized from the `weights` parameters in `source`.
+
+    `file` is the source's weight file, where it has a name of its own.
+    """
     size = sum(path.stat().st_size for path in weight_files(folder))
     quantization = smaller.raw["quantization"]
     method: dict[str, Any] = {"method": recipe.method, "mode": recipe.packing.mode}
@@ -61,7 +66,7 @@ def make_report(
             "kl_99": score.kl_99,
             "top_1_agreement": score.top_1,
         },
-        "source": {"name": name, "files": hashes(source)},
+        "source": {"name": name, "files": hashes(source, file)},
         "files": hashes(folder),
         "versions": {
             **{package: version_of(package) for package in ("minicpm-mlx", "mlx", "numpy")},
@@ -84,14 +89,16 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     return report
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path, weights: str | None = None) -> dict[str, str]:
     """SHA-256 of each weight file in `folder`, by name."""
-    return {path.name: sha256(path) for path in weight_files(folder)}
+    return {path.name: sha256(path) for path in weight_files(folder, weights)}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files in `folder` that hold weights."""
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+def weight_files(folder: Path, weights: str | None = None) -> list[Path]:
+    """The files in `folder` that its weights are read from; `weights` is one with its own name."""
+    found = None if weights else files_in(folder)
+    names = [weights] if weights else found.files if found else ()
+    return [folder / name for name in names]
 
 
 def _packings(quantization: Mapping[str, Any]) -> dict[str, Any]:

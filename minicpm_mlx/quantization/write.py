@@ -49,7 +49,8 @@ def write_quantized(
     `card` states the source's tokenizer, file and name. Returns the report. Memory holds at most a
     layer, or the result.
     """
-    checkpoint = read_checkpoint(source, card.file if card.repo else None)
+    file = card.file if card.repo else None
+    checkpoint = read_checkpoint(source, file)
     tokenizer = tokenizer_of(card, source)
     calibration = calibration or Text("the bundled text", bundled_text())
     ids = tokenizer.encode(calibration.text, add_bos=False)
@@ -65,7 +66,7 @@ def write_quantized(
             "Give a longer text to measure on (--evaluate)"
         )
     # Identifies the job: finished parts of another one must not be reused.
-    job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source)]
+    job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source, file)]
     work = _work(folder, job)
     smaller = Job(checkpoint, recipe, texts, work, progress).run()
     progress("writing")
@@ -74,6 +75,7 @@ def write_quantized(
     report = make_report(
         name=card.repo or card.name,
         source=source,
+        file=file,
         folder=folder,
         recipe=recipe,
         smaller=smaller,
@@ -92,9 +94,9 @@ def _text_facts(text: Text) -> dict[str, Any]:
     return {"text": text.name, "sha256": hashlib.sha256(text.text.encode()).hexdigest()}
 
 
-def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+def _stamps(folder: Path, file: str | None) -> list[tuple[str, int, int]]:
     """Name, size and time of each weight file, to notice that the source has changed."""
-    stats = ((path.name, path.stat()) for path in weight_files(folder))
+    stats = ((path.name, path.stat()) for path in weight_files(folder, file))
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from minicpm_mlx.errors import DownloadError, ModelNotFoundError, StorageError
+from minicpm_mlx.files.weight_files import files_in
 from minicpm_mlx.loading import download
 from support.hub import BASE, CLUTTER, COMMIT, REPO, SAFE, WEIGHTS, Hub
 
@@ -64,19 +65,70 @@ def test_shards_come_with_their_index_and_all_must_be_kept(
     assert hub_server.got().count(max(shards)) == 1
 
 
+INDEX, SHARDS = (
+    "model.safetensors.index.json",
+    ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+)
+BIN_SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+
+
 @pytest.mark.parametrize(
-    ("found", "ignored"),
+    ("found", "ignored", "indexed"),
     [
-        ("weights.00.safetensors", "adapter_model.safetensors a.safetensors x.bin"),
-        ("weights.00.safetensors weights.01.safetensors", "pytorch_model.bin"),
-        ("model.safetensors", "model-00001-of-00001.safetensors model.safetensors.index.json"),
-        ("model.safetensors model.safetensors.index.json", "consolidated.safetensors"),
-        ("pytorch_model.bin", "adapter_model.safetensors"),
-        ("", "adapter_model.safetensors training_args.bin optimizer.bin"),
+        ("weights.00.safetensors", "adapter_model.safetensors a.safetensors x.bin", ""),
+        ("weights.00.safetensors weights.01.safetensors", "pytorch_model.bin", ""),
+        ("model.safetensors", " ".join(SHARDS), " ".join(SHARDS)),
+        ("model.safetensors", "consolidated.safetensors", "gone.safetensors"),
+        (" ".join(SHARDS), "model-1-of-3.safetensors", " ".join(SHARDS)),
+        (" ".join(SHARDS), "model-1-of-3.safetensors", ""),
+        (" ".join(SHARDS), "", "model-00001-of-00003.safetensors"),
+        ("a.safetensors b.safetensors", "model-1-of-2.safetensors", "a.safetensors b.safetensors"),
+        ("pytorch_model.bin", "adapter_model.safetensors " + " ".join(BIN_SHARDS), ""),
+        ("pytorch_model.bin", SHARDS[0], " ".join(SHARDS)),
+        (" ".join(BIN_SHARDS), SHARDS[1], ""),
+        ("", "adapter_model.safetensors training_args.bin optimizer.bin", ""),
     ],
 )
-def test_one_set_of_weights_is_chosen(found: str, ignored: str) -> None:
-    assert download._weight_files(f"{found} {ignored}".split()) == found.split()
+def test_one_set_of_weights_is_chosen_in_a_folder_as_on_a_hub(
+    found: str, ignored: str, indexed: str, hub_server: Hub, tmp_path: Path
+) -> None:
+    weight_map = {f"tensor {file}": file for file in indexed.split()}
+    there = {name: name.encode() for name in f"{found} {ignored}".split()}
+    if indexed:
+        there[INDEX] = json.dumps({"weight_map": weight_map}).encode()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in there.items():
+        (folder / name).write_bytes(content)
+    chosen = files_in(folder)
+    assert list(chosen.files if chosen else ()) == found.split()
+    hub_server.repos[REPO] = BASE | CLUTTER | there
+    if found:
+        wanted = set(BASE) | set(found.split())
+        assert names(download.fetch(REPO)) - {INDEX} == wanted
+        assert download.cached(REPO)
+
+
+@pytest.mark.parametrize(
+    ("there", "indexed", "missing"),
+    [
+        (SHARDS[:1], SHARDS, SHARDS[1]),
+        (SHARDS[1:], (), SHARDS[0]),
+        ((), SHARDS, SHARDS[0]),
+        (BIN_SHARDS[1:], (), BIN_SHARDS[0]),
+    ],
+)
+def test_a_repository_that_lacks_shards_is_refused_before_the_download(
+    there: tuple[str, ...], indexed: tuple[str, ...], missing: str, hub_server: Hub
+) -> None:
+    hub_server.repos[REPO] = BASE | dict.fromkeys(there, b"weights")
+    if indexed:
+        index = {"weight_map": {name: name for name in indexed}}
+        hub_server.repos[REPO][INDEX] = json.dumps(index).encode()
+    with pytest.raises(DownloadError, match=f"has no file {missing}") as caught:
+        download.fetch(REPO)
+    one_line(caught)
+    assert not {*hub_server.got()} - {INDEX}
 
 
 def test_weights_of_another_name_are_fetched_when_named(hub_server: Hub) -> None:

@@ -203,7 +203,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
         f, lambda arrays: arrays.update(surprise=mx.ones(3))
     ),
     "no weights; expected model.safetensors": lambda f: (f / "model.safetensors").unlink(),
-    f"{SHARD}: missing": lambda f: (f / "model.safetensors.index.json").write_text(INDEX),
+    f"{SHARD}: missing": lambda f: (
+        (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text(INDEX)
+    ),
 }
 
 
