@@ -27,6 +27,16 @@ def test_both_languages_give_the_same_commands_and_code() -> None:
     assert english == chinese
 
 
+def test_no_installation_replaces_an_editable_one() -> None:
+    """Neither in the guides nor in what the program says: `pip install .` would copy this tree."""
+    sources = [*(ROOT / "minicpm_mlx").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
+    sources += [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("models/*.toml")]
+    here = re.compile(r"pip install((?: -\S+)*) [\"']?\.(?=[\[\s/\"'`]|$)")
+    commands = [found for path in sources for found in here.findall(path.read_text("utf-8"))]
+    assert len(commands) > 20
+    assert {*commands} == {" -e"}
+
+
 def test_first_python_example_runs(demo: Any, capsys: Any) -> None:
     example = re.sub("max_tokens=(32|64)", "max_tokens=8", blocks("README.md", "python")[0])
     exec(compile(example, "README.md", "exec"), {})
