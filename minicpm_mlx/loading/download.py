@@ -9,18 +9,27 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 from ..arguments import printable
-from ..errors import DownloadError, MiniCPMError, ModelNotFoundError, StorageError
+from ..errors import (
+    DownloadError,
+    MiniCPMError,
+    MissingPackageError,
+    ModelNotFoundError,
+    StorageError,
+)
 from ..files.weight_files import WeightFiles, choose_weight_files, files_in
 
 _TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
+PROXIES = ("http", "https", "socks5", "socks5h")
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -76,7 +85,8 @@ def fetch_data(
     With all of them kept, the network is not touched. Raises as `fetch` does, and DownloadError for
     a file that the repository does not have.
     """
-    offline = _constants().HF_HUB_OFFLINE
+    if not (offline := _constants().HF_HUB_OFFLINE):
+        _check_settings()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -150,12 +160,13 @@ def remote_size(repo: str, revision: str = "main", *, weights: str | None = None
 def _remote_files(repo: str, revision: str, weights: str | None) -> dict[str, tuple[int, str]]:
     """The needed files on the hub: name -> (bytes, name of the blob in the cache)."""
     with _explained(repo, revision, "list"):
-        offline = _constants().HF_HUB_OFFLINE
-        from huggingface_hub import HfApi
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        if offline:
+        if _constants().HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
+        _check_settings()
+        from huggingface_hub import HfApi
+
         info = HfApi(endpoint=_endpoint()).model_info(
             repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
         )
@@ -249,6 +260,8 @@ def _constants() -> ModuleType:
     # Read when it is imported. Without it, 2.x asks its endpoint for a list of agents to name in
     # the User-Agent: nothing phones home.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if any(address.startswith("socks") for address in _proxies().values()):
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # hf_xet knows no socks5h
     from huggingface_hub import constants
 
     return constants
@@ -264,7 +277,39 @@ def _folder(repo: str) -> Path:
 
 
 def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None
+
+
+def _proxies() -> dict[str, str]:
+    """Addresses of proxies by the scheme they are for, as httpx reads them."""
+    from urllib.request import getproxies
+
+    named = {kind: address for kind, address in getproxies().items() if address}
+    return {kind: named[kind] for kind in ("all", "https", "http") if kind in named}
+
+
+def _check_settings() -> None:
+    """DownloadError for an HF_ENDPOINT or a proxy that no request could use."""
+    if (endpoint := _endpoint()) and not _is_address(endpoint, ("http", "https")):
+        raise DownloadError(
+            f"HF_ENDPOINT is {os.environ['HF_ENDPOINT']}; expected an address such as https://hf-mirror.com"
+        )
+    for kind, address in _proxies().items():
+        name, scheme = f"{kind.upper()}_PROXY", address.partition("://")[0]
+        if "://" in address and not _is_address(address, PROXIES):
+            raise DownloadError(
+                f"{name} ({scheme}://…) is no proxy that can be used; expected "
+                f"{', '.join(PROXIES)}, host and port, such as socks5h://127.0.0.1:1080"
+            )
+        if scheme.startswith("socks") and find_spec("socksio") is None:
+            raise MissingPackageError(f"{name} is a SOCKS proxy, which needs: pip install socksio")
+
+
+def _is_address(address: str, schemes: Collection[str]) -> bool:
+    with suppress(ValueError):  # a port that is none
+        parts = urlsplit(address)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    return False
 
 
 @contextmanager
