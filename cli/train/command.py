@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.model_cards import resolve
 
 from .. import options
 from . import report
@@ -54,6 +55,7 @@ def lora(args: LoraOptions) -> None:
 
 def _prepare(args: LoraOptions) -> PreparedRun:
     from minicpm_mlx.train import finetune, planning
+    from minicpm_mlx.train.data.counts import note_context
     from minicpm_mlx.train.data.dataset import load_data
 
     method, training = args.lora_config(), args.training_options()
@@ -63,6 +65,9 @@ def _prepare(args: LoraOptions) -> PreparedRun:
     report.check(args.report, args.replies)
     tokenizer, config = options.tokenizer_and_config(args.model)
     data = load_data(args.data, tokenizer, data_options)
+    items = [*data.train, *data.valid, *data.test]
+    notes = note_context(items, config.context_length, resolve(args.model).context)
+    data = replace(data, notes=(*data.notes, *notes))
     if args.context.info_name == "dpo" and data.kind == "sft":
         raise InvalidArgumentError(
             f"{args.data}: expected preferences (chosen and rejected, or a label), got "

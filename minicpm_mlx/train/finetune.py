@@ -30,12 +30,13 @@ from ..weights.load import parameters
 from . import checkpoint, lora
 from .cpu_kernels import use_fast_kernels
 from .data.batches import digest
+from .data.counts import note_context
 from .data.dataset import Data
 from .gradients import set_parameters
 from .lora import LoRAConfig
 from .objectives import Objective, PreferenceLoss
 from .planning import TrainingPlan, objective_for
-from .tracking.events import Listener, Sampled
+from .tracking.events import Listener, Noted, Sampled
 from .trainer import Trainer, evaluate
 
 CHECKPOINTS = "checkpoints"
@@ -102,6 +103,10 @@ def finetune(
     check(data, objective, method, plan, test=test)
     Limit(least=0, whole=True).check("replies", replies)
     claim(folder, resume)
+    items = [*data.train, *data.valid, *data.test]
+    for note in note_context(items, lm.config.context_length, lm.card.context):
+        if note not in data.notes:
+            listener(Noted(step=0, text=note))
     trainer = _trainer(lm, data, folder, plan, method, objective, listener)
     prompts = data.prompts[:replies]
     is_full, test_metrics = method.kind == "full", None

@@ -25,8 +25,16 @@ FILES = {
 }
 """mlx-lm's file, and PEFT's."""
 
-CHANGED = ("pissa", "olora", "corda", "loftq")
-"""PEFT's initializations that change the base model as well."""
+HARMLESS = ("", "true", "false", "none", "gaussian", "eva", "orthogonal")
+"""PEFT's initializations that leave the base model as it is; `pissa`, `lora_ga` and others do not,
+and those that are not known may not."""
+
+UNREAD = (
+    *("fan_in_fan_out", "alora_invocation_tokens", "layer_replication", "lora_bias"),
+    *("modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("use_bdlora", "use_qalora"),
+)
+"""PEFT's settings that change what an adapter computes, and are not supported."""
 
 _PARTS = {
     ".lora_a": "a",
@@ -76,6 +84,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         if peft:
             module = module.removeprefix("base_model.model.")
         modules.setdefault(module, {})[_PARTS[ending]] = tensor
+    _check_magnitudes(path, config, modules)
     deltas = {
         module: _delta(path, module, parts, _scale(config, config_path, peft, module, parts), peft)
         for module, parts in modules.items()
@@ -96,15 +105,35 @@ def _config(path: Path) -> dict[str, Any]:
     kind = config.get("fine_tune_type", config.get("peft_type", "lora"))
     if str(kind).lower() not in ("lora", "dora"):
         raise ConfigError(f"{path}: expected a LoRA or DoRA adapter, got {printable(kind)}")
-    if config.get("fan_in_fan_out"):
-        raise ConfigError(f"{path}: fan_in_fan_out is for layers that this family has not")
+    unread = [name for name in UNREAD if config.get(name)]
+    if config.get("bias") not in (None, "none"):
+        unread.append("bias")
+    if unread:
+        raise ConfigError(
+            f"{path}: {unread[0]} is {printable(shown(config[unread[0]]))}, which is not "
+            "supported; expected a plain LoRA or DoRA. Train it without, or merge it with PEFT"
+        )
     start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(CHANGED):
+    if start not in HARMLESS:
         raise ConfigError(
             f"{path}: init_lora_weights is {printable(start)}, which changes the base model as "
-            "well; save it from PEFT as a plain LoRA (path_initial_model_for_weight_conversion)"
+            "well, or may; save it from PEFT as a plain LoRA "
+            "(path_initial_model_for_weight_conversion)"
         )
     return config
+
+
+def _check_magnitudes(
+    path: Path, config: dict[str, Any], modules: dict[str, dict[str, LazyTensor]]
+) -> None:
+    """ConfigError where the config says DoRA and a module has no magnitudes."""
+    is_dora = config.get("use_dora") or str(config.get("fine_tune_type")).lower() == "dora"
+    lacking = [module for module, parts in modules.items() if "m" not in parts]
+    if is_dora and lacking:
+        raise ConfigError(
+            f"{path.parent / 'adapter_config.json'}: says DoRA, and {printable(lacking[0])} has no "
+            "magnitudes; expected the config that was saved with the matrices"
+        )
 
 
 def _scale(
@@ -115,29 +144,37 @@ def _scale(
         parameters = config.get("lora_parameters")
         scale = parameters.get("scale") if isinstance(parameters, dict) else None
         return _number(path, "lora_parameters.scale", scale)
-    alpha = _alpha(config, path, module)
+    alpha = _by_module(config, path, module, "alpha_pattern", "lora_alpha")
     shape = parts["a"].shape if "a" in parts else ()
     rank = max(shape[0], 1) if shape else 1
+    stated = _by_module(config, path, module, "rank_pattern", "r")
+    if stated is not None and _number(path, "r", stated) != rank:
+        raise ConfigError(
+            f"{path}: r is {printable(stated)} for {printable(module)}, whose matrices have rank "
+            f"{rank}; expected the config that was saved with them"
+        )
     return _number(path, "lora_alpha", alpha) / (
         math.sqrt(rank) if config.get("use_rslora") else rank
     )
 
 
-def _alpha(config: dict[str, Any], path: Path, module: str) -> object:
-    """PEFT's alpha for a module: that of the first pattern matching the end of its path."""
-    by_module = config.get("alpha_pattern") or {}
+def _by_module(
+    config: dict[str, Any], path: Path, module: str, patterns: str, default: str
+) -> object:
+    """PEFT's setting for a module: that of the first pattern matching the end of its path."""
+    by_module = config.get(patterns) or {}
     if not isinstance(by_module, dict):
-        raise ConfigError(f"{path}: alpha_pattern must be an object, got {printable(by_module)}")
-    for pattern, alpha in by_module.items():
+        raise ConfigError(f"{path}: {patterns} must be an object, got {printable(by_module)}")
+    for pattern, value in by_module.items():
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except (re.error, OverflowError, RecursionError):
             raise ConfigError(
-                f"{path}: alpha_pattern holds {printable(pattern)}, which is no regular expression"
+                f"{path}: {patterns} holds {printable(pattern)}, which is no regular expression"
             ) from None
         if matches:
-            return alpha
-    return config.get("lora_alpha")
+            return value
+    return config.get(default)
 
 
 def _number(path: Path, name: str, value: object) -> float:

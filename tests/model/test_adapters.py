@@ -31,6 +31,8 @@ from minicpm_mlx.weights.adapters import read_adapter
 from support.adapters import LORA, close, random_adapter
 from support.random_models import IDS, MOE, random_model
 
+ALPHA = ("alpha_pattern", "lora_alpha")
+
 
 def merged(model: Model, adapter: Adapter) -> Model:
     """The adapter in the weights, which are dense."""
@@ -191,14 +193,34 @@ def test_what_is_no_adapter_for_this_model_is_refused(
         ({"lora_alpha": 1, "alpha_pattern": {"q_proj": 10**400}}, "must be a number, got 1000"),
         ({"lora_alpha": float("-inf")}, "must be a number, got -inf"),
         ({}, "must be a number, got None"),
+        ({"lora_alpha": 1, "init_lora_weights": "lora_ga"}, "lora_ga, which changes the base"),
+        ({"lora_alpha": 1, "init_lora_weights": "new"}, "changes the base model as well, or may"),
+        ({"lora_alpha": 1, "alora_invocation_tokens": [5]}, "alora_invocation_tokens is .5., wh"),
+        ({"lora_alpha": 1, "layer_replication": [[0, 2], [1, 3]]}, "layer_replication is .*not su"),
+        ({"lora_alpha": 1, "use_qalora": True}, "use_qalora is True, which is not supported"),
+        ({"lora_alpha": 1, "modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"lora_alpha": 1, "bias": "all"}, "bias is 'all', which is not supported"),
+        ({"lora_alpha": 1, "r": 8}, "r is 8 for .*q_proj, whose matrices have rank 3"),
+        ({"lora_alpha": 1, "r": 3, "rank_pattern": {"q_proj": 4}}, "r is 4 for .*have rank 3"),
+        ({"lora_alpha": 1, "use_dora": True}, "says DoRA, and .*q_proj has no magnitudes"),
     ],
 )
-def test_peft_s_numbers_are_checked(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+def test_peft_s_settings_are_checked(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     parts = {f"{Q}.lora_A.weight": mx.ones((3, 64)), f"{Q}.lora_B.weight": mx.ones((64, 3))}
     mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), parts)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
     with pytest.raises(ConfigError, match=message):
         read_adapter(tmp_path)
+
+
+def test_peft_s_settings_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    parts = {f"{Q}.lora_A.weight": mx.ones((3, 64)), f"{Q}.lora_B.weight": mx.ones((64, 3))}
+    mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), parts)
+    config = {"lora_alpha": 6, "r": 8, "rank_pattern": {"q_proj": 3}, "bias": "none"}
+    config |= {"init_lora_weights": "eva", "use_dora": False, "layer_replication": None}
+    config |= {"modules_to_save": [], "alora_invocation_tokens": None, "qalora_group_size": 16}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert mx.array_equal(read_adapter(tmp_path).deltas[Q].b, 2 * mx.ones((3, 64)))
 
 
 def test_peft_s_names_may_hold_the_adapter_s_own(tmp_path: Path) -> None:
@@ -305,7 +327,7 @@ def test_names_are_the_checkpoint_s() -> None:
 def test_a_pattern_of_alpha_is_matched_as_peft_does(pattern: str, matches: bool) -> None:
     config = {"lora_alpha": 16, "alpha_pattern": {pattern: 36, ".*": 16}}
     module = "model.layers.0.self_attn.v_proj"
-    assert adapters._alpha(config, Path("c"), module) == (36 if matches else 16)
+    assert adapters._by_module(config, Path("c"), module, *ALPHA) == (36 if matches else 16)
 
 
 @pytest.mark.parametrize(
@@ -317,4 +339,4 @@ def test_a_pattern_of_alpha_is_matched_as_peft_does(pattern: str, matches: bool)
 )
 def test_patterns_that_are_none_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        adapters._alpha(config, Path("c"), "model.layers.0.self_attn.v_proj")
+        adapters._by_module(config, Path("c"), "model.layers.0.self_attn.v_proj", *ALPHA)

@@ -61,7 +61,10 @@ def saved(folder: Path, adapter: Adapter, layout: str, **config: Any) -> Path:
     how = (
         LORA | {"fine_tune_type": "dora" if dora else "lora"}
         if layout == "mlx"
-        else {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_dora": dora}
+        else {
+            **{"peft_type": "LORA", "r": 3, "lora_alpha": 6, "use_dora": dora},
+            "rank_pattern": {name: len(d.b) for name, d in adapter.deltas.items() if len(d.b) != 3},
+        }
     )
     (folder / "adapter_config.json").write_text(json.dumps(how | config))
     return folder

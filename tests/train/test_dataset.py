@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
-from minicpm_mlx.train.data.counts import Counts
+from minicpm_mlx.train.data.batches import length
+from minicpm_mlx.train.data.counts import Counts, note_context
 from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
 from minicpm_mlx.train.data.encoding import Encoder
 from minicpm_mlx.train.data.layouts import recognise
@@ -127,6 +128,27 @@ def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
     rows = lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}) + json.dumps({**GOOD, "\ud800": 2})
     path = written(tmp_path, "a.jsonl", rows)
     assert "fields that are not read: id, source, '\\ud800'" in loaded(path).notes
+
+
+def test_samples_that_are_both_trained_and_validated_on_are_noted(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        written(tmp_path, f"{name}.jsonl", numbered({"train": 20, "valid": 3, "test": 30}[name]))
+    assert [
+        note.partition(" set are in the training set too")[0] for note in loaded(tmp_path).notes
+    ] == [
+        "3 of 3 samples of the valid",
+        "20 of 30 samples of the test",
+    ]
+    twice = written(tmp_path, "twice.jsonl", lines(*[GOOD] * 20))
+    assert any("2 of 2 samples of the valid set" in note for note in loaded(twice).notes)
+
+
+def test_samples_longer_than_the_context_are_noted(tmp_path: Path) -> None:
+    data = loaded(written(tmp_path, "a.jsonl", lines(GOOD, GOOD)), valid_fraction=0)
+    tokens = length(data.train[0])
+    assert note_context(data.train, tokens) == []
+    (note,) = note_context(data.train, tokens - 1)
+    assert f"2 samples are longer than the model's context of {tokens - 1} tokens" in note
 
 
 def test_hashes_are_of_each_file(tmp_path: Path) -> None:

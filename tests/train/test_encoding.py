@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.errors import InvalidArgumentError, TemplateError
+from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
 from minicpm_mlx.text.chat_template import CHATML
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train.data import encoding
@@ -206,6 +206,46 @@ def test_mask_last_learns_the_last_reply_alone_and_mask_all_all_but_the_first_to
         assert counted(last, tokenizer) == [f"等于 2。{end}"]
         assert everything.mask == [False] + [True] * (len(everything.ids) - 1)
         assert last.ids == everything.ids == one(tokenizer, TALK).ids
+
+
+def test_replies_that_are_marked_are_read_and_not_learned() -> None:
+    for name, end in (("minicpm-2b", "</s>"), ("minicpm4", "<|im_end|>")):
+        tokenizer = real(name)
+        for marked, learned in (({1}, f"等于 2。{end}"), ({3}, "你好！有什么可以帮你？")):
+            (sample,) = encode(tokenizer, TALK, marked)
+            assert sample.ids == one(tokenizer, TALK).ids
+            shown = [learned if end in learned or name == "minicpm-2b" else learned + end]
+            assert counted(sample, tokenizer) == shown
+        with pytest.raises(DataError, match="expected a reply to learn, found it marked"):
+            encode(tokenizer, TALK, {1, 3})
+        with pytest.raises(DataError, match="found it marked"):
+            encode(tokenizer, TALK, {3}, mask="last")
+        with pytest.raises(DataError, match='as mask is "all", found replies that are marked'):
+            encode(tokenizer, TALK, {1}, mask="all")
+
+
+def encode(
+    tokenizer: Tokenizer, messages: list[Message], marked: set[int], **options: Any
+) -> list[Any]:
+    return Encoder(tokenizer, **options).encode(Conversation(messages, frozenset(marked))).items
+
+
+def test_marks_hold_in_each_piece_of_a_conversation_that_is_split() -> None:
+    tokenizer = tiny()
+    talk = [turn for n in range(6) for turn in (user("a" * 20), reply(f"({n}"))]
+    found = encode(tokenizer, [SYSTEM, *talk], {2, 8, 10}, max_seq_length=90, overlong="split")
+    learned = "".join("".join(counted(sample, tokenizer)) for sample in found)
+    assert [n for n in range(6) if f"({n}" in learned] == [1, 2, 5]
+    assert all(sample.targets for sample in found)
+    cut = Encoder(tokenizer, max_seq_length=30).encode(Conversation(talk, frozenset({1})))
+    assert (len(cut.items), cut.dropped) == (0, 1)  # what counts is beyond the limit
+
+
+def test_a_pair_that_the_template_makes_equal_is_refused() -> None:
+    pair = Preference([user("q")], "b", " b\n")
+    with pytest.raises(DataError, match=r"rejected: .* the template makes the same; remove"):
+        Encoder(tiny()).encode(pair)  # whose template trims replies
+    assert len(Encoder(tiny(CHATML)).encode(pair).items) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError
-from minicpm_mlx.train.data.layouts import Conversation, Document, Judged, Preference, recognise
+from minicpm_mlx.train.data.layouts import (
+    Conversation,
+    Document,
+    Judged,
+    Preference,
+    recognise,
+    unread,
+)
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -37,6 +44,10 @@ ALPACA = {"instruction": "q", "output": "a"}
 @pytest.mark.parametrize(
     ("row", "name", "messages"),
     [
+        ({"messages": [{**SYSTEM, "content": ""}, ASK, REPLY]}, "chat messages", [ASK, REPLY]),
+        ({"messages": [{**SYSTEM, "content": None}, ASK, REPLY]}, "chat messages", [ASK, REPLY]),
+        ({"conversations": [{"from": "system", "value": " "}, ASK, REPLY]}, "ShareGPT", CHOSEN),
+        ({"prompt": "q", "system": [], "completion": "a"}, "prompt and completion", [ASK, REPLY]),
         ({"messages": [SYSTEM, ASK, REPLY]}, "chat messages", [SYSTEM, ASK, REPLY]),
         ({"messages": [*LONGER, REPLY]}, "chat messages", [*LONGER, REPLY]),
         (
@@ -80,6 +91,49 @@ def test_a_conversation_is_read_from_each_layout(
     assert layout.read(row) == Conversation(messages)
 
 
+@pytest.mark.parametrize(
+    ("mark", "value", "unlearned"),
+    [
+        *(("loss", value, {1}) for value in (False, 0, 0.0)),
+        *(("train", value, set()) for value in (True, 1, None)),
+        ("weight", 0, {1}),
+        ("weight", 1, set()),
+    ],
+)
+def test_a_mark_says_whether_a_reply_is_learned(mark: str, value: Any, unlearned: set[int]) -> None:
+    for asked in (ASK, {**ASK, mark: 0}, {**ASK, mark: None}):
+        row = {"messages": [asked, {**REPLY, mark: value}, user("q2"), {**WORSE, mark: True}]}
+        found = recognise(row).read(row)
+        assert found == Conversation([ASK, REPLY, user("q2"), WORSE], frozenset(unlearned))
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        (
+            {"messages": [{**ASK, "name": "Eve"}, {**REPLY, "id": 3}]},
+            "messages[].name messages[].id",
+        ),
+        ({"messages": [ASK, {**REPLY, "name": None, "tool_calls": []}], "source": ""}, ""),
+        (
+            {"messages": [user([{"type": "text", "text": "q", "cache_control": {"a": 1}}]), REPLY]},
+            "messages[].content[].cache_control",
+        ),
+        ({"prompt": "q", "completion": {**REPLY, "score": 1}}, "completion.score"),
+        ({"messages": CHOSEN, "prompt": "q", "text": "q a"}, "text"),
+        ({"prompt": "q", "input": "x", "chosen": "a", "rejected": "b"}, "input"),
+        ({"messages": [ASK], "system": "x", "chosen": "a", "rejected": "b"}, "system"),
+        (
+            {"prompt": "q", "messages": CHOSEN, "chosen": CHOSEN, "rejected": REJECTED, "score": 1},
+            "score",
+        ),
+    ],
+)
+def test_fields_that_are_not_read_are_named(row: dict[str, Any], names: str) -> None:
+    layout = recognise(row)
+    assert unread(row, layout, layout.read(row)) == set(names.split())
+
+
 def test_a_text_is_a_document_as_it_stands() -> None:
     row = {"text": " <用户>q<AI>a\n"}
     layout = recognise(row)
@@ -103,6 +157,16 @@ def test_a_text_is_a_document_as_it_stands() -> None:
         ({"messages": [ASK], "chosen": REPLY, "rejected": WORSE}, [ASK]),
         ({"instruction": "q", "input": "i", "chosen": "a", "rejected": "b"}, [user("q\ni")]),
         ({"question": "q", "chosen": "a", "rejected": "b"}, [ASK]),
+        ({"input": "q", "chosen": "a", "rejected": "b"}, [ASK]),
+        # UltraFeedback, binarized: `messages` is chosen again.
+        ({"prompt": "q", "messages": CHOSEN, "chosen": CHOSEN, "rejected": REJECTED}, [ASK]),
+        ({"messages": REJECTED, "chosen": CHOSEN, "rejected": REJECTED}, [ASK]),
+        ({"messages": [SYSTEM, *CHOSEN], "chosen": "a", "rejected": "b"}, [SYSTEM, ASK]),
+        ({"prompt": CHOSEN, "chosen": "a", "rejected": "b"}, [ASK]),
+        (
+            {"chosen": [{**SYSTEM, "content": ""}, *CHOSEN], "rejected": REJECTED},
+            [ASK],
+        ),
     ],
 )
 def test_a_preference_is_read_from_each_layout(
@@ -140,7 +204,11 @@ def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) ->
     ("row", "message"),
     [
         ({}, "found none; rename the fields"),
-        ({"instruction": "q"}, "expected the fields messages, or .*; found instruction;"),
+        ({"x": "q"}, "expected the fields messages, or .*; found x;"),
+        ({"instruction": "q"}, "expected output beside instruction, found instruction; add it"),
+        ({"id": 1, "prompt": "q"}, "completion or response beside prompt, found id, prompt; add"),
+        ({"completion": "a", "label": True}, "expected prompt beside completion"),
+        ({"data": [{"text": "a"}]}, "expected one sample, found a list of objects in data"),
         ({"messages": [ASK, REPLY], "tools": [{}]}, "tools: expected text alone"),
         ({"conversations": [ASK, REPLY], "system": 3}, "system: expected text, found a number"),
         ({**ALPACA, "instruction": ""}, "instruction: expected text, found it empty"),
@@ -171,8 +239,18 @@ def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) ->
             {"prompt": "other", "chosen": CHOSEN, "rejected": REJECTED},
             "prompt: expected what comes before the last message of chosen, found another",
         ),
-        ({"chosen": "a", "rejected": "b"}, "chosen: message 1: expected user, found assistant"),
-        ({"prompt": CHOSEN, "chosen": "a", "rejected": "b"}, "chosen: message 3: expected user"),
+        ({"chosen": "a", "rejected": "b"}, "prompt: expected the question .*, found none; add a"),
+        ({"system": "s", "chosen": "a", "rejected": "b"}, "prompt: expected the question"),
+        ({"chosen": [REPLY], "rejected": [WORSE]}, "prompt: expected the question"),
+        ({"prompt": CHOSEN, "chosen": "c", "rejected": "b"}, "chosen: message 3: expected user"),
+        (
+            {"prompt": "q", "chosen": {**REPLY, "train": False}, "rejected": "b"},
+            "a reply to be learned, found it marked",
+        ),
+        (
+            {"messages": [ASK, {**REPLY, "loss": False}], "label": True},
+            "the last reply to be learned, found it marked",
+        ),
         ({"prompt": "q", "chosen": 1, "rejected": "b"}, "chosen: expected text, found a number"),
         ({"prompt": "q", "chosen": "", "rejected": "b"}, "chosen: expected text, found it empty"),
     ],
@@ -200,7 +278,11 @@ def test_a_row_that_cannot_be_learned_is_named(row: dict[str, Any], message: str
         ([user([{"type": "image_url"}])], r"content\[0\]: .*, found one of type 'image_url'"),
         ([user(["x"])], r"messages\[0\].content\[0\]: expected a part .*, found text"),
         ([ASK, {**REPLY, "tool_calls": [{"id": 1}]}], r"messages\[1\].tool_calls: expected text"),
-        ([ASK, {**REPLY, "weight": 0}], r"messages\[1\].weight: expected text alone"),
+        ([ASK, {**REPLY, "weight": 0.5}], r"\[1\].weight: expected true, .*, found 0.5; corr"),
+        ([ASK, {**REPLY, "loss": "no"}], r"\[1\].loss: expected true, false, 0 or 1, found text"),
+        ([{**ASK, "train": True}, REPLY], r"\[0\].train: expected only replies to be learned"),
+        ([ASK, {**REPLY, "reasoning_content": "x"}], r"\[1\].reasoning_content: expected text"),
+        ([ASK, {**REPLY, "thinking": "x"}], r"messages\[1\].thinking: expected text alone"),
         ([REPLY, ASK], "message 1: expected user, found assistant"),
         ([ASK, REPLY, WORSE], "message 3: expected user, found assistant"),
         ([ASK, ASK, REPLY], "message 2: expected assistant, found user"),

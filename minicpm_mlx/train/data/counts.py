@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .batches import sequences
+from .batches import digest, length, sequences
 from .encoding import Encoded
 from .messages import Message
 from .samples import Item
@@ -96,6 +96,32 @@ def notes_of(splits: Mapping[str, DataSplit], counts: Iterable[Counts], limit: i
             "replies differently from the last"
         )
     return notes
+
+
+def note_shared(items: Mapping[str, Sequence[Item]]) -> list[str]:
+    """Notes samples of the validation and the test set that are trained on as well."""
+    trained = {digest([item]) for item in items["train"]}
+    notes = []
+    for name in ("valid", "test"):
+        others = items.get(name, ())
+        if shared := sum(digest([item]) in trained for item in others):
+            notes.append(
+                f"{shared} of {len(others)} samples of the {name} set are in the training set too, "
+                "so its loss says less about new texts; remove them from one"
+            )
+    return notes
+
+
+def note_context(items: Iterable[Item], *limits: int | None) -> list[str]:
+    """Notes samples that are longer than the model's context, the least of `limits` in tokens."""
+    context = min(filter(None, limits))
+    longer = sum(length(item) > context for item in items)
+    if not longer:
+        return []
+    return [
+        f"{longer} samples are longer than the model's context of {context} tokens, past which it "
+        f"has not learned to read; --max-seq-length {context} cuts them"
+    ]
 
 
 def list_overlong(splits: Mapping[str, DataSplit]) -> tuple[str, ...]:

@@ -11,9 +11,18 @@ from ...errors import DataError, TemplateError, TokenizerError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
-from .counts import Counts, DataSplit, Entry, Prompt, count_split, list_overlong, notes_of
+from .counts import (
+    Counts,
+    DataSplit,
+    Entry,
+    Prompt,
+    count_split,
+    list_overlong,
+    note_shared,
+    notes_of,
+)
 from .encoding import Encoder, check_options
-from .layouts import Document, Example, Format, Preference, recognise
+from .layouts import Document, Example, Format, Preference, recognise, unread
 from .samples import Item
 from .splits import hold_out, split_files
 
@@ -107,7 +116,12 @@ def load_data(
         format=reader.format.name,
         kind=reader.format.kind,
         counts=counts,
-        notes=(*notes, *notes_of(splits, counts.values(), options.max_seq_length), *unread),
+        notes=(
+            *notes,
+            *note_shared(items),
+            *notes_of(splits, counts.values(), options.max_seq_length),
+            *unread,
+        ),
         bad=tuple(reader.bad),
         overlong=list_overlong(splits),
         sha256={file.name: sha256(file) for file in files.values()},
@@ -193,7 +207,7 @@ class _DataReader:
             encoded = self.encoder.encode(example)
         except (DataError, TemplateError, TokenizerError) as error:
             raise DataError(f"{row.place}: {error}") from None
-        self.unread |= row.value.keys() - layout.fields
+        self.unread |= unread(row.value, layout, example)
         return Entry(row.place, encoded, _prompt(example))
 
     def _check_layout(self, place: str, layout: Format) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from ...arguments import Limit, one_of
-from ...errors import InvalidArgumentError
+from ...errors import DataError, InvalidArgumentError
 from ...text.tokenizer import Tokenizer
 from .layouts import Conversation, Document, Example, Judged, Preference
 from .messages import Message
@@ -106,8 +106,8 @@ class Encoder:
         match example:
             case Document(text):
                 return self._encode_document(text)
-            case Conversation(messages):
-                return self._encode_conversation(messages)
+            case Conversation(messages, unlearned):
+                return self._encode_conversation(messages, unlearned)
             case Judged(messages, good):
                 sample = self._reply_sample(messages)
                 return self._fit_item([sample], lambda cut: Labelled(cut[0], good))
@@ -116,6 +116,11 @@ class Encoder:
                     self._reply_sample([*prompt, {"role": "assistant", "content": text}])
                     for text in (chosen, rejected)
                 ]
+                if samples[0].ids == samples[1].ids:
+                    raise DataError(
+                        "rejected: expected another reply than chosen, found one that the template "
+                        "makes the same; remove such samples"
+                    )
                 return self._fit_item(samples, lambda cut: Pair(cut[0], cut[1]))
 
     # Plain text
@@ -131,46 +136,66 @@ class Encoder:
 
     # Conversations
 
-    def _encode_conversation(self, messages: list[Message]) -> Encoded:
-        samples = self._samples(messages)
+    def _encode_conversation(self, messages: list[Message], unlearned: frozenset[int]) -> Encoded:
+        if unlearned and self.mask == "all":
+            raise DataError(
+                'expected every token to be learned, as mask is "all", found replies that are '
+                'marked not to be; remove the marks, or take mask "assistant"'
+            )
+        if unlearned.issuperset(self._replies(messages)):
+            raise DataError(
+                "expected a reply to learn, found it marked not to be; remove the sample"
+            )
+        samples = self._samples(messages, unlearned)
         overlong = self.overlong or "truncate"
         if all(len(sample.ids) <= self.limit for sample in samples):
             return self._fit(samples, overlong)
         length = max(_longest(samples), self._length(messages))
         if overlong != "split":
             return replace(self._fit(samples, overlong), length=length)
-        pieces = [sample for window in self._windows(messages) for sample in self._samples(window)]
+        pieces = [
+            sample
+            for window in self._windows(messages, unlearned)
+            for sample in self._samples(*window)
+            if sample.targets
+        ]
         return Encoded(self._fit(pieces, "split").items, split=True, length=length)
 
     def _length(self, messages: list[Message]) -> int:
         """Tokens of a conversation up to the end of its last reply."""
         return len(self._reply_sample(messages).ids)
 
-    def _samples(self, messages: list[Message]) -> list[Sample]:
+    def _samples(self, messages: list[Message], unlearned: frozenset[int]) -> list[Sample]:
         """Encodes a conversation as one sample, or several if the template rewrites past replies.
+
+        Samples without a token that counts are left out, if others have one.
 
         A reply is learned after the prompt of inference, token for token. Replies share a sample as
         long as each prompt continues the reply before it.
         """
-        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if self.mask != "assistant":
-            replies = replies[-1:]
         samples: list[Sample] = []
         ids: list[int] = []
         mask: list[bool] = []
-        for index in replies:
+        counts = True
+        for index in self._replies(messages):
             prompt, reply = self._encode_reply(messages[: index + 1])
             if ids and prompt[: len(ids)] != ids:
-                samples.append(self._ended(ids, mask))
+                samples.append(self._ended(ids, mask, counts))
                 ids, mask = [], []
-            mask += [False] * (len(prompt) - len(ids)) + [True] * len(reply)
+            counts = index not in unlearned
+            mask += [False] * (len(prompt) - len(ids)) + [counts] * len(reply)
             ids = prompt + reply
             if len(ids) > self.limit:
                 break  # later replies have an even longer prompt
-        samples.append(self._ended(ids, mask))
+        samples.append(self._ended(ids, mask, counts))
         if self.mask == "all":
             return [Sample(sample.ids, _all_but_first(sample.ids)) for sample in samples]
-        return samples
+        return [sample for sample in samples if sample.targets] or samples[-1:]
+
+    def _replies(self, messages: list[Message]) -> list[int]:
+        """Indices of the replies that `mask` selects; of "all", the last."""
+        replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return replies if self.mask == "assistant" else replies[-1:]
 
     def _reply_sample(self, messages: list[Message]) -> Sample:
         """A sample in which the last reply counts."""
@@ -208,14 +233,16 @@ class Encoder:
             return reply[: ends[-1] + 1]
         return reply
 
-    def _ended(self, ids: list[int], mask: list[bool]) -> Sample:
-        """A sample that ends with an end mark, which counts."""
+    def _ended(self, ids: list[int], mask: list[bool], counts: bool = True) -> Sample:
+        """A sample that ends with an end mark, which counts if the reply before it does."""
         end = [] if ids[-1] in self.tokenizer.eos_ids else self._eos()
-        return self._sample(ids + end, mask + [True] * len(end))
+        return self._sample(ids + end, mask + [counts] * len(end))
 
-    def _windows(self, messages: list[Message]) -> Iterator[list[Message]]:
+    def _windows(
+        self, messages: list[Message], unlearned: frozenset[int]
+    ) -> Iterator[tuple[list[Message], frozenset[int]]]:
         """Splits a conversation into windows that fit, or that are one exchange; each starts with
-        the system message."""
+        the system message, and has the indices of its replies that are not learned."""
         system = messages[:1] if messages[0]["role"] == "system" else []
         begin = len(system)
         while begin < len(messages):
@@ -224,7 +251,8 @@ class Encoder:
                 if self._length([*system, *messages[begin : end + 2]]) > self.limit:
                     break
                 end += 2
-            yield [*system, *messages[begin:end]]
+            marks = (i - begin + len(system) for i in unlearned if begin <= i < end)
+            yield [*system, *messages[begin:end]], frozenset(marks)
             begin = end
 
     # Length

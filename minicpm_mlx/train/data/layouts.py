@@ -15,7 +15,18 @@ from typing import Any
 
 from ...errors import DataError
 from ...files.rows import kind, listed
-from .messages import Message, check_roles, parse_message, parse_messages, parse_text
+from .messages import (
+    NOTHING,
+    UNLEARNED,
+    Message,
+    check_roles,
+    is_blank,
+    parse_message,
+    parse_messages,
+    parse_text,
+    split_marks,
+    unread_fields,
+)
 
 RowValue = Mapping[str, Any]
 
@@ -26,6 +37,8 @@ class Conversation:
 
     messages: list[Message]
     """User and assistant alternate and the assistant is last; a system message may come first."""
+    unlearned: frozenset[int] = frozenset()
+    """Indices of assistant messages that are not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +95,41 @@ def recognise(row: RowValue) -> Format:
             tag = next((tag for tag in _TAGS if tag in row), None)
             is_judged = tag is not None and not layout.ignores(tag)
             return layout.judged(tag) if tag and is_judged else layout.plain
-    raise DataError(
-        f"expected the fields {_expected()}; found {listed(row) or 'none'}; rename the fields"
-    )
+    raise DataError(_missing(row))
+
+
+def unread(row: RowValue, layout: Format, example: Example) -> set[str]:
+    """Names of fields that hold something and are not read, in messages as "messages[].name".
+
+    A field that repeats a text of `example` is not one.
+    """
+    texts = _texts(example)
+    names = {
+        name
+        for name, value in row.items()
+        if name not in layout.fields and value not in NOTHING and not _repeats(value, texts)
+    }
+    for name in layout.fields & row.keys():
+        names |= unread_fields(row[name], f"{name}[]" if isinstance(row[name], list) else name)
+    return names
+
+
+def _texts(example: Example) -> set[str]:
+    if isinstance(example, Document):
+        return {example.text}
+    if isinstance(example, Preference):
+        contents = {message["content"] for message in example.prompt}
+        return contents | {example.chosen, example.rejected}
+    return {message["content"] for message in example.messages}
+
+
+def _repeats(value: Any, texts: set[str]) -> bool:
+    """Whether a text, or each message of a list, is one of `texts`."""
+    if isinstance(value, dict):
+        value = value.get("content", value.get("value"))
+    if isinstance(value, list):
+        return all(isinstance(item, dict) and _repeats(item, texts) for item in value)
+    return isinstance(value, str) and value in texts
 
 
 _UNSUPPORTED = ("tools", "functions", "images", "videos", "audios")
@@ -124,9 +169,7 @@ def _system(row: RowValue) -> list[Message]:
 def _optional(row: RowValue, name: str) -> str:
     """Returns a field's text, "" if it is absent, null or blank."""
     value = row.get(name)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return ""
-    return parse_text(value, name)
+    return "" if is_blank(value) else parse_text(value, name)
 
 
 def _history(row: RowValue) -> list[Message]:
@@ -156,11 +199,11 @@ class _Layout:
     reply: str | None = None
     """The field of the last reply, if it has its own."""
 
-    def messages(self, row: RowValue) -> list[Message]:
+    def conversation(self, row: RowValue) -> Conversation:
         messages = self.opening(row)
         if self.reply is not None:
             messages += _reply_messages(row[self.reply], self.reply)
-        return check_roles(messages)
+        return Conversation(*split_marks(check_roles(messages)))
 
     def ignores(self, tag: str) -> bool:
         """Whether `tag` is an unrelated field, as `label` in data for classification."""
@@ -171,7 +214,7 @@ class _Layout:
         if self.name == _TEXT:
             return Format(_TEXT, "sft", self.needs, _read_document)
         fields = self.needs | self.optional
-        return Format(self.name, "sft", fields, lambda row: Conversation(self.messages(row)))
+        return Format(self.name, "sft", fields, self.conversation)
 
     def judged(self, tag: str) -> Format:
         def read(row: RowValue) -> Example:
@@ -180,7 +223,10 @@ class _Layout:
                     f"{tag}: expected true or false, found {kind(row[tag])}; "
                     "correct it, or remove the field if these are no judged replies"
                 )
-            return Judged(self.messages(row), row[tag])
+            conversation = self.conversation(row)
+            if len(conversation.messages) - 1 in conversation.unlearned:
+                raise _unlearned("the last reply")
+            return Judged(conversation.messages, row[tag])
 
         fields = self.needs | self.optional | {tag}
         return Format(f"{self.name} with {tag} (KTO)", "kto", fields, read)
@@ -231,44 +277,67 @@ _LAYOUTS = (
 """The most specific first: rows often repeat their text in another field."""
 
 
-def _expected() -> str:
+def _missing(row: RowValue) -> str:
+    """The error for a row of no layout: what lacks beside a field that it has, or all layouts."""
+    names = listed(row) or "none"
+    for name in row:
+        others = {o for layout in _LAYOUTS if name in layout.needs for o in layout.needs - {name}}
+        if others:
+            lacking = " or ".join(sorted(others))
+            return f"expected {lacking} beside {name}, found {names}; add it, or rename the fields"
+    inner = next((name for name, value in row.items() if _are_objects(value)), None)
+    if inner is not None:
+        return f"expected one sample, found a list of objects in {inner}; make each a row"
     needs = [" and ".join(sorted(layout.needs)) for layout in _LAYOUTS]
-    return ", or ".join([*needs, "chosen and rejected"])
+    expected = ", or ".join([*needs, "chosen and rejected"])
+    return f"expected the fields {expected}; found {names}; rename the fields"
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
 # Two replies
 
 
-_OPENINGS: dict[str, Callable[[RowValue], list[Message]]] = {
-    "messages": _from_messages,
-    "conversations": _from_sharegpt,
-    "instruction": _from_alpaca,
-    "prompt": partial(_from_prompt, prompt="prompt"),
-    "question": partial(_from_prompt, prompt="question"),
-    "query": partial(_from_prompt, prompt="query"),
+_OPENINGS: dict[str, _Layout] = {
+    name: layout for layout in reversed(_LAYOUTS) for name in layout.needs - {layout.reply, "text"}
 }
-"""Reads the prompt of two replies, by the field that holds it."""
+"""The layout whose opening is the prompt of two replies, by the field that holds it."""
 
 
 def _preference_format(row: RowValue) -> Format:
     for name in ("chosen", "rejected"):
         if name not in row:
             raise DataError(f"{name}: expected both chosen and rejected, found no {name}; add it")
-    opening = next((name for name in _OPENINGS if name in row), "")
+    opening = next((name for name in reversed(_OPENINGS) if name in row), "")
     name = f"preference pairs ({opening}, chosen, rejected)" if opening else "preference pairs"
-    fields = frozenset({"chosen", "rejected", "system", "input", "history", opening})
+    fields = frozenset({"system"})
+    if opening:
+        fields = _OPENINGS[opening].optional | {opening}
+    fields |= {"chosen", "rejected"}
     return Format(name, "preference", fields, lambda row: _read_preference(row, opening))
 
 
 def _read_preference(row: RowValue, opening: str) -> Preference:
-    before = _OPENINGS[opening](row) if opening else _system(row)
+    before = _OPENINGS[opening].opening(row) if opening else _system(row)
     chosen, rejected = (_reply_messages(row[name], name) for name in ("chosen", "rejected"))
+    if any(UNLEARNED in replies[-1] for replies in (chosen, rejected)):
+        raise _unlearned("a reply")
+    before, chosen, rejected = (split_marks(each)[0] for each in (before, chosen, rejected))
+    if before[-1:] in (chosen[-1:], rejected[-1:]):  # `messages` of UltraFeedback: chosen again
+        before = before[:-1]
     if chosen[:-1] != rejected[:-1]:
         raise DataError(
             "rejected: expected the messages of chosen up to the last one, found others; "
             "both must answer one prompt"
         )
     prompt = _merge_prompts(before, chosen[:-1], opening)
+    if all(message["role"] == "system" for message in prompt):
+        raise DataError(
+            "prompt: expected the question that chosen and rejected answer, found none; add a "
+            "field prompt, or write chosen and rejected as whole conversations"
+        )
     check_roles([*prompt, chosen[-1]], "chosen")
     check_roles([*prompt, rejected[-1]], "rejected")
     if chosen[-1] == rejected[-1]:
@@ -276,6 +345,10 @@ def _read_preference(row: RowValue, opening: str) -> Preference:
             "rejected: expected another reply than chosen, found the same; remove such samples"
         )
     return Preference(prompt, chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _unlearned(what: str) -> DataError:
+    return DataError(f"expected {what} to be learned, found it marked not to be; remove the sample")
 
 
 def _merge_prompts(before: list[Message], shared: list[Message], opening: str) -> list[Message]:

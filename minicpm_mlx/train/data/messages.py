@@ -6,8 +6,10 @@ A DataError raised here names the field; the caller adds file and line. The rule
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from ...arguments import shown
 from ...errors import DataError
 from ...files.rows import kind
 
@@ -26,8 +28,19 @@ _ROLES = {
     "model": "assistant",
 }
 
-_UNSUPPORTED = ("tool_calls", "function_call", "images", "audio", "weight")
+_UNSUPPORTED = (
+    *("tool_calls", "function_call", "images", "audio"),
+    *("reasoning_content", "reasoning", "thinking"),
+)
 """Fields of a message that would change what is learned."""
+
+_MARKS = ("loss", "train", "weight")
+"""Fields that say whether a reply is learned, in ms-swift's, axolotl's and OpenAI's data."""
+
+_READ = {"role", "content", "from", "value", *_MARKS}
+
+UNLEARNED = "unlearned"
+"""Key of a parsed reply that is marked not to be learned."""
 
 
 def parse_messages(value: Any, name: str) -> list[Message]:
@@ -36,25 +49,87 @@ def parse_messages(value: Any, name: str) -> list[Message]:
         raise DataError(f"{name}: expected a list of messages, found {kind(value)}; correct it")
     if not value:
         raise DataError(f"{name}: expected at least one message, found none; remove the sample")
-    return [parse_message(message, f"{name}[{index}]") for index, message in enumerate(value)]
+    messages = [parse_message(message, f"{name}[{index}]") for index, message in enumerate(value)]
+    # As in `chat`, where an empty system prompt is none.
+    return [m for m in messages if m["role"] != "system" or m["content"]]
 
 
 def parse_message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise DataError(f"{name}: expected a message {{…}}, found {kind(value)}; correct it")
     for field in _UNSUPPORTED:
-        if value.get(field) is not None and value.get(field) not in ([], 1):
+        if value.get(field) not in NOTHING:
             raise DataError(
-                f"{name}.{field}: expected text alone, found {field}; remove the message"
+                f"{name}.{field}: expected text alone, found {field}; write it into the content, "
+                "or remove it"
             )
     role, content = ("from", "value") if "from" in value else ("role", "content")
     for field in (role, content):
         if field not in value:
             raise DataError(f"{name}: expected a role and a content, found no {field}; add it")
-    return {
-        "role": _parse_role(value[role], f"{name}.{role}"),
+    parsed_role = _parse_role(value[role], f"{name}.{role}")
+    if parsed_role == "system" and is_blank(value[content]):
+        return {"role": parsed_role, "content": ""}
+    message = {
+        "role": parsed_role,
         "content": parse_text(value[content], f"{name}.{content}"),
     }
+    marks = [_parse_mark(value, field, parsed_role, name) for field in _MARKS]
+    return message | ({UNLEARNED: "yes"} if False in marks else {})
+
+
+def _parse_mark(value: Mapping[str, Any], field: str, role: str, name: str) -> bool | None:
+    """Whether the message is learned; None if `field` does not say."""
+    mark = value.get(field)
+    if mark is None:
+        return None
+    if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
+        label = shown(mark) if isinstance(mark, (int, float)) else kind(mark)
+        raise DataError(f"{name}.{field}: expected true, false, 0 or 1, found {label}; correct it")
+    if role == "assistant":
+        return bool(mark)
+    if mark and field != "weight":  # a weight of 1 is OpenAI's default
+        raise DataError(
+            f"{name}.{field}: expected only replies to be learned, found it on the {role}'s "
+            'message; remove it, or learn every token (mask "all")'
+        )
+    return None
+
+
+def split_marks(messages: list[Message]) -> tuple[list[Message], frozenset[int]]:
+    """Returns messages without marks, and the indices of replies that are not learned."""
+    marked = frozenset(i for i, message in enumerate(messages) if UNLEARNED in message)
+    return [{key: m[key] for key in ("role", "content")} for m in messages], marked
+
+
+def unread_fields(value: Any, name: str) -> set[str]:
+    """Names of fields in a message, or a list of messages, that are not read and hold something."""
+    names: set[str] = set()
+    for message in value if isinstance(value, list) else [value]:
+        if not isinstance(message, dict):
+            continue
+        names |= _filled(message, _READ, name)
+        for key in ("content", "value"):
+            for part in parts if isinstance(parts := message.get(key), list) else []:
+                if isinstance(part, dict):
+                    names |= _filled(part, {"type", "text"}, f"{name}.{key}[]")
+    return names
+
+
+def _filled(fields: Mapping[str, Any], read: Collection[str], name: str) -> set[str]:
+    return {f"{name}.{key}" for key in fields if key not in read and fields[key] not in NOTHING}
+
+
+NOTHING: tuple[object, ...] = (None, "", [], {})
+"""Values of a field that holds nothing."""
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a text, or a list of text parts, is null or only blanks."""
+    if isinstance(value, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        return all(map(is_blank, parts))
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def check_roles(messages: list[Message], name: str = "") -> list[Message]:
