@@ -9,11 +9,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from .. import __version__
 from . import pages
 from .anthropic import routes as anthropic
+from .anthropic.models import is_anthropic
 from .http.api_error import ApiError, unsupported
 from .http.guard import Guard
 from .http.settings import Settings
@@ -59,7 +62,6 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
 
 def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, str]:
         """Whether the server runs."""
@@ -70,7 +72,7 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
         """Measurements in the format of Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return pages.index(request, service)
 
@@ -85,11 +87,11 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 async def _on_api_error(request: Request, error: Any) -> JSONResponse:
-    return error_response(request.url.path, error)
+    return error_response(request.scope, error)
 
 
 async def _on_validation_error(request: Request, error: Any) -> JSONResponse:
-    return error_response(request.url.path, validation_error(error.errors(), error.body))
+    return error_response(request.scope, validation_error(error.errors(), error.body))
 
 
 async def _on_http_error(request: Request, error: Any) -> JSONResponse:
@@ -101,7 +103,7 @@ async def _on_http_error(request: Request, error: Any) -> JSONResponse:
     elif error.status_code == 404:
         message = f"there is no {request.method} {path[:80]}; {_suggestion(request.app, path)}"
         api_error = ApiError(message, status=404, code="not_found")
-    return error_response(path, api_error, headers)
+    return error_response(request.scope, api_error, headers)
 
 
 def _suggestion(app: FastAPI, path: str) -> str:
@@ -121,7 +123,7 @@ async def _on_disconnect(request: Request, error: Any) -> Response:
 
 
 async def _on_exception(request: Request, error: Any) -> JSONResponse:
-    return error_response(request.url.path, ApiError("the server failed; see its log", status=500))
+    return error_response(request.scope, ApiError("the server failed; see its log", status=500))
 
 
 def validation_error(errors: list[dict[str, Any]], body: object) -> ApiError:
@@ -210,9 +212,13 @@ _SGLANG_PATHS = (
 )
 
 
-def _error_body(path: str, error: ApiError) -> dict[str, Any]:
-    """The body of an error in the form of the API that `path` belongs to."""
+def _error_body(scope: Scope, error: ApiError) -> dict[str, Any]:
+    """The body of an error in the form of the API that was asked."""
+    path = scope["path"]
+    shared = path == "/v1/models" or path.startswith("/v1/models/")
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return anthropic.error_body(error)
+    if shared and is_anthropic(Headers(scope=scope)):
         return anthropic.error_body(error)
     if path.startswith("/api/"):
         return ollama_replies.error_body(error)
@@ -222,9 +228,9 @@ def _error_body(path: str, error: ApiError) -> dict[str, Any]:
 
 
 def error_response(
-    path: str, error: ApiError, headers: dict[str, str] | None = None
+    scope: Scope, error: ApiError, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    body, headers = _error_body(path, error), dict(headers or {})
+    body, headers = _error_body(scope, error), dict(headers or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if "request_id" in body:  # where Anthropic's clients look for it

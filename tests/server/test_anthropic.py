@@ -129,6 +129,29 @@ def test_temperature_draws_and_top_k_holds_it(client, tiny):
     assert len({draw(temperature=1.5) for _ in range(3)}) > 1
 
 
+def test_models_are_listed_page_by_page_and_shown(client, tiny_server):
+    import anthropic
+
+    assert [model.id for model in client.models.list()] == ["tiny", "tiny:other"]
+    assert [model.id for model in client.models.list(limit=1)] == ["tiny", "tiny:other"]
+    first = client.models.list(limit=1)
+    assert (first.has_more, first.first_id, first.last_id) == (True, "tiny", "tiny")
+    assert [model.id for model in client.models.list(before_id="tiny:other").data] == ["tiny"]
+    shown = client.models.retrieve("tiny:other")
+    assert (shown.type, shown.display_name, shown.lifecycle) == ("model", "tiny:other", "active")
+    assert shown.max_input_tokens == tiny_server.service.context_length
+    assert shown.created_at.timestamp() == tiny_server.service.created
+    with pytest.raises(anthropic.NotFoundError, match="tiny:other") as refused:
+        client.models.retrieve("claude-3")
+    assert refused.value.body["type"] == "error"
+    for wrong in ({"after_id": "claude-3"}, {"limit": 0}):
+        with pytest.raises(anthropic.BadRequestError, match=next(iter(wrong))) as refused:
+            client.models.list(**wrong)
+        assert refused.value.body["error"]["type"] == "invalid_request_error"
+    plain = tiny_server.ask("GET", "/v1/models").json
+    assert plain["object"] == "list"
+
+
 # Tools
 
 WEATHER = {

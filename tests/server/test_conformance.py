@@ -275,7 +275,6 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("options.mirostat", {"options": {"mirostat": 2}}),
         ("options.tfs_z", {"options": {"tfs_z": 0.5}}),
         ("options.typical_p", {"options": {"typical_p": 0.5}}),
-        ("options.num_ctx", {"options": {"num_ctx": 10**6}}),
         ("options.repeat_last_n", {"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}),
         ("options.penalize_newline", {"options": {"penalize_newline": False}}),
         ("options.wisdom", {"options": {"wisdom": 1}}),
@@ -326,7 +325,7 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "/api/chat": {"keep_alive": "5m", "truncate": True, "shift": True}
     | {
         "options": {"num_gpu": 1, "num_thread": 4, "num_batch": 8, "num_keep": 4, "use_mmap": True}
-        | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 4096}
+        | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 10**6}
     },
     "/api/generate": {"keep_alive": 5, "images": [], "template": "", "format": ""},
     "/generate": {"log_metrics": False, "rid": "mine", "modalities": ["text"]},
@@ -472,6 +471,19 @@ def test_the_wrong_field_is_the_one_that_is_named(
         assert error["param"] == field
     message = error if isinstance(error, str) else error["message"]
     assert message.split()[0].rstrip(":") == field
+
+
+@pytest.mark.parametrize("path", ["{}/", "/{}", "{}//"])
+def test_slashes_around_a_path_mean_nothing(api: Driver, tiny_server: Live, path: str):
+    for body in (api.body(FOX, max_tokens=2), api.body(FOX) | {"no_such_field": 1}):
+        plain, other = (
+            tiny_server.ask("POST", way, body) for way in (api.path, path.format(api.path))
+        )
+        assert other.status == plain.status
+        if plain.status == 200:
+            assert api.read(other.json).texts == api.read(plain.json).texts
+        else:
+            assert api.error(other.json) == api.error(plain.json)
 
 
 def test_keys_and_queues_are_refused_in_the_apis_own_form(tiny: mm.LM):

@@ -32,8 +32,8 @@ from .streaming import ClientDisconnected
 
 ResponseObserver = Callable[[Scope, int, float], None]
 """Called for every response with the request, the status (499: the client had left) and seconds."""
-Renderer = Callable[[str, ApiError, dict[str, str]], JSONResponse]
-"""Makes a response from path, error and headers, in the form of that path's API."""
+Renderer = Callable[[Scope, ApiError, dict[str, str]], JSONResponse]
+"""Makes a response from request, error and headers, in the form of the API that was asked."""
 
 PAGES = ("/", "/docs", "/chat")
 """Pages that links on other sites may open."""
@@ -80,6 +80,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, sender = time.perf_counter(), _ResponseSender(receive, send)
+        method = scope["method"]
+        scope = _canonical(scope)
         try:
             await self._respond(scope, receive, sender)
         except ClientDisconnected:
@@ -89,12 +91,12 @@ class Guard:
             raise
         except Exception:
             # Starlette's own handler has responded by now, if it could.
-            _log.exception("%s %s", scope["method"], _printable_path(scope))
+            _log.exception("%s %s", method, _printable_path(scope))
             if not sender.status:
                 failure = ApiError("the server failed; see its log", status=500)
                 await self._refusal(scope, failure)(scope, receive, sender)
         finally:
-            self._report(scope, sender.status, time.perf_counter() - start)
+            self._report({**scope, "method": method}, sender.status, time.perf_counter() - start)
 
     async def _respond(self, scope: Scope, receive: Receive, sender: _ResponseSender) -> None:
         cross_origin = False
@@ -135,7 +137,7 @@ class Guard:
         # The rest of such a body is not read, so no other request can follow it.
         if error.status in (408, 413) or _has_two_lengths(Headers(scope=scope)):
             headers["Connection"] = "close"
-        return self._render_error(scope["path"], error, headers)
+        return self._render_error(scope, error, headers)
 
     def _check_origin(self, scope: Scope, headers: Headers) -> bool:
         """Whether the request comes from a page of an allowed other site; ApiError 403 if not
@@ -312,6 +314,19 @@ def _has_two_lengths(headers: Mapping[str, str]) -> bool:
 def _content_length(headers: Mapping[str, str]) -> int:
     length = headers.get("content-length", "0")
     return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else 0
+
+
+def _canonical(scope: Scope) -> Scope:
+    """A request as the routes know it: HEAD is GET whose body the server leaves out, and slashes at
+    the end of a path or of the client's base URL mean nothing. The web chat has its own rules."""
+    if _is_page(scope):
+        return scope
+    path = re.sub("/+", "/", scope["path"])
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    canonical = {**scope, "method": method, "path": path}
+    if not _is_page(canonical):
+        canonical["path"] = path.rstrip("/") or "/"
+    return canonical
 
 
 def _is_page(scope: Scope) -> bool:

@@ -91,7 +91,7 @@ def router(service: Service) -> APIRouter:
         if isinstance(texts, str):
             texts = [texts] if texts else []
         truncate = body.truncate is not False
-        vectors, count = await _embed(service, request, body.model, texts, truncate)
+        vectors, count = await _embed(service, request, body, texts, truncate)
         return JSONResponse(
             {
                 "model": body.model,
@@ -106,7 +106,7 @@ def router(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
         """Embed a text: the mean of the last hidden states."""
         texts = [body.prompt] if body.prompt else []
-        vectors, _ = await _embed(service, request, body.model, texts)
+        vectors, _ = await _embed(service, request, body, texts)
         return JSONResponse({"embedding": vectors[0] if vectors else []})
 
     for method, path in _READ_ONLY:
@@ -126,10 +126,16 @@ async def refuse_change() -> None:
 
 
 async def _embed(
-    service: Service, request: Request, model: str, texts: list[str], truncate: bool = True
+    service: Service,
+    request: Request,
+    body: EmbedBody | EmbeddingsBody,
+    texts: list[str],
+    truncate: bool = True,
 ) -> tuple[list[list[float]], int]:
     """The embeddings of texts, and their number of tokens."""
-    served, limit = service.find_model(model), service.context_length
+    served, limit = service.find_model(body.model), service.context_length
+    if body.options and body.options.num_ctx:
+        limit = min(limit, body.options.num_ctx)
     prompts = [service.encode(text) for text in texts]
     for index, prompt in enumerate(prompts):
         if len(prompt) > limit and not truncate:

@@ -138,7 +138,7 @@ class OllamaOptions(LocalSamplingFields):
     num_predict: Int64 | None = None
     """Tokens of the reply, at most; -1, -2 and 0 leave it to the model and the context."""
     num_ctx: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and reply together, at most; not above the model's context."""
+    """Tokens of prompt and reply together, at most. Never more than the model's context."""
     seed: Int64 | None = None
     """Below 0: a new one for each request."""
     stop: StopStrings | None = None
@@ -190,17 +190,11 @@ class OllamaOptions(LocalSamplingFields):
     def max_tokens(self, service: Service, prompt: Sequence[int]) -> int | None:
         """Tokens of the reply to `prompt`, at most; None is as far as the context goes.
 
-        ApiError if num_ctx is above the model's context or leaves no room.
+        ApiError if num_ctx leaves no room.
         """
         limit = self.num_predict if self.num_predict and self.num_predict > 0 else None
-        if self.num_ctx is None:
+        if self.num_ctx is None or self.num_ctx >= service.context_length:
             return limit
-        if self.num_ctx > service.context_length:
-            raise ApiError(
-                f"options.num_ctx must be at most the model's context, {service.context_length}, "
-                f"got {self.num_ctx}",
-                field="options.num_ctx",
-            )
         room = self.num_ctx - len(prompt)
         if room < 1:
             raise ApiError(

@@ -19,7 +19,7 @@ from ..service import Service
 from ..tool_calling import CallReader, NamedChoice, RequestTools, Tool, ToolCall
 from .common import chat_logprobs, stream_events, usage
 from .messages import Message, template_messages
-from .options import OpenAIFields, ResponseFormat
+from .options import OpenAIFields
 
 JsonDict = dict[str, Any]
 
@@ -32,7 +32,6 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
     """None: as far as the context goes."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The older name of max_completion_tokens."""
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -85,6 +84,7 @@ class ChatRun:
     def __init__(self, service: Service, body: ChatCompletionBody):
         self.service, self.body = service, body
         self.tools = body.request_tools(service)
+        self.prompt_tokens = 0
         self.head = {
             "id": new_id("chatcmpl-"),
             "created": int(time.time()),
@@ -97,13 +97,11 @@ class ChatRun:
         prompt, stops = await run_in_thread(
             lambda: self.service.chat_prompt(messages, tools=tools.for_template), "messages"
         )
-        guides = body.guides()
-        if body.response_format and (guide := body.response_format.guide()):
-            guides["response_format"] = guide
+        self.prompt_tokens = len(prompt)
         return body.generations(
             self.service,
             [prompt],
-            await tools.grammar(guides),
+            await tools.grammar(body.guides()),
             max_tokens=body.max_completion_tokens or body.max_tokens,
             stop=[*body.stops(), *stops, *tools.stops],
             top_logprobs=body.wanted_logprobs(),
@@ -139,23 +137,19 @@ class ChatRun:
     async def chunks(self, stream: ReplyStream) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed response."""
         choices = [ChoiceStream(i, self.tools.reader()) for i in range(self.body.n or 1)]
-        stats = []
+        counts = self.body.stream_usage([self.prompt_tokens])
+        head = {**self.head, "object": "chat.completion.chunk"}
         async with stream:
             for choice in choices:
-                yield self._chunk(choice.choice({"role": "assistant", "content": ""}))
+                start = choice.choice({"role": "assistant", "content": ""})
+                yield head | {"choices": [start]} | counts.fields(choice.index)
             async for chunk in stream:
+                counts.add(chunk)
                 logprobs = chat_logprobs(self.service, chunk.tokens) if self.body.logprobs else None
                 for delta in choices[chunk.index].add(chunk, logprobs):
-                    yield self._chunk(delta)
-                if chunk.stats is not None:
-                    stats.append(chunk.stats)
-        if self.body.wants_usage():
-            yield self._chunk(None) | {"usage": usage([stats])}
-
-    def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
-        choices = [] if choice is None else [choice]
-        chunk = {**self.head, "object": "chat.completion.chunk", "choices": choices}
-        return chunk | ({"usage": None} if self.body.wants_usage() else {})
+                    yield head | {"choices": [delta]} | counts.fields(chunk.index)
+        for fields in counts.last():
+            yield head | fields
 
 
 class ChoiceStream:

@@ -11,6 +11,7 @@ from ...engine import TokenLogprob
 from ...lm.outputs import Stats
 from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import sse, stream_response
+from ..reply_stream import Chunk
 from ..service import Service
 
 
@@ -37,6 +38,38 @@ def usage(stats: Iterable[Sequence[Stats]]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(group[0].cached_tokens for group in groups)},
     }
+
+
+class StreamUsage:
+    """The `usage` of a stream's chunks: `n` replies to each of the prompts of so many tokens.
+
+    With `total` a last chunk has that of all; with `running` each has its reply's so far.
+    """
+
+    def __init__(self, prompt_tokens: Sequence[int], n: int, *, total: bool, running: bool):
+        self.prompt_tokens, self.n = prompt_tokens, n
+        self.total, self.running = total, running
+        self.counts = [0] * (len(prompt_tokens) * n)
+        self.stats: list[list[Stats]] = [[] for _ in prompt_tokens]
+
+    def add(self, chunk: Chunk) -> None:
+        self.counts[chunk.index] += len(chunk.tokens)
+        if chunk.stats is not None:
+            self.stats[chunk.index // self.n].append(chunk.stats)
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """The field of a chunk of that reply, if it has one."""
+        if not self.total:
+            return {}
+        if not self.running:
+            return {"usage": None}
+        prompt, completion = self.prompt_tokens[index // self.n], self.counts[index]
+        tokens = {"prompt_tokens": prompt, "completion_tokens": completion}
+        return {"usage": tokens | {"total_tokens": prompt + completion}}
+
+    def last(self) -> list[dict[str, Any]]:
+        """The fields of the last chunk, if there is one."""
+        return [{"choices": [], "usage": usage(self.stats)}] if self.total else []
 
 
 def stream_events(chunks: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:

@@ -85,17 +85,15 @@ class CompletionRun:
     async def chunks(self, stream: ReplyStream) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed response."""
         texts = [TextStream(self, index) for index in range(len(self.prompts) * self.n)]
-        stats: list[list[Any]] = [[] for _ in self.prompts]
-        head = self.head | ({"usage": None} if self.body.wants_usage() else {})
+        counts = self.body.stream_usage([len(prompt.ids) for prompt in self.prompts])
         async with stream:
             async for chunk in stream:
+                counts.add(chunk)
                 choice = texts[chunk.index].choice(chunk)
                 if choice["text"] or choice["logprobs"] or chunk.finish_reason:
-                    yield head | {"choices": [choice]}
-                if chunk.stats is not None:
-                    stats[chunk.index // self.n].append(chunk.stats)
-        if self.body.wants_usage():
-            yield head | {"choices": [], "usage": usage(stats)}
+                    yield self.head | {"choices": [choice]} | counts.fields(chunk.index)
+        for fields in counts.last():
+            yield self.head | fields
 
 
 class TextStream:

@@ -1,11 +1,12 @@
-"""OpenAI's /v1/models."""
+"""/v1/models, in the form of OpenAI's API or of Anthropic's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request
 
+from ..anthropic.models import describe_model, is_anthropic, model_page
 from ..reply_stream import ServedModel
 from ..service import Service
 
@@ -14,14 +15,23 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        """List the models."""
+    async def list_models(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        after_id: str | None = None,
+        before_id: str | None = None,
+    ) -> dict[str, Any]:
+        """List the models: all, or with an anthropic-version header a page in Anthropic's form."""
+        if is_anthropic(request.headers):
+            return model_page(service, limit, after_id, before_id)
         return {"object": "list", "data": [_describe(service, model) for model in service.models]}
 
     @routes.get("/v1/models/{name:path}")
-    async def show_model(name: str) -> dict[str, Any]:
+    async def show_model(name: str, request: Request) -> dict[str, Any]:
         """Show one model."""
-        return _describe(service, service.find_model(name))
+        served = service.find_model(name)
+        describe = describe_model if is_anthropic(request.headers) else _describe
+        return describe(service, served)
 
     return routes
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from ...engine import Grammar
 from ..http.api_error import ApiError
-from ..http.schema import Body, Ignored, OneOf
-from ..parameters import CompletionFields, SignedSeed, StopString, lark_choice, repeat
+from ..http.schema import Body, Ignored
+from ..parameters import CompletionFields, SignedSeed, repeat
 from ..reply_stream import GenerationRequest
 from ..service import Service
+from .common import StreamUsage
+from .reply_forms import FormFields
 
 
 class StreamOptions(Body):
@@ -23,9 +25,11 @@ class StreamOptions(Body):
 
 class UsageStreamOptions(StreamOptions):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: with include_usage, every chunk has the usage of its reply so far."""
 
 
-class OpenAIFields(CompletionFields):
+class OpenAIFields(CompletionFields, FormFields):
     """Sampling, stops and streaming; None is the model's default."""
 
     model: str | None = None
@@ -36,15 +40,7 @@ class OpenAIFields(CompletionFields):
     user: Ignored[str] = None
     metadata: Ignored[dict[str, str]] = None
 
-    # Fields of vLLM.
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    guided_json: dict[str, Any] | None = None
-    """A JSON schema that the reply follows."""
-    guided_regex: str | None = None
-    guided_choice: Annotated[list[StopString], Field(min_length=1)] | None = None
-    """The reply is one of these."""
-    guided_grammar: str | None = None
-    """A grammar that the reply follows, in Lark's form or as GBNF."""
 
     def check(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -53,21 +49,15 @@ class OpenAIFields(CompletionFields):
                 field="stream_options",
             )
 
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    def guides(self) -> dict[str, dict[str, Any]]:
-        """vLLM's guided decoding: arguments of `compile_grammar` by field."""
-        choice = self.guided_choice
-        guides = {
-            "guided_json": ("json_schema", self.guided_json),
-            "guided_regex": ("regex", self.guided_regex),
-            "guided_choice": ("ebnf", choice and f"start: {lark_choice(choice)}"),
-            "guided_grammar": ("ebnf", self.guided_grammar),
-        }
-        given = {field: guide for field, guide in guides.items() if guide[1] is not None}
-        return {field: {name: value} for field, (name, value) in given.items()}
+    def stream_usage(self, prompt_tokens: Sequence[int]) -> StreamUsage:
+        """For a stream of replies to prompts of so many tokens."""
+        options = self.stream_options or UsageStreamOptions()
+        return StreamUsage(
+            prompt_tokens,
+            self.n or 1,
+            total=bool(options.include_usage),
+            running=bool(options.continuous_usage_stats),
+        )
 
     def generations(
         self,
@@ -90,51 +80,3 @@ class OpenAIFields(CompletionFields):
             for prompt in prompts
             for copy in repeat(replace(request, prompt=prompt), self.n or 1, grammar)
         ]
-
-
-class TextFormat(Body):
-    type: Literal["text"]
-
-    def guide(self) -> dict[str, Any]:
-        """Arguments of `compile_grammar`."""
-        return {}
-
-
-class JsonObject(Body):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-    def guide(self) -> dict[str, Any]:
-        return {"json_object": True}
-
-
-class JsonSchema(Body):
-    name: str
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    description: str | None = None
-    strict: bool | None = None
-    """Accepted: the reply always follows the schema."""
-
-    def guide(self) -> dict[str, Any]:
-        return {"json_schema": self.schema_}
-
-
-class NestedSchema(Body):
-    """A schema in the chat API."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-    def guide(self) -> dict[str, Any]:
-        return self.json_schema.guide()
-
-
-class FlatSchema(JsonSchema):
-    """A schema in the responses API."""
-
-    type: Literal["json_schema"]
-
-
-ResponseFormat = Annotated[TextFormat | JsonObject | NestedSchema, OneOf("type")]
-TextOptionsFormat = Annotated[TextFormat | JsonObject | FlatSchema, OneOf("type")]

@@ -17,7 +17,8 @@ from ..reply_stream import GenerationRequest, ReplyStream, full_replies
 from ..service import Service
 from ..tool_calling import Function, NamedFunction, RequestTools
 from .common import error_body
-from .options import StreamOptions, TextFormat, TextOptionsFormat
+from .options import StreamOptions
+from .reply_forms import TextFormat, TextOptionsFormat
 from .response_events import ResponseEvent, ResponseStream
 from .response_items import Item, template_messages
 
