@@ -11,6 +11,7 @@ from .. import memory
 from ..lm.batch import BatchRequest, replies
 from ..lm.outputs import Completion
 from ..model.config import Config
+from ..text.message_text import PromptText
 from .data.load import EvalData
 from .examples import draw_examples
 from .question import Doc, Question
@@ -89,12 +90,12 @@ def _fit_prompt(
     examples = draw_examples(task, doc, data, settings.seed, settings.shots)
     while True:
         question = task.question(doc, examples)
-        text = question.prompt
+        text = PromptText(question.prompt)
         if settings.chat_template:
-            text = lm.tokenizer.chat_text([{"role": "user", "content": text}])
+            text = lm.tokenizer.render([{"role": "user", "content": text.text}])
         ids = lm.tokenizer.encode(text)
         if len(ids) + task.max_tokens <= lm.context_length or not examples:
-            return GeneratedReply(question=question, prompt=text, few_shot=len(examples)), ids
+            return GeneratedReply(question=question, prompt=text.text, few_shot=len(examples)), ids
         examples = examples[:-1]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -95,7 +96,10 @@ class Completion:
 
 
 class Transcript:
-    """Decodes the tokens of a reply up to its end."""
+    """Decodes the tokens of a reply up to its end.
+
+    A stop string may name special tokens, which the text leaves out: it is found where they come.
+    """
 
     def __init__(
         self,
@@ -106,19 +110,30 @@ class Transcript:
         skip_special: bool = True,
     ):
         self.eos = tokenizer.eos_ids if eos is None else eos
-        self.decoder, self.text = tokenizer.stream(skip_special), StopStrings(stops)
+        special = tokenizer.special_tokens if stops else {}
+        self.stop_tokens = {special[stop]: stop for stop in stops if stop in special}
+        """They end the reply as the model's own do: the ids and their stop strings."""
+        self.decoder = tokenizer.stream(skip_special)
+        self.marks = _marks(stops, special) if skip_special else {}
+        """Characters for the special tokens inside longer stop strings, by name."""
+        self.mark_of = {special[name]: mark for name, mark in self.marks.items()}
+        self.text = StopStrings(stops, self.marks)
         self.count = 0
         """Tokens, end of text not counted."""
         self.ended = False
         """The model has ended, or a stop string has come."""
+        self.stopped_by: str | None = None
+        """The stop string that came."""
 
     def add(self, token: int) -> Piece:
         """The text that is final after `token`."""
-        if token in self.eos:
+        self.stopped_by = self.stop_tokens.get(token)
+        if self.stopped_by or token in self.eos:
             self.ended = True
             return Piece(text="")
         self.count += 1
-        text = self.text.add(self.decoder.add(token))
+        text = self.text.add(self.decoder.add(token) + self.mark_of.get(token, ""))
+        self.stopped_by = self.text.found
         self.ended = self.text.found is not None
         return Piece(text=text, token_ids=(token,))
 
@@ -153,10 +168,21 @@ def stop_list(stop: object) -> list[str]:
 
 
 class StopStrings:
-    """Passes text until a stop string comes; holds back a possible start of one."""
+    """Passes text until a stop string comes; holds back a possible start of one.
 
-    def __init__(self, stops: Sequence[str]):
-        self.stops = stops
+    `marks` are characters that stand for special tokens in what is added, by name: stop strings
+    contain the names, and the text that is passed has neither.
+    """
+
+    def __init__(self, stops: Sequence[str], marks: Mapping[str, str] | None = None):
+        self.stops = {stop: stop for stop in stops}
+        """By the text to look for."""
+        marks = marks or {}
+        names = "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or "(?!)"
+        for stop in stops:
+            marked = re.sub(names, lambda name: marks[name[0]], stop)
+            self.stops.setdefault(marked, stop)
+        self.unmarked = {ord(mark): None for mark in marks.values()}
         self.held = ""
         self.found: str | None = None
         """The stop string that came."""
@@ -169,18 +195,28 @@ class StopStrings:
         ]
         if hits:
             # The one complete first, as if the text had come letter by letter.
-            _, at, self.found = min(hits)
+            _, at, stop = min(hits)
+            self.found = self.stops[stop]
             certain, self.held = self.held[:at], ""
-            return certain
+            return certain.translate(self.unmarked)
         keep = max((overlap(self.held, stop) for stop in self.stops), default=0)
         at = len(self.held) - keep
         certain, self.held = self.held[:at], self.held[at:]
-        return certain
+        return certain.translate(self.unmarked)
 
     def finish(self) -> str:
         """The text held back, at the end of the reply."""
         held, self.held = self.held, ""
-        return held
+        return held.translate(self.unmarked)
+
+
+def _marks(stops: Sequence[str], special: Iterable[str]) -> dict[str, str]:
+    """A character for each special token that a longer stop string contains.
+
+    They are halves of surrogate pairs, which no decoded text has.
+    """
+    names = [name for name in special if any(name in stop and name != stop for stop in stops)]
+    return {name: chr(0xD800 + number) for number, name in enumerate(names)}
 
 
 def overlap(text: str, stop: str) -> int:

@@ -135,7 +135,7 @@ class ReplyState:
             index=self.index,
             text=piece.text,
             finish_reason=piece.finish_reason,
-            stopped_by=self.transcript.text.found,
+            stopped_by=self.transcript.stopped_by,
             stats=stats,
         )
 

@@ -122,7 +122,7 @@ class RequestTools:
     def keep_special(self) -> bool:
         """Whether the tags of a call are special tokens, which text leaves out otherwise."""
         tags = self.format.opening + "\0" + self.format.closing if self.format else ""
-        return any(token in tags for token in self._special_tokens())
+        return any(token in tags for token in self.tokenizer.special_tokens)
 
     @property
     def stops(self) -> list[str]:
@@ -166,7 +166,7 @@ class RequestTools:
     def _literal(self, text: str) -> str:
         """A Lark expression for `text`. Special tokens are written by id: as text they would be
         spelled with other tokens."""
-        special = self._special_tokens()
+        special = self.tokenizer.special_tokens
         pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
         pieces = re.split(f"({pattern})", text) if special else [text]
         return " ".join(
@@ -174,10 +174,6 @@ class RequestTools:
             for piece in pieces
             if piece
         )
-
-    def _special_tokens(self) -> dict[str, int]:
-        added = self.tokenizer.backend.get_added_tokens_decoder()
-        return {token.content: i for i, token in added.items() if token.special}
 
 
 def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:

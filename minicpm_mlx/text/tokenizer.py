@@ -2,22 +2,22 @@
 
 A folder's tokenizer.json is used as it is. A lone tokenizer.model is converted to the same object:
 SentencePiece itself would split this family's text differently (no leading `▁`, user-defined pieces
-before any merge) from tokenizer.json, with which the models are run. One decoder that works on
-bytes serves `decode` and `stream`; invalid UTF-8 gives as many U+FFFD as Python's decoder does.
+before any merge) from tokenizer.json, with which the models are run.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import TemplateError, TokenizerError
 from .chat_template import BUILTIN, Template
+from .decode import StreamDecoder, piece_decoder
+from .encode import TypedTextEncoder
+from .message_text import MessageText, PromptText
 from .tokenizer_files import TokenizerFiles, refusing, short
 
 if TYPE_CHECKING:
@@ -52,29 +52,42 @@ class Tokenizer:
         self.adds_bos = adds_bos
         self.eos_ids = tuple(dict.fromkeys(eos_ids))
         self.template = template
-        self._piece_bytes, self._drops_space = _decoder(backend)
+        self._piece_bytes, self._drops_space = piece_decoder(backend)
         self._added = backend.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {}
+        self._message_texts: dict[str, MessageText] = {}
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Names and ids of the tokens that text leaves out or that end a reply."""
+        ids = {token_id for token_id, token in self._added.items() if token.special}
+        ids.update(self.eos_ids, [] if self.bos_id is None else [self.bos_id])
+        names = {token_id: _text_of(self.backend, [token_id]) for token_id in sorted(ids)}
+        return {name: token_id for token_id, name in names.items() if name}
 
     @cached_property
     def vocab_size(self) -> int:
         """The highest id + 1, added tokens included; a model's own may be padded further."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """The token ids of `text`, in which special tokens are recognized.
+    def encode(self, text: str | PromptText, add_bos: bool = True) -> list[int]:
+        """The token ids of `text`, in which special tokens are recognized where not `typed`.
 
         If the model expects bos, exactly one leads: none is added to text that begins with it.
         """
+        prompt = PromptText(text) if isinstance(text, str) else text
         try:
-            text.encode()
+            prompt.text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(
                 f"text must be valid Unicode, found half a surrogate pair at {error.start}; "
                 "decode the bytes it came from as UTF-8"
             ) from None
         with refusing("the tokenizer", "cannot encode this text"):
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            if prompt.typed:
+                ids = self._typed_text_encoder.encode(prompt.text, [at for at, _ in prompt.typed])
+            else:
+                ids = self.backend.encode(prompt.text, add_special_tokens=False).ids
         if add_bos and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
@@ -89,19 +102,36 @@ class Tokenizer:
         """A decoder for one id at a time; its pieces joined equal `decode` of all ids."""
         return StreamDecoder(partial(self._token_bytes, skip_special), self._drops_space)
 
+    def render(
+        self,
+        messages: Messages,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> PromptText:
+        """The conversation, and the tools it may call, formatted by the model's template.
+
+        The names of special tokens in messages stay ordinary text when it is encoded.
+        """
+        template = self.template
+        if template is None:
+            raise TemplateError(
+                "the model's folder has no chat template; add a chat_template.jinja to it, "
+                "or use generate instead of chat"
+            )
+        return self._message_text.render(
+            lambda messages, tools: template.render(messages, add_generation_prompt, tools),
+            messages,
+            tools,
+        )
+
     def chat_text(
         self,
         messages: Messages,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation, and the tools it may call, formatted by the model's template."""
-        if self.template is None:
-            raise TemplateError(
-                "the model's folder has no chat template; add a chat_template.jinja to it, "
-                "or use generate instead of chat"
-            )
-        return self.template.render(messages, add_generation_prompt, tools)
+        """The text of `render`."""
+        return self.render(messages, add_generation_prompt, tools).text
 
     def chat_ids(
         self,
@@ -109,8 +139,25 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
-        """The conversation as token ids: the template's text, encoded with one bos."""
-        return self.encode(self.chat_text(messages, add_generation_prompt, tools))
+        """The conversation as token ids: what `render` gives, encoded with one bos."""
+        return self.encode(self.render(messages, add_generation_prompt, tools))
+
+    def typed(self, text: str) -> PromptText:
+        """The beginning or the whole of a reply, in which special tokens are not recognized."""
+        return self._message_text.typed(text)
+
+    @property
+    def _message_text(self) -> MessageText:
+        source = self.template.source if self.template else ""
+        if source not in self._message_texts:
+            others = [token.content for token in self._added.values() if not token.special]
+            marks = [name for name in others if name in source and re.fullmatch(_MARK, name)]
+            self._message_texts = {source: MessageText(self.special_tokens, marks)}
+        return self._message_texts[source]
+
+    @cached_property
+    def _typed_text_encoder(self) -> TypedTextEncoder:
+        return TypedTextEncoder(self.backend, self.special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes of one token; for a special token, its name."""
@@ -137,28 +184,8 @@ class Tokenizer:
         return piece
 
 
-class StreamDecoder:
-    """Decodes ids one at a time; holds back an incomplete character until its rest has come."""
-
-    def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
-        self._token_bytes = token_bytes
-        self._drops_space = drops_space
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token_id: int) -> str:
-        """The new complete characters; "" while a character is incomplete."""
-        return self._text(self._utf8.decode(self._token_bytes(token_id)))
-
-    def finish(self) -> str:
-        """The end of the text: U+FFFD for bytes of an incomplete character."""
-        return self._text(self._utf8.decode(b"", final=True))
-
-    def _text(self, text: str) -> str:
-        """`text` without the space before the first word of the whole text."""
-        if text and self._drops_space:
-            self._drops_space = False
-            text = text.removeprefix(" ")
-        return text
+_MARK = r"<.+>|\[.+\]"
+"""Unlike the "..." or "```" that some vocabularies add."""
 
 
 def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> Tokenizer:
@@ -341,6 +368,9 @@ def _ids_of(backend: Backend, token: str | None) -> list[int]:
 
 def _text_of(backend: Backend, ids: Sequence[int]) -> str:
     """The first id's token; "" if there is none."""
+    added = backend.get_added_tokens_decoder()
+    if ids and ids[0] in added:  # id_to_token normalizes them
+        return added[ids[0]].content
     return (backend.id_to_token(ids[0]) if ids else None) or ""
 
 
@@ -353,55 +383,6 @@ def _builtin_template(files: TokenizerFiles, backend: Backend) -> str | None:
     if not in_family:
         return None
     return BUILTIN["minicpm" if backend.token_to_id("<|im_start|>") is None else "chatml"]
-
-
-# The decoder
-
-
-def _decoder(backend: Backend) -> tuple[Callable[[str], bytes], bool]:
-    """The function from a piece to its bytes, and whether the first space of a text is dropped."""
-    steps: list[dict[str, Any]] = [{"type": "none"}]
-    if backend.decoder is not None:
-        spec = json.loads(backend.decoder.__getstate__())
-        steps = spec.get("decoders", [spec])
-    if steps[:3] == _SENTENCEPIECE and steps[3:] in ([], [_STRIP]):
-        return _sentencepiece_bytes, steps[3:] == [_STRIP]
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return partial(_byte_level_bytes, _byte_alphabet()), False
-    raise TokenizerError(
-        f"the tokenizer's decoder must be ByteLevel or SentencePiece's, found {', '.join(kinds)}; "
-        "use a model with one of these tokenizers"
-    )
-
-
-_SENTENCEPIECE = [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-    {"type": "ByteFallback"},
-    {"type": "Fuse"},
-]
-_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-
-
-def _sentencepiece_bytes(piece: str) -> bytes:
-    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
-        return bytes.fromhex(piece[3:5])
-    return piece.replace("▁", " ").encode()
-
-
-def _byte_level_bytes(alphabet: dict[str, int], piece: str) -> bytes:
-    if all(character in alphabet for character in piece):
-        return bytes(alphabet[character] for character in piece)
-    return piece.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: a printable character for each byte, itself or one from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + i): byte for i, byte in enumerate(others)
-    }
 
 
 def tokenizer_of(card: Card, folder: Path) -> Tokenizer:

@@ -201,3 +201,22 @@ def test_a_template_without_system_messages_is_given_none(
     monkeypatch.setattr(model.lm.tokenizer, "template", None)
     with pytest.raises(TemplateError, match="no chat template"):
         model.apply_chat_template([{"role": "system", "content": "Be brief."}])
+
+
+@pytest.mark.parametrize("begun", [None, "It is <s> or"])
+def test_names_of_special_tokens_stay_text_in_conversations(
+    lm: mm.LM, ask: Any, begun: str | None
+) -> None:
+    model = ask()
+    messages = [*MESSAGES, {"role": "user", "content": "What is </s>, and <s>?"}]
+    if begun:
+        messages.append({"role": "assistant", "content": begun})
+    text = model.apply_chat_template(messages, add_generation_prompt=not begun)
+    ids = model.tok_encode(text + " A </s>")
+    assert lm.tokenizer.decode(ids, skip_special=False).endswith(f"{begun or ''} A </s>")
+    plain = model.apply_chat_template(
+        [{**m, "content": m["content"].translate({60: 40, 62: 41})} for m in messages],
+        add_generation_prompt=not begun,
+    )
+    # All but the last, which is no message, stay text of as many bytes.
+    assert len(ids) == len(model.tok_encode(plain + " A </s>"))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.lm.lm import sampling_with
-from minicpm_mlx.lm.outputs import StopStrings, collect
+from minicpm_mlx.lm.outputs import Stats, StopStrings, Transcript, collect
+from support.tiny_tokenizer import tiny as tiny_tokenizer
 
 GREEDY = mm.Sampling()
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -33,6 +34,54 @@ def test_stop_strings_cut_alike_however_the_text_arrives(text: str, stops: list[
             if scanner.found:
                 break
         assert got + ("" if scanner.found else scanner.finish()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "count"),
+    [
+        ("<|im_end|>", "ab<", 2),  # as the model's own end, it is not counted
+        ("<<|im_end|>", "ab", 3),
+        ("b<<|im_end|>c", "a", 4),
+        ("<|im_end|>c", "ab<", 4),
+        ("<|im_end|>a", "ab<cb", 5),
+        ("</s>", "ab<cb", 5),
+        ("<c", "ab", 4),
+        ("im", "ab<cb", 5),
+    ],
+)
+def test_stop_strings_find_the_special_tokens_that_they_name(
+    stop: str, text: str, count: int
+) -> None:
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.special_tokens["<|im_end|>"]
+    transcript, pieces = Transcript(tokenizer, [stop, "never"]), []
+    for token in (274, 261, end, 268, 267):  # ab < c b
+        pieces.append(transcript.add(token))
+        if transcript.ended:
+            break
+    stats = Stats.measure(
+        prompt_tokens=1, cached_tokens=0, completion_tokens=transcript.count, start=0, first=0
+    )
+    reply = collect([*pieces, transcript.finish(stats)])
+    assert (reply.text, len(reply.token_ids)) == (text, count)
+    assert (transcript.stopped_by, reply.finish_reason) == (
+        (stop, "stop") if transcript.ended else (None, "length")
+    )
+
+
+def test_a_stop_string_that_names_a_special_token_ends_every_kind_of_reply(demo: Any) -> None:
+    """The demo is made to write <|im_start|>, which is no end of its own."""
+    start = demo.tokenizer.special_tokens["<|im_start|>"]
+    assert start not in demo.tokenizer.eos_ids
+    forced = mm.Sampling(logit_bias={start: 100.0})
+    options = {"max_tokens": 4, "sampling": forced}
+    for speculate in (True, False):
+        free = demo.generate("A", speculate=speculate, **options)
+        assert (free.text, free.finish_reason) == ("", "length")
+        held = demo.generate("A", speculate=speculate, stop=["<|im_start|>"], **options)
+        assert (held.text, held.token_ids, held.finish_reason) == ("", (), "stop")
+    [held] = demo.generate_batch(["A"], stop=["<|im_start|>"], **options)
+    assert (held.token_ids, held.finish_reason) == ((), "stop")
 
 
 def test_pieces_joined_are_the_completion(demo: Any) -> None:

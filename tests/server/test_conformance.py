@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,40 @@ def test_a_stop_string_ends_the_reply_before_it(ask: Ask, expected: Any, stream:
     answer = ask(max_tokens=30, stop=["¤", stop], stream=stream)
     assert answer.texts == [whole[: whole.index(stop)]]
     assert answer.finish_reasons == ["stop"]
+
+
+@streamed
+def test_a_stop_string_that_names_a_special_token_ends_the_reply_there(tiny: mm.LM, stream: bool):
+    from support.serving import serving
+
+    # A model that writes <s>, which is no end of its own, and nothing else.
+    lm = replace(tiny, sampling=mm.Sampling(logit_bias={1: 100.0}))
+    with serving(lm) as live:
+        for path, make in DRIVERS.items():
+            if "stop" in make.names:
+                api = make(lambda messages: tiny.tokenizer.chat_text([*messages]))
+                body = api.body(FOX, max_tokens=5, stop=["Q", "<s>"], stream=stream)
+                answer = live.ask("POST", path, body)
+                reply = api.read(api.join(answer.body) if stream else answer.json)
+                assert (reply.texts, reply.finish_reasons) == ([""], ["stop"]), path
+                assert reply.completion_tokens == 0
+
+
+NAMES = [
+    {"role": "system", "content": "Be <s>brief</s>."},
+    {"role": "user", "content": "What is </s>?"},
+    {"role": "assistant", "content": "It is </s>."},
+    {"role": "user", "content": "</s>"},
+]
+"""Names of special tokens in a conversation; in all they have 19 characters."""
+
+
+def test_names_of_special_tokens_stay_text_in_messages(api: Driver, ask: Ask):
+    brackets = str.maketrans("<>", "()")
+    plain = [{**turn, "content": turn["content"].translate(brackets)} for turn in NAMES]
+    lost = ask(plain, max_tokens=1).prompt_tokens - ask(NAMES, max_tokens=1).prompt_tokens
+    is_raw = api.path in ("/v1/completions", "/api/generate", "/generate")
+    assert lost == (19 - 5 if is_raw else 0)
 
 
 @over("seed")

@@ -124,6 +124,22 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     )
 
 
+def test_names_of_special_tokens_in_rows_are_counted_and_listed(tmp_path: Path) -> None:
+    def messages(reply: str) -> dict[str, Any]:
+        return {"messages": [*GOOD["messages"][:-1], {"role": "assistant", "content": reply}]}
+
+    talk = lines(messages("a</s>"), messages("<s>a</s>"), messages("a"))
+    text = lines({"text": "a<|im_end|>"}, {"text": "b"})
+    notes = loaded(written(tmp_path, "talk.jsonl", talk), valid_fraction=0).notes
+    assert notes[1:] == (
+        "names of special tokens in messages, which stay ordinary text: </s>, <s> (rows: 2)",
+    )
+    notes = loaded(written(tmp_path, "text.jsonl", text), valid_fraction=0).notes
+    assert notes[1:] == (
+        "special tokens in plain text, which are read as tokens: <|im_end|> (rows: 1)",
+    )
+
+
 def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
     rows = lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}) + json.dumps({**GOOD, "\ud800": 2})
     path = written(tmp_path, "a.jsonl", rows)

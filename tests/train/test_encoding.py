@@ -94,9 +94,19 @@ def test_a_prompt_has_the_ids_of_inference_token_for_token() -> None:
     assert sample.mask == [False] * 8 + [True] * (len(sample.ids) - 8)
 
 
-def test_a_reply_that_ends_with_eos_gets_no_second_one() -> None:
-    tokenizer = real("minicpm-2b")
-    assert one(tokenizer, [user("a"), reply("b</s>")]).ids.count(2) == 1
+@pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4"])
+def test_a_special_tokens_name_in_a_row_stays_text_and_is_named(name: str) -> None:
+    tokenizer = real(name)
+    messages = [user("What is <s>?"), reply("The first token, as </s> is the last. </s>")]
+    plain = [user("What is (s)?"), reply("The first token, as (/s) is the last. (/s)")]
+    found = Encoder(tokenizer).encode(Conversation(messages))
+    special = set(tokenizer.special_tokens.values())
+    [sample], [other] = found.items, samples(tokenizer, plain)
+    assert [i for i in sample.ids if i in special] == [i for i in other.ids if i in special]
+    assert "".join(counted(sample, tokenizer)).startswith(messages[1]["content"])
+    assert found.names == {"<s>", "</s>"}
+    assert Encoder(tokenizer).encode(Document("a</s>b")).names == {"</s>"}
+    assert not Encoder(tokenizer).encode(Conversation(plain)).names
 
 
 def test_a_reply_that_would_merge_into_the_prompt_leaves_it_whole() -> None:
@@ -452,14 +462,12 @@ def test_any_conversation_keeps_its_prompts_and_its_text(
     check_prompts(tokenizer, found, messages)
     last = found[-1]
     whole = tokenizer.chat_text(messages, add_generation_prompt=False)
-    if not any(mark in message["content"] for message in messages for mark in MARKS):
-        assert all(sample.ids.count(1) == 1 for sample in found)
-        assert all(sample.ids[-1] in tokenizer.eos_ids for sample in found)
+    assert all(sample.ids.count(1) == 1 for sample in found)
+    assert all(sample.ids[-1] in tokenizer.eos_ids for sample in found)
     # What each sample says is what the template writes; this tokenizer's spaces aside.
     said = "".join(text for text, _ in spans(last, tokenizer))
-    assert said.replace(" ", "").removeprefix("<s>").removesuffix("</s>").strip() == (
-        whole.replace(" ", "").replace("▁", "").removeprefix("<s>").removesuffix("</s>").strip()
-    )
+    text = whole.replace(" ", "").replace("▁", "").strip()
+    assert said.replace(" ", "").strip() in (f"<s>{text}", f"<s>{text}</s>")
 
 
 @pytest.mark.parametrize("name", ["minicpm-2b", "minicpm4", "tiny"])

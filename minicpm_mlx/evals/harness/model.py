@@ -24,6 +24,7 @@ from ...lm.batch import BatchRequest, replies
 from ...lm.fingerprint import fingerprint
 from ...lm.lm import LM
 from ...lm.outputs import stop_list
+from ...text.message_text import PromptText
 from ...weights.load import parameters
 
 LOG = logging.getLogger("lm_eval.minicpm_mlx")
@@ -34,6 +35,9 @@ MAX_REPLY = 256
 
 END_MARK = "\ue000end\ue000"
 """Marks a position in a message; private-use characters, which no task's text has."""
+
+TYPED_MARK = "\ue000typed\ue000"
+"""Marks, in a rendered conversation, the name of a special token that is ordinary text."""
 
 Pair = tuple[Any, list[int], list[int]]
 """A request's texts (None: a window of a longer one), token ids of context and continuation."""
@@ -95,7 +99,8 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Token ids of a text, with a bos where the model expects one, unless refused."""
-        return self.lm.tokenizer.encode(string, add_bos=add_special_tokens is not False)
+        text = _parse_typed_marks(string) if TYPED_MARK in string else string
+        return self.lm.tokenizer.encode(text, add_bos=add_special_tokens is not False)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's source, for the record; refuses a name, as there is only one template."""
@@ -126,13 +131,14 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         if add_generation_prompt:
-            return self.lm.tokenizer.chat_text(messages)
+            return _with_typed_marks(self.lm.tokenizer.render(messages))
         *before, last = messages
         # A template that strips messages would remove the space.
         marked = {**last, "content": f"{last['content']}{END_MARK} "}
-        text = self.lm.tokenizer.chat_text([*before, marked], add_generation_prompt=False)
-        before_mark, _, after = text.rpartition(END_MARK)
-        return before_mark if after.startswith(" ") else before_mark.rstrip()
+        prompt = self.lm.tokenizer.render([*before, marked], add_generation_prompt=False)
+        before_mark, _, after = prompt.text.rpartition(END_MARK)
+        kept = before_mark if after.startswith(" ") else before_mark.rstrip()
+        return _with_typed_marks(prompt.until(len(kept)))
 
     # Log likelihoods.
 
@@ -256,6 +262,21 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             "max_length": self.max_length,
             "minicpm_mlx_version": __version__,
         }
+
+
+def _with_typed_marks(prompt: PromptText) -> str:
+    """The text as lm-eval passes it on, which knows strings alone."""
+    starts = [at for at, _ in prompt.typed]
+    cuts = zip([0, *starts], [*starts, len(prompt.text)], strict=True)
+    return TYPED_MARK.join(prompt.text[start:end] for start, end in cuts)
+
+
+def _parse_typed_marks(text: str) -> PromptText:
+    first, *others = text.split(TYPED_MARK)
+    prompt = PromptText(first)
+    for part in others:
+        prompt += PromptText(part, ((0, part[0]),) if part else ())
+    return prompt
 
 
 SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed")

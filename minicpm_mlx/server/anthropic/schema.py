@@ -210,8 +210,9 @@ class ConversationBody(CacheableBody):
             raise ApiError("messages must include one of the user", field="messages")
         prompt, stops = service.chat_prompt(messages, tools.for_template)
         if prefill:
-            text = service.lm.tokenizer.chat_text(messages, tools=tools.for_template)
-            prompt = service.encode(text + prefill)
+            tokenizer = service.lm.tokenizer
+            text = tokenizer.render(messages, tools=tools.for_template)
+            prompt = tokenizer.encode(text + tokenizer.typed(prefill))
         return prompt, stops
 
 

@@ -204,10 +204,10 @@ def _continue_context(
     question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
     _, stops = service.chat_prompt([question])
     head = tokenizer.chat_text([question]) + "!"
-    text = tokenizer.chat_text([question, reply, {"role": "user", "content": prompt}])
-    if not text.startswith(head):
+    whole = tokenizer.render([question, reply, {"role": "user", "content": prompt}])
+    if not whole.text.startswith(head):
         raise unsupported("context", "the model's template cannot be continued; use /api/chat")
-    return context + tokenizer.encode(text.removeprefix(head), add_bos=False), stops
+    return context + tokenizer.encode(whole.since(len(head)), add_bos=False), stops
 
 
 def nanoseconds(seconds: float) -> int:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...files.rows import listed
 from .batches import digest, length, sequences
 from .encoding import Encoded
 from .messages import Message
@@ -89,12 +90,28 @@ def notes_of(splits: Mapping[str, DataSplit], counts: Iterable[Counts], limit: i
     for split_counts in counts:
         totals.update({name: getattr(split_counts, name) for name in labels})
     notes = [f"{totals[name]} {label}" for name, label in labels.items() if totals[name]]
-    encoded = [entry.encoded for split in splits.values() for entry in split.entries]
+    entries = [entry for split in splits.values() for entry in split.entries]
+    encoded = [entry.encoded for entry in entries]
     if several := sum(len(example.items) > 1 and not example.split for example in encoded):
         notes.append(
             f"{several} conversations make several samples each, as the template writes earlier "
             "replies differently from the last"
         )
+    return notes + _notes_on_special_tokens(entries)
+
+
+def _notes_on_special_tokens(entries: Sequence[Entry]) -> list[str]:
+    """Describes what rows that contain names of special tokens learn."""
+    notes = []
+    for is_text, label in (
+        (False, "names of special tokens in messages, which stay ordinary text"),
+        (True, "special tokens in plain text, which are read as tokens"),
+    ):
+        named = [e for e in entries if e.encoded.names and isinstance(e.prompt, str) == is_text]
+        if named:
+            names = sorted(frozenset[str]().union(*(entry.encoded.names for entry in named)))
+            rows = len({entry.place for entry in named})
+            notes.append(f"{label}: {listed(names)} (rows: {rows})")
     return notes
 
 

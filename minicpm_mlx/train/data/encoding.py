@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ...arguments import Limit, one_of
 from ...errors import DataError, InvalidArgumentError
+from ...text.message_text import PromptText
 from ...text.tokenizer import Tokenizer
 from .layouts import Conversation, Document, Example, Judged, Preference
 from .messages import Message
@@ -40,6 +41,8 @@ class Encoded:
     """Whether the example was split because it is too long."""
     length: int = 0
     """Tokens of the longest sequence before truncation."""
+    names: frozenset[str] = frozenset()
+    """Names of special tokens in the example: ordinary text in messages, tokens in plain text."""
 
 
 def check_options(max_seq_length: int, mask: str, overlong: str | None) -> None:
@@ -103,6 +106,10 @@ class Encoder:
         mask or overlong does not apply to its kind."""
         kind = {Document: "text", Conversation: "sft"}.get(type(example), "preference")
         check_kind(kind, self.mask, self.overlong)
+        self._typed: set[str] = set()
+        return replace(self._encode(example), names=frozenset(self._typed))
+
+    def _encode(self, example: Example) -> Encoded:
         match example:
             case Document(text):
                 return self._encode_document(text)
@@ -126,10 +133,11 @@ class Encoder:
     # Plain text
 
     def _encode_document(self, text: str) -> Encoded:
+        self._typed |= self.tokenizer.typed(text).names
         first, *others = _blocks(text)
         ids = self.tokenizer.encode(first)
         for block in others:
-            ids += self._encode_continuation(block, "\n")
+            ids += self._encode_continuation(PromptText(block), "\n")
         if ids[-1] not in self.tokenizer.eos_ids:
             ids += self._eos()
         return self._fit([self._sample(ids, _all_but_first(ids))], self.overlong or "split")
@@ -204,24 +212,25 @@ class Encoder:
 
     def _encode_reply(self, messages: list[Message]) -> tuple[list[int], list[int]]:
         """Returns the ids of the last message's prompt, as at inference, and of the message."""
-        prompt_text = self.tokenizer.chat_text(messages[:-1])
+        prompt_text = self.tokenizer.render(messages[:-1])
         prompt = self.tokenizer.encode(prompt_text)
-        text = self.tokenizer.chat_text(messages, add_generation_prompt=False)
+        whole = self.tokenizer.render(messages, add_generation_prompt=False)
         # A template may write a past turn without the start that its generation prompt adds.
-        reply_text = messages[-1]["content"]
-        if text.startswith(prompt_text):
-            reply_text = text[len(prompt_text) :]
-        ids = self.tokenizer.encode(prompt_text + reply_text)
+        reply = self.tokenizer.typed(messages[-1]["content"])
+        if whole.text.startswith(prompt_text.text):
+            reply = whole.since(len(prompt_text.text))
+        self._typed |= prompt_text.names | reply.names
+        ids = self.tokenizer.encode(prompt_text + reply)
         if ids[: len(prompt)] == prompt:
             return prompt, self._until_end(ids[len(prompt) :])
-        return prompt, self._until_end(self._encode_continuation(reply_text))
+        return prompt, self._until_end(self._encode_continuation(reply))
 
-    def _encode_continuation(self, text: str, *before: str) -> list[int]:
+    def _encode_continuation(self, text: PromptText, *before: str) -> list[int]:
         """Encodes `text` as the continuation of a text that it does not merge with; `before` is
         tried first as that text."""
         for anchor in (*before, *_ANCHORS):
             ids = self.tokenizer.encode(anchor, add_bos=False)
-            both = self.tokenizer.encode(anchor + text, add_bos=False)
+            both = self.tokenizer.encode(PromptText(anchor) + text, add_bos=False)
             if both[: len(ids)] == ids:
                 return both[len(ids) :]
         return self.tokenizer.encode(text, add_bos=False)  # at worst with a space before it

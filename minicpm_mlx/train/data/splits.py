@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import DataError
 from ...files.rows import KINDS, kind_of, listed
 from ...text.tokenizer import Tokenizer
 from .counts import DataSplit, Entry
-from .encoding import Encoded
 from .samples import Sample
 
 SPLITS = {
@@ -90,6 +90,6 @@ def _pieces(entry: Entry, tokenizer: Tokenizer) -> list[Entry]:
     pieces = []
     for item in entry.encoded.items:
         assert isinstance(item, Sample)
-        encoded = Encoded([item], split=entry.encoded.split, length=len(item.ids))
+        encoded = replace(entry.encoded, items=[item], length=len(item.ids))
         pieces.append(Entry(entry.place, encoded, tokenizer.decode(item.ids[:24])))
     return pieces
