@@ -24,7 +24,7 @@ class GenerateOptions:
     prompt: str = option(
         "Text to answer; - reads standard input.", "--prompt", "-p", default=REQUIRED
     )
-    model: options.Model = options.DEFAULT_MODEL
+    model: options.BaseModel = None
     system: options.System = None
     raw: bool = flag("Continue the text as it is, without the chat template.")
     max_tokens: int = option("Longest reply, in tokens.", default=512, limit=options.COUNT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
 from . import paths
+from .render.texts import Texts
 from .streams import notice
 
 if TYPE_CHECKING:
@@ -64,9 +65,13 @@ def flag(help: str, *names: str, panel: str | None = None) -> Any:
     return option(help, *names, default=False, panel=panel)
 
 
-def argument(help: str, *, check: paths.Check) -> Any:
-    """A dataclass field that is a positional argument; `check` is one of `paths`."""
-    return field(metadata={"typer": typer.Argument(help=help, callback=paths.checked(check))})
+def argument(help: str, *, check: paths.Check, several: str | None = None) -> Any:
+    """A dataclass field that is a positional argument; `check` is one of `paths`.
+
+    `several` are the names in the help of arguments that are one list, checked as a whole.
+    """
+    callback = paths.checked(check, together=several is not None)
+    return field(metadata={"typer": typer.Argument(help=help, metavar=several, callback=callback)})
 
 
 def command(kind: type[Options]) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
@@ -162,6 +167,16 @@ Model = Annotated[
         callback=paths.checked(paths.model_name),
     ),
 ]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Card (see `list`), folder or hub repository; default: the adapter's base, or "
+        f"{DEFAULT_MODEL}.",
+        callback=paths.checked(paths.model_name),
+    ),
+]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. Repeatable.")]
 Adapter = Annotated[
@@ -240,8 +255,33 @@ class SamplingOptions:
         return sampling_with(lm.sampling, **asdict(self))
 
 
+def choose_model(
+    model: str | None, adapters: Iterable[str | Path | None], texts: Texts | None = None
+) -> str:
+    """The model that was asked for, else the one that the adapters were trained on, else the
+    default; says so on standard error where an adapter decides.
+
+    InvalidArgumentError if their base is not here, or not one.
+    """
+    if model is not None:
+        return model
+    from minicpm_mlx.loading.adapters import base_model
+
+    bases = {str(folder): base_model(folder) for folder in adapters if folder is not None}
+    named = {name for name in bases.values() if name is not None}
+    if len(named) > 1:
+        found = ", ".join(f"{folder}: {name}" for folder, name in bases.items() if name)
+        raise InvalidArgumentError(
+            f"the adapters were trained on different models ({found}); choose one with --model"
+        )
+    for name in named:
+        print((texts or Texts())("base", model=name, adapter=", ".join(bases)), file=sys.stderr)
+        return name
+    return DEFAULT_MODEL
+
+
 def load_model(
-    model: str,
+    model: str | None,
     compute: Compute,
     *,
     quiet: bool = False,
@@ -251,11 +291,13 @@ def load_model(
 ) -> LM:
     """Loads a model if it fits in memory with a KV cache of `context` tokens (None: a short one).
 
-    `quiet` where the terminal is in use meanwhile; `options` as of mm.load.
+    None stands for the base of the adapter, or the default model. `quiet` where the terminal is in
+    use meanwhile; `options` as of mm.load.
     """
     import minicpm_mlx as mm
     from minicpm_mlx import memory
 
+    model = choose_model(model, [options.get("adapter")])
     compute.select(quiet=quiet)
     config = mm.Config.load(folder_of(resolve(model)))
     needed = memory.estimate(config, dtype=compute.dtype, context=context or 256, kv_bits=kv_bits)

@@ -18,11 +18,14 @@ Check = Callable[[Any], object]
 """Raises a MiniCPMError or an OSError for a value that no run can use."""
 
 
-def checked(check: Check) -> Callable[..., Any]:
-    """A typer callback that applies `check` to each value given; its errors name the option."""
+def checked(check: Check, *, together: bool = False) -> Callable[..., Any]:
+    """A typer callback that applies `check` to each value given, or to all `together`.
+
+    Its errors name the option.
+    """
 
     def callback(param: typer.CallbackParam, value: Any) -> Any:
-        for one in value if isinstance(value, (list, tuple)) else [value]:
+        for one in value if isinstance(value, (list, tuple)) and not together else [value]:
             if one is not None:
                 apply(check, one, param)
         return value

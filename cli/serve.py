@@ -60,7 +60,7 @@ class Limits:
 class ServerOptions:
     """Options of `serve` and `web`."""
 
-    model: options.Model = options.DEFAULT_MODEL
+    model: options.BaseModel = None
     host: str = option("Address to listen on; 0.0.0.0 is all of them.", default="127.0.0.1")
     port: int = option("Port; 0 takes one that is free.", default=8080)
     adapter: list[str] | None = option(
@@ -110,13 +110,14 @@ def run(
     settings = _settings(args)
     warnings = list(_warnings(address, args.api_key_file))
     _log_to_stderr()
+    model = options.choose_model(args.model, adapters.values())
     queue = QUEUE if limits.queue is None else limits.queue
     max_requests = max(settings.max_requests, queue + (limits.width or WIDTH) + 64)
     settings = replace(settings, max_requests=max_requests, max_connections=2 * max_requests)
     # First, so that a port in use is known at once; of several ranks only one listens.
     sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []
     try:
-        lm = options.load_model(args.model, args.compute, shard=True)
+        lm = options.load_model(model, args.compute, shard=True)
         service = Service(lm, adapters=adapters, **limits.as_keywords())
     except BaseException:
         for socket in sockets:

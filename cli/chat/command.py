@@ -39,7 +39,8 @@ class ChatOptions:
     """Options of `chat`."""
 
     model: str | None = option(
-        "Card, folder or repository; default: the session's, or minicpm-2b-dpo.",
+        "Card, folder or repository; default: the session's, the adapter's base, or "
+        f"{options.DEFAULT_MODEL}.",
         "--model",
         "-m",
         check=paths.model_name,
@@ -94,7 +95,8 @@ def chat(args: ChatOptions) -> None:
     args.check()
     interactive = args.prompt is None and at_terminal()
     texts, saved = Texts(args.lang), _saved_session(args)
-    model = args.model or (saved.model if saved else options.DEFAULT_MODEL)
+    asked = args.model or (saved.model if saved else None)
+    model = options.choose_model(asked, [args.adapter], texts)
     if interactive:
         model = _greet(model, texts)
         if args.compute.dtype or args.compute.device:

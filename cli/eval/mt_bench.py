@@ -26,7 +26,7 @@ class MTBenchOptions:
     data: Path = option(
         "FastChat's llm_judge/data/mt_bench.", default=REQUIRED, check=paths.input_folder
     )
-    model: options.Model = options.DEFAULT_MODEL
+    model: options.BaseModel = None
     adapter: options.Adapter = None
     judge_url: str | None = option("OpenAI-compatible address, up to /v1.")
     judge_model: str = option("Model that judges.", default="gpt-4")

@@ -32,7 +32,7 @@ class EvalOptions:
     data: Path | None = option(
         "Folder with the data; default: downloaded from the hub.", check=paths.input_folder
     )
-    model: options.Model = options.DEFAULT_MODEL
+    model: options.BaseModel = None
     adapter: options.Adapter = None
     limit: int | None = option("Most questions of a subject; the seed chooses them.")
     subjects: str | None = option("Only these subjects or subsets, separated by commas.")

@@ -20,7 +20,7 @@ class PerplexityOptions:
     text: Path = option(
         "Text file in UTF-8; - reads standard input.", default=REQUIRED, check=paths.input_text
     )
-    model: options.Model = options.DEFAULT_MODEL
+    model: options.BaseModel = None
     reference: str | None = option(
         "Also measure the divergence from this model.", check=paths.model_name
     )
@@ -45,8 +45,8 @@ def ppl(args: PerplexityOptions) -> None:
     other = None if args.reference is None else options.load_model(args.reference, args.compute)
     if other and other.tokenizer.encode(text, add_bos=not args.no_bos)[: len(ids)] != ids:
         raise InvalidArgumentError(
-            f"{args.reference} reads the text as other tokens than {args.model}; expected the same "
-            "vocabulary"
+            f"{args.reference} reads the text as other tokens than {lm.card.name}; expected the "
+            "same vocabulary"
         )
     show = progress()
     result = score(

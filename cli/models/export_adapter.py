@@ -28,10 +28,19 @@ def export_adapter(
     layout: Annotated[
         str, typer.Option("--format", help="peft, mlx (mlx-lm), or gguf (llama.cpp --lora).")
     ],
-    model: options.Model = options.DEFAULT_MODEL,
+    model: options.BaseModel = None,
+    base_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Make it for a base in this format of `convert`: mup, llama or mlx; default: that "
+            "of the model."
+        ),
+    ] = None,
 ) -> None:
     """Write an adapter in the layout of PEFT, mlx-lm or llama.cpp."""
     from minicpm_mlx.convert import export_adapter as export
 
-    export.export_adapter(folder, target, layout, model=model)
+    base = options.choose_model(model, [folder])
+    form = export.export_adapter(folder, target, layout, model=base, base_format=base_format)
     console().print(f"{target}: written for {layout}", style="good")
+    console().print(f"for a base in {form}", highlight=False)

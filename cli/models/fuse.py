@@ -5,18 +5,34 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minicpm_mlx.errors import InvalidArgumentError
+
 from .. import options, paths
 from ..options import REQUIRED, argument, flag, option
 from ..render.theme import console
 from ..streams import print_json, progress, read_text
 
 
+def _places(found: list[str]) -> None:
+    """A new folder, before it perhaps a model."""
+    *source, folder = found
+    if len(source) > 1:
+        raise InvalidArgumentError(f"expected [SOURCE] FOLDER, got {len(found)} arguments")
+    for name in source:
+        paths.model_name(name)
+    paths.new_path(Path(folder))
+
+
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class FuseOptions:
     """Arguments and options of `fuse`."""
 
-    source: str = argument("Card, folder or repository, as for --model.", check=paths.model_name)
-    folder: options.NewFolder
+    places: list[str] = argument(
+        "The model, as for --model (default: the adapter's base), and the folder to write, which "
+        "must not exist.",
+        check=_places,
+        several="[SOURCE] FOLDER",
+    )
     adapter: Path = option(
         "Folder of a LoRA or DoRA adapter.", default=REQUIRED, check=paths.adapter_folder
     )
@@ -33,11 +49,13 @@ def fuse(args: FuseOptions) -> None:
     """Merge an adapter into a model's weights, in the model's own bits, and check the change."""
     from minicpm_mlx.convert.merge_adapter import fuse_adapter
 
-    folder, text = args.folder, None if args.text is None else read_text(args.text)
+    *source, target = args.places
+    folder, text = Path(target), None if args.text is None else read_text(args.text)
+    model = options.choose_model(source[0] if source else None, [args.adapter])
     options.Compute().select()
     show = progress()
     report = fuse_adapter(
-        args.source,
+        model,
         folder,
         args.adapter,
         text=text,

@@ -116,6 +116,10 @@ TEXTS = {
     "failed": ("{path}: {reason}", "{path}：{reason}"),
     "system": ("system prompt: {text}", "系统提示：{text}"),
     "no_system": ("no system prompt", "没有系统提示"),
+    "base": (
+        "model: {model}, the base of {adapter} (--model takes another)",
+        "模型：{model}，即 {adapter} 的基座（可用 --model 另选）",
+    ),
     "adapter": ("adapter: {path}", "适配器：{path}"),
     "no_adapter": ("no adapter", "没有适配器"),
     "no_longer": ("its adapter cannot be applied: {error}", "它的适配器无法使用：{error}"),

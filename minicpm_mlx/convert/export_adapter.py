@@ -1,47 +1,58 @@
 """Exports adapters to other programs: PEFT's layout, mlx-lm's, or a GGUF file for llama.cpp.
 
-Names are those of the base checkpoint in muP form, which PEFT's users have too. `read_adapter` has
-multiplied `b` by the scale, so each layout states a scale of 1.
+The result is for one form of the base (see model/base_form.py), since those programs rescale
+nothing; it records which. `read_adapter` has multiplied `b` by the scale, so each layout states a
+scale of 1.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from ..arguments import one_of
 from ..errors import InvalidArgumentError
 from ..files.atomic import check_writable, make_whole, named_errors, write_whole
+from ..loading.adapters import fit_adapter
 from ..loading.store import folder_of
-from ..model.adapters import Adapter, find_projections, locate_deltas
+from ..model.adapters import Adapter, find_projections, locate_deltas, rescaled
+from ..model.base_form import FORMATS, BaseForm, config_in
 from ..model.config import Config
 from ..model.transformer import Model
 from ..model_cards import Card, resolve
-from ..weights.adapters import read_adapter
+from ..weights.adapters import FORM, base_name, read_adapter, recorded_base
 from ..weights.checkpoint import write_json
 from ..weights.gguf.lora import write_lora
+from ..weights.llama_format import check_plain, check_rotation
 
 LAYOUTS = ("peft", "mlx", "gguf")
 
-AdapterFiles = tuple[str, dict[str, mx.array], dict[str, Any]]
-"""A layout's file name, its tensors and its adapter_config.json."""
-
 
 def export_adapter(
-    adapter: str | Path, target: str | Path, layout: str, *, model: str | Path
-) -> None:
-    """Write the adapter in the folder `adapter`, made for `model`, to `target` in another layout.
+    adapter: str | Path,
+    target: str | Path,
+    layout: str,
+    *,
+    model: str | Path,
+    base_format: str | None = None,
+) -> BaseForm:
+    """Write the adapter in the folder `adapter` to `target` in another layout, for `model`.
 
-    `model` is what `load` takes; its weights are not read. `target`, which must not exist, becomes
-    a folder, or for "gguf" a file. Raises InvalidArgumentError for what the layout cannot say, what
-    `use_adapter` raises, and StorageError where `target` cannot be written.
+    `model` is what `load` takes; its weights are not read. `base_format` ("mup", "llama" or "mlx")
+    makes it for what `convert` makes of that model instead. `target`, which must not exist, becomes
+    a folder, or for "gguf" a file. Returns the form of the base that the result is for. Raises
+    InvalidArgumentError for what the layout cannot say, what `use_adapter` raises, and StorageError
+    where `target` cannot be written.
 
         export_adapter("adapters", "for-llama.gguf", "gguf", model="minicpm-2b-dpo")
     """
     one_of("format", layout, LAYOUTS)
+    if base_format is not None:
+        one_of("base-format", base_format, FORMATS)
     target = Path(target)
     if target.exists():
         raise InvalidArgumentError(f"{target} exists; give a name that does not")
@@ -53,22 +64,36 @@ def export_adapter(
     card = resolve(str(model))
     source = read_adapter(Path(adapter).expanduser())
     config = Config.load(folder_of(card))
+    source = fit_adapter(source, config, card)
     locate_deltas(Model(config), source)  # MLX makes none of its weights
+    form = source.form or BaseForm.of(config)
+    base: Card | None = card
+    if base_format is not None and base_format != form.format:
+        config, base = _config_in(config, base_format), None
+        source = rescaled(source, form, BaseForm.of(config))
+        form = BaseForm.of(config)
     if layout == "gguf":
         with named_errors(target, "give another name"):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, lambda path: write_lora(path, source, config))
-    else:
-        files = _peft(source, config, card) if layout == "peft" else _mlx(source, config)
-        make_whole(target, lambda folder: _write(folder, *files), "give another folder")
+        return form
+    write = _write_peft if layout == "peft" else _write_mlx
+    make_whole(
+        target, lambda folder: write(folder, source, config, base, form), "give another folder"
+    )
+    return form
 
 
-def _write(folder: Path, name: str, tensors: dict[str, mx.array], config: dict[str, Any]) -> None:
-    mx.save_safetensors(str(folder / name), tensors, {"format": "pt"})
-    write_json(folder / "adapter_config.json", config)
+def _config_in(config: Config, base_format: str) -> Config:
+    if base_format != "mup":
+        check_plain(config, base_format)
+        check_rotation(config, base_format)
+    return config_in(config, base_format)
 
 
-def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
+def _write_peft(
+    folder: Path, adapter: Adapter, config: Config, base: Card | None, form: BaseForm
+) -> None:
     tensors = {}
     for module, delta in adapter.deltas.items():
         stem = f"base_model.model.{module}"
@@ -82,7 +107,7 @@ def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": card.repo or str(card.path or card.name),
+        "base_model_name_or_path": base and (base.repo or base_name(base)),
         "target_modules": _targets(set(ranks), config),
         "r": usual,
         "lora_alpha": usual,
@@ -95,7 +120,10 @@ def _peft(adapter: Adapter, config: Config, card: Card) -> AdapterFiles:
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    return "adapter_model.safetensors", tensors, settings
+    # Not in adapter_config.json, since PEFT warns of keys that it does not know.
+    header = {"format": "pt", FORM: json.dumps(asdict(form))}
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), tensors, header)
+    write_json(folder / "adapter_config.json", settings)
 
 
 def _targets(modules: set[str], config: Config) -> list[str]:
@@ -105,7 +133,9 @@ def _targets(modules: set[str], config: Config) -> list[str]:
     return sorted(last if matching == modules else modules)
 
 
-def _mlx(adapter: Adapter, config: Config) -> AdapterFiles:
+def _write_mlx(
+    folder: Path, adapter: Adapter, config: Config, base: Card | None, form: BaseForm
+) -> None:
     """mlx-lm has one rank for all modules: smaller ones are padded with zeros."""
     rank = max(len(delta.b) for delta in adapter.deltas.values())
     tensors, keys, first = {}, set(), config.num_hidden_layers
@@ -125,8 +155,10 @@ def _mlx(adapter: Adapter, config: Config) -> AdapterFiles:
         "fine_tune_type": "dora" if _is_dora(adapter) else "lora",
         "num_layers": config.num_hidden_layers - first,
         "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
+        **recorded_base(base, form),
     }
-    return "adapters.safetensors", tensors, settings
+    mx.save_safetensors(str(folder / "adapters.safetensors"), tensors, {"format": "mlx"})
+    write_json(folder / "adapter_config.json", settings)
 
 
 def _is_dora(adapter: Adapter) -> bool:

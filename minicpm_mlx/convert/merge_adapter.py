@@ -22,6 +22,7 @@ from ..engine.scoring.perplexity import score
 from ..errors import InvalidArgumentError, WeightsError
 from ..files.atomic import check_writable, make_whole
 from ..lm.lm import LM
+from ..loading.adapters import fit_adapter
 from ..loading.load import load
 from ..loading.store import folder_of
 from ..model.adapters import Adapter, LoRADelta, locate_deltas
@@ -107,6 +108,7 @@ def fuse_adapter(
     changes = read_adapter(Path(adapter).expanduser())
     origin = folder_of(card)
     base = read_checkpoint(origin, card.file if card.repo else None)
+    changes = fit_adapter(changes, base.config, card)
     fused = merged(base, changes, dequantize=dequantize)
     progress("the adapter on the base")
     ids, truth, kl_base = _expected(source, adapter, text, fuse=not base.config.num_experts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +21,12 @@ from ..engine import (
     generate,
 )
 from ..errors import ContextLengthError, InvalidArgumentError
-from ..model.adapters import apply_adapter
+from ..model.adapters import Adapter, apply_adapter
 from ..model.config import Config
 from ..model.fused import FusedModel
 from ..model.transformer import Model
 from ..model_cards import Card
 from ..text.tokenizer import Tokenizer
-from ..weights.adapters import read_adapter
 from .batch import BatchRequest, replies
 from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list
 
@@ -49,6 +48,8 @@ class LM:
     """The default: the card's, or that of the folder's generation_config.json."""
     folder: Path | None = None
     """Where it was loaded from."""
+    read_adapter: Callable[[Path], Adapter] = field(kw_only=True, repr=False)
+    """Reads the adapter in a folder, its deltas rescaled for this form of the model."""
     adapter: Path | None = None
     """The folder of the current adapter; see `use_adapter`."""
     draft: LM | None = None
@@ -73,11 +74,12 @@ class LM:
     def use_adapter(self, folder: str | Path | None) -> None:
         """Apply the LoRA or DoRA adapter in `folder` (mlx-lm's layout or PEFT's), or none if None.
 
-        It replaces the current adapter; the weights stay unchanged. Not to be called while a reply
-        is being generated. ConfigError or WeightsError leave the model as it was.
+        It replaces the current adapter; the weights stay unchanged. One that was trained on another
+        form of the model is rescaled. Not to be called while a reply is being generated.
+        ConfigError or WeightsError leave the model as it was.
         """
         path = None if folder is None else Path(folder).expanduser().resolve()
-        apply_adapter(self.model, None if path is None else read_adapter(path))
+        apply_adapter(self.model, None if path is None else self.read_adapter(path))
         self.adapter = path
 
     def session(self, kv_bits: int | None = None) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
 from ..weights.adapters import find_adapter
 from ..weights.generation_config import FILE, read_sampling
+from .adapters import load_adapter
 from .store import folder_of, kept_folder
 
 if TYPE_CHECKING:
@@ -106,7 +108,8 @@ def _load_folder(
         )
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
     sampling, shared = _default_sampling(card, folder), shard and collectives.size() > 1
-    return LM(model, tokenizer, card, sampling, folder, sharded=shared)
+    read = partial(load_adapter, config=config, card=card)
+    return LM(model, tokenizer, card, sampling, folder, sharded=shared, read_adapter=read)
 
 
 def _default_sampling(card: Card, folder: Path) -> Sampling:

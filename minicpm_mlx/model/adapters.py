@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections import defaultdict
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import mlx.nn as nn
 
 from ..arguments import printable
 from ..errors import WeightsError
+from .base_form import ROUNDING, BaseForm
 from .fused import ConcatenatedLinear, FusedMLP, FusedModel, ScaledLinear
 from .kernels.cpu_gemv import SplitLinear
 from .modules import replace_module
@@ -117,14 +120,14 @@ def _adapted(
     a = mx.concatenate([delta.a for _, delta in deltas], axis=1)
     b, gain = mx.zeros((a.shape[1], out)), mx.ones((out,))
     row = 0
-    for projection, delta in deltas:
+    for projection, unscaled in deltas:
+        delta, rows = unscaled.times(projection.scale), projection.rows
         rank = len(delta.b)
-        b[row : row + rank, projection.rows] = delta.b * projection.scale
+        b[row : row + rank, rows] = delta.b
         row += rank
         if delta.magnitude is not None:
-            rows, scale = projection.rows, projection.scale
-            merged = dense(layer)[rows] + scale * (delta.a @ delta.b).T  # (out, in)
-            gain[rows] = delta.magnitude * scale / mx.linalg.norm(merged, axis=1)
+            merged = dense(layer)[rows] + (delta.a @ delta.b).T  # (out, in)
+            gain[rows] = delta.magnitude / mx.linalg.norm(merged, axis=1)
     adapted = AdaptedLinear(layer, a.astype(dtype), b.astype(dtype))
     if any(delta.magnitude is not None for _, delta in deltas):
         adapted.gain = gain.astype(dtype)
@@ -218,6 +221,11 @@ class LoRADelta:
     magnitude: mx.array | None = None
     """(out,): in DoRA, the length to which each row of W + ba is scaled."""
 
+    def times(self, factor: float) -> LoRADelta:
+        """The same change of `factor` times the projection."""
+        magnitude = None if self.magnitude is None else self.magnitude * factor
+        return replace(self, b=self.b * factor, magnitude=magnitude)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
@@ -227,4 +235,30 @@ class Adapter:
     deltas: dict[str, LoRADelta]
     """By the projection's path in the checkpoint, such as model.layers.0.self_attn.q_proj."""
     digest: str
-    """Hash of its files."""
+    """Hash of its files, and of what its deltas were rescaled by."""
+    form: BaseForm | None = None
+    """Of the model that it fits; None: its files do not say."""
+    bases: tuple[str, ...] = ()
+    """Names of the model it was trained on: cards, folders, repositories."""
+
+
+def rescaled(adapter: Adapter, source: BaseForm, target: BaseForm) -> Adapter:
+    """The adapter of a model in the form `source`, for the same model in the form `target`.
+
+    WeightsError naming both if they cannot be forms of one model.
+    """
+    mine, its = source.recognised(target), target.recognised(source)
+    if not mine.same_model(its):
+        raise WeightsError(
+            f"{adapter.folder}: was trained on a model in {source}, and this one is in {target}; "
+            "they are no two forms of one model, so its changes cannot be rescaled; expected the "
+            "model it was trained on, or a conversion of that"
+        )
+    factors = {module: its.factor(module) / mine.factor(module) for module in adapter.deltas}
+    factors = {m: f for m, f in factors.items() if not math.isclose(f, 1.0, rel_tol=ROUNDING)}
+    if not factors:
+        return replace(adapter, form=its)
+    deltas = {m: delta.times(factors.get(m, 1.0)) for m, delta in adapter.deltas.items()}
+    content = f"{adapter.digest} {sorted(factors.items())}"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return replace(adapter, deltas=deltas, digest=digest, form=its)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .config_sections import (
     MAX_SIZE,
+    FoldedMuP,
     Quantization,
     RopeScaling,
     check_types,
     config_error,
+    folded_mup,
     kind_of,
     packing,
     rotation,
@@ -86,6 +88,9 @@ class Config:
     """How packed matrices are packed where layer_quantization does not say."""
     layer_quantization: tuple[tuple[str, Quantization], ...] = ()
     """Layers packed otherwise: (module path, how)."""
+    # Not in the repr, which fingerprints are made of: it changes nothing that the model computes.
+    mup_folded: FoldedMuP | None = field(default=None, repr=False)
+    """muP's constants that a Llama's weights contain, where its conversion recorded them."""
 
     @property
     def residual_scale(self) -> float:
@@ -121,10 +126,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) in (int, float) and value <= 0 and field.name not in MAY_BE_ZERO:
-                raise config_error(f"{field.name} must be above 0, got {value}")
+        for member in fields(self):
+            value = getattr(self, member.name)
+            if type(value) in (int, float) and value <= 0 and member.name not in MAY_BE_ZERO:
+                raise config_error(f"{member.name} must be above 0, got {value}")
         if self.head_dim % 2:
             raise config_error(f"head_dim must be even, got {self.head_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -200,7 +205,9 @@ class Config:
             values.setdefault("tie_word_embeddings", False)
             for key in ("scale_emb", "scale_depth", "dim_model_base"):
                 values.pop(key, None)
+            values["mup_folded"] = folded_mup(present)
         else:
+            values.pop("mup_folded", None)
             values.setdefault("scale_depth", 1.0)
             values.setdefault("dim_model_base", 1)
         if present.get("mlp_bias"):

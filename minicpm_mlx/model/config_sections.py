@@ -61,6 +61,42 @@ class RopeScaling:
             raise config_error("longrope factors must all be above 0")
 
 
+FOLDED = "mup_folded"
+"""Key of config.json under which `convert` records what it multiplied into the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedMuP:
+    """muP's constants that are in the weights of a Llama, named as in a MiniCPM's config."""
+
+    format: str
+    """"llama" or "mlx": the way they were folded in (see weights/llama_format.py)."""
+    scale_emb: float
+    scale_depth: float
+    dim_model_base: int
+
+    def __post_init__(self) -> None:
+        check_types(self, f"{FOLDED}.")
+        if self.format not in ("llama", "mlx"):
+            raise config_error(f"{FOLDED}.format must be llama or mlx, got {self.format!r}")
+        if not min(self.scale_emb, self.scale_depth, self.dim_model_base) > 0:
+            raise config_error(f"the constants of {FOLDED} must be above 0")
+
+
+def folded_mup(raw: Mapping[str, Any]) -> FoldedMuP | None:
+    """Parse what a conversion recorded."""
+    section = raw.get(FOLDED)
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise config_error(f"{FOLDED} must be an object, got {kind_of(section)}")
+    try:
+        return FoldedMuP(**section)
+    except TypeError:
+        expected = ", ".join(field.name for field in fields(FoldedMuP))
+        raise config_error(f"{FOLDED} must state {expected}, got {shown(dict(section))}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
     """How the matrices of an MLX checkpoint are packed."""

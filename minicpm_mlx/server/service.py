@@ -29,7 +29,6 @@ from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
 from ..lm.lm import LM, sampling_with
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
-from ..weights.adapters import read_adapter
 from .http.api_error import ApiError
 from .reply_stream import (
     Chunk,
@@ -328,7 +327,7 @@ def _load_adapters(lm: LM, folders: Mapping[str, str | Path]) -> dict[str | None
     for name, folder in folders.items():
         adapted[name] = share_weights(lm.model)
         try:
-            apply_adapter(adapted[name], read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
+            apply_adapter(adapted[name], lm.read_adapter(Path(folder).expanduser().resolve()))  # type: ignore[arg-type]
         except MiniCPMError as error:
             raise type(error)(f"--adapter {name}: {error}") from None
     return adapted

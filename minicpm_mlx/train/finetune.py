@@ -21,8 +21,10 @@ from ..errors import InvalidArgumentError
 from ..files.atomic import alone, make_whole, named_errors, write_whole
 from ..lm.fingerprint import fingerprint
 from ..lm.lm import LM
+from ..model.base_form import BaseForm
 from ..model.transformer import Model
 from ..weights import safetensors
+from ..weights.adapters import recorded_base
 from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companion_files
 from ..weights.lazy_tensor import LazyTensor
@@ -268,6 +270,7 @@ def _write(lm: LM, method: LoRAConfig, folder: Path, record: dict[str, Any]) -> 
             _write_model(lm, folder / MODEL)
         else:
             tensors, config = lora.adapter_weights(model, method)
+            config |= recorded_base(lm.card, BaseForm.of(lm.config))
             _write_text(folder / "adapter_config.json", json.dumps(config, indent=2))
             write_whole(
                 folder / "adapters.safetensors",

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import mlx.core as mx
 from ..arguments import number, printable, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
 from ..model.adapters import Adapter, LoRADelta
+from ..model.base_form import BaseForm
+from ..model_cards import Card
 from . import pytorch_bin, safetensors
 from .lazy_tensor import LazyTensor
 
@@ -24,6 +27,10 @@ FILES = {
     "adapter_model.bin": pytorch_bin.read,
 }
 """mlx-lm's file, and PEFT's."""
+
+FORM = "base_form"
+"""Where the form of an adapter's base is recorded (see model/base_form.py): a key of
+adapter_config.json, or, since PEFT warns of keys it does not know, of the tensors' header."""
 
 HARMLESS = ("", "true", "false", "none", "gaussian", "eva", "orthogonal")
 """PEFT's initializations that leave the base model as it is; `pissa`, `lora_ga` and others do not,
@@ -92,7 +99,61 @@ def read_adapter(folder: str | Path) -> Adapter:
     if not deltas:
         raise WeightsError(f"{path}: holds no tensors")
     digest = hashlib.sha256(config_path.read_bytes() + path.read_bytes()).hexdigest()[:32]
-    return Adapter(folder=folder, deltas=deltas, digest=digest)
+    return Adapter(
+        folder=folder,
+        deltas=deltas,
+        digest=digest,
+        form=_form(config, config_path, path),
+        bases=_bases(config, folder),
+    )
+
+
+def recorded_base(card: Card | None, form: BaseForm) -> dict[str, Any]:
+    """The name, if it has one, and the form of an adapter's base, for its adapter_config.json."""
+    return ({"model": base_name(card)} if card else {}) | {FORM: asdict(form)}
+
+
+def base_name(card: Card) -> str:
+    """A name that `resolve` finds the same model by."""
+    if card.path is not None:
+        return str(card.path)
+    return (
+        f"{card.name}@{card.revision}"
+        if card.name == card.repo and card.revision != "main"
+        else card.name
+    )
+
+
+def bases_of(folder: Path) -> tuple[str, ...]:
+    """Names of the model that the adapter in `folder` was trained on; raises as `find_adapter`."""
+    return _bases(find_adapter(folder)[1], folder)
+
+
+def _form(config: dict[str, Any], path: Path, tensors: Path) -> BaseForm | None:
+    """The form of the base, if it is recorded."""
+    stated = config.get(FORM)
+    if stated is None and tensors.suffix == ".safetensors":
+        with suppress(ValueError, RecursionError):
+            stated = json.loads(safetensors.metadata(tensors).get(FORM, "null"))
+    if stated is None:
+        return None
+    try:
+        return BaseForm(**stated)
+    except (TypeError, InvalidArgumentError) as error:
+        raise ConfigError(
+            f"{path}: {FORM} must state format, scale_emb, residual_scale, logit_divisor and "
+            f"rms_norm_eps, got {printable(shown(stated))} ({error})"
+        ) from None
+
+
+def _bases(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
+    """Names of the base: PEFT's, mlx-lm's, and those in the record of a training here."""
+    names = [config.get("base_model_name_or_path"), config.get("model")]
+    with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
+        base = json.loads((folder / "training.json").read_text(encoding="utf-8"))["base"]
+        names += [base["name"], base["repo"]]
+    texts = [name.strip() for name in names if isinstance(name, str)]
+    return tuple(dict.fromkeys(filter(None, texts)))
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..arguments import number, shown, whole
 from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
-from ..model.config_sections import MAX_SIZE
+from ..model.config_sections import FOLDED, MAX_SIZE
 from .checkpoint import Checkpoint
 from .lazy_ops import scaled
 from .lazy_tensor import LazyTensor
@@ -66,7 +66,7 @@ def fold(checkpoint: Checkpoint) -> Checkpoint:
     check_plain(config, "llama")
     check_rotation(config, "llama")
     tensors = dict(checkpoint.tensors)
-    raw = _llama_config(checkpoint.raw, config)
+    raw = _llama_config(checkpoint.raw, config, "llama")
     if config.tie_word_embeddings and config.scale_emb * config.logit_divisor != 1.0:
         tensors |= {
             name.replace(EMBEDDING, HEAD): tensor
@@ -90,7 +90,7 @@ def fold_tied(checkpoint: Checkpoint) -> Checkpoint:
     config = checkpoint.config
     check_plain(config, "mlx")
     check_rotation(config, "mlx")
-    raw = _llama_config(checkpoint.raw, config)
+    raw = _llama_config(checkpoint.raw, config, "mlx")
     raw["rms_norm_eps"] = config.rms_norm_eps / config.scale_emb**2
     factors = {NORM: 1 / config.logit_divisor}
     factors |= dict.fromkeys(_branches(config), config.residual_scale / config.scale_emb)
@@ -186,9 +186,16 @@ def _branches(config: Config) -> list[str]:
     return [f"model.layers.{i}.{branch}" for i in layers for branch in BRANCHES]
 
 
-def _llama_config(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """config.json of the same shape as a Llama, with nothing left to the reader's defaults."""
+def _llama_config(raw: Mapping[str, Any], config: Config, format: str) -> dict[str, Any]:
+    """config.json of the same shape as a Llama, with nothing left to the reader's defaults.
+
+    It records the constants that are folded into the weights, which adapters are rescaled by; those
+    of a Llama stay as they were.
+    """
     kept = {key: value for key, value in raw.items() if key not in ELSEWHERE}
+    if config.scale_depth is not None and config.dim_model_base is not None:
+        constants = {key: getattr(config, key) for key in MUP_KEYS}
+        kept[FOLDED] = {"format": format, **constants}
     return kept | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -200,7 +207,7 @@ def _llama_config(raw: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 
 def _minicpm_config(raw: Mapping[str, Any], config: Config, scales: Scales) -> dict[str, Any]:
-    kept = {key: value for key, value in raw.items() if key not in ELSEWHERE}
+    kept = {key: value for key, value in raw.items() if key not in (*ELSEWHERE, FOLDED)}
     return kept | {
         "architectures": ["MiniCPMForCausalLM"],
         "model_type": "minicpm",

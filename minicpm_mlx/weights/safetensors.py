@@ -52,6 +52,12 @@ def read(path: Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """The words in the header of a sound safetensors file."""
+    with safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
 def _stated(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each tensor, after the library has checked header, sizes and offsets."""
     first_bytes(path)

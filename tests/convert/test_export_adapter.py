@@ -313,6 +313,8 @@ def test_the_command(
     written = saved(tmp_path / "adapter", random_adapter(random_model()), "mlx")
     arguments = (written, out, "--format", "peft", "--model", model)
     assert command("export-adapter", *map(str, arguments)) == 0
-    assert capsys.readouterr().out == f"{out}: written for peft\n"
+    assert capsys.readouterr().out == (
+        f"{out}: written for peft\nfor a base in muP form, rms_norm_eps 1e-06\n"
+    )
     assert (out / "adapter_model.safetensors").is_file()
     assert config_of(out)["base_model_name_or_path"] == str(model)

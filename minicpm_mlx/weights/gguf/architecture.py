@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from ...arguments import printable, shown
 from ...errors import ConfigError, InvalidArgumentError
 from ...model.config import Config
+from ...model.config_sections import FOLDED
 from .header import GgufFile
 from .tensor_names import ROPE_FACTORS
 
@@ -68,6 +70,10 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raw["attention_bias"] = True
     if found.architecture == "minicpm":
         raw |= _mup(found, raw)
+    elif (way := found.get(f"{FOLDED}.format")) is not None:
+        scales = {name: found.number(f"{FOLDED}.{name}") for name in ("scale_emb", "scale_depth")}
+        base = found.whole(f"{FOLDED}.dim_model_base")
+        raw[FOLDED] = {"format": way, **scales, "dim_model_base": base}
     return raw
 
 
@@ -218,6 +224,9 @@ def keys_of(config: Config) -> dict[str, Any]:
     if architecture_of(config) == "minicpm":
         scales = (config.scale_emb, config.residual_scale, config.logit_divisor)
         keys |= zip(MUP_SCALES, map(float, scales), strict=True)
+    elif folded := config.mup_folded:  # llama.cpp reads over it
+        floats = {"scale_emb": float(folded.scale_emb), "scale_depth": float(folded.scale_depth)}
+        keys |= {f"{FOLDED}.{name}": value for name, value in (asdict(folded) | floats).items()}
     return keys
 
 
