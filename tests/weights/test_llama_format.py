@@ -80,7 +80,7 @@ def test_folding_is_what_openbmb_does() -> None:
     expected = read_checkpoint(GOLDEN / "minicpm_2b_like_llama_format")
     found = fold(read_checkpoint(GOLDEN / "minicpm_2b_like"))
     assert_same(found, expected, rtol=3e-7)
-    assert found.config == expected.config
+    assert replace(found.config, mup_folded=None) == expected.config  # the record is ours
 
 
 @pytest.mark.parametrize(
