@@ -131,7 +131,9 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
 def _option_name(member: Field[Any]) -> str:
     info = member.metadata.get("typer")
     first = info.default if info else None  # typer keeps the first name here
-    return first if isinstance(first, str) else "--" + member.name.replace("_", "-")
+    if isinstance(first, str):
+        return first.partition("/")[0]  # --this/--no-this
+    return "--" + member.name.replace("_", "-")
 
 
 def _option_names(kind: Any) -> dict[str, str]:

@@ -34,7 +34,9 @@ class QuantizeOptions:
     )
     bits: int | None = option("2, 3, 4, 5, 6 or 8; of mixed about that many on average.")
     group_size: int | None = option("Weights in a group: 32, 64 or 128.")
-    bpw: float | None = option("Of mixed: bits per weight on average, scales included.")
+    bits_per_weight: float | None = option(
+        "Of mixed: bits per weight on average, scales included.", "--bpw"
+    )
     mode: str = option("affine, or with rtn mxfp4, mxfp8 or nvfp4.", default="affine")
     calibration: Path | None = option(
         "Text file, or folder of .txt and .md, to calibrate on.", check=paths.input_path
@@ -51,7 +53,9 @@ class QuantizeOptions:
         """The recipe; InvalidArgumentError for options that contradict each other."""
         from minicpm_mlx.quantization.recipe import Recipe, packing
 
-        if self.bpw is not None and (self.bits is not None or self.group_size is not None):
+        if self.bits_per_weight is not None and (
+            self.bits is not None or self.group_size is not None
+        ):
             raise InvalidArgumentError(
                 "--bpw and --bits or --group-size both set the size; leave one out"
             )
@@ -60,7 +64,7 @@ class QuantizeOptions:
         recipe = Recipe(
             method=self.method,
             packing=packing(self.bits, self.group_size, self.mode),
-            bits_per_weight=self.bpw,
+            bits_per_weight=self.bits_per_weight,
             **sampling,
         )
         if not recipe.calibrated and (sampling or self.calibration is not None):

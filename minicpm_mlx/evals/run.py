@@ -82,9 +82,10 @@ def prepare(
         containment()
     known = {subset for task in tasks.values() for subset in task.source.subsets}
     if unknown := [subject for subject in settings.subjects if subject not in known or not subject]:
+        choices = ", ".join(sorted(filter(None, known))) or "a task that has any"
         raise InvalidArgumentError(
-            f"subjects: none of the tasks has {', '.join(unknown)}; they have "
-            f"{', '.join(sorted(filter(None, known))) or 'none at all'}"
+            f"must be of {choices}; none of the tasks has {', '.join(unknown)}",
+            field="subjects",
         )
     loaded = {name: load(task, data, progress=progress) for name, task in tasks.items()}
     docs = {name: _sample_docs(task, loaded[name], settings) for name, task in tasks.items()}

@@ -72,10 +72,10 @@ class EvalSettings:
         for name in names:
             if name not in TASKS:
                 raise InvalidArgumentError(
-                    f"tasks must be of {', '.join(TASKS)} or all, got {shown(name)}"
+                    f"must be of {', '.join(TASKS)} or all, got {shown(name)}", field="tasks"
                 )
         if not names:
-            raise InvalidArgumentError(f"expected tasks, such as {ALL[-1]}, got none")
+            raise InvalidArgumentError(f"must name some, such as {ALL[-1]}", field="tasks")
         return tuple(dict.fromkeys(names))
 
     def _parts_of(self, name: str) -> list[TaskPart]:
@@ -85,8 +85,9 @@ class EvalSettings:
         if self.mode not in task.modes:
             capable = ", ".join(name for name, other in TASKS.items() if self.mode in other.modes)
             raise InvalidArgumentError(
-                f"{name} has no options to compare: mode {self.mode} is for {capable}; "
-                "use mode both to run the others in gen"
+                f"{self.mode} is for {capable}; {name} has no options to compare: mode both runs "
+                "the others in gen",
+                field="mode",
             )
         return [TaskPart(task, self.mode)]
 
@@ -105,8 +106,9 @@ class EvalSettings:
         }
         if all(part.mode == "ppl" for part in self.parts) and any(gen_only.values()):
             raise InvalidArgumentError(
-                f"{next(name for name in gen_only if gen_only[name])}: for mode gen; ppl asks each "
-                "question alone and compares its options, without a reply"
+                "is for mode gen; ppl asks each question alone and compares its options, without a "
+                "reply",
+                field=next(name for name in gen_only if gen_only[name]),
             )
 
     def of(self, part: TaskPart) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from ..arguments import at_least_one, number, whole
+from ..arguments import check_limits, limited, one_of, shown
 from ..errors import InvalidArgumentError
 from ..model.config_sections import PACKINGS, Quantization
 
@@ -34,39 +34,31 @@ class Recipe:
     """One of METHODS."""
     packing: Quantization = USUAL
     """Packing of every matrix; for `mixed` only its average bits per weight count."""
-    bits_per_weight: float | None = None
+    bits_per_weight: float | None = limited(None, least=2, most=16)
     """For `mixed`: average bits per weight, scales included; by default those of `packing`."""
-    samples: int = CHUNKS
+    samples: int = limited(CHUNKS, whole=True, least=1)
     """Number of samples taken from the calibration text."""
-    length: int = LENGTH
+    length: int = limited(LENGTH, whole=True, least=2)
     """Tokens in each sample."""
-    seed: int = 0
+    seed: int = limited(0, whole=True, least=0)
     """Chooses the samples."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidArgumentError(
-                f"method must be one of {', '.join(METHODS)}, got {self.method!r}"
-            )
+        one_of("method", self.method, METHODS)
         if self.packing.mode != "affine" and self.method != "rtn":
             raise InvalidArgumentError(
-                f"{self.method} is for the affine mode; mode {self.packing.mode} goes with rtn"
+                f"{self.packing.mode} goes with method rtn; {self.method} is for affine",
+                field="mode",
             )
         if self.method == "dwq" and self.packing.bits == 8:
-            raise InvalidArgumentError("dwq learns nothing in 8 bits; gptq does as well there")
+            raise InvalidArgumentError(
+                "dwq learns nothing in 8 bits; gptq does as well there", field="method"
+            )
         if self.bits_per_weight is not None and self.method != "mixed":
             raise InvalidArgumentError(
-                f"a number of bits per weight goes with mixed, not with {self.method}"
+                f"goes with method mixed, not with {self.method}", field="bits_per_weight"
             )
-        if not 2 <= number("bits per weight", self.target) <= 16:
-            raise InvalidArgumentError(
-                f"bits per weight must be between 2 and 16, got {self.bits_per_weight:g}"
-            )
-        at_least_one("samples", self.samples)
-        if at_least_one("length", self.length) < 2:
-            raise InvalidArgumentError("length must be 2 or more, got 1")
-        if whole("seed", self.seed) < 0:
-            raise InvalidArgumentError(f"seed must be 0 or more, got {self.seed}")
+        check_limits(self)
 
     @property
     def calibrated(self) -> bool:
@@ -82,22 +74,18 @@ class Recipe:
 
 def packing(bits: int | None, group_size: int | None, mode: str = "affine") -> Quantization:
     """A packing of `mode`, by default with its usual bits and group size."""
-    if mode not in PACKINGS:
-        raise InvalidArgumentError(f"mode must be one of {', '.join(PACKINGS)}, got {mode!r}")
+    one_of("mode", mode, PACKINGS)
     widths, groups = PACKINGS[mode]
     usual = (4, 64) if mode == "affine" else (widths[0], groups[0])
     bits = usual[0] if bits is None else bits
     group_size = usual[1] if group_size is None else group_size
-    if bits not in widths or group_size not in groups:
-        raise InvalidArgumentError(
-            f"{mode} packs into {_any(widths)} bits in groups of {_any(groups)}, got {bits} bits "
-            f"in groups of {group_size}"
-        )
+    for name, value, choices in (("bits", bits, widths), ("group_size", group_size, groups)):
+        if value not in choices:
+            expected = ", ".join(map(str, choices))
+            raise InvalidArgumentError(
+                f"must be one of {expected} in mode {mode}, got {shown(value)}", field=name
+            )
     return Quantization(bits=bits, group_size=group_size, mode=mode)
-
-
-def _any(choices: Sequence[int]) -> str:
-    return ", ".join(map(str, choices))
 
 
 def split_text(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.engine.scoring import perplexity
 from minicpm_mlx.engine.scoring.perplexity import score, windows
@@ -36,24 +39,44 @@ def test_every_token_that_can_be_is_predicted_once(count: int, context: int, str
         assert left == set(range(stride, count, stride))
 
 
-@pytest.mark.parametrize(("context", "stride"), [(64, None), (16, None), (16, 5), (16, 16)])
+@given(count=st.integers(2, 200), context=st.integers(2, 50), stride=st.integers(1, 50))
+def test_with_a_start_token_all_tokens_are_predicted(count: int, context: int, stride: int) -> None:
+    stride = min(stride, context - 1)
+    predicted: list[int] = []
+    for begin, end, first in windows(count, context, stride, bos=True):
+        assert begin <= first < end < begin + context
+        predicted += range(first, end)
+    assert predicted == list(range(count))
+
+
+@pytest.mark.parametrize("bos", [None, 1])
+@pytest.mark.parametrize(("context", "stride"), [(64, None), (16, None), (16, 5), (16, 15)])
 def test_each_token_is_predicted_from_its_window(
-    context: int, stride: int | None, monkeypatch: pytest.MonkeyPatch
+    context: int, stride: int | None, bos: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "LOGIT_ROWS", 7)
     model: Any = load_model(GOLDEN / "minicpm_2b_like", fuse=True)
     other = random_model()
     ids = np.random.default_rng(0).integers(0, 500, 50).tolist()
     losses, divergences, same = [], [], []
-    for begin, end, first in windows(len(ids), context, stride or context):
+    start = [] if bos is None else [bos]
+    usual = context - len(start)
+    for begin, end, first in windows(len(ids), context, stride or usual, bos=bool(start)):
         for at in range(first, end):
-            p, q = (m(mx.array([ids[begin:at]]))[0, -1] for m in (other, model))
+            p, q = (m(mx.array([start + ids[begin:at]]))[0, -1] for m in (other, model))
             p, q = (np.array(x - mx.logsumexp(x), np.float64) for x in (p, q))
             losses.append(-q[ids[at]])
             divergences.append((np.exp(p) * (p - q)).sum())
             same.append(p.argmax() == q.argmax())
     told: list[int] = []
-    found = score(model, ids, context=context, stride=stride, reference=other, progress=told.append)
+    found = score(
+        *(model, ids),
+        **{"context": context, "stride": stride, "bos": bos},
+        reference=other,
+        progress=told.append,
+    )
+    assert (found.context, found.stride) == (min(context, 50 + len(start)), stride or usual)
+    assert found.bos == bool(start)
     assert found.tokens == len(losses) == told[-1]
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
     assert found.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
@@ -142,6 +165,7 @@ def test_the_command_says_it_for_people_and_programs(
     assert f"perplexity {alone['perplexity']:.4f}" in out
     assert "KL 0.00000" in out
     assert "100.00%" in out
+    assert (alone["context"], alone["stride"], alone["bos"]) == (20, 10, False)
     assert command("ppl", "--model", "minicpm-2b-dpo", "--text", str(text), "--context", "1") == 1
     assert "context must be 2 or more" in capsys.readouterr().err  # before a model is loaded
     assert command("ppl", "--model", "demo", "--text", str(tmp_path / "none.txt")) == 1
@@ -150,3 +174,33 @@ def test_the_command_says_it_for_people_and_programs(
     err = capsys.readouterr().err
     assert "none.txt: No such file" in err
     assert "not utf-8" in err
+
+
+def test_each_window_of_the_command_begins_with_the_familys_start_token(
+    tiny: mm.LM,
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """llama-perplexity's chunks begin with it; text comes from standard input."""
+    folder = tmp_path / "model"
+    shutil.copytree(str(tiny.folder), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    lm = mm.load(folder)
+    bos, text = lm.tokenizer.bos_id, "The capital of France is Paris. " * 3
+    ids = lm.tokenizer.encode(text, add_bos=False)
+    expected = score(lm.model, ids, context=16, bos=bos)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    line = ("ppl", "--model", str(folder), "--text", "-", "--json")
+    assert command(*line, "--context", "16") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["bos"], found["stride"]) == (len(ids), True, 15)
+    assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert command(*line, "--no-bos") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tokens"], found["bos"]) == (len(ids) - 1, False)
+    assert found["context"] == min(len(ids), lm.context_length)  # what was used, not the default

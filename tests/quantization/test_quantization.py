@@ -282,9 +282,15 @@ def test_the_fused_form_in_float16_is_finite_and_as_near_as_bfloat16(demo_folder
     ("changes", "message"),
     [
         ({"method": "magic"}, "method must be one of rtn, awq"),
-        ({"method": "gptq", "packing": packing(None, None, "mxfp4")}, "goes with rtn"),
+        (
+            {"method": "gptq", "packing": packing(None, None, "mxfp4")},
+            "mxfp4 goes with",
+        ),
         ({"method": "dwq", "packing": packing(8, 32)}, "dwq learns nothing in 8 bits"),
-        ({"method": "rtn", "bits_per_weight": 4.5}, "goes with mixed, not with rtn"),
+        (
+            {"method": "rtn", "bits_per_weight": 4.5},
+            "bits_per_weight goes with",
+        ),
         ({"bits_per_weight": 1.0}, "between 2 and 16, got 1"),
         ({"bits_per_weight": math.nan}, "between 2 and 16"),
         ({"samples": 0}, "samples must be 1 or more"),
@@ -300,9 +306,9 @@ def test_a_recipe_that_cannot_be_followed_is_refused(changes: dict[str, Any], me
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((7, 64), "affine packs into 2, 3, 4, 5, 6, 8 bits"),
-        ((4, 48), "groups of 32, 64, 128"),
-        ((8, None, "mxfp4"), "mxfp4 packs into 4 bits in groups of 32"),
+        ((7, 64), "bits must be one of 2, 3, 4, 5, 6, 8 in mode affine, got 7"),
+        ((4, 48), "group_size must be one of 32, 64, 128"),
+        ((8, None, "mxfp4"), "bits must be one of 4 in mode mxfp4, got 8"),
         ((4, 64, "fp5"), "mode must be one of affine"),
     ],
 )
@@ -377,12 +383,20 @@ def test_the_command_writes_a_folder_with_its_receipt(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "{}/new", "--method", "magic"], "method must be one of rtn"),
-        (["demo", "{}/new", "--bits", "7"], "affine packs into 2, 3, 4, 5, 6, 8 bits"),
+        (["demo", "{}/new", "--method", "magic"], "--method must be one of rtn"),
+        (
+            ["demo", "{}/new", "--bits", "7"],
+            "--bits must be one of 2, 3, 4",
+        ),
         (["demo", "{}/new", "--method", "rtn", "--seed", "3"], "--seed is for methods that"),
         (["demo", "{}/new", "--method", "rtn", "--calibration", __file__], "--calibration is for"),
         (["demo", "{}/new", "--bpw", "4.5", "--bits", "4"], "both set the size"),
-        (["demo", "{}/new", "--method", "gptq", "--bpw", "4.5"], "goes with mixed"),
+        (["demo", "{}/new", "--method", "gptq", "--bpw", "4.5"], "--bpw goes with method mixed"),
+        (["demo", "{}/new", "--bpw", "99"], "--bpw must be between 2 and 16, got 99"),
+        (["demo", "{}/new", "--group-size", "7"], "--group-size must be one of 32"),
+        (["demo", "{}/new", "--mode", "int4"], "--mode must be one of affine"),
+        (["demo", "{}/new", "--mode", "mxfp4"], "--mode mxfp4 goes with method rtn"),
+        (["demo", "{}/new", "--length", "1"], "--length must be 2 or more, got 1"),
         (["demo", "{}"], "exists; give a name that does not"),
         (["demo", "{}/no/new"], "is no folder; make it first"),
         (["nothing", "{}/new"], "no model named"),

@@ -37,9 +37,11 @@ class PerplexityScore:
     tokens: int
     """Tokens predicted."""
     context: int
-    """Tokens of a window: the most that a prediction could see, and itself."""
+    """Tokens of the longest window, its start token included."""
     stride: int
-    """Distance of the windows; equal to the context where they do not overlap."""
+    """New tokens in each window but the first."""
+    bos: bool = False
+    """Whether each window began with the start token."""
     loss: float
     """Mean negative log-likelihood a token, in nats."""
     reference_loss: float | None = None
@@ -66,19 +68,22 @@ def score(
     *,
     context: int = 2048,
     stride: int | None = None,
+    bos: int | None = None,
     reference: Predictor | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> PerplexityScore:
-    """Predict each of `ids` but the first, in windows of `context` tokens.
+    """Predict each of `ids` but the first, in windows of at most `context` tokens.
 
     Windows begin `stride` apart, by default end to end, as AWQ and GPTQ measure it; each predicts
-    the tokens that no earlier one has. `progress` receives the number of tokens predicted so far.
+    the tokens that no earlier one has. With `bos`, a start token that is not among `ids`, each
+    window begins with it, and the first of `ids` is predicted as well. `progress` receives the
+    number of tokens predicted so far.
     InvalidArgumentError for fewer than two ids, for ids or a reference of another vocabulary, and
     as in `check_windows`; NumericsError if the model produces NaN.
     """
-    context, stride = check_windows(context, stride)
-    if len(ids) < 2:
-        raise InvalidArgumentError(f"expected a text of two tokens or more, got {len(ids)}")
+    lead = 0 if bos is None else 1
+    context, stride = check_windows(context, stride, bos=bool(lead))
+    check_text(ids)
     vocabulary = model.config.vocab_size
     if not all(0 <= token < vocabulary for token in ids):
         raise InvalidArgumentError(
@@ -96,12 +101,12 @@ def score(
     divergences: list[mx.array] = []
     top_matches: list[mx.array] = []
     done = 0
-    for begin, end, first in windows(len(ids), context, stride):
-        text = mx.array([ids[begin:end]])
+    for begin, end, first in windows(len(ids), context, stride, bos=bool(lead)):
+        text = mx.array([[*[bos] * lead, *ids[begin:end]]])
         hidden = model.hidden(text)[0]  # (T, hidden)
         reference_hidden = reference.hidden(text)[0] if reference else None
-        for start in range(first - 1, end - 1, LOGIT_ROWS):
-            rows = slice(start - begin, min(start + LOGIT_ROWS, end - 1) - begin)
+        for start in range(first - begin + lead - 1, text.shape[1] - 1, LOGIT_ROWS):
+            rows = slice(start, min(start + LOGIT_ROWS, text.shape[1] - 1))
             targets = text[0, rows.start + 1 : rows.stop + 1]
             logprobs = _log_softmax(model, hidden[rows])  # (rows, V)
             losses.append(_losses(logprobs, targets))
@@ -122,8 +127,9 @@ def score(
         )
     return PerplexityScore(
         tokens=done,
-        context=context,
+        context=min(context, len(ids) + lead),
         stride=stride,
+        bos=bool(lead),
         loss=loss,
         reference_loss=_mean(reference_losses) if reference_losses else None,
         kl=None if kl is None else float(np.mean(kl, dtype=np.float64)),
@@ -145,34 +151,45 @@ def _divergence(truth: mx.array, logprobs: mx.array) -> mx.array:
     return mx.maximum(mx.where(ratio < 1, near, far), 0).sum(axis=-1)
 
 
-def check_windows(context: int, stride: int | None) -> tuple[int, int]:
+def check_text(ids: Sequence[int]) -> None:
+    if len(ids) < 2:
+        raise InvalidArgumentError(f"expected a text of two tokens or more, got {len(ids)}")
+
+
+def check_windows(context: int, stride: int | None, *, bos: bool = False) -> tuple[int, int]:
     """Return `context` and `stride` of `score`, the default filled in.
 
-    InvalidArgumentError for a context of fewer than two tokens, or a stride beyond the context.
+    InvalidArgumentError for a context of fewer than two tokens, or a stride beyond the context,
+    of which a start token takes one.
     """
     context = at_least_one("context", context)
     if context < 2:
         raise InvalidArgumentError(
             "context must be 2 or more, got 1: a token is predicted from those before it"
         )
-    stride = context if stride is None else at_least_one("stride", stride)
-    if stride > context:
+    room = context - bos
+    stride = room if stride is None else at_least_one("stride", stride)
+    if stride > room:
+        start = " less the start token" if bos else ""
         raise InvalidArgumentError(
-            f"stride must be at most the context, {context}, or tokens are left out; got {stride}"
+            f"stride must be at most the context{start}, {room}, or tokens are left out; got "
+            f"{stride}"
         )
     return context, stride
 
 
-def windows(count: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows(
+    count: int, context: int, stride: int, *, bos: bool = False
+) -> Iterator[tuple[int, int, int]]:
     """Yield begin and end of each window of a text of `count` tokens, and its first new token.
 
-    The text's first token is never new: nothing precedes it.
+    The text's first token is new only if `bos`, a start token within `context`, precedes it.
     """
-    known = 1
+    known = 0
     for begin in range(0, count, stride):
-        end = min(begin + context, count)
-        # A window that begins with a new token has nothing to predict it from.
-        first = max(known, begin + 1)
+        end = min(begin + context - bos, count)
+        # Without a start token, the first token of a window has nothing to be predicted from.
+        first = max(known, begin + (not bos))
         if first < end:
             yield begin, end, first
         known = end

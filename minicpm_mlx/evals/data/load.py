@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...errors import DataError
+from ...errors import DataError, DownloadError, ModelNotFoundError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed
 from ...loading import download as hub
@@ -121,7 +121,7 @@ def load(task: Task, folder: str | Path | None = None, *, progress: bool = True)
             f"expected a folder with them, got none; {_advice(task)}"
         )
     else:
-        root = hub.fetch_data(source.repo, _hub_files(source), PARQUET, progress=progress)
+        root = _downloaded(task, progress)
         origin = f"{source.repo}@{root.name}"
     reader = _DataFolder(root, source)
     docs = reader.docs(source.questions)
@@ -139,6 +139,16 @@ def load(task: Task, folder: str | Path | None = None, *, progress: bool = True)
     examples = reader.docs(source.examples, source.is_example)
     notes = _notes(task, docs, dropped)
     return EvalData(docs=docs, examples=examples, sha256=reader.sha256, origin=origin, notes=notes)
+
+
+def _downloaded(task: Task, progress: bool) -> Path:
+    source = task.source
+    try:
+        return hub.fetch_data(source.repo, _hub_files(source), PARQUET, progress=progress)
+    except (DownloadError, ModelNotFoundError) as error:
+        raise type(error)(
+            f"{error}. Or {_advice(task)} another way and give their folder: --data FOLDER (data=)"
+        ) from None
 
 
 def _task_folder(task: Task, folder: Path) -> Path:
