@@ -29,6 +29,7 @@ ELSEWHERE = {
     ("pull", "model"): "it is what is fetched",
     ("show", "model"): "nothing is fetched",
     ("rm", "model"): "nothing is fetched",
+    ("export", "file"): "nothing is fetched",
 }
 """Parameters whose command checks them itself, at once."""
 LARGE = "minicpm-2b-dpo"
