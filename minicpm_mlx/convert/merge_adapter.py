@@ -117,7 +117,8 @@ def fuse_adapter(
     def make(partial_folder: Path) -> None:
         progress("merging")
         write_checkpoint(fused, partial_folder, progress=progress)
-        copy_companion_files(origin, partial_folder, card)
+        for_mlx_lm = "quantization" in fused.raw  # nothing else reads packed folders
+        copy_companion_files(origin, partial_folder, card, for_mlx_lm=for_mlx_lm)
         progress("checking")
         model = load_model(partial_folder, fuse=not base.config.num_experts)
         kl = score(model, ids, context=len(ids), reference=truth).kl

@@ -71,7 +71,7 @@ def write_quantized(
     smaller = Job(checkpoint, recipe, texts, work, progress).run()
     progress("writing")
     write_checkpoint(smaller, folder)
-    copy_companion_files(source, folder, card)
+    copy_companion_files(source, folder, card, for_mlx_lm=True)
     report = make_report(
         name=card.repo or card.name,
         source=source,

@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from ..model.config import Config
 from ..model.config_sections import Quantization
+from .config_file import written
 from .lazy_tensor import LazyTensor
 from .load import packings, read_checked
 
@@ -82,7 +83,7 @@ def write_checkpoint(
         total = sum(map(_size, checkpoint.tensors.values()))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
-    write_json(folder / "config.json", checkpoint.raw)
+    write_json(folder / "config.json", written(checkpoint.raw))
 
 
 def _shards(tensors: Mapping[str, LazyTensor], limit: int) -> Iterator[list[str]]:

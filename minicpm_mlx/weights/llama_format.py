@@ -21,6 +21,7 @@ from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
 from ..model.config_sections import FOLDED, MAX_SIZE
 from .checkpoint import Checkpoint
+from .config_file import GRANITE_KEYS, stated
 from .lazy_ops import scaled
 from .lazy_tensor import LazyTensor
 
@@ -32,7 +33,7 @@ EPS = {mx.float32: 2**-23, mx.float16: 2**-10, mx.bfloat16: 2**-7}
 """By float format, the step after 1."""
 
 MUP_KEYS = ("scale_emb", "scale_depth", "dim_model_base")
-ELSEWHERE = ("auto_map", "rope_parameters", "dtype", *MUP_KEYS)
+ELSEWHERE = ("auto_map", "rope_parameters", "dtype", *MUP_KEYS, *GRANITE_KEYS)
 """Keys of config.json with another meaning, or none, in another architecture."""
 
 
@@ -202,7 +203,7 @@ def _llama_config(raw: Mapping[str, Any], config: Config, format: str) -> dict[s
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "mlp_bias": False,
-        **_stated(config),
+        **stated(config),
     }
 
 
@@ -211,39 +212,8 @@ def _minicpm_config(raw: Mapping[str, Any], config: Config, scales: Scales) -> d
     return kept | {
         "architectures": ["MiniCPMForCausalLM"],
         "model_type": "minicpm",
-        **_stated(config),
+        **stated(config),
         **asdict(scales),
-    }
-
-
-def _stated(config: Config) -> dict[str, Any]:
-    """Keys that both families read, but with different defaults."""
-    eos = config.eos_token_ids
-    return {
-        "attention_bias": config.attention_bias,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
-        "max_position_embeddings": config.max_position_embeddings,
-        "num_key_value_heads": config.num_key_value_heads,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_scaling": _rope_scaling(config),
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-    }
-
-
-def _rope_scaling(config: Config) -> dict[str, Any] | None:
-    scaling = config.rope_scaling
-    if scaling is None:
-        return None
-    if scaling.kind != "longrope":  # no third key: older readers count them
-        return {"type": scaling.kind, "factor": scaling.factor}
-    return {
-        "rope_type": scaling.kind,
-        "type": scaling.kind,
-        "short_factor": list(scaling.short_factor),
-        "long_factor": list(scaling.long_factor),
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
     }
 
 

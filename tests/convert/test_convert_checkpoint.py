@@ -88,7 +88,8 @@ def test_a_converted_folder_computes_what_the_reference_does_here_and_in_mlx_lm(
     folder = converted(case, format, tmp_path / "out", shard=250_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     models = [mm.load_model(folder, dtype="float32", fuse=True)]
-    if format != "mup" and (case, format) != ("minicpm4_like", "llama"):  # for transformers alone
+    mlx_lm_refuses = {"mup": ("moe", "_s_", "minicpm4_like"), "llama": ("minicpm4_like",)}
+    if not any(word in case for word in mlx_lm_refuses.get(format, ())):
         models.append(mlx_lm_model(folder))
     for model in models:
         for ids, expected in texts_of(case):
@@ -323,7 +324,7 @@ def test_a_mup_config_is_kept_and_a_llama_s_leaves_nothing_to_its_reader(tmp_pat
         json.loads((folder / "config.json").read_text())
         for folder in (GOLDEN / "minicpm_2b_128k_like", tmp_path / "mup", tmp_path / "out")
     )
-    assert before == after
+    assert after | before | {"model_type": "granite"} == after
     stated = {"model_type": "llama", "rope_theta": 10000.0, "head_dim": 32, "eos_token_id": 2}
     assert raw | stated == raw
     assert raw["tie_word_embeddings"] is True
