@@ -17,7 +17,7 @@ from minicpm_mlx.distributed import collectives
 from minicpm_mlx.errors import FileError, InvalidArgumentError
 
 from . import options, paths
-from .options import option
+from .options import flag, option
 from .render.texts import Texts
 from .render.theme import console
 
@@ -73,6 +73,7 @@ class ServerOptions:
     limits: Limits
     allowed_host: list[str] | None = option("Another host name of this server. Repeatable.")
     allowed_origin: list[str] | None = option("Site whose pages may call it. Repeatable.")
+    allow_embedding_ids: bool = flag("Embed token ids too: they must be this model's own.")
     tls_cert: Path | None = option("Certificate in PEM, for https.", check=paths.input_file)
     tls_key: Path | None = option("Its private key in PEM.", check=paths.input_file)
     grace: float = option("Seconds that replies may still take at shutdown.", default=10.0)

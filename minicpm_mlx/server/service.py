@@ -52,8 +52,9 @@ class Service:
     Up to `width` requests run at once and `queue` more wait. Each fails after `timeout` seconds
     and has up to `max_tokens` of reply unless it sets a number itself (None: as far as the context
     goes). Two fifths of the free memory go to the keys and values of running requests, and one
-    fifth, or `cache_bytes`, to the prefix cache. Create it on any thread; use it on the thread of
-    an event loop. In a launch whose ranks share the model, every rank but the first calls `follow`.
+    fifth, or `cache_bytes`, to the prefix cache. Without `embedding_ids`, only texts are embedded.
+    Create it on any thread; use it on the thread of an event loop. In a launch whose ranks share
+    the model, every rank but the first calls `follow`.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Service:
         cache_bytes: int | None = None,
         timeout: float | None = None,
         max_tokens: int | None = None,
+        embedding_ids: bool = False,
     ):
+        self.embedding_ids = embedding_ids
         self.lm, self.timeout, self.created = lm, timeout, int(time.time())
         self.max_tokens = max_tokens
         base = lm.card.name

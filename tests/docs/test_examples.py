@@ -176,7 +176,11 @@ def test_curl_asks_every_api(server: Live, demo: mm.LM, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "packages"),
-    [("openai", ["openai@6"]), ("ai", ["ai@6", "@ai-sdk/openai-compatible@2"])],
+    [
+        ("openai", ["openai@6"]),
+        ("@ai-sdk/openai-compatible", ["ai@6", "@ai-sdk/openai-compatible@2"]),
+        ("ollama-ai-provider-v2", ["ai@6", "ollama-ai-provider-v2@3"]),
+    ],
 )
 def test_examples_in_javascript_run(
     server: Live, pytestconfig: pytest.Config, package: str, packages: list[str]

@@ -173,7 +173,7 @@ def test_an_error_names_the_field_as_the_client_wrote_it(tiny_server):
         ("chat/completions", {"messages": [{"role": "user", "content": "a" * 9000}]}, "messages"),
         ("chat/completions", {"model": "../tiny"}, "model"),
         ("completions", {"prompt": [5] * 9000}, "prompt"),
-        ("embeddings", {"input": [5] * 9000}, "input"),
+        ("embeddings", {"input": "a" * 9000}, "input"),
         ("responses", {"input": "a " * 9000}, "input"),
     ):
         messages = {"messages": STORY} if path.startswith("chat") else {}

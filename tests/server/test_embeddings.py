@@ -44,7 +44,17 @@ def test_base64_holds_the_same_numbers(client):
     assert isinstance(raw.data[0].embedding, str)
 
 
-def test_ids_are_read_as_text_is(client, tiny):
+@pytest.mark.parametrize("ids", [[5, 6], [[5, 6]], [[5, 6], [7]]])
+def test_ids_that_may_be_of_another_tokenizer_are_refused(client, ids):
+    import openai
+
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length") as refused:
+        client.embeddings.create(model="tiny", input=ids)
+    assert refused.value.param == "input"
+
+
+def test_ids_are_read_as_text_is_where_they_are_allowed(client, tiny, tiny_server, monkeypatch):
+    monkeypatch.setattr(tiny_server.service, "embedding_ids", True)
     ids = [tiny.encode(text) for text in TEXTS]
     many = client.embeddings.create(model="tiny", input=ids, encoding_format="float").data
     text = client.embeddings.create(model="tiny", input=TEXTS, encoding_format="float").data

@@ -118,6 +118,27 @@ def test_an_origin_that_the_operator_named_may_read(locked: Live) -> None:
     assert other.status == 403
 
 
+@pytest.mark.parametrize(
+    "origin", ["app://obsidian.md", "capacitor://localhost", "chrome-extension://abcdefgh"]
+)
+def test_apps_and_extensions_that_the_operator_named_may_call(tiny: mm.LM, origin: str) -> None:
+    from support.serving import serving
+
+    with serving(tiny, settings={"allowed_origins": (origin,)}) as live:
+        asked = {"Origin": origin, "Sec-Fetch-Site": "cross-site"}
+        wanted = {"Access-Control-Request-Method": "POST"}
+        wanted |= {"Access-Control-Request-Headers": "content-type"}
+        answers = [
+            live.ask("OPTIONS", "/api/chat", headers=asked | wanted),
+            live.ask("GET", "/api/tags", headers=asked),
+            live.ask("POST", "/api/show", {"model": "tiny"}, asked),
+        ]
+        assert [answer.status for answer in answers] == [200] * 3
+        for answer in answers:
+            assert answer.headers["access-control-allow-origin"] == origin
+        assert live.ask("GET", "/api/tags", headers={"Origin": origin + "x"}).status == 403
+
+
 def test_a_preflight_needs_no_key_and_allows_what_clients_send(locked: Live) -> None:
     headers = {
         "Origin": "https://app.example.com",
