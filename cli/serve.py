@@ -119,7 +119,12 @@ def run(
     sockets = listen(address, settings.api_key) if collectives.rank() == 0 else []
     try:
         lm = options.load_model(model, args.compute, shard=True)
-        service = Service(lm, adapters=adapters, **limits.as_keywords())
+        service = Service(
+            lm,
+            adapters=adapters,
+            embedding_ids=args.allow_embedding_ids,
+            **limits.as_keywords(),
+        )
     except BaseException:
         for socket in sockets:
             socket.close()
