@@ -54,13 +54,14 @@ def generate(args: GenerateOptions) -> None:
         seed = int.from_bytes(collectives.broadcast(os.urandom(4)), "big")
         sampling = replace(sampling, seed=seed)
     messages = [{"role": "system", "content": args.system}] if args.system else []
-    pieces = lm.stream(
-        text if args.raw else [*messages, {"role": "user", "content": text}],
-        max_tokens=args.max_tokens,
-        sampling=sampling.apply(lm),
-        stop=options.unescape(args.stop),
-        speculate=alone,  # each rank would decide by its own clock whether that pays
-    )
+    with options.advise_without_template("continue the text as it is: --raw"):
+        pieces = lm.stream(
+            text if args.raw else [*messages, {"role": "user", "content": text}],
+            max_tokens=args.max_tokens,
+            sampling=sampling.apply(lm),
+            stop=options.unescape(args.stop),
+            speculate=alone,  # each rank would decide by its own clock whether that pays
+        )
     if args.as_json:
         print_json(_record(collect(pieces)))
         return

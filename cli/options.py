@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 
 from minicpm_mlx import device
 from minicpm_mlx.arguments import Limit
-from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.errors import InvalidArgumentError, MissingTemplateError
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
@@ -306,6 +306,15 @@ def load_model(
     memory.check_fits(needed)
     with nullcontext() if quiet else notice(f"loading {model} …"):
         return mm.load(model, dtype=compute.dtype, device=compute.device, **options)
+
+
+@contextmanager
+def advise_without_template(advice: str) -> Iterator[None]:
+    """Adds what the command can do with a model that has no chat template."""
+    try:
+        yield
+    except MissingTemplateError as error:
+        raise error.or_else(advice) from None
 
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:

@@ -4,7 +4,8 @@
     ├── ConfigError         config.json is missing, malformed or asks for something unsupported
     ├── WeightsError        a weight file is missing, corrupt, unsafe or does not fit the config
     ├── TokenizerError      tokenizer files are missing, corrupt or do not fit the model
-    ├── TemplateError       a chat template is missing or cannot render these messages
+    ├── TemplateError       a chat template cannot render these messages
+    │   └── MissingTemplateError the model has no chat template
     ├── ModelNotFoundError  no card, folder, file or repository of that name
     ├── DownloadError       the hub, or a judge's endpoint, could not be reached or refused
     ├── StorageError        the disk is full, may not be written to, or another process is writing
@@ -61,7 +62,18 @@ class TokenizerError(MiniCPMError):
 
 
 class TemplateError(MiniCPMError):
-    """A chat template is missing or cannot render these messages."""
+    """A chat template cannot render these messages."""
+
+
+class MissingTemplateError(TemplateError):
+    """The model has no chat template; the message says how it gets one.
+
+    A caller that can do without one re-raises `error.or_else("…")`.
+    """
+
+    def or_else(self, advice: str) -> Self:
+        """The same with another thing to do."""
+        return type(self)(f"{self}, or {advice}")
 
 
 class ModelNotFoundError(MiniCPMError):

@@ -25,7 +25,7 @@ from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
 from ..streams import ask, at_terminal, prompt_text, stdin_lines
 from . import keyboard, slash_commands
-from .conversation import LEAVE, Loading, TerminalChat, is_here
+from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
@@ -160,7 +160,7 @@ def converse(terminal: TerminalChat, read: Callable[[], str | None]) -> None:
         edited, terminal.editing = terminal.editing, None
         if not text.strip():
             continue
-        if text.strip() in LEAVE:
+        if (stripped := text.strip()) in LEAVE or stripped.lower() in LEAVE_WORDS:
             return
         keyboard.mark_pastes(True)
         try:

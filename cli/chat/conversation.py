@@ -14,6 +14,7 @@ from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 from minicpm_mlx.lm.attachments import Files, with_files, without_files
 from minicpm_mlx.loading.store import kept_folder
 
+from ..options import advise_without_template
 from ..render.spinner import SpinnerStream
 from ..render.texts import CONTROLS, Texts, printable
 from ..render.theme import console
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.lm.sessions import SavedSession
 
-LEAVE = ("/exit", "/quit")
+LEAVE = ("/exit", "/quit", "/bye")
+LEAVE_WORDS = ("exit", "quit", "退出")
+"""Leave too where they are all that is typed, as in other programs."""
 
 
 class PlainStream:
@@ -136,6 +139,8 @@ class TerminalChat:
         self.question = ""
         """The last message sent, its files included."""
         self.replies: list[Stats] = []
+        self.own = {name for name, value in (changes or {}).items() if value is not None}
+        """Settings that the user gave, by option or by /set; another model keeps them."""
         self._new_chat = new_chat
         self._saved = saved
         self._changes = changes or {}  # options of the command line override saved ones
@@ -187,7 +192,8 @@ class TerminalChat:
             self.question = with_files([*(edited or ()), *self.attached], text)
             turn = chat.reply if edited is None else chat.edit
             self._save_question(len(chat.messages) if edited is None else chat.last_question())
-            replied = self.show(turn(self.question))
+            with advise_without_template("continue plain text: minicpm-mlx generate --raw"):
+                replied = self.show(turn(self.question))
         except Exception:
             self.draft, self.editing = "", None
             raise
@@ -240,11 +246,16 @@ class TerminalChat:
     def overflow(self, error: ContextLengthError) -> None:
         """Says what did not fit, and what would help."""
         chat = self.chat
-        alone, room = chat.alone(self.question), chat.context_length - 1
-        if alone > room:
-            self.note("alone", style="error", count=alone, room=room)
+        room = chat.context_length - 1
+        total, message = chat.alone(self.question), chat.alone(self.question, system=False)
+        if message > room:
+            self.note("alone", style="error", count=message, room=room)
             if self.attached:
                 self.note("drop", style="warning")
+            return
+        if total > room:
+            system = chat.system_tokens()
+            self.note("long_system", style="error", system=system, count=total, room=room)
             return
         self.print(str(error), style="error")
         self.note("full" if chat.on_overflow == "stop" else "full_slides", style="warning")
@@ -335,7 +346,7 @@ class TerminalChat:
         return " · ".join(part for part in parts if part)
 
 
-CHAT_SETTINGS = ("max_tokens", "context", "on_overflow", "kv_bits")
+CHAT_SETTINGS = ("max_tokens", "stop", "context", "on_overflow", "kv_bits")
 
 
 def settings(chat: Chat) -> dict[str, Any]:

@@ -13,7 +13,11 @@ PASTES = "\x1b[?2004{}"  # h: the terminal marks what is pasted; l: it does not
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Turns off echo between prompts; the next prompt shows the keys."""
+    """Turns off echo between prompts; the next prompt gets and shows the keys typed meanwhile.
+
+    Without NOFLSH a Ctrl-C would drop them. Without ICANON the prompt gets Ctrl-D and arrow keys
+    too, which else mean something to the terminal alone.
+    """
     import termios  # not on Windows, where nothing here runs
 
     if not sys.stdin.isatty():
@@ -21,7 +25,7 @@ def quiet() -> Iterator[None]:
         return
     echoing = termios.tcgetattr(sys.stdin)
     silent = termios.tcgetattr(sys.stdin)
-    silent[3] &= ~termios.ECHO
+    silent[3] = silent[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
     termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
     try:
         yield

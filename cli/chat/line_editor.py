@@ -12,10 +12,11 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.search import accept_search
 
 QUOTES = '"""'
 
@@ -162,5 +163,13 @@ def _keys() -> KeyBindings:
     @keys.add("escape", "enter")  # Alt-Enter sends these two keys; prompt_toolkit would submit
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("enter", filter=is_searching)  # prompt_toolkit would only show what was found
+    def _(event: KeyPressEvent) -> None:
+        wanted = event.current_buffer.text
+        accept_search()
+        found = event.app.current_buffer
+        if wanted and wanted in found.text:
+            found.validate_and_handle()
 
     return keys

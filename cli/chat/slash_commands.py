@@ -13,15 +13,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx import model_cards
 from minicpm_mlx.errors import SessionError
 from minicpm_mlx.lm.attachments import without_files
 
+from ..render.texts import size_text
 from .attachments import attach, save, token_count, typed_path
 from .conversation import CHAT_SETTINGS, LEAVE, is_here, settings
+from .settings import NONE, expected, parse_setting, setting_text
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
@@ -53,24 +55,28 @@ def system(terminal: TerminalChat, text: str) -> None:
 
 
 SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
+ALIASES = {"temp": "temperature"}
 
 
 def set_(terminal: TerminalChat, text: str) -> None:
     current = settings(terminal.chat)
+    text = text.removeprefix("parameter ").lstrip()  # as Ollama has it
     name, value = SETTING.fullmatch(text).groups()  # type: ignore[union-attr]  # fits any text
-    name = name.lower()
+    name = name.lower().replace("-", "_")
+    name = ALIASES.get(name, name)
     if not name:
         show(terminal, "")
+    elif name in SHOWN_COMMANDS:
+        SHOWN_COMMANDS[name](terminal, "off" if value in NONE else value)
     elif name not in current:
         terminal.note("no_setting", style="error", name=name, names=", ".join(current))
     elif not value:
-        terminal.note("set", name=name, value=_or_dash(current[name]))
+        terminal.note("set", name=name, value=setting_text(current[name]))
     else:
         try:
-            new = _parse_setting(name, value)
+            new = parse_setting(name, value)
         except ValueError:
-            kind = "whole" if name in WHOLE else "number"
-            terminal.note(kind, style="error", name=name, value=value)
+            terminal.note(expected(name), style="error", name=name, value=value)
         else:
             _change(terminal, name, new)
 
@@ -80,29 +86,14 @@ def _change(terminal: TerminalChat, name: str, value: Any) -> None:
     if name not in CHAT_SETTINGS:
         sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
         chat.sampling = replace(sampling, **{name: value})
+        terminal.own.add(name)
     else:
         changed = replace(chat, **{name: value})  # which checks it, and makes a new cache
         if name != "kv_bits":
             changed.session = chat.session
         terminal.use(changed)
     terminal.save()
-    terminal.note("set", name=name, value=_or_dash(settings(terminal.chat)[name]))
-
-
-def _or_dash(value: object) -> object:
-    return "-" if value is None else value
-
-
-WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits")
-
-
-def _parse_setting(name: str, value: str) -> Any:
-    """A setting's value as typed; its limits are checked where it is used."""
-    if name == "on_overflow":
-        return value
-    if value in ("none", "off") and name in WHOLE and name != "top_k":
-        return None
-    return int(value) if name in WHOLE else float(value)
+    terminal.note("set", name=name, value=setting_text(settings(terminal.chat)[name]))
 
 
 def show(terminal: TerminalChat, _: str) -> None:
@@ -110,8 +101,10 @@ def show(terminal: TerminalChat, _: str) -> None:
     lm = chat.lm
     facts = {"model": lm.card.name, "adapter": lm.adapter, "session": terminal.name}
     facts["system"] = chat.system
-    for name, value in (facts | settings(chat)).items():
-        terminal.print(f"{name:20} {_or_dash(value)}")
+    for name, value in facts.items():
+        terminal.print(f"{name:20} {'-' if value is None else value}")
+    for name, value in settings(chat).items():
+        terminal.print(f"{name:20} {setting_text(value)}")
     terminal.print("")
 
 
@@ -133,18 +126,45 @@ def resume(terminal: TerminalChat, text: str) -> None:
     terminal.resume(sessions.load(text or others[0].name))
 
 
-def sessions_(terminal: TerminalChat, _: str) -> None:
+def sessions_(terminal: TerminalChat, text: str) -> None:
+    verb, _, name = text.partition(" ")
+    if text and (verb != "delete" or not name.strip()):
+        terminal.note("usage", usage="/sessions [delete NAME]", style="error")
+    elif text:
+        _delete_session(terminal, name.strip())
+    else:
+        _list_sessions(terminal)
+
+
+def _list_sessions(terminal: TerminalChat) -> None:
+    from minicpm_mlx.lm import sessions
+    from minicpm_mlx.lm.session_list import summaries
+
+    if not (rows := [row for row in summaries() if row.problem is None]):
+        terminal.note("none")
+        return
+    for row in rows[:30]:
+        count = terminal.texts.count("message", row.messages)
+        size = size_text(row.bytes + row.cache_bytes)
+        when = row.saved[:16].replace("T", " ")
+        line = f"{when}  {row.name:20}  {count:>12}  {size:>7}  {row.title}"
+        terminal.print(" ".join(line.split("\n")), cut=True)
+    if len(rows) > 30:
+        terminal.note("more", count=len(rows) - 30)
+    used = sum(sessions.cache_sizes().values())
+    terminal.note("kept", used=size_text(used), limit=size_text(sessions.CACHE_LIMIT))
+    terminal.print("")
+
+
+def _delete_session(terminal: TerminalChat, name: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    if not (all_saved := sessions.listed()):
-        terminal.note("none")
-    for saved in all_saved[:30]:
-        size = terminal.texts.count("message", len(saved.messages))
-        row = f"{saved.written:%Y-%m-%d %H:%M}  {saved.name:20}  {size:>12}  {saved.title}"
-        terminal.print(" ".join(row.split("\n")), cut=True)
-    if len(all_saved) > 30:
-        terminal.note("more", count=len(all_saved) - 30)
-    terminal.print("")
+    if name == terminal.name:
+        terminal.note("is_open", style="error", name=name)
+        return
+    if sessions.version(name) is None and not sessions.cache_path(name).exists():
+        sessions.load(name)  # raises, and names the nearest
+    terminal.note("deleted", name=name, size=size_text(sessions.remove(name)))
 
 
 def new(terminal: TerminalChat, _: str) -> None:
@@ -230,10 +250,34 @@ def model(terminal: TerminalChat, text: str) -> None:
     if not is_here(card):
         terminal.note("absent", model=card.name, gb=card.size_gb or "?")
     assert terminal.load is not None
+    before, own = chat.lm, _own_sampling(terminal)
     lm = terminal.load(text)
-    terminal.use(replace(chat, lm=lm, sampling=None))
+    terminal.use(replace(chat, lm=lm, sampling=replace(lm.sampling, **own) if own else None))
     terminal.save()
     terminal.note("model", model=lm.card.name)
+    if own:
+        values = (f"{name} = {setting_text(value)}" for name, value in own.items())
+        terminal.note("keeps", settings=", ".join(values))
+    if before.adapter:
+        terminal.note("without_adapter", style="warning", path=before.adapter)
+    if before.draft:
+        terminal.note("without_draft", style="warning")
+
+
+def _own_sampling(terminal: TerminalChat) -> dict[str, Any]:
+    """Sampling settings that are the user's and not the model's.
+
+    A bias is left out: another model has other tokens.
+    """
+    chat = terminal.chat
+    if chat.sampling is None:
+        return {}
+    models = asdict(chat.lm.sampling)
+    return {
+        name: value
+        for name, value in asdict(chat.sampling).items()
+        if name != "logit_bias" and (value != models[name] or name in terminal.own)
+    }
 
 
 def adapter(terminal: TerminalChat, text: str) -> None:
@@ -280,14 +324,18 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
+SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system}
+"""Commands whose settings /show lists too."""
+
 COMMANDS = {
     "/help": Command(help_),
+    "/?": Command(help_),
     "/system": Command(system, "[TEXT|off]", multiline=True),
     "/set": Command(set_, "NAME VALUE"),
     "/show": Command(show),
     "/save": Command(save, "[-f] [NAME|FILE.md]"),
     "/load": Command(load, "NAME"),
-    "/sessions": Command(sessions_),
+    "/sessions": Command(sessions_, "[delete NAME]"),
     "/resume": Command(resume, "[NAME]"),
     "/new": Command(new),
     "/undo": Command(undo),
@@ -313,6 +361,10 @@ def completions(command: str) -> Iterable[str] | None:
     if command in ("/load", "/resume"):
         with suppress(SessionError):
             return [saved.name for saved in sessions.listed()]
+        return []
+    if command == "/sessions":
+        with suppress(SessionError):
+            return [f"delete {saved.name}" for saved in sessions.listed()]
         return []
     if command == "/model":
         return model_cards.cards()

@@ -31,6 +31,8 @@ def _check_run(folder: Path) -> None:
     RunRecord.read(folder)
 
 
+WITHOUT_TEMPLATE = "leave out --chat-template"
+
 CHANGED = 10
 """Questions of each kind that `compare` names; --json has all."""
 
@@ -53,12 +55,13 @@ def evaluate(args: EvalOptions) -> None:
             f"expected --tasks: all, or some of {','.join(ALL)}; `eval --help` says more"
         )
     if args.harness is not None or args.include_path is not None:
-        run_lm_eval(args)
+        with options.advise_without_template(WITHOUT_TEMPLATE):
+            run_lm_eval(args)
         return
     plan = prepare(args.settings(), args.data)
     lm = options.load_model(args.model, args.compute, adapter=args.adapter)
     folder = args.output or Path(f"eval-{model_name(lm)}")
-    with resumable(lambda: folder):
+    with resumable(lambda: folder), options.advise_without_template(WITHOUT_TEMPLATE):
         report = run(lm, plan, folder, progress=_progress())
     if args.as_json:
         print_json(report.to_json())

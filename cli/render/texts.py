@@ -11,12 +11,13 @@ LANGUAGES = ("en", "zh")
 TEXTS = {
     # The chat's commands
     "/help": ("this list", "显示本列表"),
+    "/?": ("this list", "显示本列表"),
     "/system": ("set the system prompt", "设置系统提示"),
     "/set": ("change a setting", "修改设置"),
     "/show": ("model and settings", "模型与设置"),
     "/save": ("save, or export as Markdown", "保存或导出为 Markdown"),
     "/load": ("resume a saved session", "继续指定的会话"),
-    "/sessions": ("saved sessions", "已保存的会话"),
+    "/sessions": ("list saved sessions, or delete one", "列出或删除已保存的会话"),
     "/resume": ("resume the last session", "继续上一个会话"),
     "/new": ("start a new conversation, keeping this one", "新建对话，保留当前"),
     "/undo": ("take back the last turn", "撤回上一轮"),
@@ -31,6 +32,7 @@ TEXTS = {
     "/clear": ("forget the turns", "清空对话"),
     "/exit": ("leave", "退出"),
     "/quit": ("leave", "退出"),
+    "/bye": ("leave", "退出"),
     # The chat
     "tips": (
         "/help lists commands · /exit or Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",
@@ -60,6 +62,12 @@ TEXTS = {
     "alone": (
         "this message alone has {count} tokens, but there is room for {room}",
         "仅这条消息就有 {count} 个词元，而空间只有 {room} 个",
+    ),
+    "long_system": (
+        "the system prompt has {system} tokens and with this message {count}, but there is room "
+        "for {room}; /system sets a shorter one, /system off none",
+        "系统提示有 {system} 个词元，加上这条消息共 {count} 个，而空间只有 {room} 个；"
+        "可用 /system 换成较短的提示，或用 /system off 取消",
     ),
     "drop": ("/attach off removes the attached files", "/attach off 可取消待发的文件"),
     "filled": (
@@ -94,6 +102,15 @@ TEXTS = {
         "此前使用的模型是 {model}；现在的模型会在下一轮重新读取",
     ),
     "none": ("no saved sessions yet", "还没有保存的会话"),
+    "kept": (
+        "KV caches: {used} of at most {limit}; those used longest ago make room",
+        "键值缓存：{used}，最多 {limit}；最久未用的先删除",
+    ),
+    "is_open": (
+        "{name} is this conversation; /new begins another, then it can be deleted",
+        "{name} 是当前对话；先用 /new 新建对话，再删除它",
+    ),
+    "deleted": ("{name} deleted, {size}", "已删除 {name}，{size}"),
     "undone": ("taken back: {text}", "已撤回：{text}"),
     "copied": ("copied", "已复制"),
     "nothing": ("there is no reply yet", "还没有回复"),
@@ -127,7 +144,24 @@ TEXTS = {
     "no_setting": ("no setting {name}; the settings are {names}", "没有设置 {name}；可用：{names}"),
     "whole": ("{name} must be a whole number, got {value}", "{name} 应为整数，而不是 {value}"),
     "number": ("{name} must be a number, got {value}", "{name} 应为数字，而不是 {value}"),
+    "stop": (
+        '{name} takes one text, or several in quotes: "a" "b"; none removes it, got {value}',
+        '{name} 应为一段文本，或带引号的多段文本："a" "b"；none 取消；而不是 {value}',
+    ),
+    "logit_bias": (
+        '{name} takes token ids with numbers: {{"5": -1.5}}; none removes it, got {value}',
+        '{name} 应为词元编号及其数值：{{"5": -1.5}}；none 取消；而不是 {value}',
+    ),
     "model": ("model: {model}", "当前模型：{model}"),
+    "keeps": ("your settings stay: {settings}", "保留您的设置：{settings}"),
+    "without_adapter": (
+        "without the adapter {path}, which was made for the other model",
+        "不再使用适配器 {path}：它属于之前的模型",
+    ),
+    "without_draft": (
+        "without the draft model, which belongs to the other model",
+        "不再使用草稿模型：它属于之前的模型",
+    ),
     "unknown": ("no command {name}; /help lists them", "没有命令 {name}；/help 列出全部"),
     "usage": ("usage: {usage}", "用法：{usage}"),
     "absent": (

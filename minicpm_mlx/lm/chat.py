@@ -118,9 +118,13 @@ class Chat:
         prompt = self._prompt()
         return len(self.lm.encode(prompt)) if prompt else 0
 
-    def alone(self, text: str) -> int:
-        """Tokens of a message with the system text, without any turn before it."""
-        return len(self.lm.encode([*self._system(), _question(text)]))
+    def alone(self, text: str, *, system: bool = True) -> int:
+        """Tokens of a message without any turn before it, with or without the system text."""
+        return len(self.lm.encode([*(self._system() if system else ()), _question(text)]))
+
+    def system_tokens(self) -> int:
+        """Tokens of the system text, without what the template puts around it."""
+        return len(self.lm.tokenizer.encode(self.system or "", add_bos=False))
 
     def _forgotten_before(self, index: int) -> int:
         """`forgotten` once message `index` is removed; 0 if it had displaced all earlier ones."""
@@ -160,16 +164,24 @@ class Chat:
             while limit - len(ids) < limit // 3 and self._slide():
                 ids = self.lm.encode(self._prompt())
         if len(ids) >= limit:
-            alone = self.alone(self.messages[-1]["content"])
-            if alone >= limit:
-                raise ContextLengthError(
-                    f"this message alone has {alone} tokens and the context is {limit}; shorten it"
-                )
-            raise ContextLengthError(
-                f"the conversation has {len(ids)} tokens and the context is {limit}; take a turn "
-                "back or begin anew"
-            )
+            raise ContextLengthError(self._too_long(len(ids)))
         return ids
+
+    def _too_long(self, count: int) -> str:
+        """The message for a prompt of `count` tokens, which names what is to be shortened."""
+        limit, text = self.context_length, self.messages[-1]["content"]
+        total, message = self.alone(text), self.alone(text, system=False)
+        if message >= limit:
+            return f"this message alone has {message} tokens and the context is {limit}; shorten it"
+        if total >= limit:
+            return (
+                f"the system text has {self.system_tokens()} tokens and with this message "
+                f"{total}, and the context is {limit}; shorten the system text"
+            )
+        return (
+            f"the conversation has {count} tokens and the context is {limit}; take a turn back or "
+            "begin anew"
+        )
 
     def _slide(self) -> bool:
         """Drop the oldest turn from the prompt; False if only the last question is left."""

@@ -25,7 +25,7 @@ from ..engine import (
     Sampling,
     Scheduler,
 )
-from ..errors import InvalidArgumentError, MiniCPMError, TemplateError
+from ..errors import InvalidArgumentError, MiniCPMError, MissingTemplateError, TemplateError
 from ..lm.lm import LM, sampling_with
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
@@ -152,6 +152,9 @@ class Service:
         tokenizer = self.lm.tokenizer
         try:
             ids = tokenizer.chat_ids(messages, tools=tools)
+        except MissingTemplateError as error:
+            advice = "send plain text to /v1/completions"
+            raise ApiError(str(error.or_else(advice)), field=field) from None
         except TemplateError as error:
             raise ApiError(str(error), field=field) from None
         return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import TemplateError, TokenizerError
+from ..errors import MissingTemplateError, TokenizerError
 from .chat_template import BUILTIN, Template
 from .decode import StreamDecoder, piece_decoder
 from .encode import TypedTextEncoder
@@ -114,9 +114,8 @@ class Tokenizer:
         """
         template = self.template
         if template is None:
-            raise TemplateError(
-                "the model's folder has no chat template; add a chat_template.jinja to it, "
-                "or use generate instead of chat"
+            raise MissingTemplateError(
+                "the model's folder has no chat template; add a chat_template.jinja to it"
             )
         return self._message_text.render(
             lambda messages, tools: template.render(messages, add_generation_prompt, tools),

@@ -117,6 +117,7 @@ def test_commands_change_settings_and_turns(chat: Open, saved: Saved) -> None:
             ("/set max_tokens 30", "max_tokens = 30"),
             ("/set on_overflow sideways", "on_overflow must be one of stop, slide"),
             ("/set kv_bits 3", "kv_bits must be 8 or 4"),
+            ("/set stop zebra", r'stop = \["zebra"\]'),
             ("/set kv_bits 8", "kv_bits = 8"),
             ("/set colour red", "no setting colour; the settings are temperature, top_p"),
             ("/undo", "there is no turn yet"),
@@ -175,7 +176,7 @@ def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_pat
     shell.send(ENTER)
     shell.wait("first one: 2 messages")
     shell.resize(24, 80)
-    converse(shell, [("/sessions", r"first one +2 messages +What is the capital of Fr…\n")])
+    converse(shell, [("/sessions", r"first one +2 messages +\d.* [kM]B +What is.*…\n")])
     newer, current = sorted(sessions.glob("2*.json"))[-1].stem, "first one"
     for other in (newer, current, newer):  # the last one but that which is open
         converse(shell, [("/resume", f"{other}: 2 messages")])
@@ -272,7 +273,7 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\nprintf 'from the\\neditor' > \"$1\"\n")
     editor.chmod(0o755)
-    shell = chat("--max-tokens", "2", EDITOR=str(editor))
+    shell = chat("--max-tokens", "4", EDITOR=str(editor))
     shell.wait(PROMPT)
     shell.send("你好 😀 early" + ENTER)  # the model may still be loading
     shell.wait(STATS)
@@ -318,13 +319,13 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
     assert shell.status() == 0
     assert shell.echoes
 
-    again = chat("--max-tokens", "2")
+    again = chat("--max-tokens", "4")
     again.wait(PROMPT)
     again.send(UP + UP)
     again.wait("emoji")
     again.send(CTRL_C)
     again.wait(PROMPT)
-    again.send(CTRL_R + "early" + ENTER + ENTER)
+    again.send(CTRL_R + "early" + ENTER)
     again.wait(STATS)
     assert saved()[-1]["messages"][0]["content"] == "你好 😀 early"
     again.wait(PROMPT)
@@ -346,13 +347,14 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
         shell.resize(10, columns)
         os.kill(shell.process.pid, signal.SIGWINCH)
         time.sleep(0.1)
-    shell.send("typed ahead")
+    shell.send("typed ah\x1b[D\x1b[Dea")  # with arrow keys
+    time.sleep(0.1)
     shell.send(CTRL_C)
     shell.wait(r"\nstopped · \d+ tokens?\n")
+    shell.wait(PROMPT + "typed eaah")
     story = saved()[0]["messages"][-1]
     assert story["role"] == "assistant"
     assert len(story["content"]) > 20
-    shell.wait(PROMPT)
     shell.send(CTRL_C)
     converse(shell, [("/clear", "cleared"), ("/set max_tokens 40", "max_tokens = 40")])
     shell.say(STORY)

@@ -235,7 +235,7 @@ def test_a_question_longer_than_the_context_is_refused_and_changes_nothing(
     before, long = [dict(message) for message in chat.messages], "word " * 90
     message = "tokens and the context is 90"
     if on_overflow == "slide":
-        message = f"this message alone has {chat.alone(long)} {message}; shorten it"
+        message = f"this message alone has {chat.alone(long, system=False)} {message}; shorten it"
     with pytest.raises(ContextLengthError, match=message):
         ask(chat, long)
     assert (chat.messages, chat.forgotten) == (before, 0)
@@ -347,7 +347,7 @@ class Parrot:
 
     context_length = 60
     sampling = GREEDY
-    tokenizer = SimpleNamespace(template=None)
+    tokenizer = SimpleNamespace(template=None, encode=lambda text, add_bos: list(text))
 
     def __init__(self) -> None:
         self.fail = False

@@ -183,3 +183,11 @@ def test_an_error_names_the_field_as_the_client_wrote_it(tiny_server):
         assert error["type"] == "not_found_error" if unknown else "invalid_request_error"
         code = "model_not_found" if unknown else "context_length_exceeded" if long else None
         assert code in (error["code"], None)
+
+
+def test_without_a_chat_template_the_api_that_needs_none_is_named(tiny_server, monkeypatch):
+    monkeypatch.setattr(tiny_server.service.lm.tokenizer, "template", None)
+    answer = tiny_server.ask("POST", "/v1/chat/completions", {"messages": FRANCE})
+    assert answer.status == 400
+    assert "no chat template" in answer.json["error"]["message"]
+    assert "/v1/completions" in answer.json["error"]["message"]

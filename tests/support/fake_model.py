@@ -20,7 +20,7 @@ class FakeLM:
         self.context_length = 64
         self.config = mm.Config.load(GOLDEN / CASES[0])
         self.card = SimpleNamespace(name="[fake]", path=None, repo=None, note="a :smile: note")
-        self.card.note_zh, self.adapter, self.room = "", None, None
+        self.card.note_zh, self.adapter, self.room, self.draft = "", None, None, None
         self.tokenizer = SimpleNamespace(template=None, encode=lambda text, add_bos: list(text))
         self.sampling = mm.Sampling()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...arguments import check_limits, limited
-from ...errors import DataError, TemplateError, TokenizerError
+from ...errors import DataError, MissingTemplateError, TemplateError, TokenizerError
 from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
@@ -205,6 +205,9 @@ class _DataReader:
             self._check_layout(row.place, layout)
             example = layout.read(row.value)
             encoded = self.encoder.encode(example)
+        except MissingTemplateError as error:
+            advice = 'give rows of plain text: {"text": …}'
+            raise DataError(f"{row.place}: {error.or_else(advice)}") from None
         except (DataError, TemplateError, TokenizerError) as error:
             raise DataError(f"{row.place}: {error}") from None
         self.unread |= unread(row.value, layout, example)
