@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -16,7 +16,7 @@ import typer
 from minicpm_mlx import device
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError, MissingTemplateError
-from minicpm_mlx.loading.store import folder_of
+from minicpm_mlx.loading.store import folder_of, text_folder_of
 from minicpm_mlx.model_cards import resolve
 
 from . import paths
@@ -318,13 +318,20 @@ def advise_without_template(advice: str) -> Iterator[None]:
 
 
 def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
-    """The parts of a model that load without its weights."""
+    """The parts of a model that load without its weights, which are not downloaded either.
+
+    The config is that of the model which would be loaded: quantized where its card says so.
+    """
     from minicpm_mlx.model.config import Config
+    from minicpm_mlx.quantization.recipe import packing
     from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)
-    folder = folder_of(card)
-    return tokenizer_of(card, folder), Config.load(folder)
+    folder = text_folder_of(card)
+    config = Config.load(folder)
+    if card.bits is not None and config.quantization is None:
+        config = replace(config, quantization=packing(card.bits, card.group_size))
+    return tokenizer_of(card, folder), config
 
 
 def unescape(stops: Sequence[str] | None) -> list[str]:

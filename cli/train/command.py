@@ -56,30 +56,36 @@ def lora(args: LoraOptions) -> None:
 def _prepare(args: LoraOptions) -> PreparedRun:
     from minicpm_mlx.train import finetune, planning
     from minicpm_mlx.train.data.counts import note_context
-    from minicpm_mlx.train.data.dataset import load_data
+    from minicpm_mlx.train.data.dataset import check_data, load_data
 
     method, training = args.lora_config(), args.training_options()
     data_options = args.data_options()
+    compute = args.compute
+    if method.kind == "full" and compute.dtype is None:
+        compute = replace(compute, dtype="float32")
     if not args.dry_run:
         finetune.claim(args.folder, args.resume)
     report.check(args.report, args.replies)
+    # All of the data is looked at before the network or a model.
+    outline = check_data(args.data, data_options)
+    if args.context.info_name == "dpo" and outline.kind == "sft":
+        raise InvalidArgumentError(
+            f"{args.data}: expected preferences (chosen and rejected, or a label), got "
+            f"{outline.format}; `minicpm-mlx lora` is for those"
+        )
+    objective = planning.objective_for(outline.kind, **vars(args.objective))
+    size = training.batch_size
+    finetune.check_outline(outline, objective, method, batch_size=size, test=args.test)
+    compute.select()
     tokenizer, config = options.tokenizer_and_config(args.model)
     data = load_data(args.data, tokenizer, data_options)
     items = [*data.train, *data.valid, *data.test]
     notes = note_context(items, config.context_length, resolve(args.model).context)
     data = replace(data, notes=(*data.notes, *notes))
-    if args.context.info_name == "dpo" and data.kind == "sft":
-        raise InvalidArgumentError(
-            f"{args.data}: expected preferences (chosen and rejected, or a label), got "
-            f"{data.format}; `minicpm-mlx lora` is for those"
-        )
-    objective = planning.objective_for(data.kind, **vars(args.objective))
-    compute = args.compute
-    if method.kind == "full" and compute.dtype is None:
-        compute = replace(compute, dtype="float32")
-    compute.select()
     plan, needed = planning.plan_for(data, training, config, method, dtype=compute.dtype)
     finetune.check(data, objective, method, plan, test=args.test)
+    if args.resume and not args.dry_run:
+        finetune.check_resumed(args.folder, data, objective, method, plan)
     return PreparedRun(tokenizer, data, method, objective, compute, plan, needed)
 
 

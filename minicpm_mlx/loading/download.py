@@ -9,27 +9,24 @@ import errno
 import glob
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit
 
 from ..arguments import printable
 from ..errors import (
     DownloadError,
     MiniCPMError,
-    MissingPackageError,
     ModelNotFoundError,
     StorageError,
 )
 from ..files.weight_files import WeightFiles, choose_weight_files, files_in
+from .network import check_settings, endpoint, proxies
 
 _TIMEOUT = 20.0  # seconds; huggingface_hub's listing has none and would hang behind a firewall
-PROXIES = ("http", "https", "socks5", "socks5h")
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -57,24 +54,48 @@ def fetch(
     """
     if offline_ok and (kept := cached(repo, revision, weights=weights)):
         return kept
-    files = _remote_files(repo, revision, weights)
-    _check_disk(repo, files)
-    with _explained(repo, revision, "download"), _bars(progress):
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[glob.escape(name) for name in files],
-            cache_dir=_cache(),
-            endpoint=_endpoint(),
-        )
-    if not _complete(Path(folder), weights):
+    folder = _download(repo, revision, _remote_files(repo, revision, weights), progress)
+    if not _complete(folder, weights):
         raise DownloadError(
             f"{repo}: expected every weight file its index names, found some missing; "
             "run it again, or download another revision"
         )
-    return Path(folder)
+    return folder
+
+
+def fetch_texts(
+    repo: str, revision: str = "main", *, weights: str | None = None, progress: bool = True
+) -> Path:
+    """The folder with the config and the tokenizer of `repo`; its weights are not downloaded.
+
+    A complete copy is returned without touching the network, and kept texts alone if the hub cannot
+    be reached. Raises as `fetch` does, also for a repository without weights.
+    """
+    if kept := cached(repo, revision, weights=weights):
+        return kept
+    try:
+        files = _remote_files(repo, revision, weights)
+    except DownloadError:
+        if _has_texts(_names(kept_texts := _snapshot(repo, revision))):
+            return kept_texts
+        raise
+    return _download(repo, revision, {n: files[n] for n in files if _is_text(n)}, progress)
+
+
+def _download(repo: str, revision: str, files: dict[str, tuple[int, str]], progress: bool) -> Path:
+    _check_disk(repo, files)
+    with _explained(repo, revision, "download"), _bars(progress):
+        from huggingface_hub import snapshot_download
+
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[glob.escape(name) for name in files],
+                cache_dir=_cache(),
+                endpoint=endpoint(),
+            )
+        )
 
 
 def fetch_data(
@@ -86,7 +107,7 @@ def fetch_data(
     a file that the repository does not have.
     """
     if not (offline := _constants().HF_HUB_OFFLINE):
-        _check_settings()
+        check_settings()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -97,7 +118,7 @@ def fetch_data(
         revision=revision,
         allow_patterns=[glob.escape(name) for name in files],
         cache_dir=_cache(),
-        endpoint=_endpoint(),
+        endpoint=endpoint(),
     )
     with suppress(LocalEntryNotFoundError):
         kept = Path(fetch(local_files_only=True))
@@ -119,10 +140,15 @@ def cached(repo: str, revision: str = "main", *, weights: str | None = None) -> 
     """The kept folder of `repo` at `revision` if it is complete; never touches the network."""
     if ".." in revision.split("/"):
         return None
+    folder = _snapshot(repo, revision)
+    return folder if _complete(folder, weights) else None
+
+
+def _snapshot(repo: str, revision: str) -> Path:
+    """The folder where `repo` at `revision` is kept, if it is."""
     ref = _folder(repo) / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
-    folder = _folder(repo) / "snapshots" / commit
-    return folder if _complete(folder, weights) else None
+    return _folder(repo) / "snapshots" / commit
 
 
 def cached_size(repo: str) -> int:
@@ -164,15 +190,15 @@ def _remote_files(repo: str, revision: str, weights: str | None) -> dict[str, tu
 
         if _constants().HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
-        _check_settings()
+        check_settings()
         from huggingface_hub import HfApi
 
-        info = HfApi(endpoint=_endpoint()).model_info(
+        info = HfApi(endpoint=endpoint()).model_info(
             repo, revision=revision, files_metadata=True, timeout=_TIMEOUT
         )
         siblings = {s.rfilename: s for s in info.siblings or []}
     names = [name for name in sorted(siblings) if "/" not in name and not name.endswith(".py")]
-    texts = [n for n in names if any(fnmatchcase(n, pattern) for pattern in _TEXT_FILES)]
+    texts = [name for name in names if _is_text(name)]
     tensors = [n for n in names if n == weights] if weights else []
     if not weights and (found := _weight_files(repo, revision, names)):
         tensors = [*found.files, *([found.index] if found.index else [])]
@@ -192,7 +218,7 @@ def _weight_files(repo: str, revision: str, names: Sequence[str]) -> WeightFiles
 
         with _explained(repo, revision, "list"), _bars(False):
             path = hf_hub_download(
-                repo, name, revision=revision, cache_dir=_cache(), endpoint=_endpoint()
+                repo, name, revision=revision, cache_dir=_cache(), endpoint=endpoint()
             )
             return Path(path).read_text(encoding="utf-8")
 
@@ -226,8 +252,8 @@ def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[
 def _complete(folder: Path, weights: str | None) -> bool:
     """Whether every file that loading needs is there; a link to a missing blob is not."""
     try:
-        names = {file.name for file in folder.iterdir() if file.exists()}
-        if "config.json" not in names or not {"tokenizer.json", "tokenizer.model"} & names:
+        names = _names(folder)
+        if not _has_texts(names):
             return False
         if weights:
             return weights in names
@@ -235,6 +261,18 @@ def _complete(folder: Path, weights: str | None) -> bool:
     except (OSError, ValueError):
         return False
     return found is not None and found.missing is None
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if file.exists()} if folder.is_dir() else set()
+
+
+def _has_texts(names: set[str]) -> bool:
+    return "config.json" in names and bool({"tokenizer.json", "tokenizer.model"} & names)
+
+
+def _is_text(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _TEXT_FILES)
 
 
 def _check_disk(repo: str, files: dict[str, tuple[int, str]]) -> None:
@@ -260,7 +298,7 @@ def _constants() -> ModuleType:
     # Read when it is imported. Without it, 2.x asks its endpoint for a list of agents to name in
     # the User-Agent: nothing phones home.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if any(address.startswith("socks") for address in _proxies().values()):
+    if any(address.startswith("socks") for address in proxies().values()):
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # hf_xet knows no socks5h
     from huggingface_hub import constants
 
@@ -274,42 +312,6 @@ def _cache() -> Path:
 def _folder(repo: str) -> Path:
     # Documented layout: huggingface.co/docs/huggingface_hub/guides/manage-cache
     return _cache() / f"models--{repo.replace('/', '--')}"
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or None
-
-
-def _proxies() -> dict[str, str]:
-    """Addresses of proxies by the scheme they are for, as httpx reads them."""
-    from urllib.request import getproxies
-
-    named = {kind: address for kind, address in getproxies().items() if address}
-    return {kind: named[kind] for kind in ("all", "https", "http") if kind in named}
-
-
-def _check_settings() -> None:
-    """DownloadError for an HF_ENDPOINT or a proxy that no request could use."""
-    if (endpoint := _endpoint()) and not _is_address(endpoint, ("http", "https")):
-        raise DownloadError(
-            f"HF_ENDPOINT is {os.environ['HF_ENDPOINT']}; expected an address such as https://hf-mirror.com"
-        )
-    for kind, address in _proxies().items():
-        name, scheme = f"{kind.upper()}_PROXY", address.partition("://")[0]
-        if "://" in address and not _is_address(address, PROXIES):
-            raise DownloadError(
-                f"{name} ({scheme}://…) is no proxy that can be used; expected "
-                f"{', '.join(PROXIES)}, host and port, such as socks5h://127.0.0.1:1080"
-            )
-        if scheme.startswith("socks") and find_spec("socksio") is None:
-            raise MissingPackageError(f"{name} is a SOCKS proxy, which needs: pip install socksio")
-
-
-def _is_address(address: str, schemes: Collection[str]) -> bool:
-    with suppress(ValueError):  # a port that is none
-        parts = urlsplit(address)
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    return False
 
 
 @contextmanager
@@ -347,7 +349,7 @@ def _explained(repo: str, revision: str, doing: str) -> Iterator[None]:
 def _explain(error: Exception, repo: str, revision: str, doing: str) -> MiniCPMError:
     from huggingface_hub import errors
 
-    host = _endpoint() or "https://huggingface.co"
+    host = endpoint() or "https://huggingface.co"
     for cause in _causes(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, errors.OfflineModeIsEnabled):
@@ -390,7 +392,7 @@ def _explain(error: Exception, repo: str, revision: str, doing: str) -> MiniCPME
 
 def _network_message(error: Exception, repo: str, host: str, doing: str) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    mirror = "" if _endpoint() else "; where it is blocked, HF_ENDPOINT can name a mirror"
+    mirror = "" if endpoint() else "; where it is blocked, HF_ENDPOINT can name a mirror"
     if doing == "list":
         return f"{host} could not be reached for {repo} ({reason}); check the network{mirror}"
     kept = "run it again, finished files are kept"

@@ -6,7 +6,8 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DownloadError
@@ -31,6 +32,28 @@ def folder_of(card: Card, *, progress: bool = True) -> Path:
 
         return _kept(demo.stamp(card), lambda folder: demo.convert(demo.source(card), folder))
     return _from_hub(card, progress)
+
+
+def text_folder_of(card: Card, *, progress: bool = True) -> Path:
+    """The folder of the card's config and tokenizer; a repository's weights are not downloaded.
+
+    The config is that of the model before it is quantized, if nothing is kept. Raises as
+    `folder_of` does.
+    """
+    if card.repo is None or kept_folder(card) is not None:
+        return folder_of(card, progress=progress)
+    from . import download
+
+    with _advised():
+        return download.fetch_texts(card.repo, card.revision, weights=card.file, progress=progress)
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    try:
+        yield
+    except DownloadError as error:
+        raise DownloadError(f"{error}; to try the program without it: --model demo") from None
 
 
 def kept_folder(card: Card) -> Path | None:
@@ -68,10 +91,8 @@ def _from_hub(card: Card, progress: bool) -> Path:
         return kept
     from . import download
 
-    try:
+    with _advised():
         source = download.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
-    except DownloadError as error:
-        raise DownloadError(f"{error}; to try the program without it: --model demo") from None
     if card.bits is None:
         return source
     return _kept(

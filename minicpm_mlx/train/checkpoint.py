@@ -102,11 +102,7 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> TrainingState | None:
     if not paths:
         return None
     path = paths[-1]
-    try:
-        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        progress, run = TrainingProgress(**record["progress"]), dict(record["run"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f"config.json: {error}") from None
+    progress, run = _record(path)
     _check_same_run(folder.parent, run, fingerprint)
     try:
         parameters, optimizer = (
@@ -116,6 +112,23 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> TrainingState | None:
     except WeightsError as error:
         raise damaged(path, str(error)) from None
     return TrainingState(parameters, optimizer, progress, path)
+
+
+def check(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises the errors of `load` that are known of a part of the fingerprint."""
+    if paths := checkpoints(folder):
+        _, run = _record(paths[-1])
+        run = {name: value for name, value in run.items() if name in settings}
+        _check_same_run(folder.parent, run, settings)
+
+
+def _record(path: Path) -> tuple[TrainingProgress, dict[str, Any]]:
+    """The progress and the fingerprint of a checkpoint."""
+    try:
+        record = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return TrainingProgress(**record["progress"]), dict(record["run"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"config.json: {error}") from None
 
 
 def damaged(path: Path, problem: object) -> ConfigError:

@@ -18,7 +18,7 @@ import mlx.core as mx
 from ..arguments import Limit
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
-from ..files.atomic import alone, make_whole, named_errors, write_whole
+from ..files.atomic import alone, check_writable, make_whole, named_errors, write_whole
 from ..lm.fingerprint import fingerprint
 from ..lm.lm import LM
 from ..model.base_form import BaseForm
@@ -33,7 +33,7 @@ from . import checkpoint, lora
 from .cpu_kernels import use_fast_kernels
 from .data.batches import digest
 from .data.counts import note_context
-from .data.dataset import Data
+from .data.dataset import Data, DataOutline
 from .gradients import set_parameters
 from .lora import LoRAConfig
 from .objectives import Objective, PreferenceLoss
@@ -104,6 +104,7 @@ def finetune(
     objective = objective or objective_for(data.kind)
     check(data, objective, method, plan, test=test)
     Limit(least=0, whole=True).check("replies", replies)
+    lora.check(method, lm.config)
     claim(folder, resume)
     items = [*data.train, *data.valid, *data.test]
     for note in note_context(items, lm.config.context_length, lm.card.context):
@@ -166,9 +167,7 @@ def _trainer(
         folder / CHECKPOINTS,
         identity={
             "base": record["base"]["identity"],
-            "data": digest([*data.train, *data.valid]),
-            "loss": record["loss"],
-            "method": record["method"],
+            **_settings(data, method, objective),
         },
         keep=lambda: _write(lm, method, folder, record),
         listener=listener,
@@ -181,6 +180,20 @@ def check(
     data: Data, objective: Objective, method: LoRAConfig, plan: TrainingPlan, *, test: bool = False
 ) -> None:
     """Raises InvalidArgumentError if data, objective, method and plan do not match."""
+    splits = {name for name in ("train", "valid", "test") if getattr(data, name)}
+    outline = DataOutline(data.format, data.kind, frozenset(splits))
+    check_outline(outline, objective, method, batch_size=plan.batch_size, test=test)
+
+
+def check_outline(
+    data: DataOutline,
+    objective: Objective,
+    method: LoRAConfig,
+    *,
+    batch_size: int | None = None,
+    test: bool = False,
+) -> None:
+    """Raises InvalidArgumentError if data, objective and method do not match."""
     expected = "sft"
     if isinstance(objective, PreferenceLoss):
         expected = "kto" if objective.loss == "kto" else "preference"
@@ -189,7 +202,7 @@ def check(
                 f"{objective.loss} compares with the original model, which full training "
                 "overwrites; train an adapter (lora or dora), or take orpo"
             )
-        if expected == "kto" and plan.batch_size < 2:
+        if expected == "kto" and batch_size == 1:
             raise InvalidArgumentError(
                 "must be 2 or more for kto, which compares with other replies, got 1",
                 field="batch_size",
@@ -199,7 +212,7 @@ def check(
         raise InvalidArgumentError(
             f"expected {kinds.get(expected, 'labelled replies')}, got {data.format}"
         )
-    if test and not data.test:
+    if test and "test" not in data.splits:
         raise InvalidArgumentError("needs a test set, such as test.jsonl in a folder", field="test")
 
 
@@ -227,6 +240,25 @@ def claim(folder: Path, resume: bool) -> None:
         raise InvalidArgumentError(
             f"{folder} already holds {existing[0]}; give another --adapter-path"
         )
+    check_writable(folder / CHECKPOINTS / "new", checkpoint.ADVICE)
+
+
+def check_resumed(
+    folder: Path, data: Data, objective: Objective, method: LoRAConfig, plan: TrainingPlan
+) -> None:
+    """Raises InvalidArgumentError if the run in `folder` has other settings, before a model is
+    loaded."""
+    expected = plan.fingerprint | _settings(data, method, objective)
+    checkpoint.check(folder / CHECKPOINTS, expected)
+
+
+def _settings(data: Data, method: LoRAConfig, objective: Objective) -> dict[str, Any]:
+    """What decides a run beside its plan and its base."""
+    loss: dict[str, Any] = {"name": "cross-entropy"}
+    if isinstance(objective, PreferenceLoss):
+        loss = _as_json(objective)
+    items = [*data.train, *data.valid]
+    return {"data": digest(items), "loss": loss, "method": _as_json(method)}
 
 
 def _load_kept(trainer: Trainer, method: LoRAConfig, folder: Path) -> None:
@@ -314,16 +346,14 @@ def _record(
     """The contents of training.json."""
     template = lm.tokenizer.template
     source = "" if template is None else template.source
-    loss: dict[str, Any] = {"name": "cross-entropy"}
-    if isinstance(objective, PreferenceLoss):
-        loss = _as_json(objective)
+    settings = _settings(data, method, objective)
     return {
         "version": version("minicpm-mlx"),
         "base": {"name": lm.card.name, "repo": lm.card.repo, "identity": fingerprint(lm)},
         "template_sha256": hashlib.sha256(source.encode()).hexdigest(),
         "data": {"format": data.format, "files": data.sha256, "samples": len(data.train)},
-        "method": _as_json(method),
-        "loss": loss,
+        "method": settings["method"],
+        "loss": settings["loss"],
         "plan": plan.fingerprint,
     }
 

@@ -25,6 +25,11 @@ from ..model.transformer import Model
 
 KINDS = ("lora", "dora", "full")
 
+PACKED = (
+    "full training needs unpacked weights, and this model is quantized; train an adapter (lora or "
+    "dora), or take the model it was made from"
+)
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -121,10 +126,7 @@ def prepare_model(model: Model, method: LoRAConfig) -> None:
     blocks = model.layers
     if method.kind == "full":
         if any("scales" in module for _, module in model.named_modules()):
-            raise InvalidArgumentError(
-                "full training needs unpacked weights, and this model is quantized; train an "
-                "adapter (lora or dora), or take the model it was made from"
-            )
+            raise InvalidArgumentError(PACKED)
         if method.layers is not None:
             model.freeze()
             for block in blocks[-method.layers :]:

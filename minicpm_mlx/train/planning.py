@@ -8,13 +8,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import device
 from ..arguments import check_limits, limited
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
+from ..memory import parameter_count
 from ..model.config import Config
 from .data.batches import length
 from .data.dataset import Data
-from .lora import LoRAConfig, check
+from .lora import PACKED, LoRAConfig, check
 from .memory import TrainingMemory, fit_to_memory
 from .objectives import CrossEntropy, Objective, PreferenceLoss
 from .optimizer import Optimizer, Schedule
@@ -112,6 +114,8 @@ def plan_for(
     InvalidArgumentError: the options contradict the data or the model.
     """
     check(method, config)
+    if method.kind == "full" and config.quantization and _stays_packed(config, dtype):
+        raise InvalidArgumentError(PACKED)
     if options.patience is not None and not data.valid:
         raise InvalidArgumentError("needs a validation set, and there is none", field="patience")
     samples = min(SAMPLES, len(data.train))
@@ -157,6 +161,12 @@ def plan_for(
         seed=options.seed,
     )
     return plan, memory
+
+
+def _stays_packed(config: Config, dtype: str | mx.Dtype | None) -> bool:
+    """Whether a quantized model is loaded as it is, which a CPU does only if memory is short."""
+    compute = device.choose_dtype(mx.float16, dtype, fused=False)
+    return device.unpack_to(compute, parameter_count(config)) is None
 
 
 def _or(value: int | None, default: int) -> int:

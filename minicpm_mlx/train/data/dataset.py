@@ -21,7 +21,7 @@ from .counts import (
     note_shared,
     notes_of,
 )
-from .encoding import Encoder, check_options
+from .encoding import Encoded, Encoder, check_kind, check_options
 from .layouts import Document, Example, Format, Preference, recognise, unread
 from .samples import Item
 from .splits import hold_out, split_files
@@ -130,6 +130,34 @@ def load_data(
     )
 
 
+@dataclass(frozen=True)
+class DataOutline:
+    """What rows say without a tokenizer."""
+
+    format: str
+    """As of Data, like `kind`."""
+    kind: str
+    splits: frozenset[str]
+    """Which of "train", "valid" and "test" there are."""
+
+
+def check_data(path: str | Path, options: DataOptions | None = None) -> DataOutline:
+    """Reads all rows of a file or folder as `load_data` does, without a tokenizer.
+
+    Raises as `load_data`, but for what depends on tokens.
+    """
+    options = options or DataOptions()
+    reader = _DataReader(None, options, None)
+    files = split_files(path)
+    for file in files.values():
+        split = reader.read(file)
+        if not split.entries:
+            raise _empty_split(file, split, options.max_seq_length)
+    name, kind = reader.format.name, reader.format.kind
+    check_kind("text" if reader.format.is_text else kind, options.mask, options.overlong)
+    return DataOutline(name, kind, frozenset(files))
+
+
 def _hold_out(
     train: DataSplit, tokenizer: Tokenizer, options: DataOptions, notes: list[str]
 ) -> dict[str, DataSplit]:
@@ -162,7 +190,8 @@ def _empty_split(file: Path, split: DataSplit, limit: int) -> DataError:
 class _DataReader:
     """Reads files that must all have the layout of the first row."""
 
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None: rows are read, and not encoded."""
     options: DataOptions
     progress: Callable[[int], object] | None
     bad: list[str] = field(default_factory=list)
@@ -171,7 +200,7 @@ class _DataReader:
     rows: int = 0
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(
+        self.encoder = self.tokenizer and Encoder(
             self.tokenizer,
             max_seq_length=self.options.max_seq_length,
             mask=self.options.mask,
@@ -204,7 +233,7 @@ class _DataReader:
             layout = recognise(row.value)
             self._check_layout(row.place, layout)
             example = layout.read(row.value)
-            encoded = self.encoder.encode(example)
+            encoded = self.encoder.encode(example) if self.encoder else Encoded([])
         except MissingTemplateError as error:
             advice = 'give rows of plain text: {"text": …}'
             raise DataError(f"{row.place}: {error.or_else(advice)}") from None

@@ -82,6 +82,11 @@ class Format:
     read: Callable[[RowValue], Example]
     """Reads a row. A DataError names the wrong field; the caller adds file and line."""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether rows are plain text."""
+        return self.name == _TEXT
+
 
 def recognise(row: RowValue) -> Format:
     """Returns the layout of a row; DataError if it has none."""
