@@ -85,6 +85,12 @@ def convert(args: ConvertOptions) -> None:
         return
     command = f"ollama create NAME -f {shlex.quote(str(written.modelfile))}"
     console().print(f"for Ollama: {command}", highlight=False)
+    if written.left_dense:
+        console(stderr=True).print(
+            f"left in F16: {written.left_dense} matrices whose rows divide into no blocks of 32",
+            style="quiet",
+            highlight=False,
+        )
     if written.scale_error:
         console(stderr=True).print(
             f"scales were rounded to float16, by up to {written.scale_error:.1e} of the largest "

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from ..model.config_sections import Quantization
 from ..model.modules import replace_module
 from ..model.transformer import MLP, Block
-from .layerwise import LayerRun, at
+from .layerwise import LayerRun, at, matrices
 
 GRID = 20
 """Number of scales to try."""
@@ -41,10 +41,13 @@ def rescale(
 ) -> None:
     """Change the matrices and norms of `block` so that rounding to nearest costs less.
 
-    Its output for the inputs `xs` stays the same, except for clipped weights.
+    Its output for the inputs `xs` stays the same, except for clipped weights. Matrices that are
+    not in `plan` stay dense: nothing is searched for them.
     """
     import mlx_lm.quant.awq as theirs
 
+    if not plan:
+        return
     packing = next(iter(plan.values()))
 
     def rounded(weight: mx.array) -> mx.array:
@@ -67,9 +70,12 @@ def rescale(
             config(prev="mlp.up_proj", layers=["mlp.down_proj"]),
             config(block="mlp", prev="post_attention_layernorm", layers=["gate_proj", "up_proj"]),
         ]
+    # All matrices of one input have its width, so that one stands for them.
+    scaled = [c for c in scaled if ".".join(filter(None, (c.block, c.layers[0]))) in plan]
     theirs.scale_block(block, scaled, rounded, attention, GRID)
     router = [] if isinstance(block.mlp, MLP) else ["mlp.gate"]
-    theirs.clip_block(block, UNCLIPPED + router, rounded, packing.group_size)
+    dense = [name for name in matrices(block) if name not in plan]
+    theirs.clip_block(block, UNCLIPPED + router + dense, rounded, packing.group_size)
     for name in plan:
         del at(block, name)["input_feat"]
 

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..errors import InvalidArgumentError
-from ..model.config_sections import Quantization
+from ..model.config_sections import PACKINGS, Quantization
 from ..weights.checkpoint import Checkpoint
 
 Plan = Mapping[str, Quantization]
@@ -55,22 +55,35 @@ def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
 
 def uniform(checkpoint: Checkpoint, packing: Quantization) -> dict[str, Quantization]:
-    """`packing` for every matrix whose rows divide into its groups.
+    """`packing` for every matrix whose rows divide into its groups; the others stay dense.
 
-    InvalidArgumentError if these hold less than half of the weights.
+    InvalidArgumentError if there are none, or if these hold less than half of the weights and a
+    smaller group size would pack more.
     """
-    matrices = sizes(checkpoint)
-    plan = dict.fromkeys(
-        (path for path, (_, width) in matrices.items() if width % packing.group_size == 0), packing
-    )
-    total = sum(map(prod, matrices.values()))
-    share = sum(prod(matrices[path]) for path in plan) / total
-    if share < 0.5:
+    shapes = sizes(checkpoint)
+    total = sum(map(prod, shapes.values()))
+
+    def share(group_size: int) -> float:
+        return sum(prod(shape) for shape in shapes.values() if not shape[1] % group_size) / total
+
+    size, found = packing.group_size, share(packing.group_size)
+    smaller = [s for s in PACKINGS[packing.mode][1] if s < size and share(s) > found]
+    if found < 0.5 and smaller:
         raise InvalidArgumentError(
-            f"groups of {packing.group_size} weights divide the rows of {share:.0%} of this model; "
-            "choose a smaller group size"
+            f"groups of {size} weights divide the rows of {found:.0%} of this model; choose a "
+            f"smaller group size: groups of {smaller[0]} divide those of {share(smaller[0]):.0%}"
         )
-    return plan
+    if not found:
+        raise _nothing_to_pack(shapes)
+    return {path: packing for path, (_, width) in shapes.items() if width % size == 0}
+
+
+def _nothing_to_pack(shapes: Mapping[str, tuple[int, int]]) -> InvalidArgumentError:
+    widths = ", ".join(str(width) for width in sorted({width for _, width in shapes.values()}))
+    return InvalidArgumentError(
+        f"the rows of this model's matrices are {widths} weights long, which divide into no groups "
+        "that MLX packs; use it as it is"
+    )
 
 
 def unit(path: str) -> str:
@@ -92,9 +105,13 @@ def allocate(
 ) -> dict[str, Quantization]:
     """The plan of least cost within `bits_per_weight` on average, scales included.
 
+    Matrices without a cost divide into no groups; they stay dense and do not count. Raises
     InvalidArgumentError if even the smallest packings take more.
     """
-    weights = sum(map(prod, shapes.values()))
+    costs = {path: by_packing for path, by_packing in costs.items() if by_packing}
+    if not costs:
+        raise _nothing_to_pack(shapes)
+    weights = sum(prod(shapes[path]) for path in costs)
     paths = _by_unit(costs)
     steps = {name: _steps(members, costs, shapes) for name, members in paths.items()}
     chosen = {name: options[0] for name, options in steps.items()}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version as version_of
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..files.weight_files import files_in
 from ..model.config import Config
 from ..weights.checkpoint import Checkpoint
 from ..weights.companion_files import REPORT_FILE
+from .bit_allocation import CHOICES, sizes
 from .layerwise import LayerReader
 from .recipe import METHODS, Recipe
 
@@ -55,6 +58,7 @@ def make_report(
         "bits_per_weight": round(size * 8 / weights, 4),
         "size_bytes": size,
         "packings": _packings(quantization),
+        **_left_dense(smaller, recipe),
         "quality": {
             **evaluation,
             "tokens": score.tokens,
@@ -111,6 +115,38 @@ def _packings(quantization: Mapping[str, Any]) -> dict[str, Any]:
     return {"most": name(quantization), "others": dict(sorted(others.items()))}
 
 
+def _left_dense(smaller: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+    """The matrices that were not packed, by their names in a layer, if there are any."""
+    packed, shapes = smaller.packings, sizes(smaller)
+    dense = [path for path in shapes if path not in packed]
+    if not dense:
+        return {}
+    mixed = recipe.method == "mixed"
+    groups = {how.group_size for how in CHOICES} if mixed else {recipe.packing.group_size}
+    return {
+        "dense": {
+            "matrices": dict(Counter(re.sub(r"^model[.]layers[.][0-9]+[.]", "", p) for p in dense)),
+            "widths": sorted({shapes[path][1] for path in dense}),
+            "group_sizes": sorted(groups),
+            "share": round(
+                sum(prod(shapes[p]) for p in dense) / sum(map(prod, shapes.values())), 4
+            ),
+        }
+    }
+
+
+def _dense_in_words(report: Mapping[str, Any]) -> str:
+    """What was left dense, and why; "" if nothing was."""
+    if not (dense := report.get("dense")):
+        return ""
+    names = ", ".join(f"{count} {name}" for name, count in dense["matrices"].items())
+    widths, groups = (" or ".join(map(str, dense[key])) for key in ("widths", "group_sizes"))
+    return (
+        f"{names}, {dense['share']:.1%} of the weights: rows of {widths} divide into no groups of "
+        f"{groups}"
+    )
+
+
 def summary(report: Mapping[str, Any]) -> dict[str, str]:
     """The main figures of a report, for people; empty if it lacks them."""
     with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # edited, or not ours
@@ -121,9 +157,11 @@ def summary(report: Mapping[str, Any]) -> dict[str, str]:
 def _summary(report: Mapping[str, Any]) -> dict[str, str]:
     quality = report["quality"]
     ratio = quality["perplexity"] / quality["source_perplexity"]
+    dense = _dense_in_words(report)
     return {
         "size": f"{report['size_bytes'] / 1e9:.2f} GB, {report['bits_per_weight']:.2f} bits per "
         f"weight ({report['method']})",
+        **({"left dense": dense} if dense else {}),
         "perplexity": f"{quality['perplexity']:.3f}, {ratio:.4f} times that of "
         f"{report['source']['name']}",
         "divergence": f"{quality['kl_mean']:.4f} nats a token, 99 % below {quality['kl_99']:.3f}",
@@ -138,6 +176,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     excess = quality["perplexity"] / quality["source_perplexity"]
     base = f"base_model: {name}\n" if name.count("/") == 1 else ""
     method, version = METHODS[report["method"]], report["versions"]["minicpm-mlx"]
+    dense = f" Left dense: {words}." if (words := _dense_in_words(report)) else ""
     return f"""---
 library_name: mlx
 pipeline_tag: text-generation
@@ -148,7 +187,7 @@ pipeline_tag: text-generation
 
 # {name}, {report["bits_per_weight"]:.2f} bits per weight
 
-Made of {name} by minicpm-mlx {version}, method {report["method"]}: {method}.
+Made of {name} by minicpm-mlx {version}, method {report["method"]}: {method}.{dense}
 
 | | this model | its source |
 |---|---:|---:|

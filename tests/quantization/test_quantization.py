@@ -137,10 +137,10 @@ def test_matrices_that_do_not_divide_into_groups_are_left_and_all_of_them_refuse
     assert "model.embed_tokens" in uniform(checkpoint, packing(4, 64))
     router = read_checkpoint(GOLDEN / "minicpm_moe_like")
     assert not [path for path in sizes(router) if path.endswith("mlp.gate")]
-    model = random_model(hidden_size=48, num_attention_heads=4, intermediate_size=80)
-    raw = json.loads((CASE / "config.json").read_text())
-    with pytest.raises(InvalidArgumentError, match="groups of 128 weights divide the rows of 0%"):
-        uniform(checkpoint_of(model, raw), packing(4, 128))
+    with pytest.raises(
+        InvalidArgumentError, match=r"divide the rows of 0%.*32 divide those of 100%"
+    ):
+        uniform(checkpoint_of(random_model(), TINY), packing(4, 128))
 
 
 def test_config_states_the_commonest_packing_and_what_differs() -> None:

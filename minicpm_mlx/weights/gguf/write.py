@@ -48,6 +48,8 @@ class GgufReport:
     scale_error: float
     """Largest change of a scale or bias in those, relative to the largest of its matrix, since
     blocks hold them in float16; 0: none changed."""
+    left_dense: int
+    """Matrices in F16, since their rows divide into no blocks of 32."""
     modelfile: Path
     """For `ollama create NAME -f` it."""
 
@@ -100,8 +102,10 @@ def write_gguf(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
     errors = [tensor.error for tensor in tensors if tensor.error is not None]
+    kinds = Counter(tensor.kind for tensor in tensors)
     return GgufReport(
-        kinds=dict(Counter(tensor.kind for tensor in tensors)),
+        kinds=dict(kinds),
+        left_dense=0 if kind in PLAIN else kinds["F16"],
         kept=len(errors),
         scale_error=max(errors, default=0.0),
         modelfile=modelfile,
