@@ -54,10 +54,10 @@ def convert(
     `format` is one of FORMATS. `dtype` ("float32", "bfloat16", "float16", or MLX's) is that of all
     floats, the scales of packed matrices among them; by default each keeps its own, and products
     are rounded to it once. `dequantize` writes packed matrices dense. `scales` are the constants of
-    the MiniCPM that a llama folder was made from, needed where it is to be one again. `gguf_type`,
-    for gguf alone, is one of `weights.gguf.KINDS` (default F16), and `destination` may be a .gguf
-    file. `card` knows the model's template, end tokens and file. `shard` is the size of a file in
-    bytes. For gguf, a report on the tensors is returned.
+    the MiniCPM that a llama folder was made from, needed where it is to be one again and its config
+    does not record them. `gguf_type`, for gguf alone, is one of `weights.gguf.KINDS` (default F16),
+    and `destination` may be a .gguf file. `card` knows the model's template, end tokens and file.
+    `shard` is the size of a file in bytes. For gguf, a report on the tensors is returned.
 
     Raises InvalidArgumentError for what the format cannot express and for a `destination` that
     exists, WeightsError for what `dtype` cannot hold, and what `read_checkpoint` raises.
@@ -88,7 +88,14 @@ def converted(
     """The checkpoint in another format; see `convert`. Nothing is computed before it is loaded."""
     if dequantize:
         checkpoint = dense(checkpoint)
-    is_llama = checkpoint.config.dim_model_base is None  # a MiniCPM has it, stated or by default
+    config = checkpoint.config
+    is_llama = config.dim_model_base is None  # a MiniCPM has it, stated or by default
+    if format == "mup" and scales is None and (folded := config.mup_folded):
+        scales = Scales(
+            scale_emb=folded.scale_emb,
+            scale_depth=folded.scale_depth,
+            dim_model_base=folded.dim_model_base,
+        )
     if is_llama and scales is not None:
         checkpoint = unfold(checkpoint, scales)
     elif is_llama and format == "mup":

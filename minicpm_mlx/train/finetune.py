@@ -349,7 +349,12 @@ def _record(
     settings = _settings(data, method, objective)
     return {
         "version": version("minicpm-mlx"),
-        "base": {"name": lm.card.name, "repo": lm.card.repo, "identity": fingerprint(lm)},
+        "base": {
+            "name": lm.card.name,
+            "repo": lm.card.repo,
+            "form": str(BaseForm.of(lm.config)),
+            "identity": fingerprint(lm),
+        },
         "template_sha256": hashlib.sha256(source.encode()).hexdigest(),
         "data": {"format": data.format, "files": data.sha256, "samples": len(data.train)},
         "method": settings["method"],
@@ -370,6 +375,11 @@ def _readme(record: dict[str, Any], method: LoRAConfig) -> str:
     if method.kind == "full":
         title, options = "model", f"--model {MODEL}"
     front = f"base_model: {repo}\n" if repo else ""
+    form = f"""
+The base is in {record["base"]["form"]}. On another form of it (see `minicpm-mlx convert`) other
+programs need an export of this adapter: `minicpm-mlx export-adapter . OUT --format peft|mlx|gguf`
+with `--base-format` or the `--model` that they run.
+"""
     return f"""---
 library_name: mlx
 pipeline_tag: text-generation
@@ -386,4 +396,4 @@ Trained by minicpm-mlx {record["version"]} on {record["data"]["samples"]} sample
 ```sh
 minicpm-mlx chat {options}
 ```
-"""
+{"" if method.kind == "full" else form}"""

@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..arguments import number, shown, whole
 from ..errors import InvalidArgumentError, WeightsError
 from ..model.config import Config
-from ..model.config_sections import FOLDED, MAX_SIZE
+from ..model.config_sections import FOLDED, MAX_SIZE, FoldedMuP
 from .checkpoint import Checkpoint
 from .config_file import GRANITE_KEYS, stated
 from .lazy_ops import scaled
@@ -99,7 +99,8 @@ def fold_tied(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def unfold(checkpoint: Checkpoint, scales: Scales, tie: bool | None = None) -> Checkpoint:
-    """A MiniCPM of those constants that computes what this Llama does.
+    """A MiniCPM of those constants that computes what this Llama does; the inverse of `fold`, and
+    of `fold_tied` where the config records it.
 
     Where the Llama has a head of its own, `tie` says whether it is the embedding over again; by
     default both are read and compared. Raises WeightsError as `fold`.
@@ -107,6 +108,11 @@ def unfold(checkpoint: Checkpoint, scales: Scales, tie: bool | None = None) -> C
     config = checkpoint.config
     raw = _minicpm_config(checkpoint.raw, config, scales)
     target = Config.from_dict(raw)
+    if config.mup_folded == FoldedMuP(format="mlx", **asdict(scales)):
+        factors = dict.fromkeys(_branches(config), target.scale_emb / target.residual_scale)
+        factors[NORM] = target.logit_divisor
+        raw["rms_norm_eps"] = float(f"{config.rms_norm_eps * target.scale_emb**2:.12g}")
+        return Checkpoint(raw=raw, tensors=multiplied(checkpoint, checkpoint.tensors, factors))
     factors = dict.fromkeys(_branches(config), 1 / target.residual_scale)
     factors[EMBEDDING] = 1 / target.scale_emb
     if config.tie_word_embeddings:  # the head then has the embedding's factor as well

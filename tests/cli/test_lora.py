@@ -121,6 +121,9 @@ def test_a_run_from_start_to_chat(
     assert {path.name for path in folder.iterdir()} == {*files.split(), "training.json"}
     card = json.loads((folder / "training.json").read_text())
     assert card["base"]["name"] == "model"
+    stated = json.loads((folder / "adapter_config.json").read_text())
+    assert (stated["model"], stated["base_form"]["format"]) == (str(model), "mup")
+    assert "The base is in muP form" in (folder / "README.md").read_text()
     assert list(card["data"]["files"]) == ["train.jsonl"]
     lm = mm.load(model)
     plain = lm.generate("3 + 1 =", max_tokens=6).token_ids

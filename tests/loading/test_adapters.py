@@ -18,8 +18,9 @@ from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.convert.merge_adapter import fuse_adapter
 from minicpm_mlx.errors import ConfigError, WeightsError
+from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.loading.adapters import base_model, load_adapter
-from minicpm_mlx.model.adapters import find_projections, rescaled
+from minicpm_mlx.model.adapters import Adapter, LoRADelta, find_projections, rescaled
 from minicpm_mlx.model.base_form import BaseForm, config_in
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import FOLDED
@@ -293,3 +294,79 @@ def test_caches_of_a_rescaled_adapter_are_its_own(models: Path, tmp_path: Path) 
     adapter = saved(tmp_path / "adapter", all_matrices(), "mlx")
     digests = {mm.load(models / form).read_adapter(adapter).digest for form in FORMS}
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("form", ["llama", "mlx"])
+def test_a_gguf_adapter_is_for_the_base_it_was_exported_for(
+    form: str, models: Path, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    deltas = {n: d for n, d in all_matrices().deltas.items() if n != "lm_head"}
+    source = Adapter(folder=tmp_path, deltas=deltas, digest="")
+    adapter = saved(tmp_path / "adapter", source, "mlx", model=str(models / "mup"))
+    ways: dict[str, dict[str, Any]] = {
+        "chosen": {"model": models / "mup", "base_format": form},
+        "folder": {"model": models / form},
+        "file": {"model": models / f"{form}.gguf"},
+    }
+    for name, options in ways.items():
+        export_adapter(adapter, tmp_path / f"{name}.gguf", "gguf", **options)
+        reader = gguf.GGUFReader(tmp_path / f"{name}.gguf")
+        assert reader.fields["general.architecture"].contents() == "llama"
+        found = {tensor.name: mx.array(tensor.data) for tensor in reader.tensors}
+        for gguf_name, module, factor in (
+            ("attn_output", f"{FIRST}o_proj", 1.4 / 2**0.5 / (12 if form == "mlx" else 1)),
+            ("attn_v", f"{FIRST}v_proj", 1.0),
+        ):
+            a, b = (found[f"blk.0.{gguf_name}.weight.lora_{part}"] for part in "ab")
+            expected = deltas[module].a @ deltas[module].b * factor
+            assert mx.allclose((b @ a).T, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_demo_and_its_conversions_say_the_same_and_so_does_mlx_lm(
+    demo: mm.LM, tmp_path: Path
+) -> None:
+    """Greedy text and log probabilities; the package's own file is the demo in the llama form."""
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load as mlx_lm_load
+
+    source = demo.folder
+    assert source is not None
+    ids = demo.encode([{"role": "user", "content": "Count from one to twenty."}])
+    mx.random.seed(3)
+    deltas = {}
+    for name, place in find_projections(demo.model).items():
+        out, strong = place.rows.stop - place.rows.start, name.endswith(("o_proj", "down_proj"))
+        a = mx.random.normal((place.inputs, 4)) / place.inputs**0.5
+        deltas[name] = LoRADelta(a=a, b=mx.random.normal((4, out)) * (1.0 if strong else 0.25))
+    made = Adapter(folder=tmp_path, deltas=deltas, digest="")
+    adapter = saved(tmp_path / "adapter", made, "mlx", model="demo")
+
+    def answers(lm: mm.LM) -> tuple[tuple[int, ...], mx.array]:
+        logits = lm.model(mx.array([ids]))
+        greedy = lm.generate(ids, max_tokens=16, sampling=mm.Sampling(temperature=0))
+        return greedy.token_ids, logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    plain = answers(demo)
+    demo.use_adapter(adapter)
+    said, expected = answers(demo)
+    demo.use_adapter(None)
+    assert said != plain[0]
+    for format in ("mlx", "llama"):
+        convert(source, tmp_path / format, format=format)
+    convert(tmp_path / "mlx", tmp_path / "mlx.gguf", format="gguf", gguf_type="F32")
+    own_file = demo_model.source(resolve("demo"))
+    for place in (tmp_path / "mlx", tmp_path / "llama", tmp_path / "mlx.gguf", own_file):
+        found, logits = answers(mm.load(place, adapter=adapter))
+        assert found == said
+        assert distance(logits, expected) < 0.02
+    export_adapter(adapter, tmp_path / "out", "mlx", model="demo", base_format="mlx")
+    theirs, *_ = mlx_lm_load(str(tmp_path / "mlx"), adapter_path=str(tmp_path / "out"))
+    cache, text = make_prompt_cache(theirs), []
+    logits = theirs(mx.array([ids]), cache=cache)
+    assert distance(logits - mx.logsumexp(logits, axis=-1, keepdims=True), expected) < 0.02
+    for _ in said:
+        text.append(int(mx.argmax(logits[0, -1]).item()))
+        logits = theirs(mx.array([[text[-1]]]), cache=cache)
+    assert tuple(text) == said

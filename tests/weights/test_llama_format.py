@@ -92,6 +92,10 @@ def test_the_tied_form_is_no_larger_and_computes_the_same(case: str) -> None:
     assert folded.tensors.keys() == source.tensors.keys()
     assert folded.config.tie_word_embeddings == source.config.tie_word_embeddings
     np.testing.assert_allclose(logits(folded), logits(source), atol=1e-4)
+    if not source.config.mup_folded and source.config.scale_depth:
+        again = unfold(folded, scales_of(source))
+        assert again.config == source.config
+        assert_same(again, source, rtol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
