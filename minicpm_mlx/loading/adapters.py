@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import printable
-from ..errors import ConfigError, InvalidArgumentError, ModelNotFoundError, WeightsError
+from ..errors import (
+    ConfigError,
+    InvalidArgumentError,
+    MissingPackageError,
+    ModelNotFoundError,
+    WeightsError,
+)
 from ..model.adapters import Adapter, rescaled
 from ..model.base_form import ROUNDING, BaseForm
 from ..model.config import Config
 from ..model_cards import Card, cards, resolve
 from ..weights.adapters import FORM, bases_of, read_adapter
-from ..weights.gguf.architecture import MUP
 from .store import kept_folder
 
 LLAMA_FORMAT = "-llama-format"
@@ -81,23 +86,28 @@ def _form_of_base(name: str, target: BaseForm, config: Config, card: Card) -> Ba
         base = resolve(name)
     except ModelNotFoundError:
         base = None
-    # A training here recorded the last part of a folder's path alone.
-    if name == card.name or (base and (base.repo, base.path) == (card.repo, card.path)):
+    if base is None and name == card.name:  # trainings here recorded the end of a folder's path
+        return target
+    if base and (base.repo, base.package, base.path) == (card.repo, card.package, card.path):
         return target
     if base and (kept := _kept_config(base)):
         return BaseForm.of(kept)
     if name.partition("@")[0].lower().endswith(LLAMA_FORMAT):
         return replace(_published(target, config), format="llama")
-    if base and base.repo in {known.repo for known in cards().values()}:
+    if base and base.path is None and base.repo in {known.repo for known in cards().values()}:
         return _published(target, config)
     return None
 
 
 def _kept_config(card: Card) -> Config | None:
     """The config of a model that is on this disk."""
-    with suppress(ConfigError):
-        folder = kept_folder(card)
-        return None if folder is None else Config.load(folder)
+    with suppress(ConfigError, WeightsError, MissingPackageError):
+        if (folder := kept_folder(card)) is not None:
+            return Config.load(folder)
+        if card.path is not None:  # a .gguf file that was not converted yet
+            from ..weights.gguf import read_gguf
+
+            return read_gguf(card.path).config
     return None
 
 
@@ -112,6 +122,8 @@ def _published(target: BaseForm, config: Config) -> BaseForm:
     """The muP form that a model has, or had if it is one of those published."""
     if target.has_constants:
         return target.unfolded
+    from ..weights.gguf.architecture import MUP
+
     scale = MUP["scale_emb"] if _was_divided(target) else 1.0
     constants: dict[str, Any] = {**MUP, "rms_norm_eps": config.rms_norm_eps * scale**2}
     return BaseForm.of(replace(config, **constants))

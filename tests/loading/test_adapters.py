@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -234,6 +235,25 @@ def test_a_training_here_named_its_base_in_its_record(
         found = load_adapter(adapter, Config.load(models / "llama"), card)
         source = all_matrices().deltas[f"{FIRST}o_proj"].b
         assert mx.allclose(found.deltas[f"{FIRST}o_proj"].b, source * 1.4 / 2**0.5, rtol=1e-4)
+
+
+def test_a_folder_named_like_a_card_is_not_taken_for_it(models: Path, tmp_path: Path) -> None:
+    """`convert CARD CARD` makes a folder whose name is the one that an adapter's record has."""
+    name = "minicpm-2b-sft"
+    adapter = saved(tmp_path / "adapter", all_matrices(), "mlx", model=name)
+    card = Card(name=name, path=tmp_path / name)
+    found = load_adapter(adapter, Config.load(models / "mlx"), card).deltas[f"{FIRST}o_proj"]
+    source = all_matrices().deltas[f"{FIRST}o_proj"]
+    assert mx.allclose(found.b, source.b * 1.4 / 2**0.5 / 12, rtol=1e-4, atol=1e-7)
+
+
+def test_a_base_may_be_a_gguf_file_that_was_never_loaded(models: Path, tmp_path: Path) -> None:
+    shutil.copyfile(models / "llama.gguf", tmp_path / "new.gguf")
+    base = str(tmp_path / "new.gguf")
+    adapter = saved(tmp_path / "adapter", all_matrices(), "mlx", model=base)
+    card = Card(name="elsewhere", path=tmp_path / "elsewhere")
+    found = load_adapter(adapter, Config.load(models / "mlx"), card).deltas[f"{FIRST}o_proj"]
+    assert mx.allclose(found.b, all_matrices().deltas[f"{FIRST}o_proj"].b / 12, rtol=1e-4)
 
 
 def test_another_model_is_refused_naming_both_forms(models: Path, tmp_path: Path) -> None:
