@@ -99,6 +99,7 @@ class Transcript:
     """Decodes the tokens of a reply up to its end.
 
     A stop string may name special tokens, which the text leaves out: it is found where they come.
+    With `continues` the reply begins in the prompt, so that a space may come first.
     """
 
     def __init__(
@@ -108,12 +109,13 @@ class Transcript:
         *,
         eos: Collection[int] | None = None,
         skip_special: bool = True,
+        continues: bool = False,
     ):
         self.eos = tokenizer.eos_ids if eos is None else eos
         special = tokenizer.special_tokens if stops else {}
         self.stop_tokens = {special[stop]: stop for stop in stops if stop in special}
         """They end the reply as the model's own do: the ids and their stop strings."""
-        self.decoder = tokenizer.stream(skip_special)
+        self.decoder = tokenizer.stream(skip_special, continues)
         self.marks = _marks(stops, special) if skip_special else {}
         """Characters for the special tokens inside longer stop strings, by name."""
         self.mark_of = {special[name]: mark for name, mark in self.marks.items()}

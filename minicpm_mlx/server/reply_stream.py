@@ -43,6 +43,8 @@ class GenerationRequest:
     prompt: Sequence[int]
     served: ServedModel
     sampling: Sampling
+    continues: bool = False
+    """The prompt ends inside the reply, so that a space may come first."""
     max_tokens: int | None = None
     """None: the service's default. 0: the prompt is read and nothing is generated."""
     min_tokens: int = 0
@@ -99,7 +101,11 @@ class ReplyState:
     ):
         self.index, self.request = index, request
         self.transcript = Transcript(
-            tokenizer, generation.stop, eos=request.eos, skip_special=not generation.keep_special
+            tokenizer,
+            generation.stop,
+            eos=request.eos,
+            skip_special=not generation.keep_special,
+            continues=generation.continues and generation.grammar is None,
         )
         self.start, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 

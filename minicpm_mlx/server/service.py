@@ -29,6 +29,7 @@ from ..errors import InvalidArgumentError, MiniCPMError, MissingTemplateError, T
 from ..lm.lm import LM, sampling_with
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
+from ..text.message_text import PromptText
 from .http.api_error import ApiError
 from .reply_stream import (
     Chunk,
@@ -144,14 +145,19 @@ class Service:
         messages: Sequence[Mapping[str, Any]],
         tools: list[Any] | None = None,
         field: str = "messages",
+        continues: bool = False,
     ) -> tuple[list[int], list[str]]:
         """The token ids of a conversation, and the chat template's own stop strings.
 
-        `field` is the API's name for the conversation.
+        `field` is the API's name for the conversation. With `continues` the last message is the
+        beginning of the reply.
         """
-        tokenizer = self.lm.tokenizer
+        tokenizer, start = self.lm.tokenizer, PromptText("")
+        if continues:
+            *messages, last = messages
+            start = tokenizer.typed(last["content"])
         try:
-            ids = tokenizer.chat_ids(messages, tools=tools)
+            ids = tokenizer.encode(tokenizer.render(messages, tools=tools) + start)
         except MissingTemplateError as error:
             advice = "send plain text to /v1/completions"
             raise ApiError(str(error.or_else(advice)), field=field) from None

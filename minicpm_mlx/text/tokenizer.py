@@ -98,9 +98,13 @@ class Tokenizer:
         text = "".join([stream.add(token_id) for token_id in ids])
         return text + stream.finish()
 
-    def stream(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for one id at a time; its pieces joined equal `decode` of all ids."""
-        return StreamDecoder(partial(self._token_bytes, skip_special), self._drops_space)
+    def stream(self, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
+        """A decoder for one id at a time; its pieces joined equal `decode` of all ids.
+
+        With `continues`, other text comes before them, so that a space may come first.
+        """
+        drops_space = self._drops_space and not continues
+        return StreamDecoder(partial(self._token_bytes, skip_special), drops_space)
 
     def render(
         self,

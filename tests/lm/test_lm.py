@@ -69,6 +69,13 @@ def test_stop_strings_find_the_special_tokens_that_they_name(
     )
 
 
+def test_the_first_space_is_dropped_unless_the_reply_began_before() -> None:
+    tokenizer, word = tiny_tokenizer(), tiny_tokenizer().encode("a", add_bos=False)
+    assert tokenizer.bytes_of(word[0]) == b" a"
+    assert Transcript(tokenizer, []).add(word[0]).text == "a"
+    assert Transcript(tokenizer, [], continues=True).add(word[0]).text == " a"
+
+
 def test_a_stop_string_that_names_a_special_token_ends_every_kind_of_reply(demo: Any) -> None:
     """The demo is made to write <|im_start|>, which is no end of its own."""
     start = demo.tokenizer.special_tokens["<|im_start|>"]

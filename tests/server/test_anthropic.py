@@ -68,7 +68,7 @@ def test_a_stream_has_its_events_in_order(client, count):
 
 
 def test_a_stream_says_that_it_is_there_while_nothing_comes(tiny_server, monkeypatch):
-    monkeypatch.setattr("minicpm_mlx.server.anthropic.routes.PING", 0.0001)
+    monkeypatch.setattr("minicpm_mlx.server.anthropic.routes.PING", 0)
     body = {"model": "tiny", "messages": STORY, "max_tokens": 4, "stream": True}
     found = tiny_server.ask("POST", "/v1/messages", body).body.decode()
     assert found.count("event: ping") > 1

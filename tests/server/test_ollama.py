@@ -101,6 +101,26 @@ def test_context_carries_the_conversation_on(client, tiny):
     assert second.prompt_eval_count > len(first.context) + len(more) - 2
 
 
+def test_an_assistants_message_at_the_end_is_continued(client, tiny):
+    begun = {"role": "assistant", "content": "The capital of Spain is "}
+    expected = tiny.generate(tiny.tokenizer.chat_text(STORY) + begun["content"], max_tokens=6)
+    whole = client.chat("tiny", [*STORY, begun], options=SHORT)
+    parts = [*client.chat("tiny", [*STORY, begun], stream=True, options=SHORT)]
+    assert whole.message.content == "".join(part.message.content for part in parts)
+    assert whole.message.content == expected.text
+    assert whole.prompt_eval_count == expected.stats.prompt_tokens
+    plain = client.chat("tiny", STORY, options=SHORT).message.content
+    empty = {"role": "assistant", "content": ""}
+    assert client.chat("tiny", [*STORY, empty], options=SHORT).message.content == plain
+
+
+def test_calls_at_the_end_are_a_turn_of_their_own(client, tiny):
+    call = {"function": {"name": "look", "arguments": {}}}
+    turns = [*STORY, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    expected = tiny.generate(turns, max_tokens=6).text
+    assert client.chat("tiny", turns, options=SHORT).message.content == expected
+
+
 def test_nothing_to_say_loads_the_model(client, tiny_server):
     assert client.generate("tiny").done_reason == "load"
     answer = client.chat("tiny", [])

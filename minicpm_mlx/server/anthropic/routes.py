@@ -76,6 +76,7 @@ class MessageRun:
         prompt, stops = body.prompt(self.service, tools)
         return GenerationRequest(
             prompt=prompt,
+            continues=body.continues_reply,
             served=self.served,
             sampling=body.sampling(self.service),
             max_tokens=body.max_tokens,

@@ -205,15 +205,14 @@ class ConversationBody(CacheableBody):
         An assistant's message at the end is the beginning of the reply.
         """
         messages = template_messages(self.system, self.messages)
-        prefill = _pop_prefill(messages)
-        if not messages or messages[-1]["role"] == "system":
-            raise ApiError("messages must include one of the user", field="messages")
-        prompt, stops = service.chat_prompt(messages, tools.for_template)
-        if prefill:
-            tokenizer = service.lm.tokenizer
-            text = tokenizer.render(messages, tools=tools.for_template)
-            prompt = tokenizer.encode(text + tokenizer.typed(prefill))
-        return prompt, stops
+        continues = self.continues_reply
+        _check_order(messages, continues)
+        return service.chat_prompt(messages, tools.for_template, continues=continues)
+
+    @property
+    def continues_reply(self) -> bool:
+        """Whether the last message is the beginning of the reply."""
+        return self.messages[-1].role == "assistant"
 
 
 class MessagesBody(SamplingFields, ConversationBody):
@@ -281,16 +280,15 @@ def _template_result(block: ToolResult) -> dict[str, Any]:
     return {"role": "tool", "content": text, "tool_call_id": block.tool_use_id}
 
 
-def _pop_prefill(messages: list[dict[str, Any]]) -> str:
-    """The beginning of the reply: an assistant's message, removed from the end of `messages`."""
-    if messages[-1]["role"] != "assistant":
-        return ""
-    last = messages.pop()
-    text: str = last["content"]
-    if "tool_calls" in last or text != text.rstrip():
+def _check_order(messages: list[dict[str, Any]], continues: bool) -> None:
+    """ApiError unless a reply may follow; `continues` says that the last message begins it."""
+    before = messages[:-1] if continues else messages
+    if not before or before[-1]["role"] == "system":
+        raise ApiError("messages must include one of the user", field="messages")
+    text: str = messages[-1]["content"]
+    if continues and ("tool_calls" in messages[-1] or text != text.rstrip()):
         raise ApiError(
             "messages: the last one begins the reply, so it must be text that does not end in "
             "white space",
             field="messages",
         )
-    return text

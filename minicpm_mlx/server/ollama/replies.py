@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -118,8 +118,10 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         tools = RequestTools(service, [tool.function for tool in body.tools or []])
         reply.reader = tools.reader()
         messages = [message.for_template() for message in body.messages]
-        prompt, stops = service.chat_prompt(messages, tools.for_template)
+        continues = body.continues_reply
+        prompt, stops = service.chat_prompt(messages, tools.for_template, continues=continues)
         generation = await _generation(service, body, prompt, stops, tools.keep_special)
+        generation = replace(generation, continues=continues)
         return await _respond(request, reply, generation, body.stream is not False)
 
 
@@ -190,7 +192,8 @@ def _generate_prompt(service: Service, body: GenerateBody) -> tuple[list[int], l
     if body.context:
         return _continue_context(service, service.check_ids(body.context, "context"), prompt)
     system = [{"role": "system", "content": body.system}] if body.system else []
-    return service.chat_prompt([*system, {"role": "user", "content": prompt}])
+    question = {"role": "user", "content": prompt}
+    return service.chat_prompt([*system, question], field="prompt")
 
 
 def _continue_context(

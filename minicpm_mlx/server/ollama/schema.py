@@ -123,8 +123,15 @@ class OllamaMessage(Body):
 
 class ChatBody(CommonRequest):
     messages: list[OllamaMessage] | None = None
-    """None or empty: only check that the model is loaded."""
+    """None or empty: only check that the model is loaded. The reply continues a last message of the
+    assistant."""
     tools: list[Tool] | None = None
+
+    @property
+    def continues_reply(self) -> bool:
+        """Whether the last message is the beginning of the reply."""
+        last = self.messages[-1] if self.messages else None
+        return last is not None and last.role == "assistant" and not last.tool_calls
 
 
 class OllamaOptions(LocalSamplingFields):
