@@ -16,7 +16,7 @@ import typer
 from minicpm_mlx import device
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError, MissingTemplateError
-from minicpm_mlx.loading.store import folder_of, text_folder_of
+from minicpm_mlx.loading.store import text_folder_of
 from minicpm_mlx.model_cards import resolve
 
 from . import paths
@@ -26,6 +26,7 @@ from .streams import notice
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Sampling
     from minicpm_mlx.model.config import Config
+    from minicpm_mlx.model_cards import Card
     from minicpm_mlx.text.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "minicpm-2b-dpo"
@@ -301,7 +302,7 @@ def load_model(
 
     model = choose_model(model, [options.get("adapter")])
     compute.select(quiet=quiet)
-    config = mm.Config.load(folder_of(resolve(model)))
+    config = _config(resolve(model))  # before the weights are downloaded
     needed = memory.estimate(config, dtype=compute.dtype, context=context or 256, kv_bits=kv_bits)
     memory.check_fits(needed)
     with nullcontext() if quiet else notice(f"loading {model} …"):
@@ -322,16 +323,20 @@ def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
 
     The config is that of the model which would be loaded: quantized where its card says so.
     """
-    from minicpm_mlx.model.config import Config
-    from minicpm_mlx.quantization.recipe import packing
     from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)
-    folder = text_folder_of(card)
-    config = Config.load(folder)
+    return tokenizer_of(card, text_folder_of(card)), _config(card)
+
+
+def _config(card: Card) -> Config:
+    from minicpm_mlx.model.config import Config
+    from minicpm_mlx.quantization.recipe import packing
+
+    config = Config.load(text_folder_of(card))
     if card.bits is not None and config.quantization is None:
         config = replace(config, quantization=packing(card.bits, card.group_size))
-    return tokenizer_of(card, folder), config
+    return config
 
 
 def unescape(stops: Sequence[str] | None) -> list[str]:

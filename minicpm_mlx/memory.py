@@ -12,6 +12,7 @@ import mlx.core as mx
 from . import device
 from .errors import InvalidArgumentError
 from .model.config import Config
+from .model.config_sections import Quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,11 @@ def estimate(
 
 def weight_bytes(config: Config, compute: mx.Dtype) -> int:
     """Bytes of the weights in memory; packed ones stay packed except on a CPU."""
-    count, packing = parameter_count(config), config.quantization
+    return packed_bytes(parameter_count(config), config.quantization, compute)
+
+
+def packed_bytes(count: int, packing: Quantization | None, compute: mx.Dtype) -> int:
+    """Bytes in memory of `count` weights that are stored with `packing`."""
     if packing is None or device.unpack_to(compute, count) is not None:
         return count * compute.size
     return int(count * packing.bits_per_weight / 8)

@@ -59,6 +59,10 @@ class Card:
     """Licence of the weights, as published."""
     size_gb: float | None = None
     """Download, in 10⁹ bytes, computed from parameters and their width."""
+    width: int | None = None
+    """Bytes of a weight in the download; None: 2, or unknown."""
+    active: float | None = None
+    """Share of the weights that a token passes through; None: all."""
     note: str = ""
     """Description in one line."""
     note_zh: str = ""
@@ -103,6 +107,8 @@ _RULES: dict[str, _Rule] = {
     "repetition_penalty": ((int, float), "over 0.01, to 100", lambda v: 0.01 < v <= 100),
     "licence": _TEXT,
     "size_gb": ((int, float), "more than 0", lambda v: v > 0),
+    "width": (int, "2 or 4", lambda v: v in (2, 4)),
+    "active": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
     "note": _TEXT,
     "note_zh": _TEXT,
     "path": (Path, "a path", lambda v: True),

@@ -25,7 +25,7 @@ from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
 from ..streams import ask, at_terminal, prompt_text, stdin_lines
 from . import keyboard, slash_commands
-from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here
+from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here, offer
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
@@ -241,7 +241,8 @@ def _greet(model: str, texts: Texts) -> str:
     """Shows the banner; returns the model to load, the demo if the user declines a download."""
     card = resolve(model)
     if not is_here(card):
-        print(texts("absent", model=card.name, gb=card.size_gb or "?"))
+        for line in offer(card, texts):
+            print(line)
         answer = _choose(texts("offer"), "dtq")
         if answer == "q":
             raise typer.Exit(0)

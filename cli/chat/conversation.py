@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from threading import Event, Thread
@@ -361,3 +361,14 @@ def is_here(card: Card) -> bool:
         return True
     unquantized = replace(card, bits=None, group_size=None)
     return kept_folder(card) is not None or kept_folder(unquantized) is not None
+
+
+def offer(card: Card, texts: Texts) -> Iterator[str]:
+    """Lines on a download: its size, whether it fits, the speed; errors as of `forecast`."""
+    from minicpm_mlx.bench.forecast import forecast
+
+    found = forecast(card)
+    yield texts("absent", model=card.name, gb=f"{found.download / 1e9:.2g}")
+    memory, free = (f"{size / 1e9:.1f}" for size in (found.weights, found.available))
+    speed = f"{found.speed:.2g}" if found.speed < 10 else f"{found.speed:.0f}"
+    yield texts("fits" if found.fits else "too_big", memory=memory, free=free, speed=speed)

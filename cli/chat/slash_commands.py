@@ -22,7 +22,7 @@ from minicpm_mlx.lm.attachments import without_files
 
 from ..render.texts import size_text
 from .attachments import attach, save, token_count, typed_path
-from .conversation import CHAT_SETTINGS, LEAVE, is_here, settings
+from .conversation import CHAT_SETTINGS, LEAVE, is_here, offer, settings
 from .settings import NONE, expected, parse_setting, setting_text
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ def model(terminal: TerminalChat, text: str) -> None:
         return
     card, chat = model_cards.resolve(text), terminal.chat
     if not is_here(card):
-        terminal.note("absent", model=card.name, gb=card.size_gb or "?")
+        for line in offer(card, terminal.texts):
+            terminal.print(line, style="quiet")
     assert terminal.load is not None
     before, own = chat.lm, _own_sampling(terminal)
     lm = terminal.load(text)

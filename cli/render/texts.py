@@ -165,8 +165,16 @@ TEXTS = {
     "unknown": ("no command {name}; /help lists them", "没有命令 {name}；/help 列出全部"),
     "usage": ("usage: {usage}", "用法：{usage}"),
     "absent": (
-        "{model} is not on this disk. It needs a download of {gb} GB, once.",
+        "{model} is not on this disk. The download is {gb} GB, once.",
         "{model} 还不在本机上。需要下载 {gb} GB，只需一次。",
+    ),
+    "fits": (
+        "It fits: {memory} GB of memory, {free} GB are free. To expect here: about {speed} tok/s.",
+        "内存够用：需要 {memory} GB，空闲 {free} GB。本机预计每秒约 {speed} 个词元。",
+    ),
+    "too_big": (
+        "It does not fit: it takes {memory} GB of memory, and {free} GB are free.",
+        "内存不足：需要 {memory} GB，空闲 {free} GB。",
     ),
     "offer": (
         "[d] download it, [t] try the demo model instead (small, not MiniCPM), [q] quit: ",

@@ -1,0 +1,81 @@
+"""Forecasts what a model that is not here would take of this machine, and its speed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from .. import device
+from ..loading import download
+from ..memory import packed_bytes
+from ..model.config_sections import Quantization
+from ..model_cards import Card
+from .chips import BANDWIDTHS, GB, MINICPM_2B, Footprint, expected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Bytes."""
+
+    download: int
+    weights: int
+    """In memory."""
+    read: int
+    """Of them, for each token."""
+    available: int
+    """Free memory now."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the weights fit, with a tenth more for a short conversation."""
+        return self.weights * 1.1 <= self.available
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second of one stream; on another chip than Apple's measured, in 0.1 s or so."""
+        chip = device.chip().removeprefix("Apple ").strip()
+        if chip in BANDWIDTHS and not device.on_cpu():
+            return expected(
+                chip, Footprint(weights=self.read, cache=0, kernels=MINICPM_2B.kernels), 0
+            )
+        return _measured_bandwidth() / self.read
+
+
+def forecast(card: Card) -> Forecast:
+    """The forecast for a repository; the hub is asked for a size that its card does not state.
+
+    Weights of an unknown width are taken for 16 bits. Errors as of `download.remote_size`.
+    """
+    size = (
+        int(card.size_gb * GB)
+        if card.size_gb is not None
+        else download.remote_size(str(card.repo), card.revision, weights=card.file)
+    )
+    device.select()
+    packing = (
+        None
+        if card.bits is None or card.group_size is None
+        else Quantization(bits=card.bits, group_size=card.group_size)
+    )
+    compute = device.choose_dtype(mx.bfloat16 if packing is None else mx.float16)
+    weights = packed_bytes(size // (card.width or 2), packing, compute)
+    return Forecast(
+        download=size,
+        weights=weights,
+        read=int(weights * (card.active or 1)),
+        available=device.available_memory(),
+    )
+
+
+def _measured_bandwidth() -> float:
+    """Bytes a second of a product with one row, the best of three."""
+    matrix, row = mx.ones((4096, 8192), mx.float32), mx.ones((8192, 1), mx.float32)
+    mx.eval(matrix, row)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        mx.eval(matrix @ row)
+        seconds.append(time.perf_counter() - start)
+    return matrix.nbytes / min(seconds)

@@ -1,0 +1,95 @@
+"""What is said of a model that is not here: size, memory and speed, before a byte is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import minicpm_mlx as mm
+from minicpm_mlx import device
+from minicpm_mlx.bench.chips import MINICPM_2B, expected
+from minicpm_mlx.bench.forecast import forecast
+from minicpm_mlx.cli.chat.conversation import offer
+from minicpm_mlx.cli.render.texts import Texts
+from minicpm_mlx.errors import DownloadError
+from minicpm_mlx.model_cards import cards, resolve
+from support.hub import BASE, REPO, SAFE, Hub
+
+CARD = cards()["minicpm-2b-dpo"]
+
+
+@pytest.fixture
+def m3_max(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "chip", lambda: "Apple M3 Max")
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
+    monkeypatch.setattr(device, "available_memory", lambda: 20_000_000_000)
+
+
+def test_on_a_mac_the_speed_is_that_of_bench_predict(m3_max: None) -> None:
+    found = forecast(CARD)
+    assert (found.download, found.fits) == (5_450_000_000, True)
+    assert found.weights == pytest.approx(MINICPM_2B.weights, rel=0.01)
+    assert found.speed == pytest.approx(expected("M3 Max", MINICPM_2B, 0), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "read"),
+    [("minicpm-2b-dpo-fp32", 5.45, 5.45), ("minicpm-moe-8x2b", 27.7, 8.03)],
+)
+def test_cards_say_how_wide_weights_are_and_how_many_a_token_needs(
+    m3_max: None, name: str, gigabytes: float, read: float
+) -> None:
+    found = forecast(cards()[name])
+    assert found.weights / 1e9 == pytest.approx(gigabytes, rel=0.01)
+    assert found.read / 1e9 == pytest.approx(read, rel=0.01)
+
+
+def test_the_offer_says_size_memory_and_speed_in_both_languages(
+    m3_max: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = f"{expected('M3 Max', MINICPM_2B, 0):.0f}"
+    first, second = offer(CARD, Texts("en"))
+    assert "5.5 GB" in first
+    assert second == (
+        f"It fits: 1.5 GB of memory, 20.0 GB are free. To expect here: about {speed} tok/s."
+    )
+    assert "1.5 GB，空闲 20.0 GB" in list(offer(CARD, Texts("zh")))[1]
+    monkeypatch.setattr(device, "available_memory", lambda: 1_000_000_000)
+    assert "does not fit: it takes 1.5 GB" in list(offer(CARD, Texts("en")))[1]
+
+
+def test_elsewhere_the_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "chip", lambda: "another")
+    assert 1e-3 < forecast(CARD).speed < 1e4
+
+
+def test_a_size_that_no_card_states_is_asked_from_the_hub(
+    hub_server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(map(len, (BASE | SAFE).values()))
+    assert forecast(resolve(REPO)).download == size
+    lines = list(offer(resolve(REPO), Texts("en")))
+    assert f"{size / 1e9:.2g} GB" in lines[0]
+    assert "?" not in "".join(lines)
+    assert hub_server.got() == []
+    hub_server.stop()
+    with pytest.raises(DownloadError, match="could not be reached"):
+        list(offer(resolve(REPO), Texts("en")))
+
+
+def test_a_model_that_cannot_fit_is_not_downloaded(
+    hub_server: Hub,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: mm.LM,
+) -> None:
+    files = {path.name: path.read_bytes() for path in Path(str(tiny.folder)).iterdir()}
+    hub_server.repos[REPO] = files
+    monkeypatch.setattr(device, "available_memory", lambda: 1000)
+    assert command("generate", "-m", REPO, "-p", "Hi") == 1
+    assert "not enough memory" in capsys.readouterr().err
+    assert "config.json" in hub_server.got()
+    assert not [name for name in hub_server.got() if name.endswith(".safetensors")]
