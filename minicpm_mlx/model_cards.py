@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .arguments import printable
 from .errors import ConfigError, ModelNotFoundError
 
 _TEMPLATES = ("minicpm", "chatml")
@@ -184,8 +185,7 @@ def _local(wanted: str) -> Card | None:
     try:
         path = Path(wanted).expanduser()
         if wanted and path.is_dir():
-            path = path.resolve()
-            return Card(name=path.name or str(path), path=path)
+            return _folder_card(path.resolve())
         if path.is_file():
             if path.suffix.lower() != ".gguf":
                 raise ModelNotFoundError(
@@ -201,6 +201,61 @@ def _local(wanted: str) -> Card | None:
             f"no folder or file {wanted}; check the path, or see `minicpm-mlx list` for names"
         )
     return None
+
+
+def _folder_card(folder: Path) -> Card:
+    """The card of a folder: of the model in it, or of the one .gguf file or snapshot it holds."""
+    if (hub := _hub_repository(folder)) is not None:
+        card = _repository(hub.name.removeprefix("models--").replace("--", "/", 1), None)
+        inside = _folder_card(_snapshot(hub, card.name))
+        is_file = inside.path is not None and inside.path.is_file()
+        return inside if is_file else replace(card, repo=None, path=inside.path)
+    names = sorted(path.name for path in folder.iterdir())
+    adapters = [name for name in names if name in _ADAPTER_FILES]
+    weights = (".safetensors", ".bin", ".index.json")
+    if any(name.endswith(weights) and name not in adapters for name in names):
+        return Card(name=folder.name or str(folder), path=folder)
+    if gguf := [name for name in names if name.lower().endswith(".gguf")]:
+        if len(gguf) > 1:
+            raise ModelNotFoundError(
+                f"{folder} holds {len(gguf)} .gguf files; give one of them: "
+                f"{', '.join(map(printable, gguf[:8]))}"
+            )
+        return Card(name=Path(gguf[0]).stem, path=folder / gguf[0])
+    if adapters:
+        raise ModelNotFoundError(
+            f"{folder} is an adapter, not a model; give it as --adapter, and as --model the model "
+            "that it was trained on"
+        )
+    return Card(name=folder.name or str(folder), path=folder)
+
+
+_ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.bin",
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+)
+
+
+def _hub_repository(folder: Path) -> Path | None:
+    """The folder of a repository in the hub's cache, if this is one or its snapshots."""
+    root = folder.parent if folder.name == "snapshots" else folder
+    is_repository = root.name.startswith("models--") and (root / "snapshots").is_dir()
+    return root if is_repository else None
+
+
+def _snapshot(root: Path, name: str) -> Path:
+    """The snapshot that `main` names, or else the latest of a repository in the hub's cache."""
+    snapshots = [path for path in (root / "snapshots").iterdir() if path.is_dir()]
+    if (ref := root / "refs" / "main").is_file():
+        main = ref.read_text(encoding="utf-8").strip()
+        snapshots = [path for path in snapshots if path.name == main] or snapshots
+    if not snapshots:
+        raise ModelNotFoundError(
+            f"{root} holds no snapshot of {name}; its download broke off: `minicpm-mlx pull {name}`"
+        )
+    return max(snapshots, key=lambda path: path.stat().st_mtime)
 
 
 def _repository(repo: str, revision: str | None) -> Card:

@@ -35,7 +35,7 @@ class QuantizeOptions:
     bits: int | None = option("2, 3, 4, 5, 6 or 8; of mixed about that many on average.")
     group_size: int | None = option("Weights in a group: 32, 64 or 128.")
     bits_per_weight: float | None = option(
-        "Of mixed: bits per weight on average, scales included.", "--bpw"
+        "Of mixed: average bits per packed weight, scales included.", "--bpw"
     )
     mode: str = option("affine, or with rtn mxfp4, mxfp8 or nvfp4.", default="affine")
     calibration: Path | None = option(

@@ -244,6 +244,8 @@ def _check_listing(repo: str, names: list[str], texts: list[str], tensors: list[
     if missing:
         gguf = next((name for name in names if name.endswith(".gguf")), None)
         advice = f"; {gguf} can be loaded once it is here: give its path" if gguf else ""
+        if "adapter_config.json" in names:
+            advice = "; it is an adapter: download it and give its folder as --adapter"
         raise DownloadError(
             f"{repo}: expected a model, found no {' and no '.join(missing)}{advice}"
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files.lfs import FOUND, is_pointer
 from .config_sections import (
     MAX_SIZE,
     FoldedMuP,
@@ -181,6 +182,8 @@ class Config:
         except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
         except ValueError as error:  # JSONDecodeError, or a number of more digits than Python takes
+            if is_pointer(path):
+                raise ConfigError(f"{path}: expected JSON, found {FOUND}") from None
             raise ConfigError(f"{path}: not valid JSON ({error})") from None
         try:
             return cls.from_dict(raw)

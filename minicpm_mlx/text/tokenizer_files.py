@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..arguments import json_number
 from ..errors import TokenizerError
+from ..files.lfs import FOUND, is_pointer
 
 T = TypeVar("T")
 
@@ -67,6 +68,8 @@ class TokenizerFiles:
         """The template's source; of several in a list, the one named default."""
         path = self.folder / "chat_template.jinja"
         if path.exists():
+            if is_pointer(path):
+                raise TokenizerError(f"{path} is {FOUND}")
             with refusing(path, "is not text"):
                 return path.read_text(encoding="utf-8")
         key, value = "chat_template", self._tokenizer.get("chat_template")
@@ -113,6 +116,8 @@ def refusing(what: object, problem: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(what, Path) and is_pointer(what):
+            raise TokenizerError(f"{what} is {FOUND}") from None
         raise TokenizerError(
             f"{what} {problem} ({short(error)}); download the model again"
         ) from error

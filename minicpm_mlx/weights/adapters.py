@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from ..arguments import number, printable, shown
 from ..errors import ConfigError, InvalidArgumentError, WeightsError
+from ..files.lfs import FOUND, is_pointer
 from ..model.adapters import Adapter, LoRADelta
 from ..model.base_form import BaseForm
 from ..model_cards import Card
@@ -64,11 +65,14 @@ def find_adapter(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     if not folder.is_dir():
         there = "a file; give the folder that holds it" if folder.exists() else "no such folder"
+        if folder.is_file() and folder.suffix.lower() == ".gguf":
+            there = "a GGUF file, which llama.cpp reads; give the folder that mlx-lm or PEFT wrote"
         raise WeightsError(f"{folder}: expected an adapter's folder, found {there}")
     path = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if path is None:
+        model = "; it is a model: give it as --model" if (folder / "config.json").exists() else ""
         raise WeightsError(
-            f"{folder}: no adapter; expected {', '.join(FILES)} beside adapter_config.json"
+            f"{folder}: no adapter; expected {', '.join(FILES)} beside adapter_config.json{model}"
         )
     return path, _config(folder / "adapter_config.json")
 
@@ -160,7 +164,8 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected an adapter's config, found: {error}") from None
+        found = FOUND if is_pointer(path) else error
+        raise ConfigError(f"{path}: expected an adapter's config, found: {found}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a JSON object")
     kind = config.get("fine_tune_type", config.get("peft_type", "lora"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..errors import WeightsError
+from ..files.lfs import BEGIN, FOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,6 @@ def first_bytes(path: Path, count: int = 32) -> bytes:
             f"{path}: expected a readable weight file, found: {error.strerror}; "
             "check the path and its permissions"
         ) from error
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path}: expected weights, found a Git LFS pointer to them; run git lfs pull"
-        )
+    if head.startswith(BEGIN):
+        raise WeightsError(f"{path}: expected weights, found {FOUND}")
     return head

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..arguments import printable
 from ..errors import WeightsError
+from ..files.lfs import FOUND, is_pointer
 from ..files.weight_files import WeightFiles, files_in
 from . import pytorch_bin, safetensors
 from .lazy_tensor import LazyTensor
@@ -21,7 +22,9 @@ def read(folder: Path, weights: str | None = None) -> dict[str, LazyTensor]:
     try:
         found = files_in(folder)
     except (OSError, ValueError) as error:
+        indices = [path for path in folder.glob("*.index.json") if is_pointer(path)]
         problem = f"{folder}/{error}" if type(error) is ValueError else f"{folder}: {error}"
+        problem = f"{indices[0]}: expected an index, found {FOUND}" if indices else problem
         raise WeightsError(problem) from None
     if found is None:
         raise WeightsError(

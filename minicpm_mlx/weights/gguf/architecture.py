@@ -45,6 +45,15 @@ MUP_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 def config_of(file: GgufFile) -> dict[str, Any]:
     """config.json for a GGUF file. Raises ConfigError for what this library does not run."""
+    if (kind := file.metadata.get("general.type", "model")) != "model":
+        advice = (
+            "; llama.cpp puts it on with --lora, and --adapter reads what mlx-lm and PEFT write"
+            if kind == "adapter"
+            else ""
+        )
+        raise ConfigError(
+            f"{file.path}: expected a model, found {printable(kind)} (general.type){advice}"
+        )
     found = _ModelKeys(file)
     if found.get("expert_count", 0):
         raise ConfigError(
