@@ -326,7 +326,8 @@ def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
     from minicpm_mlx.text.tokenizer import tokenizer_of
 
     card = resolve(model)
-    return tokenizer_of(card, text_folder_of(card)), _config(card)
+    config = _config(card)
+    return tokenizer_of(card, text_folder_of(card), config.vocab_size), config
 
 
 def _config(card: Card) -> Config:

@@ -100,12 +100,7 @@ def _load_folder(
 ) -> LM:
     # The config first: a model that cannot be should not wait for its tokenizer.
     config = Config.load(folder)
-    tokenizer = tokenizer_of(card, folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise TokenizerError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model "
-            f"{config.vocab_size}; are its files those of another model?"
-        )
+    tokenizer = tokenizer_of(card, folder, config.vocab_size)
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
     sampling, shared = _default_sampling(card, folder), shard and collectives.size() > 1
     read = partial(load_adapter, config=config, card=card)

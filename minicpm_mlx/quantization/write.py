@@ -51,7 +51,7 @@ def write_quantized(
     """
     file = card.file if card.repo else None
     checkpoint = read_checkpoint(source, file)
-    tokenizer = tokenizer_of(card, source)
+    tokenizer = tokenizer_of(card, source, checkpoint.config.vocab_size)
     calibration = calibration or Text("the bundled text", bundled_text())
     ids = tokenizer.encode(calibration.text, add_bos=False)
     texts, rest = (

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from .. import __version__
+from ..errors import TokenizerError
 from . import pages
 from .anthropic import routes as anthropic
 from .anthropic.models import is_anthropic
@@ -47,6 +48,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     _add_own_routes(app, service, metrics)
     for kind, handler in (
         (ApiError, _on_api_error),
+        (TokenizerError, _on_tokenizer_error),
         (RequestValidationError, _on_validation_error),
         (HTTPException, _on_http_error),
         (ClientDisconnected, _on_disconnect),
@@ -88,6 +90,11 @@ def _add_own_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 async def _on_api_error(request: Request, error: Any) -> JSONResponse:
     return error_response(request.scope, error)
+
+
+async def _on_tokenizer_error(request: Request, error: Exception) -> Response:
+    """A text that the model cannot read."""
+    return error_response(request.scope, ApiError(str(error), code="invalid_value"))
 
 
 async def _on_validation_error(request: Request, error: Any) -> JSONResponse:

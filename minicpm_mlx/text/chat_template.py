@@ -43,16 +43,24 @@ _MAX_CHARACTERS = 2**24  # of one prompt: far above any context, far below what 
 class Template:
     """A chat template; `source` is Jinja. `BUILTIN` has the family's own.
 
-    It is compiled when first rendered, so a broken template is harmless until a chat needs it.
+    `others` are more names that it may use, such as `pad_token`. It is compiled when first
+    rendered, so a broken template is harmless until a chat needs it.
 
         >>> Template(MINICPM).render([{"role": "user", "content": "Hello"}])
         '<用户>Hello<AI>'
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(
+        self,
+        source: str,
+        bos_token: str = "",
+        eos_token: str = "",
+        others: Mapping[str, str | list[str]] | None = None,
+    ) -> None:
         self.source = source
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.others = dict(others or {})
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -95,6 +103,7 @@ class Template:
                 tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                **self.others,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
@@ -114,7 +123,9 @@ class Template:
 
 def _environment() -> Any:
     """The Jinja environment of transformers' chat templates, with arithmetic kept small."""
+    from jinja2 import nodes
     from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
@@ -126,8 +137,20 @@ def _environment() -> Any:
                 raise SecurityError(f"{operator} could make something too large")
             return super().call_binop(context, operator, left, right)
 
+    class Generation(Extension):
+        """`{% generation %}` marks replies for training; to a prompt it means nothing."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            scope = nodes.Scope(lineno=next(parser.stream).lineno)
+            scope.body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return scope
+
     environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", Generation],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

@@ -1,24 +1,19 @@
-"""Tokenizers: text to token ids and back.
-
-A folder's tokenizer.json is used as it is. A lone tokenizer.model is converted to the same object:
-SentencePiece itself would split this family's text differently (no leading `▁`, user-defined pieces
-before any merge) from tokenizer.json, with which the models are run.
-"""
+"""Tokenizers: text to token ids and back."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import MissingTemplateError, TokenizerError
+from .backend import load_backend, looks_special
 from .chat_template import BUILTIN, Template
 from .decode import StreamDecoder, piece_decoder
 from .encode import TypedTextEncoder
 from .message_text import MessageText, PromptText
-from .tokenizer_files import TokenizerFiles, refusing, short
+from .tokenizer_files import NAMED, TokenizerFiles, refusing
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -56,19 +51,40 @@ class Tokenizer:
         self._added = backend.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {}
         self._message_texts: dict[str, MessageText] = {}
+        self._vocab_size = max(backend.get_vocab().values(), default=-1) + 1
+        self._beyond: dict[int, str] = {}
+        """Tokens by id that the model does not know."""
+
+    def limit_to(self, rows: int) -> None:
+        """Refuse text with tokens beyond a model's embedding of `rows`.
+
+        TokenizerError where these are more than tokens that were added later.
+        """
+        used = {*self.backend.get_vocab().values(), self.bos_id or 0} - self._added.keys()
+        if max(used, default=0) >= rows or (self.adds_bos and (self.bos_id or 0) >= rows):
+            raise TokenizerError(
+                f"the tokenizer has {self.vocab_size} tokens and the model {rows}; are its files "
+                "those of another model?"
+            )
+        self._beyond = {i: token.content for i, token in self._added.items() if i >= rows}
+        self.eos_ids = tuple(i for i in self.eos_ids if i < rows)
+        self._vocab_size = min(self._vocab_size, rows)
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Names and ids of the tokens that text leaves out or that end a reply."""
-        ids = {token_id for token_id, token in self._added.items() if token.special}
-        ids.update(self.eos_ids, [] if self.bos_id is None else [self.bos_id])
-        names = {token_id: _text_of(self.backend, [token_id]) for token_id in sorted(ids)}
-        return {name: token_id for token_id, name in names.items() if name}
+        ends = {*self.eos_ids, self.bos_id}
+        return {
+            token.content: token_id
+            for token_id, token in self._added.items()
+            if token.special or token_id in ends
+        }
 
-    @cached_property
+    @property
     def vocab_size(self) -> int:
-        """The highest id + 1, added tokens included; a model's own may be padded further."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        """The highest id that the model knows + 1, added tokens included; a model's own may be
+        padded further."""
+        return self._vocab_size
 
     def encode(self, text: str | PromptText, add_bos: bool = True) -> list[int]:
         """The token ids of `text`, in which special tokens are recognized where not `typed`.
@@ -88,6 +104,11 @@ class Tokenizer:
                 ids = self._typed_text_encoder.encode(prompt.text, [at for at, _ in prompt.typed])
             else:
                 ids = self.backend.encode(prompt.text, add_special_tokens=False).ids
+        if self._beyond and (unknown := next((i for i in ids if i in self._beyond), None)):
+            raise TokenizerError(
+                f"the text has the token {self._beyond[unknown]!r}, which the model does not know: "
+                f"its number is {unknown} and the model has {self._vocab_size}; leave it out"
+            )
         if add_bos and self.adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
@@ -154,7 +175,7 @@ class Tokenizer:
         source = self.template.source if self.template else ""
         if source not in self._message_texts:
             others = [token.content for token in self._added.values() if not token.special]
-            marks = [name for name in others if name in source and re.fullmatch(_MARK, name)]
+            marks = [name for name in others if name in source and looks_special(name)]
             self._message_texts = {source: MessageText(self.special_tokens, marks)}
         return self._message_texts[source]
 
@@ -187,10 +208,6 @@ class Tokenizer:
         return piece
 
 
-_MARK = r"<.+>|\[.+\]"
-"""Unlike the "..." or "```" that some vocabularies add."""
-
-
 def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> Tokenizer:
     """The tokenizer of a model folder, from tokenizer.json, else tokenizer.model.
 
@@ -201,7 +218,7 @@ def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> T
         [1, 1786, 4194, 95388]
     """
     files = TokenizerFiles(Path(folder))
-    backend = _load_backend(files)
+    backend = load_backend(files)
     bos_token, eos_token = files.token("bos_token"), files.token("eos_token")
     leading = _leading_special(backend)
     bos_ids = _ids_of(backend, bos_token) + leading + files.ids("bos_token_id")
@@ -216,136 +233,21 @@ def load_tokenizer(folder: str | Path, *, eos: Sequence[int] | None = None) -> T
     source = files.chat_template or _builtin_template(files, backend)
     bos_text = bos_token or _text_of(backend, bos_ids)
     eos_text = eos_token or _text_of(backend, eos_ids)
+    others: dict[str, str | list[str]] = {
+        "unk_token": getattr(backend.model, "unk_token", None) or "",
+        **{key: token for key in NAMED[2:] if (token := files.token(key))},
+        "additional_special_tokens": files.additional_tokens,
+    }
     return Tokenizer(
         backend,
         bos_id=bos_id,
         adds_bos=adds_bos,
         eos_ids=eos_ids if eos is None else eos,
-        template=Template(source, bos_text, eos_text) if source else None,
+        template=Template(source, bos_text, eos_text, others) if source else None,
     )
 
 
 _USUAL_EOS = ("</s>", "<|im_end|>")
-
-
-# The encoder
-
-
-def _load_backend(files: TokenizerFiles) -> Backend:
-    fast, slow = files.folder / "tokenizer.json", files.folder / "tokenizer.model"
-    if fast.exists():
-        with refusing(fast, "is not a tokenizer"):
-            backend = _from_json(fast.read_bytes())
-    elif slow.exists():
-        with refusing(slow, "is not a SentencePiece model of this family"):
-            backend = _from_sentencepiece(slow.read_bytes())
-    else:
-        names = ", ".join(sorted(path.name for path in files.folder.iterdir()))
-        raise TokenizerError(
-            f"{files.folder} must hold tokenizer.json or tokenizer.model, "
-            f"found {short(names) if names else 'nothing'}; download the model again"
-        )
-    with refusing(files.folder, "has an added_tokens_decoder that does not fit its tokenizer"):
-        _add_tokens(backend, files.added_tokens)
-    return backend
-
-
-def _from_json(data: bytes) -> Backend:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_buffer(data)
-    # Left over from training, these would silently cut or pad every prompt.
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def _from_sentencepiece(data: bytes) -> Backend:
-    """The tokenizer.json that transformers writes for a byte-pair tokenizer.model."""
-    from sentencepiece import SentencePieceProcessor
-
-    source = SentencePieceProcessor(model_proto=data)
-    ids = list(range(len(source)))
-    pieces, scores = source.id_to_piece(ids), source.get_score(ids)
-    if not all(score.is_integer() for score in scores):
-        raise ValueError("its type is not BPE")  # whose scores are ranks
-    if source.normalize(_PROBE).removeprefix("▁") != _PROBE.replace(" ", "▁"):
-        raise ValueError("it normalises text")
-
-    return sentencepiece_backend(
-        pieces,
-        scores,
-        unknown=source.unk_id(),
-        bos_id=source.bos_id() if source.bos_id() >= 0 else None,
-        special=[i for i in ids if source.is_control(i)],
-    )
-
-
-def sentencepiece_backend(
-    pieces: Sequence[str],
-    scores: Sequence[float],
-    *,
-    unknown: int,
-    bos_id: int | None,
-    special: Iterable[int],
-    prefix: bool = True,
-) -> Backend:
-    """A byte-pair tokenizer of SentencePiece's pieces, ranked by their scores.
-
-    `prefix` puts a space before the first word. Raises whatever the tokenizers library does.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
-
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    merges = _merges(vocab, scores)
-    backend = Tokenizer(
-        models.BPE(vocab, merges, unk_token=pieces[unknown], fuse_unk=True, byte_fallback=True)
-    )
-    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if prefix:
-        spaces.insert(0, normalizers.Prepend("▁"))
-        steps.append(decoders.Strip(" ", 1, 0))
-    backend.normalizer = normalizers.Sequence(spaces)
-    backend.decoder = decoders.Sequence(steps)
-    if bos_id is not None:
-        backend.post_processor = processors.TemplateProcessing(
-            single=[pieces[bos_id], "$A"], special_tokens=[(pieces[bos_id], bos_id)]
-        )
-    backend.add_special_tokens([pieces[unknown], *(pieces[i] for i in special)])
-    return backend
-
-
-# Full width, a ligature, two spaces: what NFKC and SentencePiece's own rules change.
-_PROBE = "Ａ ﬁ  ①"
-
-
-def _merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs that make a piece, sorted by the piece's score, its id, then the pair's ids."""
-    ranked = sorted(
-        (-scores[whole], whole, vocab[piece[:cut]], vocab[piece[cut:]], piece[:cut], piece[cut:])
-        for piece, whole in vocab.items()
-        for cut in range(1, len(piece))
-        if piece[:cut] in vocab and piece[cut:] in vocab
-    )
-    return [(left, right) for *_, left, right in ranked]
-
-
-def _add_tokens(backend: Backend, tokens: dict[int, dict[str, Any]]) -> None:
-    """Add the tokens that `backend` lacks, such as ChatML's, which no tokenizer.model holds."""
-    from tokenizers import AddedToken
-
-    known = backend.get_added_tokens_decoder()
-    for token_id, fields in tokens.items():
-        if token_id in known:
-            continue
-        options = {key: fields[key] for key in _TOKEN_FIELDS if key in fields}
-        backend.add_tokens([AddedToken(**options)])
-        if (actual_id := backend.token_to_id(fields["content"])) != token_id:
-            raise ValueError(f"{fields['content']!r} is {token_id} there and {actual_id} here")
-
-
-_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def _leading_special(backend: Backend) -> list[int]:
@@ -388,9 +290,17 @@ def _builtin_template(files: TokenizerFiles, backend: Backend) -> str | None:
     return BUILTIN["minicpm" if backend.token_to_id("<|im_start|>") is None else "chatml"]
 
 
-def tokenizer_of(card: Card, folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`, with the card's end tokens and template, if it has them."""
+def tokenizer_of(card: Card, folder: Path, rows: int | None = None) -> Tokenizer:
+    """The tokenizer in `folder`, with the card's end tokens and template, if it has them.
+
+    `rows` of the model's embedding: see `limit_to`.
+    """
     tokenizer = load_tokenizer(folder, eos=card.eos or None)
     if card.template is not None:
         tokenizer.template = Template(BUILTIN[card.template])
+    if rows is not None:
+        try:
+            tokenizer.limit_to(rows)
+        except TokenizerError as error:
+            raise TokenizerError(f"{folder}: {error}") from None
     return tokenizer

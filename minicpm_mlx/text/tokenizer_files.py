@@ -15,6 +15,13 @@ from ..files.lfs import FOUND, is_pointer
 T = TypeVar("T")
 
 
+NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""Keys by which configs name tokens."""
+
+BOM = "\ufeff"
+"""Some editors write it at the beginning of a file."""
+
+
 class TokenizerFiles:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -22,19 +29,31 @@ class TokenizerFiles:
         self.folder = folder
         self._tokenizer = self._json("tokenizer_config.json")
         self._special = self._json("special_tokens_map.json")
+        self._older = self._json("added_tokens.json")
         self._generation = self._json("generation_config.json")
         self._model = self._json("config.json")
 
     def token(self, key: str) -> str | None:
-        """`bos_token` or `eos_token`, stated as text or as an object with content."""
+        """A token of NAMED, stated as text or as an object with content."""
         for config in (self._tokenizer, self._special):
-            value = config.get(key)
-            token = self._checked(
-                key, value.get("content") if isinstance(value, dict) else value, str
-            )
-            if token:
+            if token := self._token(key, config.get(key)):
                 return token
         return None
+
+    @property
+    def additional_tokens(self) -> list[str]:
+        """Further tokens that the configs call special."""
+        key = "additional_special_tokens"
+        for config in (self._tokenizer, self._special):
+            values = self._checked(key, config.get(key), list) or []
+            if tokens := [token for value in values if (token := self._token(key, value))]:
+                return tokens
+        return []
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """All tokens that the configs call special."""
+        return [*filter(None, map(self.token, NAMED)), *self.additional_tokens]
 
     def ids(self, key: str) -> list[int]:
         """`bos_token_id` or `eos_token_id`, one id or several, of both model configs."""
@@ -55,13 +74,24 @@ class TokenizerFiles:
 
     @property
     def added_tokens(self) -> dict[int, dict[str, Any]]:
-        """Tokens that the tokenizer file may lack, by ascending id."""
+        """Tokens that the tokenizer file may lack, by ascending id.
+
+        Older folders have them in added_tokens.json, which states no more than their ids.
+        """
+        special = self.special_tokens
+        if not all(type(i) is int and 0 <= i < 2**32 for i in self._older.values()):
+            raise self.wrong("added_tokens.json", "an object of ids by token", self._older)
+        older = {
+            i: {"content": token, "normalized": False, "special": token in special}
+            for token, i in self._older.items()
+            if token
+        }
         key = "added_tokens_decoder"
         tokens = self._checked(key, self._tokenizer.get(key), dict) or {}
         for i, token in tokens.items():
             if not (i.isdecimal() and isinstance(token, dict)):
                 raise self.wrong(key, "an object of tokens by id", {i: token})
-        return {int(i): tokens[i] for i in sorted(tokens, key=int)}
+        return dict(sorted((older | {int(i): token for i, token in tokens.items()}).items()))
 
     @property
     def chat_template(self) -> str | None:
@@ -71,14 +101,15 @@ class TokenizerFiles:
             if is_pointer(path):
                 raise TokenizerError(f"{path} is {FOUND}")
             with refusing(path, "is not text"):
-                return path.read_text(encoding="utf-8")
+                return path.read_text(encoding="utf-8").removeprefix(BOM)
         key, value = "chat_template", self._tokenizer.get("chat_template")
         if isinstance(value, list):
             if not all(isinstance(entry, dict) for entry in value):
                 raise self.wrong(key, "a str, or a list of objects with name and template", value)
             default = [entry.get("template") for entry in value if entry.get("name") == "default"]
             value = default[0] if default else None
-        return self._checked(key, value, str)
+        source = self._checked(key, value, str)
+        return None if source is None else source.removeprefix(BOM)
 
     @property
     def is_minicpm(self) -> bool | None:
@@ -92,6 +123,9 @@ class TokenizerFiles:
             "correct the folder's JSON files or download them again"
         )
 
+    def _token(self, key: str, value: object) -> str | None:
+        return self._checked(key, value.get("content") if isinstance(value, dict) else value, str)
+
     def _checked(self, key: str, value: object, kind: type[T]) -> T | None:
         if value is None or isinstance(value, kind):
             return value
@@ -102,7 +136,7 @@ class TokenizerFiles:
         if not path.exists():
             return {}
         with refusing(path, "is not a JSON object"):
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8").removeprefix(BOM))
             if not isinstance(value, dict):
                 raise ValueError(f"found {short(value)}")
         return value

@@ -15,7 +15,10 @@ from ..text.tokenizer import load_tokenizer
 from ..text.tokenizer_files import TokenizerFiles
 from .checkpoint import write_json
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "*.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "*.jinja"),
+)
 """Files that readers of the weights need."""
 
 DOCUMENTS = ("README*", "LICENSE*", "NOTICE*")

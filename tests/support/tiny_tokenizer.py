@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from minicpm_mlx.text.backend import sentencepiece_backend
 from minicpm_mlx.text.chat_template import CHATML, MINICPM, Template
-from minicpm_mlx.text.tokenizer import Tokenizer, sentencepiece_backend
+from minicpm_mlx.text.tokenizer import Tokenizer
 
 PIECES = ["▁", "<", ">", "(", ")", "=", "a", "b", "c", "\n", "><", ">=", "(<", "▁a", "ab", "\n\n"]
 

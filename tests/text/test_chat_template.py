@@ -92,6 +92,8 @@ def test_a_reply_is_cut_at_markers_that_are_plain_text():
         ("{% if tools is none and documents is none %}plain{% endif %}", "plain"),
         ("{{ '-' * 3 }}{{ 2 * 3 }}", "---6"),
         ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        ("a{% generation %}\n{{ messages[0].content }}{% endgeneration %}b", "aHellob"),
+        ("{% for i in [1, 2] %}{%- generation -%} {{ i }} {%- endgeneration %}{% endfor %}", "12"),
     ],
 )
 def test_templates_find_what_transformers_gives_them(source, expected):

@@ -13,8 +13,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from minicpm_mlx.errors import TemplateError
+from minicpm_mlx.text.backend import sentencepiece_backend
 from minicpm_mlx.text.chat_template import CHATML, MINICPM, Template
-from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from support.data import need_shared
 
 NAMES = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minicpm_mlx.errors import TemplateError, TokenizerError
-from minicpm_mlx.text.chat_template import CHATML, MINICPM
+from minicpm_mlx.text.chat_template import CHATML, MINICPM, Template
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
@@ -361,6 +361,71 @@ def test_added_tokens_of_the_config_are_added_at_their_ids(tmp_path):
     decoder["999"] = {"content": "<|c|>"}
     with pytest.raises(TokenizerError, match="999"):
         load_tokenizer(write(tmp_path, tokenizer_config={"added_tokens_decoder": decoder}))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
+def test_added_tokens_of_older_folders_are_read(tmp_path, file):
+    source = SHARED / "minicpm4"
+    if not source.exists():
+        pytest.skip(f"needs the real files in {SHARED}")
+    for name in ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "config.json"):
+        shutil.copyfile(source / name, tmp_path / name)
+    if file == "tokenizer.json":
+        spec = json.loads((source / file).read_text(encoding="utf-8"))
+        spec["added_tokens"] = spec["added_tokens"][:3]
+        (tmp_path / file).write_text(json.dumps(spec), encoding="utf-8")
+    tokenizer, current = load_tokenizer(tmp_path), real("minicpm4")
+    assert tokenizer.chat_ids(HELLO) == current.chat_ids(HELLO)
+    assert tokenizer.special_tokens == current.special_tokens
+    assert tokenizer.vocab_size == 73448
+
+
+@pytest.mark.parametrize("ids", [["<a>"], {"<a>": -1}, {"<a>": "7"}, {"<a>": 400}])
+def test_a_damaged_list_of_added_tokens_is_refused(tmp_path, ids):
+    with pytest.raises(TokenizerError, match=r"added_tokens|<a>"):
+        load_tokenizer(write(tmp_path, added_tokens=ids))
+
+
+def test_pieces_that_a_config_calls_special_are_tokens_wherever_they_stand(tmp_path):
+    config = {"pad_token": "he", "sep_token": "<0x41>", "additional_special_tokens": ["▁<"]}
+    tokenizer = load_tokenizer(write(tmp_path, tokenizer_config=config))
+    assert tokenizer.encode("x<0x41>", add_bos=False)[-1] == 3 + 0x41
+    assert tokenizer.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x41>": 3 + 0x41}
+
+
+def test_a_template_may_name_any_token_of_the_configs(tmp_path):
+    source = "{{ pad_token }}|{{ unk_token }}|{{ cls_token }}|{{ additional_special_tokens[0] }}"
+    config = {"pad_token": {"content": "<pad>"}, "chat_template": source}
+    more = {"cls_token": "<cls>", "additional_special_tokens": ["<x>"], "pad_token": "no"}
+    write(tmp_path, tokenizer_config=config, special_tokens_map=more)
+    assert load_tokenizer(tmp_path).chat_text(HELLO) == "<pad>|<unk>|<cls>|<x>"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    folder = write(tmp_path, tokenizer_config={"bos_token": "<s>", "chat_template": "\ufeffA"})
+    assert load_tokenizer(folder).chat_text(HELLO) == "A"
+    (folder / "chat_template.jinja").write_text("B", encoding="utf-8")
+    for path in folder.iterdir():
+        path.write_text(f"\ufeff{path.read_text(encoding='utf-8')}", encoding="utf-8")
+    assert load_tokenizer(folder).chat_text(HELLO) == "B"
+
+
+def test_a_text_with_a_token_that_the_model_does_not_know_is_refused(tmp_path):
+    decoder = {"270": {"content": "<|a|>", "special": True}, "271": {"content": "<|b|>"}}
+    decoder["271"]["normalized"] = False
+    config = {"added_tokens_decoder": decoder, "eos_token": "<|a|>"}
+    folder = write(tmp_path, tokenizer_config=config, generation_config={"eos_token_id": 2})
+    tokenizer = load_tokenizer(folder)
+    tokenizer.template = Template(CHATML)
+    tokenizer.limit_to(271)
+    assert (tokenizer.vocab_size, tokenizer.eos_ids) == (271, (2, 270))
+    tokenizer.limit_to(270)
+    assert (tokenizer.vocab_size, tokenizer.eos_ids) == (270, (2,))
+    with pytest.raises(TokenizerError, match=r"'<\|b\|>', which the model does not know.* 271"):
+        tokenizer.encode("x<|b|>")
+    assert 270 not in tokenizer.chat_ids([{"role": "user", "content": "x<|a|>"}])
+    with pytest.raises(TokenizerError, match="the model 269; are its files those of another"):
+        tokenizer.limit_to(269)
 
 
 def test_a_template_file_comes_before_the_config_and_default_before_its_siblings(tmp_path):

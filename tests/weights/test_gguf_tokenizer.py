@@ -167,8 +167,28 @@ def test_a_normalizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="the model 200 tokens"):
+    with pytest.raises(TokenizerError, match="the model 200"):
         tokenizer_keys(saved(tmp_path / "source"), 200)
+
+
+def test_tokens_that_the_model_does_not_know_are_left_out(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source")
+    (source / "added_tokens.json").write_text(json.dumps({"<call>": 260, "<answer>": 261}))
+    keys = tokenizer_keys(source, 261)
+    assert (len(keys["tokenizer.ggml.tokens"]), keys["tokenizer.ggml.tokens"][-1]) == (
+        261,
+        "<call>",
+    )
+
+
+def test_the_tokens_that_a_template_names_survive(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source")
+    stated = {"pad_token": "</s>", "chat_template": "{{ pad_token }}|{{ sep_token }}"}
+    (source / "tokenizer_config.json").write_text(json.dumps(stated))
+    folder = tmp_path / "back"
+    folder.mkdir()
+    tokenizer = through_gguf(source, folder, 260)
+    assert tokenizer.chat_text(MESSAGES) == "</s>|"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...arguments import printable
 from ...errors import TokenizerError
-from ...text.tokenizer import Tokenizer, load_tokenizer, sentencepiece_backend
+from ...text.backend import sentencepiece_backend
+from ...text.tokenizer import Tokenizer, load_tokenizer
 from ...text.tokenizer_files import refusing
 from .header import GgufFile
 from .pre_tokenizers import ALIASES, COMPOSED, WHOLE_WORDS, split_name, splitter
@@ -42,7 +43,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """
     found = _Vocabulary(file)
     settings: dict[str, Any] = {"add_bos_token": found.adds_bos}
-    settings |= {f"{name}_token": text for name in ("bos", "eos") if (text := found.named(name))}
+    settings |= {f"{name}_token": text for name in _NAMES if (text := found.named(name))}
     if template := found.get("chat_template", str, prefix="tokenizer."):
         settings["chat_template"] = template
     backend = _MAKERS[found.model](found)
@@ -50,6 +51,10 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
+"""GGUF's names, misspelt as there, by those of tokenizer_config.json."""
 
 
 class _Vocabulary:
@@ -79,12 +84,14 @@ class _Vocabulary:
         return self.model == "llama" or self.pre in WHOLE_WORDS if stated is None else stated
 
     def named(self, name: str) -> str | None:
-        """The text of bos or eos."""
-        token_id = self.get(f"{name}_token_id", int)
+        """The text of one of _NAMES."""
+        token_id = self.get(f"{_NAMES[name]}_token_id", int)
         if token_id is None:
             return None
         if not 0 <= token_id < len(self.tokens):
-            raise self.wrong(f"{name}_token_id", f"below {len(self.tokens)}", token_id)
+            if name not in ("bos", "eos"):
+                return None
+            raise self.wrong(f"{_NAMES[name]}_token_id", f"below {len(self.tokens)}", token_id)
         return self.tokens[token_id]
 
     def of_kind(self, *kinds: int) -> list[int]:
@@ -176,6 +183,7 @@ def tokenizer_keys(folder: Path, vocabulary: int) -> dict[str, Any]:
     Raises TokenizerError for one that GGUF cannot express.
     """
     tokenizer = load_tokenizer(folder)
+    tokenizer.limit_to(vocabulary)
     spec = json.loads(tokenizer.backend.to_str())
     tokens = _tokens(tokenizer, vocabulary)
     keys: dict[str, Any] = {
@@ -191,6 +199,10 @@ def tokenizer_keys(folder: Path, vocabulary: int) -> dict[str, Any]:
         zip(("eos", "eot", "eom"), tokenizer.eos_ids, strict=False)
     )
     keys |= {f"{name}_token_id": i for name, i in ids.items() if i is not None}
+    for name in ("unk", "sep", "pad"):
+        token = tokenizer.template and tokenizer.template.others.get(f"{name}_token")
+        if isinstance(token, str) and token in tokens:
+            keys[f"{_NAMES[name]}_token_id"] = tokens.index(token)
     named = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     if tokenizer.template is not None:
         named["tokenizer.chat_template"] = tokenizer.template.source
@@ -202,12 +214,8 @@ def _tokens(tokenizer: Tokenizer, vocabulary: int) -> list[str]:
     found = tokenizer.backend.get_vocab(with_added_tokens=True)
     tokens = [f"[PAD{i}]" for i in range(vocabulary)]
     for token, token_id in found.items():
-        if token_id >= vocabulary:
-            raise TokenizerError(
-                f"the tokenizer has a token {token_id} and the model {vocabulary} tokens; are "
-                "their files of one model?"
-            )
-        tokens[token_id] = token
+        if token_id < vocabulary:  # the model does not know those that were added beyond
+            tokens[token_id] = token
     return tokens
 
 
