@@ -144,6 +144,29 @@ def test_options_of_vllm_are_known(tiny_server, tiny):
     assert ask(top_k=-1, min_p=0.1, skip_special_tokens=True)[0] == reply.text
 
 
+def test_a_last_message_is_continued_if_it_is_said(tiny_server, tiny):
+    begun = {"role": "assistant", "content": "The capital of Spain is "}
+    expected = tiny.generate(tiny.tokenizer.chat_text(STORY) + begun["content"], max_tokens=6).text
+    for more in ({}, {"add_generation_prompt": False}):
+        reply = chat(
+            tiny_server, [*STORY, begun], max_tokens=6, continue_final_message=True, **more
+        )
+        assert text_of(reply) == expected
+    plain = chat(tiny_server, [*STORY, begun], max_tokens=6, add_generation_prompt=True)
+    assert text_of(plain) == tiny.generate([*STORY, begun], max_tokens=6).text
+    for messages, more, field in (
+        (STORY, {"continue_final_message": True}, "continue_final_message"),
+        ([*STORY, begun], {"add_generation_prompt": False}, "add_generation_prompt"),
+        (
+            [*STORY, begun],
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "add_generation_prompt",
+        ),
+    ):
+        answer = tiny_server.ask("POST", "/v1/chat/completions", {"messages": messages, **more})
+        assert (answer.status, answer.json["error"]["param"]) == (400, field)
+
+
 def test_roles_and_parts_are_read(tiny_server):
     parts = [{"type": "text", "text": "Tell me a story"}, {"type": "text", "text": " about a fox."}]
     apart = chat(tiny_server, [{"role": "user", "content": parts}], max_tokens=6)

@@ -363,7 +363,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         | {"mirostat": 0, "tfs_z": 1.0, "typical_p": 1.0, "repeat_last_n": -1, "num_ctx": 10**6}
     },
     "/api/generate": {"keep_alive": 5, "images": [], "template": "", "format": ""},
-    "/generate": {"log_metrics": False, "rid": "mine", "modalities": ["text"]},
+    "/generate": {"log_metrics": False, "rid": "mine", "modalities": ["text"]}
+    | {"stream": None, "return_text_in_logprobs": None, "return_hidden_states": None}
+    | {"sampling_params": {"min_new_tokens": None, "no_stop_trim": None}},
 }
 """Fields that change nothing."""
 
@@ -441,6 +443,47 @@ def test_fields_of_earlier_replies_and_results_that_no_model_reads_are_accepted(
     assert [answer.status for answer in answers] == [200, 200], answers[0].body
     noisy, plain = (api.read(answer.json) for answer in answers)
     assert (noisy.texts, noisy.prompt_tokens) == (plain.texts, plain.prompt_tokens)
+
+
+def _openai_call(call: dict[str, Any]) -> dict[str, Any]:
+    calls = [{"id": "1", "type": None, "function": {"name": "f", **call}}]
+    return {"messages": [*FOX, {"role": "assistant", "tool_calls": calls}, *FOX]}
+
+
+def _response_call(call: dict[str, Any]) -> dict[str, Any]:
+    return {"input": [*FOX, {"type": "function_call", "call_id": "1", "name": "f", **call}]}
+
+
+def _anthropic_call(call: dict[str, Any]) -> dict[str, Any]:
+    block = {"type": "tool_use", "id": "1", "name": "f", **call}
+    return {"messages": [*FOX, {"role": "assistant", "content": [block]}, *FOX]}
+
+
+def _ollama_call(call: dict[str, Any]) -> dict[str, Any]:
+    calls = [{"function": {"name": "f", **call}}]
+    return {"messages": [*FOX, {"role": "assistant", "tool_calls": calls}, *FOX]}
+
+
+NO_TEXT: list[dict[str, Any]] = [{}, *({"arguments": text} for text in (None, "", " ", "null"))]
+
+
+@pytest.mark.parametrize(
+    ("api", "turns", "empty", "nothing"),
+    [
+        ("/v1/chat/completions", _openai_call, {"arguments": "{}"}, NO_TEXT),
+        ("/v1/responses", _response_call, {"arguments": "{}"}, NO_TEXT),
+        ("/v1/messages", _anthropic_call, {"input": {}}, [{}, {"input": None}]),
+        ("/api/chat", _ollama_call, {"arguments": {}}, [{}, {"arguments": None}]),
+    ],
+    indirect=["api"],
+)
+def test_an_earlier_call_without_arguments_has_none(
+    api: Driver, tiny_server: Live, turns: Any, empty: dict[str, Any], nothing: Any
+):
+    body = api.body(FOX, max_tokens=1)
+    answers = [tiny_server.ask("POST", api.path, body | turns(call)) for call in (empty, *nothing)]
+    assert {answer.status for answer in answers} == {200}, answers[-1].body
+    assert len({api.read(answer.json).prompt_tokens for answer in answers}) == 1
 
 
 def _with_nulls(value: Any) -> Any:

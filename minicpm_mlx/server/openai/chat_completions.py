@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from ..http.api_error import ApiError
+from ..http.api_error import ApiError, unsupported
 from ..http.schema import NO_REASONING, TEXT_ONLY_OUTPUT, Ignored, refused
 from ..http.streaming import new_id
 from ..parameters import LogprobFields, run_in_thread
@@ -18,7 +18,7 @@ from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, ful
 from ..service import Service
 from ..tool_calling import CallReader, NamedChoice, RequestTools, Tool, ToolCall
 from .common import chat_logprobs, stream_events, usage
-from .messages import Message, template_messages
+from .messages import AssistantMessage, Message, template_messages
 from .options import OpenAIFields
 
 JsonDict = dict[str, Any]
@@ -35,6 +35,10 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
+    continue_final_message: bool | None = None
+    """vLLM's and SGLang's: the last message is the assistant's, and the reply continues it."""
+    add_generation_prompt: bool | None = None
+    """vLLM's: the opposite."""
 
     store: Ignored[bool] = None
     service_tier: Ignored[Literal["auto", "default", "flex", "scale", "priority", "fast"]] = None
@@ -67,6 +71,16 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
                 "max_tokens and max_completion_tokens differ; give one",
                 field="max_completion_tokens",
             )
+        last = self.messages[-1]
+        if self.add_generation_prompt not in (None, not self.continue_final_message):
+            raise unsupported("add_generation_prompt", "it must not equal continue_final_message")
+        if self.continue_final_message and (
+            not isinstance(last, AssistantMessage) or last.tool_calls
+        ):
+            raise ApiError(
+                "continue_final_message goes with a last message of the assistant, without calls",
+                field="continue_final_message",
+            )
 
     def request_tools(self, service: Service) -> RequestTools:
         choice = self.tool_choice or "auto"
@@ -93,9 +107,10 @@ class ChatRun:
 
     async def generations(self) -> list[GenerationRequest]:
         body, tools = self.body, self.tools
-        messages = template_messages(body.messages)
+        messages, continues = template_messages(body.messages), bool(body.continue_final_message)
         prompt, stops = await run_in_thread(
-            lambda: self.service.chat_prompt(messages, tools=tools.for_template), "messages"
+            lambda: self.service.chat_prompt(messages, tools.for_template, continues=continues),
+            "messages",
         )
         self.prompt_tokens = len(prompt)
         return body.generations(
@@ -105,6 +120,7 @@ class ChatRun:
             max_tokens=body.max_completion_tokens or body.max_tokens,
             stop=[*body.stops(), *stops, *tools.stops],
             top_logprobs=body.wanted_logprobs(),
+            continues=continues,
             keep_special=tools.keep_special or body.skip_special_tokens is False,
         )
 

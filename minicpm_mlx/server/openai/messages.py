@@ -48,13 +48,13 @@ EchoedContent = TextOrParts[Annotated[EchoedTextPart | RefusalPart | MediaPart, 
 
 class CalledFunction(Echo):
     name: str
-    arguments: str
-    """JSON, as the model wrote it."""
+    arguments: str | None = None
+    """JSON, as the model wrote it; none is an empty object."""
 
 
 class MessageToolCall(Echo):
     id: str
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: CalledFunction
 
 
@@ -116,8 +116,9 @@ def _template_message(message: Message, field: str) -> dict[str, Any]:
     return converted
 
 
-def parse_call(call_id: str, name: str, arguments: str, field: str) -> dict[str, Any]:
+def parse_call(call_id: str, name: str, arguments: str | None, field: str) -> dict[str, Any]:
     """A call for a chat template; ApiError unless `arguments` is the text of a JSON object."""
     # A call without arguments comes as any of these, depending on who wrote it.
-    text = "{}" if arguments.strip() in ("", "null") else arguments
-    return template_call(call_id, name, parse_object(text, field))
+    if arguments is None or arguments.strip() in ("", "null"):
+        arguments = "{}"
+    return template_call(call_id, name, parse_object(arguments, field))

@@ -50,8 +50,8 @@ class CallItem(Echo):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
-    """JSON, as the model wrote it."""
+    arguments: str | None = None
+    """JSON, as the model wrote it; none is an empty object."""
 
 
 class ResultItem(Echo):

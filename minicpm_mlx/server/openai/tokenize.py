@@ -21,8 +21,8 @@ class TokenizeBody(Body):
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     tools: list[Tool] | None = None
-    add_special_tokens: bool = True
-    """Whether a text begins with the model's bos."""
+    add_special_tokens: bool | None = None
+    """Whether a text begins with the model's bos, as by default."""
     return_token_strs: bool | None = None
 
     def check(self) -> None:
@@ -35,9 +35,7 @@ class TokenizeBody(Body):
             messages = template_messages(self.messages)
             return service.chat_prompt(messages, tools=tools.for_template)[0]
         text = self.prompt or ""
-        if self.add_special_tokens:
-            return service.encode(text)
-        return service.lm.tokenizer.encode(text, add_bos=False)
+        return service.lm.tokenizer.encode(text, add_bos=self.add_special_tokens is not False)
 
 
 class DetokenizeBody(Body):

@@ -37,7 +37,7 @@ class SamplingParams(CompletionFields):
 
     max_new_tokens: Count | None = 128
     """0: the prompt is only read. None: as far as the context goes."""
-    min_new_tokens: Count = 0
+    min_new_tokens: Count | None = None
     sampling_seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     regex: str | None = None
     """A regular expression that the whole reply follows."""
@@ -47,7 +47,7 @@ class SamplingParams(CompletionFields):
     """A grammar that the reply follows."""
     stream_interval: Annotated[int, Field(ge=1)] | None = None
     """Accepted without effect: every token is sent at once."""
-    no_stop_trim: Annotated[bool, refused("a reply ends before its stop string")] = False
+    no_stop_trim: Annotated[bool | None, refused("a reply ends before its stop string")] = None
     structural_tag: Annotated[str | None, refused("use regex, json_schema or ebnf")] = None
     custom_params: Annotated[dict[str, Any] | None, refused(_NO_CODE, _EMPTY)] = None
 
@@ -87,14 +87,14 @@ class SGLangGenerateBody(Body):
         Annotated[Ids, Field(min_length=1)] | Annotated[list[Ids], Field(min_length=1)] | None
     ) = None
     sampling_params: OneOrList[SamplingParams] | None = None
-    stream: bool = False
+    stream: bool | None = None
     rid: OneOrList[str] | None = None
     """Names of the responses."""
     return_logprob: OneOrList[bool] | None = None
     logprob_start_len: OneOrList[int] | None = None
     """The first position of the prompt with log probabilities; -1 is its last token."""
     top_logprobs_num: OneOrList[Count] | None = None
-    return_text_in_logprobs: bool = False
+    return_text_in_logprobs: bool | None = None
     lora_path: str | list[str | None] | None = None
     """Names of adapters that the server was started with."""
     log_metrics: Ignored[bool] = True
@@ -112,7 +112,7 @@ class SGLangGenerateBody(Body):
         refused("send the whole text; the prefix cache reuses its beginning", _EMPTY),
     ] = None
     custom_logit_processor: Annotated[str | list[str | None] | None, refused(_NO_CODE)] = None
-    return_hidden_states: Annotated[bool, refused("/v1/embeddings gives their mean")] = False
+    return_hidden_states: Annotated[bool | None, refused("/v1/embeddings gives their mean")] = None
     bootstrap_host: Annotated[OneOrList[str] | None, refused(_ONE_SERVER)] = None
     bootstrap_port: Annotated[OneOrList[int] | None, refused(_ONE_SERVER)] = None
     bootstrap_room: Annotated[OneOrList[int] | None, refused(_ONE_SERVER)] = None
@@ -154,7 +154,7 @@ class SGLangGenerateBody(Body):
                 prompt=ids,
                 served=service.find_model(adapters[i] and f"{base}:{adapters[i]}"),
                 max_tokens=params[i].max_new_tokens,
-                min_tokens=params[i].min_new_tokens,
+                min_tokens=params[i].min_new_tokens or 0,
             )
             if logprobs[i]:
                 start = _first_scored(starts[i], ids, params[i])
@@ -162,7 +162,9 @@ class SGLangGenerateBody(Body):
             generations += repeat(generation, params[i].n or 1, grammars[i])
         names = self._names(len(generations))
         return [
-            SGLangPrompt(generation=generation, id=name, with_text=self.return_text_in_logprobs)
+            SGLangPrompt(
+                generation=generation, id=name, with_text=bool(self.return_text_in_logprobs)
+            )
             for generation, name in zip(generations, names, strict=True)
         ]
 
