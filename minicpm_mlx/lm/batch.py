@@ -33,6 +33,8 @@ class BatchRequest:
     sampling: Sampling
     stops: Sequence[str] = ()
     """Strings that end the text before them."""
+    continues: bool = False
+    """The prompt is text that the reply continues, so that a space may come first."""
     early_stop: Callable[[str], bool] | None = None
     """Called with the text so far; True ends the reply as a stop string does."""
 
@@ -118,7 +120,7 @@ def replies(
                 streams[number] = _Stream(
                     index,
                     request,
-                    Transcript(tokenizer, request.stops),
+                    Transcript(tokenizer, request.stops, continues=request.continues),
                     time.perf_counter(),
                     cache[0].offset if cache else 0,
                 )

@@ -136,7 +136,10 @@ class LM:
             speculation=speculation,
             grammar=grammar,
         )
-        return self._pieces(tokens, ids, stops, session.common(ids), speculation)
+        # A form may be followed with a space in front, which does not belong to it.
+        continues = isinstance(prompt, str) and grammar is None
+        transcript = Transcript(self.tokenizer, stops, continues=continues)
+        return self._pieces(tokens, ids, transcript, session.common(ids), speculation)
 
     def _prepare(
         self, prompt: Prompt, max_tokens: int | None, stop: Sequence[str]
@@ -160,13 +163,12 @@ class LM:
         self,
         tokens: Generator[int, None, None],
         prompt: list[int],
-        stops: Sequence[str],
+        transcript: Transcript,
         cached: int,
         speculation: Speculation,
     ) -> Generator[Piece, None, None]:
         start = time.perf_counter()
         first = 0.0
-        transcript = Transcript(self.tokenizer, stops)
         with closing(tokens):
             for token in tokens:
                 first = first or time.perf_counter()
@@ -229,8 +231,15 @@ class LM:
         """
         sampling = self.sampling if sampling is None else sampling
         requests = [
-            BatchRequest(ids=ids, max_tokens=limit, sampling=sampling, stops=stops)
-            for ids, limit, stops in (self._prepare(prompt, max_tokens, stop) for prompt in prompts)
+            BatchRequest(
+                ids=ids,
+                max_tokens=limit,
+                sampling=sampling,
+                stops=stops,
+                continues=isinstance(prompt, str),
+            )
+            for prompt in prompts
+            for ids, limit, stops in [self._prepare(prompt, max_tokens, stop)]
         ]
         width = at_least_one("width", width)
         completions = dict(replies(self.model, self.tokenizer, requests, width))

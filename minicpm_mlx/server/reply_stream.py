@@ -44,7 +44,7 @@ class GenerationRequest:
     served: ServedModel
     sampling: Sampling
     continues: bool = False
-    """The prompt ends inside the reply, so that a space may come first."""
+    """The prompt is text that the reply continues, so that a space may come first."""
     max_tokens: int | None = None
     """None: the service's default. 0: the prompt is read and nothing is generated."""
     min_tokens: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import minicpm_mlx as mm
+from support.tiny_tokenizer import tiny as tiny_tokenizer
 
 pytest.importorskip("fastapi")
 
@@ -109,6 +111,32 @@ def test_scoring_has_an_entry_for_the_end_of_text_too(server, demo):
     assert found["tokens"][-1] == "<|im_end|>"
     assert choice["finish_reason"] == "stop"
     assert found["token_logprobs"][-1] == pytest.approx(own_logprobs(demo, ids)[-1].max(), abs=1e-3)
+
+
+def test_a_text_goes_on_with_its_space_and_a_reply_begins_without(tiny):
+    """With a tokenizer of SentencePiece, whose decoder drops the first space of a text."""
+    from support.serving import serving
+
+    lm = replace(tiny, tokenizer=tiny_tokenizer())
+    word, *_ = lm.tokenizer.encode("a", add_bos=False)
+    always = {"logit_bias": {str(word): 100}, "max_tokens": 2}
+    sampling = mm.Sampling(logit_bias={word: 100.0})
+    assert lm.generate("b", max_tokens=2, sampling=sampling).text == " a a"
+    [reply] = lm.generate_batch(["b"], max_tokens=2, sampling=sampling)
+    assert reply.text == " a a"
+    with serving(lm) as live:
+        assert texts(complete(live, "b", **always)) == [" a a"]
+        assert texts(complete(live, "b", echo=True, **always)) == ["b a a"]
+        scored = complete(live, "b", logprobs=0, **always)["choices"][0]
+        assert scored["logprobs"]["text_offset"] == [0, 2]
+        params = {"logit_bias": {str(word): 100}, "max_new_tokens": 2}
+        body = {"text": "b", "sampling_params": params}
+        assert live.ask("POST", "/generate", body).json["text"] == " a a"
+        chat = {"messages": [{"role": "user", "content": "b"}], **always}
+        answer = live.ask("POST", "/v1/chat/completions", chat).json
+        assert answer["choices"][0]["message"]["content"] == "a a"
+    messages = [{"role": "user", "content": "b"}]
+    assert lm.generate(messages, max_tokens=2, sampling=sampling).text == "a a"
 
 
 def test_any_64_bits_are_a_seed(tiny_server):

@@ -107,6 +107,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         prompt, stops = _generate_prompt(service, body)
         reply.context = None if body.raw else list(prompt)
         generation = await _generation(service, body, prompt, stops)
+        generation = replace(generation, continues=bool(body.raw))
         return await _respond(request, reply, generation, body.stream is not False)
 
     @routes.post("/chat")

@@ -106,9 +106,9 @@ def chat_logprobs(service: Service, tokens: Iterable[TokenLogprob]) -> list[dict
 class CompletionLogprobs:
     """The completions API's `logprobs` of one text, chunk by chunk; counts the text offsets."""
 
-    def __init__(self, service: Service, skip_special: bool):
+    def __init__(self, service: Service, skip_special: bool, continues: bool):
         self.service = service
-        self.decoder = service.lm.tokenizer.stream(skip_special)
+        self.decoder = service.lm.tokenizer.stream(skip_special, continues)
         self.offset = 0
         """Characters of the text so far."""
 

@@ -50,7 +50,7 @@ class CompletionRun:
 
     def __init__(self, service: Service, body: CompletionBody, prompts: Sequence[Prompt]):
         self.service, self.body, self.prompts = service, body, prompts
-        self.n = body.n or 1
+        self.n, self.guides = body.n or 1, body.guides()
         self.skip_special = body.skip_special_tokens is not False
         self.scores_prompt = body.max_tokens == 1 and bool(body.echo) and body.logprobs is not None
         """The client wants the log probabilities of the prompt. lm-eval asks for one more token and
@@ -67,8 +67,9 @@ class CompletionRun:
         return body.generations(
             self.service,
             [prompt.ids for prompt in self.prompts],
-            await compile_only_grammar(self.service, body.guides()),
+            await compile_only_grammar(self.service, self.guides),
             max_tokens=body.max_tokens,
+            continues=True,
             top_logprobs=body.logprobs,
             logprob_start=0 if body.echo and body.logprobs is not None else None,
             ignore_eos=bool(body.ignore_eos) or self.scores_prompt,
@@ -106,7 +107,9 @@ class TextStream:
         self.echo = run.prompts[index // run.n].text() if run.body.echo else ""
         self.logprobs: CompletionLogprobs | None = None
         if run.body.logprobs is not None:
-            self.logprobs = CompletionLogprobs(run.service, run.skip_special)
+            self.logprobs = CompletionLogprobs(
+                run.service, run.skip_special, continues=not (run.body.echo or run.guides)
+            )
 
     def choice(self, chunk: Chunk) -> dict[str, Any]:
         """The first choice begins with the prompt if `echo` is set."""

@@ -152,6 +152,7 @@ class SGLangGenerateBody(Body):
                 seed=params[i].sampling_seed,
                 prefix="sampling_params.",
                 prompt=ids,
+                continues=True,
                 served=service.find_model(adapters[i] and f"{base}:{adapters[i]}"),
                 max_tokens=params[i].max_new_tokens,
                 min_tokens=params[i].min_new_tokens or 0,
