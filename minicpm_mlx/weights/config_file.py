@@ -26,6 +26,10 @@ GRANITE_KEYS = (
 )
 
 
+OWN = "minicpm_mlx"
+"""The `model_type` of what mlx-lm's MiniCPM would load and compute otherwise: it refuses this."""
+
+
 def written(raw: Mapping[str, Any]) -> dict[str, Any]:
     """`raw`, with all that readers would otherwise take by default."""
     config = Config.from_dict(raw)
@@ -39,7 +43,7 @@ def written(raw: Mapping[str, Any]) -> dict[str, Any]:
     }
     if is_llama:
         return result | {"model_type": "llama", "head_dim": config.head_dim, "mlp_bias": False}
-    return result | (_granite(config) if is_granite(config) else {})
+    return result | (_granite(config) if is_granite(config) else {"model_type": OWN})
 
 
 def stated(config: Config) -> dict[str, Any]:
