@@ -36,7 +36,9 @@ class ConvertOptions:
     gguf_type: str | None = option(
         "Of gguf: F32, F16 (default), BF16, Q8_0, Q4_0 or Q4_1.", "--type"
     )
-    scale_emb: float | None = option("From llama: MiniCPM's constant, 12.")
+    scale_emb: float | None = option(
+        "From llama: MiniCPM's constant, 12; default: as `convert` recorded it."
+    )
     scale_depth: float | None = option("From llama: likewise, 1.4.")
     dim_model_base: int | None = option("From llama: likewise, 256.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..errors import (
     WeightsError,
 )
 from ..model.adapters import Adapter, rescaled
-from ..model.base_form import ROUNDING, BaseForm
+from ..model.base_form import BaseForm
 from ..model.config import Config
 from ..model_cards import Card, cards, resolve
 from ..weights.adapters import FORM, bases_of, read_adapter
@@ -70,7 +69,7 @@ def _trained_form(adapter: Adapter, target: BaseForm, config: Config, card: Card
             return form
     if not adapter.bases and target.has_constants:
         return target.unfolded
-    if target.format == "mup" or not (target.has_constants or _was_divided(target)):
+    if target.format == "mup" or not (target.has_constants or target.was_divided):
         return target
     base = f"trained on {printable(adapter.bases[0])}, which is not here" if adapter.bases else ""
     raise WeightsError(
@@ -124,12 +123,6 @@ def _published(target: BaseForm, config: Config) -> BaseForm:
         return target.unfolded
     from ..weights.gguf.architecture import MUP
 
-    scale = MUP["scale_emb"] if _was_divided(target) else 1.0
+    scale = MUP["scale_emb"] if target.was_divided else 1.0
     constants: dict[str, Any] = {**MUP, "rms_norm_eps": config.rms_norm_eps * scale**2}
     return BaseForm.of(replace(config, **constants))
-
-
-def _was_divided(form: BaseForm) -> bool:
-    """Whether a Llama's eps is that of a conversion to mlx from before they were recorded: a number
-    that nobody chooses, such as 1e-5 / 144."""
-    return not math.isclose(form.rms_norm_eps, float(f"{form.rms_norm_eps:.2g}"), rel_tol=ROUNDING)

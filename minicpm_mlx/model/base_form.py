@@ -66,16 +66,25 @@ class BaseForm:
         )
 
     def __str__(self) -> str:
-        if self.has_constants and self.format != "mup":
+        if self.format == "mup":
+            name = "muP form"
+        elif self.has_constants:
             name = f"{self.format} form (muP folded into its weights)"
         else:
-            name = "muP form" if self.format == "mup" else "plain llama form"
+            name = "mlx form (unrecorded)" if self.was_divided else "plain llama form"
         return f"{name}, rms_norm_eps {self.rms_norm_eps:.4g}"
 
     @property
     def has_constants(self) -> bool:
         """Whether muP's constants are known."""
         return (self.scale_emb, self.residual_scale, self.logit_divisor) != (1.0, 1.0, 1.0)
+
+    @property
+    def was_divided(self) -> bool:
+        """Whether eps is a number that nobody chooses, such as 1e-5 / 144: that of a conversion to
+        mlx, even one from before they were recorded."""
+        eps = self.rms_norm_eps
+        return not math.isclose(eps, float(f"{eps:.2g}"), rel_tol=ROUNDING)
 
     @property
     def unfolded(self) -> BaseForm:

@@ -394,6 +394,12 @@ def test_the_command_converts_and_says_how_large_it_is(
         out, err = capsys.readouterr()
         assert (out.replace("\n", ""), err) == (f"{words[1]}: 0.00 GB", "")
     assert read_checkpoint(back).config == read_checkpoint(CASE).config
+    for format in ("llama", "mlx"):  # which recorded what they folded in
+        there, again = tmp_path / f"to-{format}", tmp_path / f"from-{format}"
+        assert command("convert", str(CASE), str(there), "--format", format) == 0
+        assert command("convert", str(there), str(again), "--format", "mup") == 0
+        assert read_checkpoint(again).config == read_checkpoint(CASE).config
+        capsys.readouterr()
     assert command("convert", str(llama), str(tmp_path / "out"), *constants[:2]) == 1
     assert "go together" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import minicpm_mlx as mm
+from minicpm_mlx.convert.checkpoint import convert
 from minicpm_mlx.convert.export_adapter import export_adapter
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, StorageError, WeightsError
 from minicpm_mlx.loading import demo as demo_model
@@ -228,6 +229,31 @@ def test_llama_cpp_says_the_same_with_it(
 
     assert theirs(tmp_path / "lora.gguf") == ours
     assert theirs(None) != ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["llama", "mlx"])
+def test_llama_cpp_says_the_same_on_a_converted_base(
+    llama_cpp: Path, demo: mm.LM, tmp_path: Path, form: str
+) -> None:
+    assert demo.folder is not None
+    convert(demo.folder, tmp_path / form, format=form)
+    convert(tmp_path / form, tmp_path / "base.gguf", format="gguf", gguf_type="F32")
+    mx.random.seed(3)
+    deltas = {}
+    for name, place in find_projections(demo.model).items():
+        out, strong = place.rows.stop - place.rows.start, name.endswith(("o_proj", "down_proj"))
+        a = mx.random.normal((place.inputs, 4)) / place.inputs**0.5
+        deltas[name] = LoRADelta(a=a, b=mx.random.normal((4, out)) * (1.0 if strong else 0.25))
+    adapter = save_deltas(tmp_path / "adapter", deltas, "mlx", model="demo")
+    lora = tmp_path / "lora.gguf"
+    export_adapter(adapter, lora, "gguf", model="demo", base_format=form)
+    ids = demo.encode([{"role": "user", "content": "Count from one to twenty."}])
+    demo.use_adapter(adapter)
+    ours = list(demo.generate(ids, max_tokens=16, sampling=mm.Sampling()).token_ids)
+    demo.use_adapter(None)
+    program = tmp_path / "greedy.mjs"
+    assert greedy_by_llama_cpp(llama_cpp, tmp_path / "base.gguf", ids, 16, lora, program) == ours
 
 
 def test_a_gguf_adapter_has_the_base_file_s_names_and_rows(tmp_path: Path) -> None:
