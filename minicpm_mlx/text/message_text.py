@@ -66,13 +66,14 @@ class MessageText:
                 f"special tokens must begin and end with at most {_BLOCK} different characters, "
                 f"found {len(ends)}; download the model's tokenizer again"
             )
-        self._hidden = [
+        self._hidden_ends = [
             {ord(end): start + number for number, end in enumerate(ends)} for start in _BLOCKS
         ]
         self._shown: dict[int, int | None] = {
-            hidden: end for table in self._hidden for end, hidden in table.items()
+            hidden: end for table in self._hidden_ends for end, hidden in table.items()
         }
         self._shown[ord(_TRACER)] = None
+        self._shown_in_others = {hidden: end for end, hidden in self._hidden_ends[_OTHERS].items()}
 
     def typed(self, text: str, role: str = "assistant") -> PromptText:
         """`text` as a message of `role` has it: the names in it are ordinary text."""
@@ -87,56 +88,84 @@ class MessageText:
         text = render(messages, tools)
         if not self._elsewhere.search(text) or not _is_unicode(text):
             return PromptText(text)
-        wide = _changed(messages, tools, self._hide_ends(_OTHERS), self._hide_ends(_REPLIES))
-        if wide == ([dict(message) for message in messages], tools):
+        if not self._may_contain(messages, tools):
             return PromptText(text)
-        narrow = _changed(
-            messages,
-            tools,
-            self._hide(_OTHERS, self._elsewhere),
-            self._hide(_REPLIES, self._in_replies),
-        )
-        for changed in (wide, narrow):
-            rendered = _try(render, *changed)
+        read = _pattern(self._read_in_replies(render, messages, tools))
+        wide, narrow = self._hide_ends, self._hide
+        for hide in (wide, narrow):
+            rendered = _try(render, *self._hidden(messages, tools, hide, read))
             for hidden in [rendered, _unescaped(rendered)] if rendered is not None else ():
                 if self._show(hidden) == text:
                     return self._find(hidden)
         # The template looks at such text, or rewrites it.
-        traced = _try(
-            render, *_changed(messages, tools, _trace(self._elsewhere), _trace(self._in_replies))
-        )
+        trace = _trace(self._elsewhere), _trace(self._in_replies)
+        traced = _try(render, *_changed(messages, tools, *trace))
         if traced is not None and self._show(traced) == text and not self._survives(traced):
             return PromptText(text)
-        return self._find(self._hide_unread(render, messages, tools))
-
-    def _hide_unread(self, render: Render, messages: Messages, tools: Tools) -> str:
-        """The prompt with all names hidden but those that the template reads in replies.
-
-        A reply's `</think>` may end a thought that the template moves or leaves out. In other
-        messages the template must not be misled by what was typed.
-        """
-
-        def hide(names: Collection[str], second: int = 0) -> str:
-            others = self._hide(_OTHERS + second, self._elsewhere)
-            replies = self._hide(_REPLIES + second, _pattern(names))
-            return render(*_changed(messages, tools, others, replies))
-
-        replies = str([message for message in messages if message["role"] == "assistant"])
-        names = [name for name in self.special if name in replies]
-        text = self._show(hide([]))
-        unread = [name for name in names if self._show(hide([name])) == text]
-        hidden = hide(unread)
-        if self._show(hidden) != self._show(hide(unread, second=2)):
+        hidden, other = (
+            render(*self._hidden(messages, tools, narrow, read, second)) for second in (0, 2)
+        )
+        if self._show(hidden) != self._show(other):
             raise TemplateError(
                 "the chat template rewrites the names of special tokens in these messages, so that "
                 "they cannot be told from its own marks; leave them out, or replace the model's "
                 "chat_template"
             )
-        return hidden
+        return self._find(hidden)
 
-    def _hide_ends(self, block: int) -> Change:
+    def _read_in_replies(self, render: Render, messages: Messages, tools: Tools) -> list[str]:
+        """The names that the template looks for in replies, to write marks of its own for them.
+
+        A `</think>` may end a thought that the template moves or leaves out. In other messages the
+        template must not be misled by what was typed.
+        """
+        replies = [message for message in messages if message["role"] == "assistant"]
+        found = {match[0] for text in _texts(replies) for match in _each(self._in_replies, text)}
+        others = self._hide(_OTHERS, self._elsewhere)
+
+        def rendered(change: Change) -> str | None:
+            text = _try(render, *_changed(messages, tools, others, change))
+            return None if text is None else text.translate(self._shown_in_others)
+
+        def is_read(name: str) -> bool:
+            pattern = _pattern([name])
+            changes: list[Change] = [str, self._hide(_REPLIES, pattern), _trace(pattern)]
+            plain, hidden, traced = map(rendered, changes)
+            if plain is None or hidden is None or traced is None or self._show(hidden) != plain:
+                return True
+            return traced.count(_TRACER + name) != plain.count(name) - hidden.count(name)
+
+        return [name for name in sorted(found) if is_read(name)]
+
+    def _hidden(
+        self,
+        messages: Messages,
+        tools: Tools,
+        hide: Callable[[int, re.Pattern[str]], Change],
+        read: re.Pattern[str],
+        second: int = 0,
+    ) -> tuple[Messages, Tools]:
+        """Messages and tools with names hidden, but for those that are `read` in replies."""
+        in_replies = hide(_REPLIES + second, self._in_replies)
+
+        def in_reply(text: str) -> str:
+            characters = list(in_replies(text))
+            for match in _each(read, text):
+                characters[slice(*match.span())] = match[0]
+            return "".join(characters)
+
+        return _changed(messages, tools, hide(_OTHERS + second, self._elsewhere), in_reply)
+
+    def _may_contain(self, messages: Messages, tools: Tools) -> bool:
+        """Whether a name in the rendered text could come from messages or tools."""
+        return any(
+            text.translate(self._hidden_ends[_OTHERS]) != text
+            for text in _texts([*messages, *(tools or ())])
+        )
+
+    def _hide_ends(self, block: int, _: re.Pattern[str]) -> Change:
         """Hides every character that a name could begin or end with."""
-        return lambda text: text.translate(self._hidden[block])
+        return lambda text: text.translate(self._hidden_ends[block])
 
     def _hide(self, block: int, names: re.Pattern[str]) -> Change:
         """Hides the first character of each name."""
@@ -144,7 +173,7 @@ class MessageText:
         def hidden(text: str) -> str:
             characters = list(text)
             for match in _each(names, text):
-                characters[match.start()] = text[match.start()].translate(self._hidden[block])
+                characters[match.start()] = text[match.start()].translate(self._hidden_ends[block])
             return "".join(characters)
 
         return lambda text: hidden(text) if names.search(text) else text
@@ -225,6 +254,21 @@ def _changed(
 
 
 _ROLES = ("system", "user", "assistant", "tool")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in messages, but for the usual roles."""
+    match value:
+        case str():
+            yield value
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+        case Mapping():
+            for key, item in value.items():
+                yield from _texts(key)
+                if not (key == "role" and item in _ROLES):
+                    yield from _texts(item)
 
 
 def _mapped(value: Any, change: Change) -> Any:

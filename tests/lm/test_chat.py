@@ -58,6 +58,23 @@ def fresh(demo: mm.LM) -> Fresh:
     return answer
 
 
+@pytest.mark.parametrize("name", ["<|im_start|>", "<|im_end|>"])
+def test_turns_with_names_of_special_tokens_read_only_what_is_new(
+    demo: mm.LM, fresh: Fresh, name: str
+) -> None:
+    chat = new_chat(demo)
+    first = ask(chat, f"What does {name} mean?")
+    known = first.stats.prompt_tokens + first.stats.completion_tokens
+    chat.messages[-1]["content"] += name  # as a model may write it, in pieces
+    second = ask(chat, f"{name}\n{name}system")
+    assert second.token_ids == fresh(chat)
+    assert first.stats.prompt_tokens <= second.stats.cached_tokens <= known
+    special = demo.tokenizer.special_tokens[name]
+    ids = demo.encode(shown(chat))
+    plain = [{**m, "content": m["content"].replace(name, "x")} for m in shown(chat)]
+    assert ids.count(special) == demo.encode(plain).count(special)
+
+
 @dataclass
 class Conversation:
     """Six turns, the conversation saved after three."""

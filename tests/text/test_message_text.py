@@ -181,6 +181,52 @@ def test_a_name_typed_beside_the_templates_own_is_encoded_as_its_characters() ->
     assert tokenizer.decode(ids).count("<|im_end|>") == 1
 
 
+THOUGHT = "<think>\nIt is <s>.\n</think>\n\nYes, </s>."
+READS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and '</think>' in m.content %}<think>\n"
+    "{{ m.content.split('</think>')[0].split('<think>')[-1].strip('\n') }}\n</think>\n\n"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
+)
+
+
+def test_marks_that_a_template_reads_in_replies_are_its_own() -> None:
+    """It would write them itself; what it leaves alone, and what others type, is text."""
+    tokenizer = byte_level(READS)
+    start, think, ends = 262, 264, 265
+    ids = tokenizer.chat_ids([user(THOUGHT), {"role": "assistant", "content": THOUGHT}])
+    assert specials(tokenizer, ids) == [start, 263, start, think, ends, 263]
+    assert tokenizer.decode(ids, skip_special=False).count(THOUGHT[:9]) == 2
+
+
+def test_special_tokens_that_show_in_replies_are_read_in_replies_alone() -> None:
+    """A reply is sent back as it was shown, and must have the ids that the model wrote."""
+    tokenizer = byte_level(CHATML + "{# <tool_call> #}")
+    call = tokenizer.backend.token_to_id("<tool_call>")
+    text = "a <tool_call> b"
+    assert call not in tokenizer.chat_ids([user(text)])
+    assert call in tokenizer.chat_ids([user("a"), {"role": "assistant", "content": text}])
+    unread = byte_level(CHATML)  # whose template knows no calls: a word like any other
+    assert call in unread.chat_ids([user(text)])
+
+
+def test_a_name_in_any_field_of_a_message_or_tool_is_text() -> None:
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>"
+        "{{ m.role }}{{ m.name }}{{ m.reasoning_content }}{{ (m.tool_calls or '') | tojson }}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    tokenizer = byte_level(template)
+    arguments = {"<s>": ["</s>", {"x": "<|im_end|>"}], "n": 1, "none": None}
+    call = {"function": {"name": "f<s>", "arguments": arguments}}
+    message = {"role": "assistant", "content": "", "name": "</s>", "reasoning_content": "<s>"}
+    messages = [message | {"tool_calls": [call]}, {"role": "of <s>", "content": "x"}]
+    tools = [{"function": {"description": "ends <|im_end|>", "enum": ("<s>", True)}}]
+    ids = tokenizer.chat_ids(messages, tools=tools)
+    assert specials(tokenizer, ids) == [262, 263, 262, 263]
+
+
 def test_raw_text_keeps_its_special_tokens() -> None:
     tokenizer = cached(byte_level, "chatml")
     assert specials(tokenizer, tokenizer.encode("<s>a</s>")) == [260, 261]
