@@ -85,6 +85,7 @@ def _prepare(args: LoraOptions) -> PreparedRun:
     plan, needed = planning.plan_for(data, training, config, method, dtype=compute.dtype)
     finetune.check(data, objective, method, plan, test=args.test)
     if args.resume and not args.dry_run:
+        plan = finetune.resumed_plan(args.folder, plan)
         finetune.check_resumed(args.folder, data, objective, method, plan)
     return PreparedRun(tokenizer, data, method, objective, compute, plan, needed)
 

@@ -84,9 +84,10 @@ class TrainingGroup:
     seed: int = _training("Same seed, same run.", default=0)
     patience: int | None = _run("Stop after this many validations without a gain.")
     evaluate_every: int | None = _run(
-        "Steps between validations; default: a tenth of all.", "--steps-per-eval"
+        "Steps between validations, on all samples; default: what a tenth of the time allows.",
+        "--steps-per-eval",
     )
-    save_every: int | None = _run("Steps between checkpoints; default: a tenth of all.")
+    save_every: int | None = _run("Steps between checkpoints; default: likewise.")
     report_every: int | None = _output(
         "Steps between reports; default: a twentieth of all, at most 10.", "--steps-per-report"
     )

@@ -36,8 +36,8 @@ def preview(
     from minicpm_mlx.train.data.preview import overview
 
     if as_json:
-        record = overview(data, tokenizer) | {"plan": asdict(plan), "memory": asdict(needed)}
-        print_json(record)
+        record = {"plan": asdict(plan), "validation": _validation(data, plan)}
+        print_json(overview(data, tokenizer) | record | {"memory": asdict(needed)})
         return
     data_preview.show(data, tokenizer)
     console().print()
@@ -61,7 +61,38 @@ def _plan_lines(data: Data, plan: TrainingPlan, needed: TrainingMemory) -> list[
         size += f", {plan.accumulate} batches a step"
     fits = [] if needed.fits else ["this does not fit"]
     rate = f"learning rate {plan.schedule.peak:g} ({plan.schedule.kind})"
-    return [f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}", needed.described, *fits]
+    return [
+        f"{plan.steps} steps, {epochs:.1f} epochs: {size}; {rate}",
+        _between_steps(data, plan),
+        needed.described,
+        *fits,
+    ]
+
+
+def _validation(data: Data, plan: TrainingPlan) -> dict[str, float]:
+    """How often and on how many samples a run validates, and the share of its time."""
+    from minicpm_mlx.train.validation import times_of, validation_share
+
+    every, samples = plan.evaluate_every, plan.validation_samples
+    share = validation_share(
+        data, steps=plan.steps, samples_a_step=plan.samples_a_step, every=every, samples=samples
+    )
+    count = samples or len(data.valid)
+    return {"times": times_of(plan.steps, every) if count else 0, "samples": count, "share": share}
+
+
+def _between_steps(data: Data, plan: TrainingPlan) -> str:
+    save = f"checkpoints every {plan.save_every} steps"
+    if plan.save_every is None:
+        save = f"checkpoints every {-(-plan.steps // 10)} steps, in at most a tenth of the time"
+    if not data.valid:
+        return f"no validation; {save}"
+    numbers = _validation(data, plan)
+    return (
+        f"validation: {numbers['times']:.0f} times, every {plan.evaluate_every} steps, on "
+        f"{numbers['samples']:.0f} of {len(data.valid)} samples, about {numbers['share']:.0%} of "
+        f"the time; {save}"
+    )
 
 
 def check(report: str | None, replies: int) -> None:

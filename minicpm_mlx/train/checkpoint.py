@@ -151,8 +151,26 @@ OPTIONS = {
     "method rank_stabilized": "--rslora",
     "method layers": "--num-layers",
     "loss loss": "--loss",
+    "evaluate_every": "--steps-per-eval",
+    "validation_samples": "--steps-per-eval",
 }
 """Command line options by setting, where the name differs."""
+
+
+SCHEDULE = ("evaluate_every", "validation_samples")
+"""Settings of a plan that say when, and on how many samples, a run validates."""
+
+
+def recorded_schedule(folder: Path, steps: int) -> dict[str, int | None]:
+    """The SCHEDULE of the run in `folder`; {} if there is no checkpoint.
+
+    A run of an older version, which recorded none, validated ten times on all samples.
+    """
+    if not (paths := checkpoints(folder)):
+        return {}
+    _, run = _record(paths[-1])
+    default = {"evaluate_every": -(-steps // 10), "validation_samples": None}
+    return {name: run.get(name, default[name]) for name in SCHEDULE}
 
 
 def _check_same_run(folder: Path, run: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -160,7 +178,7 @@ def _check_same_run(folder: Path, run: Mapping[str, Any], expected: Mapping[str,
     before, now = _flatten(run), _flatten(expected)
     hashes = {"base": "another model", "data": "other training or validation data"}
     for name in sorted(before.keys() | now.keys(), key=lambda name: (name in hashes, name)):
-        if before.get(name) == now.get(name):
+        if before.get(name) == now.get(name) or (name in SCHEDULE and name not in before):
             continue
         option = OPTIONS.get(name, f"--{name.rpartition(' ')[2].replace('_', '-')}")
         change = f"another {option}: it was {before.get(name)}, and is {now.get(name)}"

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,8 @@ def finetune(
     Limit(least=0, whole=True).check("replies", replies)
     lora.check(method, lm.config)
     claim(folder, resume)
+    if resume:
+        plan = resumed_plan(folder, plan)
     items = [*data.train, *data.valid, *data.test]
     for note in note_context(items, lm.config.context_length, lm.card.context):
         if note not in data.notes:
@@ -241,6 +243,15 @@ def claim(folder: Path, resume: bool) -> None:
             f"{folder} already holds {existing[0]}; give another --adapter-path"
         )
     check_writable(folder / CHECKPOINTS / "new", checkpoint.ADVICE)
+
+
+def resumed_plan(folder: Path, plan: TrainingPlan) -> TrainingPlan:
+    """The plan with which to resume the run in `folder`: if the validations of `plan` were left to
+    the planner, they are those that the run began with."""
+    if plan.validation_samples is None:
+        return plan
+    schedule: dict[str, Any] = checkpoint.recorded_schedule(folder / CHECKPOINTS, plan.steps)
+    return replace(plan, **schedule)
 
 
 def check_resumed(

@@ -20,6 +20,7 @@ from .lora import PACKED, LoRAConfig, check
 from .memory import TrainingMemory, fit_to_memory
 from .objectives import CrossEntropy, Objective, PreferenceLoss
 from .optimizer import Optimizer, Schedule
+from .validation import plan_validation
 
 SAMPLES = 4
 """Samples of a step by default."""
@@ -75,7 +76,10 @@ class TrainingPlan:
     """Compute layers again for their gradients instead of keeping their activations."""
     report_every: int = limited(10, least=1, whole=True)
     evaluate_every: int = limited(100, least=1, whole=True)
-    save_every: int = limited(100, least=1, whole=True)
+    validation_samples: int | None = limited(None, least=1, whole=True)
+    """Validation samples to measure the loss on; None: all."""
+    save_every: int | None = limited(None, least=1, whole=True)
+    """None: a tenth of all steps, or more where saving takes over a tenth of the time."""
     patience: int | None = limited(None, least=1, whole=True)
     """Validations without a lower loss after which the run ends; None: never."""
     seed: int = limited(0, least=0, most=2**64 - 1, whole=True)
@@ -95,8 +99,9 @@ class TrainingPlan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The settings that decide the steps, and must not change when a run is resumed."""
-        free = ("report_every", "evaluate_every", "save_every", "patience", "checkpointing")
+        """The settings that decide the steps and which one is kept, and must not change when a run
+        is resumed."""
+        free = ("report_every", "save_every", "patience", "checkpointing")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         return settings | {"processes": collectives.size()}
 
@@ -140,7 +145,12 @@ def plan_for(
     learning_rate = options.learning_rate
     if learning_rate is None:
         learning_rate = 2e-5 if data.kind != "sft" else 1e-5 if method.kind == "full" else 2e-4
-    tenth = -(-steps // 10)
+    samples_a_step = at_once * accumulate
+    evaluate_every, validation_samples = options.evaluate_every, None
+    if evaluate_every is None:
+        evaluate_every, validation_samples = plan_validation(
+            data, steps=steps, samples_a_step=samples_a_step, patience=options.patience
+        )
     plan = TrainingPlan(
         steps=steps,
         batch_size=memory.batch_size,
@@ -155,8 +165,9 @@ def plan_for(
         weight_decay=options.weight_decay,
         clip=options.clip,
         report_every=_or(options.report_every, min(10, max(1, steps // 20))),
-        evaluate_every=_or(options.evaluate_every, tenth),
-        save_every=_or(options.save_every, tenth),
+        evaluate_every=evaluate_every,
+        validation_samples=validation_samples,
+        save_every=options.save_every,
         patience=options.patience,
         seed=options.seed,
     )

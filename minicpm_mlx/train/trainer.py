@@ -31,12 +31,16 @@ from .objectives import Objective
 from .optimizer import Optimizer, clip
 from .planning import TrainingPlan
 from .tracking.events import Listener, Noted, Saved, Started, Trained, Validated
+from .validation import SHARE, representative
 
 SKIPS = 3
 """Consecutive steps without finite gradients before a rollback to a checkpoint."""
 
 ROLLBACKS = 2
 """Consecutive rollbacks before the run fails."""
+
+SLOW_DISK = 1e8
+"""Bytes written in a second, until a checkpoint tells."""
 
 NOT_FINITE = (
     "training: the last steps had no finite loss or gradients; lower the learning rate "
@@ -65,7 +69,8 @@ class Trainer:
         listener: Listener = lambda _: None,
     ):
         self.model, self.objective, self.plan = model, objective, plan
-        self.train, self.valid, self.folder = train, valid, folder
+        self.train, self.folder = train, folder
+        self.valid = representative(valid, plan.validation_samples)
         self.fingerprint = plan.fingerprint | (identity or {})
         self.keep, self.listener = keep, listener
         lengths = [length(item) for item in train]
@@ -78,6 +83,7 @@ class Trainer:
         self._gradient_norm = 0.0
         self._report_time, self._report_tokens = time.perf_counter(), 0
         self._saved: TrainingProgress | None = None
+        self._started, self._saving, self._longest_save = time.perf_counter(), 0.0, 0.0  # seconds
         self._stop = False  # in this process
         self._any_stop = False  # in any process, as of the last step
 
@@ -95,6 +101,7 @@ class Trainer:
         """
         self.model.train()
         mx.reset_peak_memory()
+        self._started = time.perf_counter()
         self.listener(Started(step=self.progress.step, steps=self.plan.steps))
         if self.progress.step:
             self._note(f"resuming from step {self.progress.step}")
@@ -127,8 +134,8 @@ class Trainer:
                 return False
             if done % plan.evaluate_every == 0 or is_last:
                 self._validate()
-            if done % plan.save_every == 0:
-                self._save()
+            if done % (plan.save_every or -(-plan.steps // 10)) == 0:
+                self._save(at_any_cost=plan.save_every is not None)
         return True
 
     @property
@@ -260,13 +267,29 @@ class Trainer:
         if collectives.rank() == 0:
             self.keep()
 
-    def _save(self) -> None:
+    def _save(self, *, at_any_cost: bool = True) -> None:
         if collectives.rank() == 0 and self._saved != self.progress:
+            start = time.perf_counter()
             state = TrainingState(self.parameters, self.optimizer.state, self.progress)
-            path = checkpoint.save(self.folder, state, self.fingerprint)
-            self._saved = self.progress
-            self.listener(Saved(step=self.progress.step, folder=path))
+            if at_any_cost or self._is_saving_cheap(state, start):
+                path = checkpoint.save(self.folder, state, self.fingerprint)
+                self._saved = self.progress
+                seconds = time.perf_counter() - start
+                self._saving += seconds
+                self._longest_save = max(self._longest_save, seconds)
+                self._report_time += seconds
+                self.listener(Saved(step=self.progress.step, folder=path))
         collectives.barrier()
+
+    def _is_saving_cheap(self, state: TrainingState, now: float) -> bool:
+        """Whether one more checkpoint, and that of the end, take at most SHARE of the time so far.
+
+        Steps and their results do not depend on it, so that it may be measured.
+        """
+        arrays = [*state.parameters.values(), *state.optimizer.values()]
+        size = sum(array.nbytes for array in arrays)
+        once = self._longest_save or size / SLOW_DISK
+        return self._saving + 2 * once <= SHARE * (now - self._started)
 
     def _restore(self, state: TrainingState) -> None:
         path = state.folder or self.folder

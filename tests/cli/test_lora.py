@@ -255,8 +255,15 @@ def test_a_dry_run_shows_and_writes_nothing(
     assert "36 samples" in shown
     assert "⟦ 1.<|im_end|>\n</s>⟧" in shown
     assert "memory: about" in shown
+    planned = "validation: 6 times, every 6 steps, on 4 of 4 samples, about 10% of the time; "
+    assert f"{planned}checkpoints every 3 steps, in at most a tenth of the time" in shown
+    given = ("--steps-per-eval", "9", "--save-every", "9")
+    assert command(*words(model, data, folder, "--dry-run", *given)) == 0
+    assert "4 times, every 9 steps, on 4 of 4 samples, about 7% of" in capsys.readouterr().out
     assert command(*words(model, data, folder, "--dry-run", "--json")) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["validation"]["times"] == 6
+    assert 0.09 < found["validation"]["share"] <= 0.1
     assert found["plan"]["steps"] == 27
     assert found["memory"]["weights"] > 0
     assert not folder.exists()
@@ -294,7 +301,7 @@ def test_a_dry_run_shows_and_writes_nothing(
         (("--max-seq-length", "1"), "--max-seq-length must be 2 or more"),
         (("--mask", "last", "--overlong", "split"), "--overlong split contradicts mask"),
         (("--dtype", "int8"), "--dtype must be one of"),
-        (("--device", "tpu"), "--device must be one of"),
+        (("--device", "tpu"), "--device must be gpu or cpu"),
         (("--num-layers", "99"), "--num-layers must be at most 3"),
         (("--mask", "some"), "--mask must be one of"),
     ],
@@ -358,6 +365,7 @@ def test_what_gets_no_better_is_kept_and_said(
 ) -> None:
     nothing = "1e-20"  # which added to a weight, or to what a layer gives, is lost in rounding
     how = ("--iters", "2", "--batch-size", "4", "--learning-rate", nothing)
+    how = (*how, "--steps-per-eval", "1")
     folder = tmp_path / "out"
     for left in ("new", "old"):  # by a process that was killed
         (folder / f"model-{left}").mkdir(parents=True)

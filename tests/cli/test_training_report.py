@@ -115,7 +115,7 @@ def test_what_is_announced_is_folded_between_words(
         monkeypatch.setattr(console(stderr=True), "width", width)
         report.announce(data, TrainingPlan(steps=5), NEEDED)
         told.append(capsys.readouterr().err)
-    assert len(told[0].splitlines()) == 4
+    assert len(told[0].splitlines()) == 5
     assert max(map(len, told[1].splitlines())) <= 34
     assert told[0].split() == told[1].split()
 
