@@ -180,9 +180,13 @@ def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a call's arguments: an object with the parameters that are named and no others,
     unless `parameters` allows them."""
     schema = {"type": "object", **parameters}
-    if not schema.keys() & {"properties", "$ref", "allOf", "anyOf", "oneOf"}:
-        schema["properties"] = {}
-    return closed(schema)
+    return closed(schema | {"properties": {}} if _names_none(schema) else schema)
+
+
+def _names_none(parameters: Mapping[str, Any]) -> bool:
+    """Whether the schema of a function's arguments names no parameter."""
+    naming = ("properties", "patternProperties", "required", "$ref", "allOf", "anyOf", "oneOf")
+    return not any(parameters.get(keyword) for keyword in naming)
 
 
 def _check_choice(tools: Sequence[Function], functions: Mapping[str, Any], choice: str) -> None:
@@ -252,4 +256,7 @@ class CallReader:
         except (ValueError, RecursionError):
             return text
         self.has_called = True
+        parameters = self.functions[name]
+        if _names_none(parameters) and not parameters.get("additionalProperties"):
+            arguments = {}  # the model made some up
         return ToolCall(name, json.dumps(arguments, ensure_ascii=False))

@@ -297,6 +297,18 @@ def test_a_template_is_told_of_an_object_without_parameters(tiny):
     assert described["function"] == expected
 
 
+@pytest.mark.parametrize("stated", [None, True, {"type": "integer"}])
+def test_arguments_that_a_function_does_not_have_are_left_out(stated):
+    function = {"type": "object"} | ({} if stated is None else {"additionalProperties": stated})
+    for form, text in (
+        (JsonToolFormat(), '<tool_call>{"name": "now", "arguments": {"n": 1}}</tool_call>'),
+        (XmlToolFormat(), '<function name="now"><param name="n">1</param></function>'),
+    ):
+        reader = CallReader(form, {"now": function})
+        [call] = reader.add(text)
+        assert (json.loads(call.arguments) == {}) == (stated is None)
+
+
 @pytest.mark.parametrize("arguments", ['"arguments": null', '"arguments": ""', '"other": 1'])
 def test_a_call_without_arguments_has_none(arguments):
     text = f'<tool_call>{{"name": "time", {arguments}}}</tool_call>'

@@ -20,6 +20,8 @@ def model_page(
     service: Service, limit: int, after_id: str | None, before_id: str | None
 ) -> dict[str, Any]:
     """Up to `limit` models: the first ones, those after a model, or those just before one."""
+    if not 1 <= limit <= 1000:
+        raise ApiError(f"limit must be 1 to 1000, got {limit}", field="limit")
     models = [describe_model(service, served) for served in service.models]
     names = [model["id"] for model in models]
     for field, name in (("after_id", after_id), ("before_id", before_id)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from ..anthropic.models import describe_model, is_anthropic, model_page
 from ..reply_stream import ServedModel
@@ -17,7 +17,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/models")
     async def list_models(
         request: Request,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        limit: int = 20,
         after_id: str | None = None,
         before_id: str | None = None,
     ) -> dict[str, Any]:
