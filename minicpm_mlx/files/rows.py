@@ -66,6 +66,7 @@ def _json(path: Path) -> Rows:
 
 def _json_lines(path: Path) -> Rows:
     parser = StrictJson()
+    is_first = True
     for number, line in _lines(path):
         place = f"{path}:{number}"
         if isinstance(line, DataError):
@@ -74,7 +75,27 @@ def _json_lines(path: Path) -> Rows:
             try:
                 yield Row(place, _fields(parser.whole(line)))
             except ValueError as error:
+                if is_first:
+                    _refuse_indented(path)
                 yield DataError(f"{place}: {error}")
+            is_first = False
+
+
+def _refuse_indented(path: Path) -> None:
+    """DataError if a file begins with an object over several lines, as programs indent it."""
+    if path.stat().st_size > LIST_BYTES:
+        return
+    try:
+        value, lines = StrictJson().beginning(_text(path))
+    except (ValueError, DataError):
+        return
+    if lines == 1 or not isinstance(value, dict):
+        return
+    raise DataError(
+        f"{path}: expected a list of objects, or one object a line, found an object over {lines} "
+        "lines; put [ and ] around all and commas between them, or write each on a line (jq -c); "
+        "if it holds the list, write that alone"
+    )
 
 
 def _json_list(path: Path) -> Rows:

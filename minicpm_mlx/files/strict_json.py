@@ -47,6 +47,12 @@ class StrictJson:
             raise ValueError(self._problem)
         return value
 
+    def beginning(self, text: str) -> tuple[Any, int]:
+        """The value that `text` begins with, and the number of lines that it takes."""
+        start = _space(text, 0)
+        value, end = self._value(text, start)
+        return value, text.count("\n", start, end) + 1
+
     def items(self, text: str) -> Iterator[ListItem]:
         """The items of the list that `text` is, each as soon as it is read."""
         line, counted = 1, 0
