@@ -227,6 +227,12 @@ def _folder_card(folder: Path) -> Card:
             f"{folder} is an adapter, not a model; give it as --adapter, and as --model the model "
             "that it was trained on"
         )
+    models = [name for name in names if (folder / name / "config.json").is_file()]
+    if models and "config.json" not in names:
+        raise ModelNotFoundError(
+            f"{folder} is no model folder; give the one inside it: "
+            f"{', '.join(map(printable, models[:8]))}"
+        )
     return Card(name=folder.name or str(folder), path=folder)
 
 

@@ -115,6 +115,10 @@ def _packings(quantization: Mapping[str, Any]) -> dict[str, Any]:
     return {"most": name(quantization), "others": dict(sorted(others.items()))}
 
 
+NUMBERED = r"^model[.]layers[.][0-9]+[.]|(?<=experts)[.][0-9]+"
+"""The numbers of layers and experts, with which a matrix's path is its own."""
+
+
 def _left_dense(smaller: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     """The matrices that were not packed, by their names in a layer, if there are any."""
     packed, shapes = smaller.packings, sizes(smaller)
@@ -125,7 +129,7 @@ def _left_dense(smaller: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     groups = {how.group_size for how in CHOICES} if mixed else {recipe.packing.group_size}
     return {
         "dense": {
-            "matrices": dict(Counter(re.sub(r"^model[.]layers[.][0-9]+[.]", "", p) for p in dense)),
+            "matrices": dict(Counter(re.sub(NUMBERED, "", p) for p in dense)),
             "widths": sorted({shapes[path][1] for path in dense}),
             "group_sizes": sorted(groups),
             "share": round(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..text.chat_template import BUILTIN, Template
 from ..text.tokenizer import load_tokenizer
 from ..text.tokenizer_files import TokenizerFiles
 from .checkpoint import write_json
+from .generation_config import FILE, SAMPLED
 
 TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -107,9 +107,16 @@ def _write_sampling(folder: Path, card: Card | None) -> None:
     if values:
         greedy = values.get("temperature") == 0  # transformers: do_sample false, no temperature
         stated = {name: value for name, value in values.items() if value or not greedy}
-        _update(folder / "generation_config.json", {"do_sample": not greedy} | stated)
+        raw = _read(folder / FILE)
+        for name in ("repetition_penalty", *SAMPLED):  # a card's sampling replaces the file's
+            raw.pop(name, None)
+        write_json(folder / FILE, raw | {"do_sample": not greedy} | stated)
 
 
-def _update(path: Path, values: Mapping[str, Any]) -> None:
-    raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**raw, **values})
+def _update(path: Path, values: dict[str, Any]) -> None:
+    write_json(path, _read(path) | values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return raw

@@ -307,11 +307,12 @@ def test_the_card_s_template_end_tokens_and_sampling_go_along(
         temperature=temperature,
         repetition_penalty=1.1,
     )
+    (source / "generation_config.json").write_text('{"do_sample": true, "min_p": 0.1, "top_k": 9}')
     convert(source, tmp_path / "out", card=card)
     stated = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert stated["do_sample"] is (temperature > 0)
     lm = mm.load(tmp_path / "out")
-    assert (lm.sampling.temperature, lm.sampling.repetition_penalty) == (temperature, 1.1)
+    assert lm.sampling == mm.Sampling(**card.sampling)
     assert lm.model.config.eos_token_ids == (5, 9)
     text = lm.tokenizer.chat_text([{"role": "user", "content": "Hi"}])
     assert "<|im_start|>user\nHi<|im_end|>" in text

@@ -116,3 +116,8 @@ def test_a_folder_of_the_hub_s_cache_is_its_snapshot(model: Path, tmp_path: Path
     other = root.rename(tmp_path / "models--someone--thing")
     assert resolve(str(other)).name == "someone/thing"
     assert mm.load(other).generate("Hi", max_tokens=1).token_ids
+
+
+def test_a_folder_around_models_names_them(model: Path) -> None:
+    """As full fine-tuning writes one, whose checkpoints are beside it."""
+    assert "give the one inside it: model" in refusal(lambda: mm.load(model.parent))
