@@ -125,7 +125,7 @@ class MessageText:
 
         def rendered(change: Change) -> str | None:
             text = _try(render, *_changed(messages, tools, others, change))
-            return None if text is None else text.translate(self._shown_in_others)
+            return None if text is None else _unescaped(text).translate(self._shown_in_others)
 
         def is_read(name: str) -> bool:
             pattern = _pattern([name])

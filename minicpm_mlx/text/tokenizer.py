@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -176,7 +177,9 @@ class Tokenizer:
         if source not in self._message_texts:
             others = [token.content for token in self._added.values() if not token.special]
             marks = [name for name in others if name in source and looks_special(name)]
-            self._message_texts = {source: MessageText(self.special_tokens, marks)}
+            # A switch such as MiniCPM5's /no_think is there to be typed.
+            special = [name for name in self.special_tokens if not re.fullmatch(r"/\w+", name)]
+            self._message_texts = {source: MessageText(special, marks)}
         return self._message_texts[source]
 
     @cached_property

@@ -130,6 +130,18 @@ MESSAGES = st.lists(
 
 
 TEMPLATE = st.sampled_from([*TEMPLATES])
+READERS = {"cut", "truncate", "replace a name", "escape", "strip tags", "bos", "thoughts"}
+"""Templates that look at names, or may cut one."""
+
+
+@every_tokenizer
+@settings(max_examples=60, deadline=None)
+@given(messages=MESSAGES, reply=CONTENT, template=TEMPLATE.filter(lambda name: name not in READERS))
+def test_replies_make_no_special_tokens_either(make, messages, reply, template) -> None:
+    tokenizer = cached(make, template)
+    messages = [*messages, {"role": "assistant", "content": reply}, *messages]
+    expected = tokenizer.chat_ids(defused(messages))
+    assert specials(tokenizer, tokenizer.chat_ids(messages)) == specials(tokenizer, expected)
 
 
 @every_tokenizer
@@ -209,6 +221,14 @@ def test_special_tokens_that_show_in_replies_are_read_in_replies_alone() -> None
     assert call in tokenizer.chat_ids([user("a"), {"role": "assistant", "content": text}])
     unread = byte_level(CHATML)  # whose template knows no calls: a word like any other
     assert call in unread.chat_ids([user(text)])
+
+
+def test_a_switch_is_there_to_be_typed() -> None:
+    tokenizer = byte_level(CHATML)
+    tokenizer.backend.add_special_tokens(["/no_think"])
+    tokenizer = Tokenizer(tokenizer.backend, template=tokenizer.template)
+    switch = tokenizer.special_tokens["/no_think"]
+    assert switch in tokenizer.chat_ids([user("Why? /no_think")])
 
 
 def test_a_name_in_any_field_of_a_message_or_tool_is_text() -> None:
