@@ -29,6 +29,7 @@ pytest.importorskip("fastapi")
 from minicpm_mlx.server.http.api_error import ApiError
 from minicpm_mlx.server.web.conversation import PageSettings, WebConversation, takes_system, until
 from minicpm_mlx.server.web.gate import check_event
+from minicpm_mlx.server.web.kept import dump, parse
 from minicpm_mlx.server.web.status import escape, status
 
 if TYPE_CHECKING:
@@ -313,6 +314,54 @@ def test_the_system_text_is_asked_for_where_the_template_has_a_place(
     assert not takes_system(service)
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=20)), max_size=4)
+)
+def test_what_the_browser_keeps_comes_back(turns: list[tuple[str, str]]) -> None:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    kept = dump(messages, {"system": "Be brief."})
+    assert parse(kept).messages == messages
+    assert parse(kept).settings == ({"system": "Be brief."} if messages else {})
+
+
+@given(
+    st.text(max_size=30)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["messages", "role", "content", "settings"]), inner)
+        ),
+        max_leaves=12,
+    ).map(json.dumps)
+)
+def test_what_no_page_has_kept_is_checked(text: str) -> None:
+    for message in parse(text).messages:
+        assert message.keys() == {"role", "content"}
+        assert message["role"] in ("user", "assistant")
+        message["content"].encode()
+
+
+def test_half_a_surrogate_pair_is_kept_from_the_tokenizer() -> None:
+    assert parse('{"messages": [{"role": "user", "content": "\\ud800"}], "settings": {}}')[0] == []
+    assert parse("[" * 10**5).messages == []
+    assert parse(None).messages == []
+
+
+def test_a_conversation_goes_on_with_what_the_browser_kept(service: Service) -> None:
+    async def run() -> tuple[WebConversation, WebConversation]:
+        first, after_a_restart = WebConversation(), WebConversation()
+        await drain(first.ask(service, SETTINGS, "Name a colour."))
+        after_a_restart.resume(dump(first.messages, first.settings))
+        for conversation in (first, after_a_restart):
+            await drain(conversation.ask(service, SETTINGS, "Another one."))
+        return first, after_a_restart
+
+    first, other = asyncio.run(run())
+    assert len(other.messages) == 4
+    assert other.messages == first.messages
+
+
 # The server
 
 
@@ -393,12 +442,12 @@ def test_what_was_typed_is_never_printed(
     secret = "MY PRIVATE TEXT"
     html = chat.ask("GET", "/chat/").body.decode()
     config, _ = json.JSONDecoder().raw_decode(html.partition("window.gradio_config = ")[2])
-    (ask,) = (one["id"] for one in config["dependencies"] if len(one["inputs"]) == 8)
+    (ask,) = (one["id"] for one in config["dependencies"] if len(one["inputs"]) == 9)
     # Too few values, an adapter that is none, a number of tokens that is none.
     for values in (
         [secret],
-        ["Hi", None, "en", secret, "", 0.8, 0.5, 8],
-        ["Hi", None, "en", "tiny", "", 0.8, 0.5, secret],
+        ["Hi", None, "", "en", secret, "", 0.8, 0.5, 8],
+        ["Hi", None, "", "en", "tiny", "", 0.8, 0.5, secret],
     ):
         event = {"data": values, "fn_index": ask, "session_hash": "s"}
         joined = chat.ask("POST", "/chat/gradio_api/queue/join", event)
@@ -414,7 +463,7 @@ def test_what_was_typed_is_never_printed(
 
 @needs_gradio
 def test_an_event_that_is_too_large_is_refused(chat: Live) -> None:
-    event = {"data": ["x" * 2**20], "fn_index": 0, "session_hash": "x"}
+    event = {"data": ["x" * 2**22], "fn_index": 0, "session_hash": "x"}
     assert chat.ask("POST", "/chat/gradio_api/queue/join", event).status == 413
 
 

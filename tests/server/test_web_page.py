@@ -258,7 +258,7 @@ def test_a_message_that_is_too_long_is_told_and_given_back(opened: Callable[...,
     page = opened()
     ask(page, "word " * 9000)
     page.wait("document.querySelector('#status').innerText.includes('⚠')")
-    assert "is longer than" in status(page)
+    assert "are longer than" in status(page)
     assert box(page).startswith("word word")
     assert said(page, USER) == []
 
@@ -349,6 +349,117 @@ def test_dark_and_light_follow_the_system_and_the_button(
     page.close()
 
 
+# What the browser keeps
+
+
+def seen(page: Page, *questions: str) -> bool:
+    """Waits until these questions, and no other, are on the page."""
+    asked = f"[...document.querySelectorAll('{USER}')].map(found => found.innerText.trim())"
+    return bool(page.wait(f"{asked}.join('|') === {json.dumps('|'.join(questions))}"))
+
+
+def test_a_reload_keeps_the_conversation_until_it_is_cleared(opened: Callable[..., Page]) -> None:
+    page = opened()
+    set_number(page, "temperature", 0)
+    page.click("#system textarea")
+    page.write("You are a parrot.")
+    ask(page, "My name is <b>Ada</b>.\n`二`")
+    first = answered(page)
+    page.reload()
+    page.see(BOT)
+    assert said(page, BOT) == [first]
+    assert said(page, USER) == ["My name is <b>Ada</b>.\n二"]
+    page.wait("document.querySelector('#system textarea').value === 'You are a parrot.'")
+    assert page.value("document.querySelector('#max_tokens input[type=number]').value") == "8"
+    ask(page, "And yours?")
+    second = answered(page, 2)
+    page.reload()
+    page.see(BOT, 2)
+    assert said(page, BOT) == [first, second]
+    page.click("#clear")
+    page.wait(f"!document.querySelector('{USER}')")
+    page.reload()
+    page.see(BOX)
+    page.value("new Promise(done => setTimeout(done, 600))")
+    assert said(page, USER) == []
+    assert page.value("Object.keys(localStorage).length") == 0
+
+
+def test_a_reload_during_a_reply_keeps_what_came_of_it(chrome: Browser, chat: Live) -> None:
+    page = chrome.page(f"{chat.url}/chat/")
+    page.see(BOX)
+    set_number(page, "max_tokens", 2000)
+    ask(page, "Write a very long story about the sea.")
+    page.wait("(document.querySelector('#kept textarea, #kept input')?.value ?? '').length > 400")
+    page.reload()
+    page.see(BOT)
+    assert len(said(page, BOT)[0]) > 50
+    assert idle(chat)
+    page.see("#submit")
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_conversation_outlives_the_server(
+    serving: Callable[..., AbstractContextManager[Live]], chrome: Browser
+) -> None:
+    from minicpm_mlx.server.web.mount import mount
+
+    with serving(mount=mount) as live:
+        page = chrome.page(f"{live.url}/chat/")
+        page.see(BOX)
+        set_number(page, "max_tokens", 8)
+        ask(page, "One.")
+        first = answered(page)
+        port = live.place[1]
+    with serving(mount=mount, port=port):
+        ask(page, "Two.")
+        second = answered(page, 2)
+        assert said(page, USER) == ["One.", "Two."]
+        page.reload()
+        page.see(BOT, 2)
+        assert said(page, BOT) == [first, second]
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_new_tab_goes_on_where_a_closed_one_was_and_shares_with_no_open_one(
+    opened: Callable[..., Page], chrome: Browser, chat: Live
+) -> None:
+    one = opened()
+    ask(one, "One.")
+    answered(one)
+    other = chrome.page(f"{chat.url}/chat/", beside=one)
+    other.see(BOX)
+    set_number(other, "max_tokens", 8)
+    ask(other, "Other.")
+    answered(other)
+    for page, question in ((one, "One."), (other, "Other.")):
+        page.reload()
+        assert seen(page, question)
+    last = opened(beside=one)
+    assert said(last, USER) == []
+    other.close()
+    third = chrome.page(f"{chat.url}/chat/", beside=one)
+    assert seen(third, "Other.")
+    third.close()
+
+
+@pytest.mark.parametrize(
+    "kept", ["{", "[]", '{"messages": 5}', '{"messages": [{"role": "x", "content": 1}]}', "x" * 50]
+)
+def test_what_no_page_has_kept_harms_none(opened: Callable[..., Page], kept: str) -> None:
+    page = opened()
+    page.value("new Promise(done => setTimeout(done, 600))")  # the page has begun
+    page.value(f"localStorage.setItem(sessionStorage.getItem('minicpm-tab'), {json.dumps(kept)})")
+    page.reload()
+    page.see(BOX)
+    set_number(page, "max_tokens", 8)
+    ask(page, "Hello")
+    answered(page)
+    assert said(page, USER) == ["Hello"]
+
+
 @pytest.mark.slow
 def test_a_narrow_screen_needs_no_scrolling_sideways(
     opened: Callable[..., Page], tmp_path: Path
@@ -364,6 +475,52 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(
         )
         assert 0 <= left < right <= 390, name
     page.screenshot(tmp_path / "narrow.png")
+
+
+CONTROLS = (
+    "#language label:first-of-type",
+    "#language label:last-of-type",
+    "#theme",
+    BOX,
+    "#submit",
+    "#regenerate",
+    "#undo",
+    "#clear",
+    "#adapter input",
+    "#system textarea",
+    *(f"#{name} input[type={kind}]" for name in ("top_p", "temperature", "max_tokens")
+      for kind in ("number", "range")),
+)  # fmt: skip
+REACHED = """(() => {
+    const box = document.querySelector(SELECTOR).getBoundingClientRect();
+    const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+    const inside = box.left >= 0 && box.right <= innerWidth && y > 0 && y < innerHeight;
+    const top = document.elementFromPoint(x, y);
+    return inside && !!top?.closest(SELECTOR + ", label");
+})()"""
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(320, 480), (360, 740), (480, 320), (767, 900), (768, 600), (1024, 400), (1280, 300)],
+)
+def test_all_controls_can_be_reached_with_the_wheel(
+    opened: Callable[..., Page], width: int, height: int
+) -> None:
+    page = opened()
+    page.resize(width, height)
+    page.value("new Promise(done => setTimeout(done, 300))")
+    assert page.value("document.documentElement.scrollWidth") <= width
+    left = list(CONTROLS)
+    for place in ((width // 2, 30), (width - 60, height // 2)):  # the page; the settings' column
+        for delta in (-3000, *[height // 3] * 15):
+            page.wheel(*place, delta)
+            left = [
+                name
+                for name in left
+                if not page.value(REACHED.replace("SELECTOR", json.dumps(name)))
+            ]
+    assert left == []
 
 
 @pytest.mark.slow

@@ -120,12 +120,15 @@ class Browser:
             else:
                 self.events.append(message)
 
-    def page(self, url: str, *, language: str = "en-US", width: int = 1280) -> Page:
-        """A new tab, in a profile of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def page(
+        self, url: str, *, language: str = "en-US", width: int = 1280, beside: Page | None = None
+    ) -> Page:
+        """A new tab, in a profile of its own or in that of the page `beside`."""
+        context = beside and beside.context
+        context = context or self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        page = Page(self, target["targetId"], attached["sessionId"])
+        page = Page(self, target["targetId"], attached["sessionId"], context)
         for domain in ("Page", "Runtime", "Network", "Log"):
             page.call(f"{domain}.enable")
         page.call(
@@ -139,8 +142,9 @@ class Browser:
 class Page:
     """A tab. `script` arguments are JavaScript expressions."""
 
-    def __init__(self, of: Browser, target: str, session: str) -> None:
+    def __init__(self, of: Browser, target: str, session: str, context: str) -> None:
         self._browser, self._target, self._session = of, target, session
+        self.context = context
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **parameters)
@@ -215,6 +219,11 @@ class Page:
             spot = found
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **spot)
+
+    def wheel(self, x: float, y: float, delta: float) -> None:
+        """Turns the wheel there, down by so many pixels, and waits for the next picture."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=delta)
+        self.value("new Promise(done => setTimeout(done, 60))")
 
     def write(self, text: str) -> None:
         """As from a clipboard, into what has the focus."""

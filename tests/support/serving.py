@@ -74,12 +74,13 @@ def serving(
     settings: Mapping[str, Any] | None = None,
     mount: Mount | None = None,
     grace: float = 5.0,
+    port: int = 0,
     **options: Any,
 ) -> Iterator[Live]:
     """Serve `lm` while the block lasts; `options` are the Service's, `settings` the Settings'."""
     log: list[str] = []
     chosen = Settings(**{"log": log.append, **(settings or {})})
-    address, begun, urls = Address(port=0), threading.Event(), list[str]()
+    address, begun, urls = Address(port=port), threading.Event(), list[str]()
 
     def ready(url: str) -> None:
         urls.append(url)

@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
 from ...lm.outputs import Stats
 from ..http.api_error import ApiError
 from ..reply_stream import GenerationRequest
 from ..service import Service
+from .kept import parse
 
 T = TypeVar("T")
 
@@ -41,6 +42,8 @@ class WebConversation:
     """The messages of one tab, and the result of its last question."""
 
     messages: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The controls of the last question, by name."""
     replying: bool = False
     draft: str = ""
     """A question without a reply, to be put back into the input box."""
@@ -55,6 +58,16 @@ class WebConversation:
     def __deepcopy__(self, _memo: object) -> WebConversation:
         """Gradio copies the initial state for each tab."""
         return WebConversation()
+
+    def resume(self, kept: str | None) -> None:
+        """Takes the messages that the page shows, which outlive this server."""
+        if not self.replying:
+            self.messages, self.settings = parse(kept)
+
+    def take_unanswered(self) -> None:
+        """Makes a draft of a last question without a reply, as the page was closed meanwhile."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.draft = self.messages.pop()["content"]
 
     def stop(self) -> None:
         """Ends the current reply."""
@@ -103,7 +116,7 @@ class WebConversation:
             return
         self._reset()
         self._stop.clear()
-        self.replying = True
+        self.replying, self.settings = True, asdict(settings)
         text = ""
         try:
             yield messages

@@ -27,8 +27,8 @@ JOIN = "/gradio_api/queue/join"
 EVENT_PATHS = re.compile(rf"{JOIN}|/gradio_api/(?:cancel|reset)")
 HEARTBEAT = re.compile(r"/gradio_api/heartbeat/\w+")
 
-MAX_EVENT = 2**20
-"""Bytes of an event: a message and the settings."""
+MAX_EVENT = 2**22
+"""Bytes of an event: the conversation, a message and the settings."""
 SECONDS = 30.0
 """An event must arrive within this time."""
 POLICY = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -25,6 +26,7 @@ import gradio as gr
 
 from ..service import Service
 from .conversation import PageSettings, WebConversation, takes_system
+from .kept import dump
 from .markdown import prepare
 from .status import status
 from .texts import LANGUAGES, TEXTS, preferred, say
@@ -34,7 +36,9 @@ _log = logging.getLogger(__name__)
 MAX_MESSAGE = 200_000
 """Characters of a message; the context is shorter."""
 SESSIONS = 256
-"""Tabs whose conversations are kept; the least recently used is dropped first."""
+"""Tabs whose replies can be stopped; the least recently used is dropped first."""
+KEPT_INTERVAL = 1.0
+"""Seconds between two times that the browser gets a growing reply to keep."""
 DEFAULT_MAX_TOKENS = 2048
 """Tokens of a reply until the user moves the slider, as on MiniCPM's own page."""
 
@@ -74,6 +78,7 @@ class Page:
             title=f"{service.models[0].name} · MiniCPM", analytics_enabled=False, fill_height=True
         ) as self.blocks:
             self.conversation = gr.State(WebConversation())
+            self.kept = gr.Textbox(elem_id="kept", show_label=False, container=False)
             self._head()
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=4, min_width=320, elem_id="talk"):
@@ -177,10 +182,16 @@ class Page:
     # Events
 
     def _wire(self) -> None:
-        controls = [self.served, self.system, self.top_p, self.temperature, self.max_tokens]
-        state = [self.conversation, self.language]
-        inputs = [*state, *controls]
-        reply = [self.chat, self.status, self.box, self.submit, self.stop]
+        self.controls = {
+            "served": self.served,
+            "system": self.system,
+            "top_p": self.top_p,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        state = [self.conversation, self.kept, self.language]
+        inputs = [*state, *self.controls.values()]
+        reply = [self.chat, self.status, self.box, self.kept, self.submit, self.stop]
         self.outputs = [*reply, *self._idle_buttons]
         options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         sends = [self.submit.click, self.box.submit]
@@ -189,9 +200,11 @@ class Page:
         self.stop.click(_stop, [self.conversation], None, **options)
         self.undo.click(self._undo, state, self.outputs, **options)
         self.clear.click(self._clear, state, self.outputs, **options)
+        begun = [*self.outputs, self.language, *self.controls.values()]
+        # page.js sends it once at the start: a `load` beside it could cut the connection of both.
+        self.kept.blur(self._begin, state, begun, **options)
         relabelled = [component for component, _ in self.labels]
         self.language.input(self._relabel, state, [self.status, *relabelled], **options)
-        self.blocks.load(_language, None, [self.language], **options)
 
     @property
     def _idle_buttons(self) -> list[Any]:
@@ -199,19 +212,26 @@ class Page:
         return [self.regenerate, self.undo, self.clear]
 
     async def _ask(
-        self, text: str, conversation: WebConversation, language: str, *controls: Any
+        self,
+        text: str,
+        conversation: WebConversation,
+        kept: str | None,
+        language: str,
+        *controls: Any,
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         if not text.strip():
             yield self._unchanged()
             return
+        conversation.resume(kept)
         replies = conversation.ask(self.service, _read_controls(*controls), text)
         async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
                 yield outputs
 
     async def _regenerate(
-        self, conversation: WebConversation, language: str, *controls: Any
+        self, conversation: WebConversation, kept: str | None, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
+        conversation.resume(kept)
         replies = conversation.regenerate(self.service, _read_controls(*controls))
         async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
@@ -224,30 +244,53 @@ class Page:
         replies: AsyncGenerator[list[dict[str, str]], None],
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """The outputs as a reply grows; the buttons change with the first and the last."""
-        has_begun = False
+        kept_at = 0.0
         async with aclosing(replies):  # so that closing the tab ends the reply at once
             async for messages in replies:
-                if has_begun:
-                    yield (_bubbles(messages), "", *self._unchanged()[2:])
-                else:
-                    has_begun = True
+                begins, now = not kept_at, time.monotonic()
+                kept: Any = gr.skip()
+                if now - kept_at > KEPT_INTERVAL:
+                    kept, kept_at = dump(messages, conversation.settings), now
+                if begins:
                     text = say("waiting", language)
-                    yield (_bubbles(messages), text, "", *self._buttons(replying=True))
-        yield self._idle_outputs(conversation, language) if has_begun else self._unchanged()
+                    yield (_bubbles(messages), text, "", kept, *self._buttons(replying=True))
+                else:
+                    yield (_bubbles(messages), "", gr.skip(), kept, *self._unchanged()[4:])
+        yield self._idle_outputs(conversation, language) if kept_at else self._unchanged()
 
-    async def _undo(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
+    async def _undo(
+        self, conversation: WebConversation, kept: str | None, language: str
+    ) -> tuple[Any, ...]:
+        conversation.resume(kept)
         conversation.undo()
         return self._idle_outputs(conversation, language)
 
-    async def _clear(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
+    async def _clear(
+        self, conversation: WebConversation, _: str | None, language: str
+    ) -> tuple[Any, ...]:
         conversation.clear()
         return self._idle_outputs(conversation, language)
+
+    async def _begin(
+        self, conversation: WebConversation, kept: str | None, _: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """The language, the conversation that the browser has kept, and its controls."""
+        language = preferred(request.headers.get("accept-language", ""))
+        conversation.resume(kept)
+        conversation.take_unanswered()
+        values = conversation.settings
+        controls = [
+            values[name] if name in values and _fits(control, values[name]) else gr.skip()
+            for name, control in self.controls.items()
+        ]
+        return (*self._idle_outputs(conversation, language), language, *controls)
 
     def _idle_outputs(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         """The outputs without a current reply."""
         line = status(conversation, language, self.service.context_length)
         draft = conversation.draft or gr.skip()
-        return (_bubbles(conversation.messages), line, draft, *self._buttons(replying=False))
+        kept = dump(conversation.messages, conversation.settings)
+        return (_bubbles(conversation.messages), line, draft, kept, *self._buttons(replying=False))
 
     def _buttons(self, *, replying: bool) -> list[Any]:
         shown = [gr.update(visible=not replying), gr.update(visible=replying)]
@@ -256,7 +299,9 @@ class Page:
     def _unchanged(self) -> tuple[Any, ...]:
         return tuple(gr.skip() for _ in self.outputs)
 
-    async def _relabel(self, conversation: WebConversation, language: str) -> list[Any]:
+    async def _relabel(
+        self, conversation: WebConversation, _: str | None, language: str
+    ) -> list[Any]:
         line = status(conversation, language, self.service.context_length)
         return [line, *(_update_texts(keys, language) for _, keys in self.labels)]
 
@@ -272,6 +317,16 @@ def _read_controls(
         temperature=temperature,
         max_tokens=None if max_tokens is None else int(max_tokens),
     )
+
+
+def _fits(control: Any, value: object) -> bool:
+    """Whether the control can have a value that the browser has kept."""
+    if isinstance(control, gr.Slider):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and control.minimum <= value <= control.maximum  # type: ignore[operator]
+    if isinstance(control, gr.Dropdown):
+        return value in [choice for _, choice in control.choices]
+    return isinstance(value, str)
 
 
 def _update_texts(keys: dict[str, str], language: str) -> Any:
@@ -292,10 +347,6 @@ def _bubbles(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 async def _stop(conversation: WebConversation) -> None:
     conversation.stop()
-
-
-async def _language(request: gr.Request) -> str:
-    return preferred(request.headers.get("accept-language", ""))
 
 
 def _log_traceback() -> None:

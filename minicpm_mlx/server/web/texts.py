@@ -39,8 +39,9 @@ TEXTS = {
     ),
     "cut": ("cut off: see Max tokens", "已截断：见“最大词元数”"),
     "too_long": (
-        "The conversation is longer than the model's {context} tokens. Use Undo or Clear.",
-        "对话超出了模型的 {context} 个词元。请撤回或清空。",
+        "System text and conversation are longer than the model's {context} tokens. Shorten the "
+        "text, or use Undo or Clear.",
+        "系统提示与对话超出了模型的 {context} 个词元。请缩短文本，或撤回、清空。",
     ),
     "full": (
         "The server is busy and its queue is full. Try again in a moment.",
