@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from . import options
 from .render.theme import console
 from .streams import print_json
+
+if TYPE_CHECKING:
+    from minicpm_mlx.memory import MemoryEstimate
+
+
+GB = 1e9
+PARTS = ("weights", "cache", "working")
+"""Of a model's memory."""
 
 
 def doctor(as_json: options.Json = False) -> None:
@@ -15,17 +23,18 @@ def doctor(as_json: options.Json = False) -> None:
 
     facts = examine()
     hints = advice(facts)
-    plans = {name: asdict(plan) | {"fits": plan.fits} for name, plan in kept_plans().items()}
+    plans = {name: _record(plan) for name, plan in kept_plans().items()}
     if as_json:
         print_json({**facts, "models": plans, "advice": hints})
         return
     out = console()
     width = max(map(len, facts)) + 2
     for key, value in facts.items():
-        out.print(f"{key:<{width}}", style="title", end="")
-        out.print("none" if value is None else value)
+        out.print(f"{key.removesuffix('_bytes'):<{width}}", style="title", end="")
+        shown = f"{value / GB:.1f} GB" if isinstance(value, int) else value
+        out.print("none" if shown is None else shown)
     for name, plan in plans.items():
-        weights, cache, working = (plan[key] / 1e9 for key in ("weights", "cache", "working"))
+        weights, cache, working = (plan[f"{key}_bytes"] / GB for key in PARTS)
         out.print(f"{name:<{width}}", style="title", end="")
         out.print(
             f"{weights:.1f} GB of weights + {cache:.1f} of cache at {plan['context']} tokens "
@@ -36,3 +45,8 @@ def doctor(as_json: options.Json = False) -> None:
         out.print(hint, style="warning")
     if not hints:
         out.print("nothing to improve", style="good")
+
+
+def _record(plan: MemoryEstimate) -> dict[str, Any]:
+    sizes = {f"{key}_bytes": getattr(plan, key) for key in (*PARTS, "available")}
+    return sizes | {"context": plan.context, "fits": plan.fits}

@@ -79,8 +79,8 @@ def _record(completion: Completion) -> dict[str, Any]:
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
         "finish_reason": completion.finish_reason,
-        "ttft_ms": round(stats.ttft * 1000, 1),
+        "ttft_s": round(stats.ttft, 4),
         "prompt_tps": round(stats.prompt_tps, 2),
         "decode_tps": round(stats.decode_tps, 2),
-        "peak_memory_gb": round(stats.peak_memory / 1e9, 3),
+        "peak_memory_bytes": stats.peak_memory,
     }

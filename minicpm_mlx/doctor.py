@@ -16,11 +16,9 @@ from .model.config import Config
 from .model_cards import cache_dir, cards
 from .weights.lazy_tensor import dtype_name
 
-GB = 1e9
 
-
-def examine() -> dict[str, str | float | None]:
-    """Versions, device, BLAS, number format and memory (GB) in use by default."""
+def examine() -> dict[str, str | int | None]:
+    """Versions, device, BLAS, number format and memory in use by default."""
     device.select()
     stored = mx.bfloat16  # as MiniCPM is published
     return {
@@ -33,8 +31,8 @@ def examine() -> dict[str, str | float | None]:
         "device": "cpu" if device.on_cpu() else "gpu",
         "blas": (device.blas or "MLX's own") if device.on_cpu() else None,
         "dtype": dtype_name(device.choose_dtype(stored)),
-        "memory": round(device.total_memory() / GB, 1),
-        "available": round(device.available_memory() / GB, 1),
+        "memory_bytes": device.total_memory(),
+        "available_bytes": device.available_memory(),
         "cache": str(cache_dir()),
     }
 
@@ -51,7 +49,7 @@ def kept_plans() -> dict[str, MemoryEstimate]:
     return plans
 
 
-def advice(facts: dict[str, str | float | None]) -> list[str]:
+def advice(facts: dict[str, str | int | None]) -> list[str]:
     """Hints for more speed, a line each."""
     hints = []
     if facts["device"] == "cpu" and platform.system() == "Darwin":

@@ -66,7 +66,7 @@ def fuse(args: FuseOptions) -> None:
     show("")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if args.as_json:
-        print_json({"folder": str(folder), "bytes": size} | asdict(report))
+        print_json({"folder": str(folder), "size_bytes": size} | asdict(report))
         return
     out = console()
     out.print(f"{folder}: {size / 1e9:.2f} GB", style="good", highlight=False)

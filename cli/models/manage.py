@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +13,16 @@ import typer
 
 from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
 from minicpm_mlx.loading import download as hub
-from minicpm_mlx.loading.store import folder_of, kept_folder, made_folders
-from minicpm_mlx.model_cards import cards, resolve
+from minicpm_mlx.loading.store import folder_of, kept_copies, kept_folder, made_folders
+from minicpm_mlx.model_cards import Card, cards, resolve
 
 from .. import options
 from ..render.theme import console
 from ..streams import confirm, print_json
 
+GB = 1e9
+SIZES = ("download_bytes", "kept_bytes")
+"""Columns of `list`."""
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 
@@ -28,24 +32,17 @@ def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) 
     print(folder_of(card))
     if card.bits is not None and (size := hub.cached_size(str(card.repo))):
         print(
-            f"the original download is kept ({size / 1e9:.1f} GB); "
+            f"the original download is kept ({size / GB:.1f} GB); "
             f"`minicpm-mlx rm --download {card.name}` deletes only that",
             file=sys.stderr,
         )
 
 
-def list_models(as_json: options.Json = False) -> None:
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+) -> None:
     """List the cards and the models on this disk."""
-    rows = [
-        {
-            "name": card.name,
-            "download_gb": card.size_gb,
-            "kept_gb": _gigabytes(kept_folder(card)),
-            "note": card.note,
-            "note_zh": card.note_zh,
-        }
-        for card in cards().values()
-    ]
+    rows = [*_card_rows(), *_copy_rows()]
     if as_json:
         print_json(rows)
         return
@@ -57,10 +54,49 @@ def list_models(as_json: options.Json = False) -> None:
     table.add_column("here", justify="right", no_wrap=True)
     table.add_column("what it is", style="quiet")
     for row in rows:
-        here = f"{row['kept_gb']:.1f} GB" if row["kept_gb"] is not None else ""
-        size = f"{row['download_gb']} GB" if row["download_gb"] else ""
-        table.add_row(str(row["name"]), size, here, str(row["note"]))
+        sizes = ["" if row[key] is None else _shown(row[key]) for key in SIZES]
+        table.add_row(row["name"], *sizes, row["note"])
     console().print(table)
+
+
+def _card_rows() -> Iterator[dict[str, Any]]:
+    for card in cards().values():
+        folder = kept_folder(card)
+        yield {
+            "name": card.name,
+            "kind": "card",
+            "download_bytes": None if card.size_gb is None else round(card.size_gb * GB),
+            "kept_bytes": None if folder is None else _bytes(folder),
+            "folder": folder,
+            "note": card.note,
+            "note_zh": card.note_zh,
+        }
+
+
+def _copy_rows() -> Iterator[dict[str, Any]]:
+    """Copies that no card's row has: of .gguf files, of earlier versions, unfinished ones."""
+    shown = [kept_folder(card) for card in cards().values()]
+    for copy in kept_copies():
+        if copy.folder in shown:
+            continue
+        gone = copy.source is not None and not copy.source.exists()
+        yield {
+            "name": copy.name,
+            "kind": copy.kind,
+            "download_bytes": None,
+            "kept_bytes": _bytes(copy.folder),
+            "folder": copy.folder,
+            "note": NOTES[copy.kind][0] + (", which is gone" if gone else ""),
+            "note_zh": NOTES[copy.kind][1] + ("，原文件已不在" if gone else ""),
+        }
+
+
+NOTES = {
+    "converted": ("a copy converted from a GGUF file", "由 GGUF 文件转换的副本"),
+    "quantized": ("a quantized copy", "量化的副本"),
+    "unfinished": ("an unfinished copy", "未完成的副本"),
+}
+"""By kind of copy, in English and Chinese."""
 
 
 def show(model: Name, as_json: options.Json = False) -> None:
@@ -75,16 +111,16 @@ def show(model: Name, as_json: options.Json = False) -> None:
             f"{card.name} is not downloaded, and no card describes it; "
             f"`minicpm-mlx pull {model}` gets it"
         )
-    facts: dict[str, Any] = {key: value for key, value in asdict(card).items() if value}
+    facts = _given(asdict(card))
+    if size := facts.pop("size_gb", None):
+        facts["download_bytes"] = round(size * GB)
     facts["folder"], receipt = folder, None
     if folder is not None and folder.is_dir():
         config = Config.load(folder)
-        facts["kept_gb"] = _gigabytes(folder)
-        facts |= {
-            key: value for key, value in asdict(config).items() if value not in (None, (), 0, "")
-        }
+        facts["kept_bytes"] = _bytes(folder)
+        facts |= _given(asdict(config))
         if not config.num_experts:
-            del facts["num_experts_per_tok"]
+            del facts["num_experts"], facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
         if config.quantization and not as_json:  # most of them; the receipt has the rest
             packing = config.quantization
@@ -104,36 +140,53 @@ def show(model: Name, as_json: options.Json = False) -> None:
     for key, value in {**facts, **({} if receipt is None else summary(receipt))}.items():
         if not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
             missing = "not converted yet" if card.path else "not downloaded"
-            table.add_row(key, missing if value is None else str(value))
+            shown = _shown(value) if key.endswith("_bytes") else str(value)
+            table.add_row(key.removesuffix("_bytes"), missing if value is None else shown)
     console().print(table)
 
 
 def remove(
-    model: Annotated[str, typer.Argument(help="Card or hub repository.")],
+    model: Annotated[str, typer.Argument(help="Card, hub repository, or a copy's name in `list`.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     download: Annotated[bool, typer.Option("--download", help="Delete only the download.")] = False,
 ) -> None:
     """Delete a model from this disk: the download and everything converted from it."""
-    card = resolve(model)
-    converted = [] if download else made_folders(card)
-    if card.path is not None and not converted:  # of a .gguf file there may be a converted copy
+    named = [copy.folder for copy in kept_copies() if model in (copy.name, copy.folder.name)]
+    card = _card_of_copy(model, named) or resolve(model)
+    made = [] if download else named or made_folders(card)
+    if card.path is not None and not made:  # of a .gguf file there may be a converted copy
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
-    size = sum(map(_bytes, converted)) + (hub.cached_size(card.repo) if card.repo else 0)
-    if not size and not converted:
+    size = sum(map(_bytes, made)) + (hub.cached_size(card.repo) if card.repo else 0)
+    if not size and not made:
         what = "the download of " if download else ""
         raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")
-    if not yes and not confirm(f"Delete {card.name} ({size / 1e9:.1f} GB)?"):
+    if not yes and not confirm(f"Delete {card.name} ({_shown(size)})?"):
         print("nothing deleted", file=sys.stderr)
         raise typer.Exit(1)
-    for path in converted:
+    for path in made:
         shutil.rmtree(path)
     if card.repo:
         hub.remove(card.repo)
-    print(f"{card.name}: {size / 1e9:.1f} GB freed")
+    print(f"{card.name}: {_shown(size)} freed")
 
 
-def _gigabytes(path: Path | None) -> float | None:
-    return None if path is None else round(_bytes(path) / 1e9, 2)
+def _card_of_copy(model: str, named: list[Path]) -> Card | None:
+    """A card for a copy in `named`, or for one of a .gguf file that is gone."""
+    path = Path(model).expanduser().absolute()
+    if named:
+        return Card(name=model, path=path)
+    gone = Card(name=path.stem, path=path)
+    is_gone = path.suffix.lower() == ".gguf" and not path.exists()
+    return gone if is_gone and made_folders(gone) else None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that say something; 0 and false do."""
+    return {key: value for key, value in values.items() if value not in (None, (), "")}
+
+
+def _shown(size: int) -> str:
+    return f"{size / GB:.1f} GB"
 
 
 def _bytes(path: Path) -> int:

@@ -290,9 +290,9 @@ def _cache_bytes(subject: MeasuredModel) -> float:
 def environment(subject: MeasuredModel) -> dict[str, Any]:
     """Facts that all rows share."""
     facts = examine()
-    names = ("minicpm-mlx", "mlx", "mlx-lm", "python", "system", "chip", "device", "blas", "memory")
+    names = ("minicpm-mlx", "mlx", "mlx-lm", "python", "system", "chip", "device", "blas")
     return {
-        **{name.replace("-", "_"): facts[name] for name in names},
+        **{name.replace("-", "_"): facts[name] for name in (*names, "memory_bytes")},
         "build_commit": commit(),
         "power": power(),
         "thermal": thermal(),
@@ -301,5 +301,5 @@ def environment(subject: MeasuredModel) -> dict[str, Any]:
         "model_n_params": parameter_count(subject.model.config),
         "load_s": subject.load_s and round(subject.load_s, 3),
         "type_kv": f"{subject.kv_bits} bits" if subject.kv_bits else "full",
-        "bandwidth": subject.bandwidth,
+        "bytes_per_second": subject.bandwidth and subject.bandwidth * GB,
     }

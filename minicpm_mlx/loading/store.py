@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DownloadError
@@ -85,6 +87,48 @@ def made_folders(card: Card) -> list[Path]:
     return [path for path in found if made.fullmatch(path.name) or half.fullmatch(path.name)]
 
 
+SOURCE = "source.json"
+"""In a folder converted from a .gguf file: where that file was."""
+
+COPY = re.compile(
+    r"\.?(.+)-(gguf-[0-9a-f]{8}-[0-9a-f]{8}|v\d+-[0-9a-f]+|\d+bit-g\d+(?:-mixed)?)(-\w+)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCopy:
+    """A folder that this library made of a model and keeps in its cache."""
+
+    folder: Path
+    kind: str
+    """"converted", "quantized" or "unfinished"."""
+    source: Path | None
+    """The .gguf file it was made from, which may be gone; None: none, or unknown."""
+
+    @property
+    def name(self) -> str:
+        """What `rm` takes."""
+        return str(self.source or self.folder.name)
+
+
+def kept_copies() -> list[KeptCopy]:
+    """Every folder that was made of a model, in the order of names."""
+    copies = []
+    for folder in sorted(cache_dir().glob("*")):
+        if (match := COPY.fullmatch(folder.name)) and folder.is_dir():
+            kind = "quantized" if "bit-g" in match[2] else "converted"
+            if folder.name.startswith("."):
+                kind = "unfinished"
+            copies.append(KeptCopy(folder=folder, kind=kind, source=_source(folder)))
+    return copies
+
+
+def _source(folder: Path) -> Path | None:
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return Path(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["file"])
+    return None
+
+
 def _from_hub(card: Card, progress: bool) -> Path:
     kept = cache_dir() / _quantized_name(card)
     if card.bits is not None and (kept / "config.json").is_file():
@@ -102,11 +146,17 @@ def _from_hub(card: Card, progress: bool) -> Path:
 
 def _from_gguf(card: Card) -> Path:
     """The folder that a .gguf file was converted to; those of an older such file are deleted."""
+    from ..weights.checkpoint import write_json
     from ..weights.gguf import convert_gguf
 
     file = card.path
     assert file is not None
-    folder = _kept(_converted_name(card), lambda folder: convert_gguf(file, folder))
+
+    def make(folder: Path) -> None:
+        convert_gguf(file, folder)
+        write_json(folder / SOURCE, {"file": str(file)})
+
+    folder = _kept(_converted_name(card), make)
     for older in made_folders(card):
         if older != folder and not older.name.startswith("."):
             shutil.rmtree(older, ignore_errors=True)

@@ -19,10 +19,9 @@ class PartComparison:
     questions: int
     """Questions that both runs have scored."""
     first: float
-    """The first run's score of these questions in percent, averaged over subsets as in a report."""
+    """The first run's score of these questions, 0 to 1, averaged over subsets as in a report."""
     second: float
     comparison: Comparison
-    """Of the scores from 0 to 1."""
     gained: tuple[Key, ...]
     """Subset and id of questions whose score rose from the first run to the second."""
     lost: tuple[Key, ...]
@@ -97,8 +96,8 @@ def _compare_part(
     subsets = [subset for subset, _ in common]
     return PartComparison(
         questions=len(common),
-        first=100 * over_subsets(_by_subset(first, common)),
-        second=100 * over_subsets(_by_subset(second, common)),
+        first=over_subsets(_by_subset(first, common)),
+        second=over_subsets(_by_subset(second, common)),
         comparison=compare(before, after, subsets),
         gained=tuple(key for key, a, b in pairs if b > a),
         lost=tuple(key for key, a, b in pairs if b < a),
