@@ -204,6 +204,10 @@ def test_embeddings_have_length_one_but_in_the_older_form(client):
 def test_a_text_too_long_to_embed_is_cut_or_refused(client, tiny_server, monkeypatch):
     import ollama
 
+    for num_ctx, count in ((6, 6), (10**6, 150)):
+        found = client.embed("tiny", "word " * 30, options={"num_ctx": num_ctx})
+        assert found.prompt_eval_count == count
+
     monkeypatch.setattr(tiny_server.service, "context_length", 8)
     assert client.embed("tiny", "word " * 30).prompt_eval_count == 8
     with pytest.raises(ollama.ResponseError, match="context"):

@@ -88,6 +88,14 @@ def test_a_form_that_is_none_or_several_is_refused_by_name(
 
 
 @pytest.mark.parametrize("path", ROUTES)
+def test_an_empty_form_asks_for_none(tiny_server: Live, path: str) -> None:
+    empty = {name: "" for name in ("grammar", "regex", "ebnf", "json_schema", "guided_regex")}
+    answers = [ask(tiny_server, path, **more) for more in ({}, empty)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].json["choices"] == answers[1].json["choices"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("n", [1, 2])
 def test_every_chunk_has_the_usage_so_far_if_it_is_wanted(
     tiny_server: Live, path: str, n: int

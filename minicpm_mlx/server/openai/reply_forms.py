@@ -131,13 +131,13 @@ class FormFields(Body):
     """llama.cpp's."""
 
     def guides(self) -> dict[str, Guide]:
-        """The forms by field; several exclude each other."""
+        """The forms by field; several exclude each other. Clients send empty text for none."""
         names = ["regex", "ebnf", "json_schema", "grammar"]
         names += ["guided_json", "guided_regex", "guided_choice", "guided_grammar"]
         guides = {
             name: _guide(name, name.removeprefix("guided_"), value)
             for name in names
-            if (value := getattr(self, name)) is not None
+            if (value := getattr(self, name)) not in (None, "")
         }
         if self.structured_outputs:
             guides |= self.structured_outputs.guides()
