@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..arguments import Limit
+from ..arguments import Limit, expect
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
 from ..files.atomic import alone, check_writable, make_whole, named_errors, write_whole
@@ -100,6 +100,7 @@ def finetune(
         plan = TrainingPlan(steps=100)  # of minicpm_mlx.train.planning
         mm.finetune(lm, data, "adapters", plan=plan)
     """
+    expect("data", data, Data, "what load_data returns")
     folder, method = Path(folder).expanduser(), method or LoRAConfig()
     objective = objective or objective_for(data.kind)
     check(data, objective, method, plan, test=test)
@@ -108,6 +109,7 @@ def finetune(
     claim(folder, resume)
     if resume:
         plan = resumed_plan(folder, plan)
+        check_resumed(folder, data, objective, method, plan)
     items = [*data.train, *data.valid, *data.test]
     for note in note_context(items, lm.config.context_length, lm.card.context):
         if note not in data.notes:

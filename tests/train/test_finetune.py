@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,6 +17,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.errors import StorageError
 from minicpm_mlx.model_cards import Card
 from minicpm_mlx.train import finetune as runs
+from minicpm_mlx.train import lora
 from minicpm_mlx.train.data.dataset import Data, load_data
 from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.optimizer import Schedule
@@ -118,3 +120,27 @@ def test_a_result_says_what_was_kept(model: Path, data: Data, tmp_path: Path) ->
         losses = {event.step: event.loss for event in told if isinstance(event, Validated)}
         assert result.best == min(losses.values()) == losses[result.best_step]
         assert bool(result.best_step) is better
+
+
+def test_a_mistake_is_named_before_the_model_is_changed(
+    model: Path, data: Data, tmp_path: Path
+) -> None:
+    lm, out = base(model), tmp_path / "out"
+    (tmp_path / "file").write_text("x")
+    runs.finetune(base(model), data, out, plan=PLAN)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"data": "train.jsonl"}, "data must be what load_data returns, got 'train.jsonl'"),
+        ({"folder": tmp_path / "file"}, "is a file; give a folder"),
+        ({"folder": tmp_path / "file" / "new"}, "cannot be written"),
+        ({"method": LoRAConfig(layers=9)}, "layers must be at most 3"),
+        ({"replies": -1}, "replies must be 0 or more"),
+        ({"test": True}, "test needs a test set"),
+        ({"folder": out, "resume": True, "plan": replace(PLAN, seed=9)}, "another --seed"),
+        ({"folder": out, "resume": True, "method": LoRAConfig(rank=2)}, "another --rank"),
+    ]
+    for change, message in wrong:
+        arguments = {"data": data, "folder": tmp_path / "new", "plan": PLAN} | change
+        with pytest.raises(mm.MiniCPMError, match=message):
+            runs.finetune(lm, **arguments)
+        assert not list(lora.adapters(lm.model))  # type: ignore[arg-type]
+        assert not (tmp_path / "new").exists()

@@ -137,7 +137,7 @@ def note_context(items: Iterable[Item], *limits: int | None) -> list[str]:
         return []
     return [
         f"{longer} samples are longer than the model's context of {context} tokens, past which it "
-        f"has not learned to read; --max-seq-length {context} cuts them"
+        f"has not learned to read; max_seq_length {context} cuts them"
     ]
 
 
