@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from .. import options, paths
+from ..options import REQUIRED, argument, option
 from ..render.theme import console
 
 
-def export_adapter(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of a LoRA or DoRA adapter.", callback=paths.checked(paths.adapter_folder)
-        ),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder to write, or .gguf file; must not exist.",
-            callback=paths.checked(paths.new_path),
-        ),
-    ],
-    layout: Annotated[
-        str, typer.Option("--format", help="peft, mlx (mlx-lm), or gguf (llama.cpp --lora).")
-    ],
-    model: options.BaseModel = None,
-    base_format: Annotated[
-        str | None,
-        typer.Option(
-            help="Make it for a base in this format of `convert`: mup, llama or mlx; default: that "
-            "of the model."
-        ),
-    ] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class ExportOptions:
+    """Arguments and options of `export-adapter`."""
+
+    folder: Path = argument("Folder of a LoRA or DoRA adapter.", check=paths.adapter_folder)
+    target: Path = argument("Folder to write, or .gguf file; must not exist.", check=paths.new_path)
+    format: str = option("peft, mlx (mlx-lm), or gguf (llama.cpp --lora).", default=REQUIRED)
+    model: options.BaseModel = None
+    base_format: str | None = option(
+        "Make it for a base in this format of `convert`: mup, llama or mlx; default: the model's."
+    )
+
+
+@options.command(ExportOptions)
+def export_adapter(args: ExportOptions) -> None:
     """Write an adapter in the layout of PEFT, mlx-lm or llama.cpp."""
     from minicpm_mlx.convert import export_adapter as export
 
-    base = options.choose_model(model, [folder])
-    form = export.export_adapter(folder, target, layout, model=base, base_format=base_format)
-    console().print(f"{target}: written for {layout}", style="good")
+    export.check(args.target, args.format, args.base_format)
+    model = options.choose_model(args.model, [args.folder])
+    form = export.export_adapter(
+        args.folder, args.target, args.format, model=model, base_format=args.base_format
+    )
+    console().print(f"{args.target}: written for {args.format}", style="good")
     console().print(f"for a base in {form}", highlight=False)

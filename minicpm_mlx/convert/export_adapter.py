@@ -50,17 +50,8 @@ def export_adapter(
 
         export_adapter("adapters", "for-llama.gguf", "gguf", model="minicpm-2b-dpo")
     """
-    one_of("format", layout, LAYOUTS)
-    if base_format is not None:
-        one_of("base-format", base_format, FORMATS)
     target = Path(target)
-    if target.exists():
-        raise InvalidArgumentError(f"{target} exists; give a name that does not")
-    if layout != "gguf" and target.suffix.lower() == ".gguf":
-        raise InvalidArgumentError(
-            f"{target}: format {layout} is a folder; expected format gguf, or another name"
-        )
-    check_writable(target, "give another name")
+    check(target, layout, base_format)
     card = resolve(str(model))
     source = read_adapter(Path(adapter).expanduser())
     config = Config.load(folder_of(card))
@@ -82,6 +73,20 @@ def export_adapter(
         target, lambda folder: write(folder, source, config, base, form), "give another folder"
     )
     return form
+
+
+def check(target: Path, layout: str, base_format: str | None = None) -> None:
+    """Raise what can be known of `export_adapter`'s arguments before a model is fetched."""
+    one_of("format", layout, LAYOUTS)
+    if base_format is not None:
+        one_of("base_format", base_format, FORMATS)
+    if target.exists():
+        raise InvalidArgumentError(f"{target} exists; give a name that does not")
+    if layout != "gguf" and target.suffix.lower() == ".gguf":
+        raise InvalidArgumentError(
+            f"{target}: format {layout} is a folder; expected format gguf, or another name"
+        )
+    check_writable(target, "give another name")
 
 
 def _config_in(config: Config, base_format: str) -> Config:

@@ -131,7 +131,7 @@ def config_in(config: Config, format: str) -> Config:
         return config
     if not form.has_constants:
         raise InvalidArgumentError(
-            f"base-format {format}: the model's config.json does not say which constants of muP "
+            f"base_format {format}: the model's config.json does not say which constants of muP "
             f"its weights contain; expected {form.format}, or the model it was converted from"
         )
     names = ("scale_emb", "scale_depth", "dim_model_base")

@@ -63,6 +63,23 @@ def test_fuse_and_export_need_no_model(
     assert record["base_form"]["format"] == "llama"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "mlx", "--base-format", "gguf"), "--base-format must be one of mup, llama"),
+        (("--format", "onnx"), "--format must be one of peft, mlx, gguf, got 'onnx'"),
+    ],
+)
+def test_what_export_cannot_write_is_said_before_a_base_is_fetched(
+    options: tuple[str, ...], message: str, tmp_path: Path, command: Command, capsys: Out
+) -> None:
+    adapter = named(tmp_path / "adapter", model="org/name")
+    assert command("export-adapter", str(adapter), str(tmp_path / "out"), *options) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "org/name" not in said
+
+
 def test_fuse_takes_no_third_folder(
     adapter: Path, tmp_path: Path, command: Command, capsys: Out
 ) -> None:

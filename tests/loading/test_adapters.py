@@ -310,6 +310,16 @@ def test_rescaling_there_and_back_changes_nothing(
         assert mx.allclose(found.deltas[name].magnitude, delta.magnitude, rtol=1e-4)
 
 
+def test_a_server_rescales_the_adapters_it_is_started_with(models: Path, tmp_path: Path) -> None:
+    from minicpm_mlx.server.service import _load_adapters
+
+    adapter = saved(tmp_path / "adapter", all_matrices(), "mlx", model=str(models / "mup"))
+    expected = mm.load(models / "mup", adapter=adapter).model(IDS)
+    lm = mm.load(models / "mlx")
+    served = _load_adapters(lm, {"mine": adapter})["mine"]
+    assert distance(served(IDS), expected) < 2e-3  # type: ignore[operator]
+
+
 def test_caches_of_a_rescaled_adapter_are_its_own(models: Path, tmp_path: Path) -> None:
     adapter = saved(tmp_path / "adapter", all_matrices(), "mlx")
     digests = {mm.load(models / form).read_adapter(adapter).digest for form in FORMS}
