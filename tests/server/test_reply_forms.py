@@ -89,7 +89,7 @@ def test_a_form_that_is_none_or_several_is_refused_by_name(
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_an_empty_form_asks_for_none(tiny_server: Live, path: str) -> None:
-    empty = {name: "" for name in ("grammar", "regex", "ebnf", "json_schema", "guided_regex")}
+    empty = dict.fromkeys(("grammar", "regex", "ebnf", "json_schema", "guided_regex"), "")
     answers = [ask(tiny_server, path, **more) for more in ({}, empty)]
     assert [answer.status for answer in answers] == [200, 200]
     assert answers[0].json["choices"] == answers[1].json["choices"]
