@@ -82,7 +82,7 @@ def test_routes_fields_and_metrics_named_are_the_servers(tiny_server: Live) -> N
     routes = {span.partition(" ")[0] for span in spans(served) if re.match(r"/[a-z]", span)}
     there = {*document["paths"]}
     assert len(routes) > 20
-    assert routes <= there
+    assert routes - {"/no_think"} <= there, "which is a word for models that think"
     assert {path for path in there - routes if "/blobs/" not in path} <= {"/api/push", "/api/copy"}
     fields = {
         field
