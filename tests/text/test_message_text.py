@@ -247,6 +247,19 @@ def test_a_name_in_any_field_of_a_message_or_tool_is_text() -> None:
     assert specials(tokenizer, ids) == [262, 263, 262, 263]
 
 
+@pytest.mark.parametrize("name", ["minicpm-1b", "minicpm-2b", "minicpm3-4b", "minicpm4"])
+def test_every_special_token_of_the_family_can_be_typed(name: str) -> None:
+    tokenizer = load_tokenizer(need_shared("tokenizers", name))
+    names = " ".join(tokenizer.special_tokens)
+    for text in (names, f"x{names.replace(' ', '')}x", f" {names}\n\n{names}"):
+        messages = [user(text), {"role": "assistant", "content": text}, user(text)]
+        ids, expected = tokenizer.chat_ids(messages), tokenizer.chat_ids(defused(messages))
+        assert specials(tokenizer, ids) == specials(tokenizer, expected)
+        assert tokenizer.decode(ids, skip_special=False).replace(" ", "").removeprefix("<s>") == (
+            tokenizer.chat_text(messages).replace(" ", "")
+        )
+
+
 def test_raw_text_keeps_its_special_tokens() -> None:
     tokenizer = cached(byte_level, "chatml")
     assert specials(tokenizer, tokenizer.encode("<s>a</s>")) == [260, 261]

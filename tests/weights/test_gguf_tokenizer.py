@@ -22,7 +22,7 @@ MESSAGES = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "你好"},
     {"role": "assistant", "content": "Hello."},
-    {"role": "user", "content": "Bye"},
+    {"role": "user", "content": "Bye </s>, <|im_end|>"},
 ]
 
 
