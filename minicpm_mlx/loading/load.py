@@ -11,14 +11,16 @@ from ..distributed import collectives
 from ..engine import Sampling
 from ..errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsError
 from ..lm.lm import LM
+from ..model.adapters import locate_deltas
 from ..model.config import Config
+from ..model.transformer import Model
 from ..model_cards import Card, resolve
 from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
 from ..weights.adapters import find_adapter
 from ..weights.generation_config import FILE, read_sampling
 from .adapters import load_adapter
-from .store import folder_of, kept_folder
+from .store import folder_of, kept_folder, text_folder_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -49,7 +51,13 @@ def load(
     """
     card = resolve(str(name))
     _check_options(dtype, adapter, draft)
+    if adapter is not None and shard and collectives.size() > 1:
+        raise InvalidArgumentError(
+            "--adapter: not on a model that several processes share; fuse it first "
+            "(minicpm-mlx fuse)"
+        )
     devices.select(device)
+    _check_fit(card, adapter, draft, progress)
     folder = folder_of(card, progress=progress)
     try:
         lm = _load_folder(card, folder, dtype, fuse, shard)
@@ -61,15 +69,9 @@ def load(
             f"`minicpm-mlx pull {card.name}`"
         ) from None
     if adapter is not None:
-        if shard and collectives.size() > 1:
-            raise InvalidArgumentError(
-                "--adapter: not on a model that several processes share; fuse it first "
-                "(minicpm-mlx fuse)"
-            )
         lm.use_adapter(adapter)
     if draft is not None:
         lm.draft = load(draft, dtype=dtype, device=device, progress=progress)
-        _check_vocabulary(lm, lm.draft)
     return lm
 
 
@@ -85,14 +87,22 @@ def _check_options(
         Config.load(kept)
 
 
-def _check_vocabulary(lm: LM, draft: LM) -> None:
-    probe = "The quick brown fox, 12345.\n敏捷的棕色狐狸。"
-    mine, its = lm.tokenizer, draft.tokenizer
-    if mine.vocab_size != its.vocab_size or mine.encode(probe) != its.encode(probe):
-        raise InvalidArgumentError(
-            f"draft {draft.card.name} has another vocabulary than {lm.card.name}; expected a "
-            "smaller model of the same family"
-        )
+def _check_fit(
+    card: Card, adapter: str | Path | None, draft: str | Path | None, progress: bool
+) -> None:
+    """Refuses an adapter or a draft of another kind of model before weights are downloaded."""
+    if adapter is not None:
+        config = Config.load(text_folder_of(card, progress=progress))
+        locate_deltas(Model(config), load_adapter(adapter, config, card))  # makes no weights
+    if draft is not None:
+        other = resolve(str(draft))
+        probe = "The quick brown fox, 12345.\n敏捷的棕色狐狸。"
+        mine, its = (tokenizer_of(c, text_folder_of(c, progress=progress)) for c in (card, other))
+        if mine.vocab_size != its.vocab_size or mine.encode(probe) != its.encode(probe):
+            raise InvalidArgumentError(
+                f"draft {other.name} has another vocabulary than {card.name}; expected a smaller "
+                "model of the same family"
+            )
 
 
 def _load_folder(

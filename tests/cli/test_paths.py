@@ -140,3 +140,22 @@ def test_the_library_writes_nothing_before_its_arguments_are_right(
     with pytest.raises(InvalidArgumentError, match="dtype must be one of"):
         convert(LARGE, tmp_path / "new", dtype="int8")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["adapter", "draft"])
+def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(
+    tiny: mm.LM, demo_adapter: Path, demo_folder: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    def load_model(*_: object, **__: object) -> None:
+        pytest.fail("read the weights first")
+
+    monkeypatch.setattr("minicpm_mlx.loading.load.load_model", load_model)
+    other = {"adapter": demo_adapter, "draft": demo_folder}[option]
+    with pytest.raises(MiniCPMError, match=r"v_proj|another vocabulary"):
+        mm.load(str(tiny.folder), **{option: other})
+
+
+def test_a_missing_adapter_is_named_once(tiny: mm.LM, demo: mm.LM) -> None:
+    with pytest.raises(MiniCPMError) as error:
+        tiny.use_adapter("nowhere")
+    assert str(error.value).count("nowhere") == 1
