@@ -472,6 +472,14 @@ def test_a_download_can_be_declined(chat: Open, keys: str, status: int) -> None:
     assert shell.echoes
 
 
+def test_keys_typed_before_a_question_is_shown_answer_it(chat: Open) -> None:
+    shell = chat("--no-save", model="minicpm-2b-dpo")
+    shell.send("x" + ENTER + "t" + ENTER + "/bye" + ENTER)  # no answer; the demo; the chat's prompt
+    assert shell.status() == 0
+    assert shell.text.count("quit: ") == 2
+    assert shell.echoes
+
+
 def test_the_demo_may_be_tried_plain_and_unsaved(chat: Open, folder: Path) -> None:
     shell = chat("--plain", "--no-save", model="minicpm-2b-dpo")
     shell.wait(r"download of 5\.45 GB(.*\n)*.*quit: ")
