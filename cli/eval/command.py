@@ -47,7 +47,7 @@ def evaluate(args: EvalOptions) -> None:
     if args.context.invoked_subcommand is not None:
         return
     from minicpm_mlx.evals.report.tables import scores_table
-    from minicpm_mlx.evals.run import model_name, prepare, run
+    from minicpm_mlx.evals.run import check_folder, model_name, prepare, run
     from minicpm_mlx.evals.settings import ALL
 
     if args.tasks is None:
@@ -59,6 +59,8 @@ def evaluate(args: EvalOptions) -> None:
             run_lm_eval(args)
         return
     plan = prepare(args.settings(), args.data)
+    if args.output is not None:
+        check_folder(args.output, plan)
     lm = options.load_model(args.model, args.compute, adapter=args.adapter)
     folder = args.output or Path(f"eval-{model_name(lm)}")
     with resumable(lambda: folder), options.advise_without_template(WITHOUT_TEMPLATE):

@@ -73,15 +73,21 @@ class RunRecord:
             self.settings["parts"] = {}
         if self.settings["model"]["identity"] != model["identity"]:
             check_same(self.folder, "the model's", self.settings["model"], model)
+        self.check_parts(program, parts)
+        self.parts.update(parts)
+        with named_errors(self.folder, ADVICE):
+            (self.folder / RECORDS).mkdir(exist_ok=True)
+            write_json(self.folder / SETTINGS, self.settings)
+
+    def check_parts(self, program: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+        """InvalidArgumentError where the folder's run has other settings of a part."""
+        if not self.settings:
+            return
         before, now = self.settings["program"]["minicpm-mlx"], program["minicpm-mlx"]
         check_same(self.folder, "minicpm-mlx's", {"version": before}, {"version": now})
         for name, part in parts.items():
             if name in self.parts:
                 check_same(self.folder, f"{name}'s", self.parts[name], part)
-        self.parts.update(parts)
-        with named_errors(self.folder, ADVICE):
-            (self.folder / RECORDS).mkdir(exist_ok=True)
-            write_json(self.folder / SETTINGS, self.settings)
 
     def open_part(self, part: str) -> JsonlFile:
         return JsonlFile(self.folder / RECORDS / f"{part}.jsonl")

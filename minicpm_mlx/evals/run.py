@@ -123,13 +123,24 @@ def run(
     data; errors as `open_run`, `generate_replies` and `loglikelihood.score`.
     """
     with open_run(folder) as record:
-        versions = {name: version(name) for name in ("minicpm-mlx", "mlx", "mlx-lm")}
-        record.begin(describe_model(lm), versions, _describe_parts(plan))
+        record.begin(describe_model(lm), _versions(), _describe_parts(plan))
         for part in plan.settings.parts:
             _run_part(lm, part, plan, record, progress)
         report = report_of(record)
         write_report(report, record.folder)
     return report
+
+
+def check_folder(folder: str | Path, plan: EvalPlan) -> None:
+    """Refuses a folder that `run` would, but for the model's sake: before a model is loaded."""
+    path = Path(folder)
+    if path.is_dir() and any(path.iterdir()):
+        with open_run(path) as record:
+            record.check_parts(_versions(), _describe_parts(plan))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("minicpm-mlx", "mlx", "mlx-lm")}
 
 
 def model_name(lm: LM) -> str:

@@ -86,7 +86,8 @@ def test_a_run_goes_on_and_another_setting_is_refused(
     assert out == ""
     assert f"finished work is kept in {tmp_path / 'out'}; the same command resumes it" in err
     monkeypatch.undo()
-    assert command(*words(model, data, tmp_path / "out", "--seed", "1")) == 1
+    other = words("minicpm-2b-dpo", data, tmp_path / "out", "--seed", "1")
+    assert command(*other) == 1  # before that model is looked for
     assert "arc_easy.ppl's seed is 0, not 1" in capsys.readouterr().err
     path = tmp_path / "out" / "records" / "arc_easy.ppl.jsonl"
     begun = path.read_bytes()

@@ -80,7 +80,7 @@ def test_each_path_and_model_of_every_command_is_checked_when_parsed() -> None:
         ("fuse {large} {empty} --adapter {adapter}", "exists; give a name that does not"),
         ("export-adapter {none} {new} --format peft", "{none}: expected an adapter's folder"),
         ("export-adapter {adapter} {empty} --format peft", "exists; give a name that does not"),
-        ("export-adapter {adapter} {new} --format onnx", "format must be one of peft, mlx, gguf"),
+        ("export-adapter {adapter} {new} --format onnx", "--format must be one of peft, mlx, gguf"),
         ("quantize {large} {none}/new", "is no folder; make it first"),
         ("quantize {large} {new} --calibration {none}", "--calibration {none}: No such file"),
         ("quantize {large} {new} --evaluate {none}", "--evaluate {none}: No such file"),
