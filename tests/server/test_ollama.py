@@ -232,7 +232,8 @@ def test_models_are_not_changed(client):
 
 
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "sea"}}</tool_call>'
-LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+PLACE = {"type": "object", "properties": {"at": {"type": "string"}}}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": PLACE}}
 
 
 def test_calls_of_functions_are_told_apart_from_text(client, monkeypatch):
