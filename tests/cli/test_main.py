@@ -280,6 +280,21 @@ def test_a_reader_that_leaves_or_ctrl_c_ends_without_a_traceback(demo_folder: Pa
             assert process.wait(60) == status
 
 
+def test_ctrl_c_during_the_imports_is_one_line() -> None:
+    code = """
+import sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "minicpm_mlx.cli.bench":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder)
+from minicpm_mlx.cli.start import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "minicpm-mlx: interrupted\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
