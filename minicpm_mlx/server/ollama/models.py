@@ -126,6 +126,7 @@ class OllamaModels:
             ("temperature", str(sampling.temperature)),
             ("top_p", str(sampling.top_p)),
             ("top_k", str(sampling.top_k)),
+            ("min_p", str(sampling.min_p)),
             ("repeat_penalty", str(sampling.repetition_penalty)),
         ]
         template = self.service.lm.tokenizer.template
