@@ -181,7 +181,12 @@ BaseModel = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. Repeatable.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="End the reply before this text. Repeatable.", callback=paths.checked(paths.some_text)
+    ),
+]
 Adapter = Annotated[
     str | None,
     typer.Option(

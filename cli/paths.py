@@ -93,6 +93,11 @@ def output_folder(path: Path) -> None:
     check_writable(path / "new" if path.is_dir() else path, "give another folder")
 
 
+def some_text(text: str) -> None:
+    if not text:
+        raise InvalidArgumentError("must not be empty")
+
+
 def adapter_folder(path: str | Path) -> None:
     """A folder with the files of an adapter."""
     from minicpm_mlx.weights.adapters import find_adapter

@@ -76,7 +76,9 @@ class ServerOptions:
     allow_embedding_ids: bool = flag("Embed token ids too: they must be this model's own.")
     tls_cert: Path | None = option("Certificate in PEM, for https.", check=paths.input_file)
     tls_key: Path | None = option("Its private key in PEM.", check=paths.input_file)
-    grace: float = option("Seconds that replies may still take at shutdown.", default=10.0)
+    grace: float = option(
+        "Seconds that replies may still take at shutdown.", default=10.0, limit=NOT_NEGATIVE
+    )
     compute: options.Compute
 
 

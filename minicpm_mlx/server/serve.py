@@ -46,7 +46,7 @@ class Address:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise InvalidArgumentError(f"port must be 0 to 65535, got {self.port}")
+            raise InvalidArgumentError(f"must be 0 to 65535, got {self.port}", field="port")
         if self.private_key is not None and self.certificate is None:
             raise InvalidArgumentError("a TLS key needs its certificate too (--tls-cert)")
         if self.certificate is None:

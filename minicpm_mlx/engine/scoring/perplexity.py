@@ -165,15 +165,15 @@ def check_windows(context: int, stride: int | None, *, bos: bool = False) -> tup
     context = at_least_one("context", context)
     if context < 2:
         raise InvalidArgumentError(
-            "context must be 2 or more, got 1: a token is predicted from those before it"
+            "must be 2 or more, got 1: a token is predicted from those before it", field="context"
         )
     room = context - bos
     stride = room if stride is None else at_least_one("stride", stride)
     if stride > room:
         start = " less the start token" if bos else ""
         raise InvalidArgumentError(
-            f"stride must be at most the context{start}, {room}, or tokens are left out; got "
-            f"{stride}"
+            f"must be at most the context{start}, {room}, or tokens are left out; got {stride}",
+            field="stride",
         )
     return context, stride
 
