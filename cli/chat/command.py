@@ -101,12 +101,13 @@ def chat(args: ChatOptions) -> None:
         model = _greet(model, texts)
         if args.compute.dtype or args.compute.device:
             args.compute.select()  # loading in the background prints no warning
+    questions = _lines() if args.prompt is None else [prompt_text(args.prompt)]
     terminal = _terminal_chat(args, model, texts, saved, interactive)
     if interactive:
         _run_interactive(terminal, saved)
         return
     assert terminal.chat  # a model that cannot be loaded is an error even without a question
-    for question in _questions(args.prompt):
+    for question in questions:
         terminal.ask(question)
     terminal.save_cache()
 
@@ -224,11 +225,8 @@ def _saved_session(args: ChatOptions) -> SavedSession | None:
     return saved[0]
 
 
-def _questions(prompt: str | None) -> Iterator[str]:
-    """The text of -p, or each line of standard input."""
-    if prompt is not None:
-        yield prompt_text(prompt)
-        return
+def _lines() -> Iterator[str]:
+    """Each line of standard input that is a question."""
     for line in stdin_lines():
         text = line.rstrip("\n")
         if text.strip() in LEAVE:

@@ -67,6 +67,7 @@ def test_each_path_and_model_of_every_command_is_checked_when_parsed() -> None:
         ("chat --adapter {none}", "--adapter {none}: expected an adapter's folder, found no such"),
         ("chat --draft nope", "--draft: no model named 'nope'"),
         ("chat --draft {empty}", "--draft {empty}/config.json: not found"),
+        ("chat --prompt=", "the prompt is empty"),
         ("chat --stop=", "--stop must not be empty"),
         ("serve --grace nan", "--grace must be 0 or more"),
         ("serve --port 99999", "--port must be 0 to 65535"),
