@@ -42,12 +42,14 @@ def text_folder_of(card: Card, *, progress: bool = True) -> Path:
     The config is that of the model before it is quantized, if nothing is kept. Raises as
     `folder_of` does.
     """
-    if card.repo is None or kept_folder(card) is not None:
+    if card.path is not None or card.package is not None or kept_folder(card) is not None:
         return folder_of(card, progress=progress)
     from . import download
 
     with _advised():
-        return download.fetch_texts(card.repo, card.revision, weights=card.file, progress=progress)
+        return download.fetch_texts(
+            str(card.repo), card.revision, weights=card.file, progress=progress
+        )
 
 
 @contextmanager
