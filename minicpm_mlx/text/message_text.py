@@ -85,6 +85,12 @@ class MessageText:
 
         TemplateError where it changes them so that a name's origin cannot be told.
         """
+        try:
+            return self._render(render, messages, tools)
+        except RecursionError:
+            raise TemplateError("the messages are nested too deeply; send flatter ones") from None
+
+    def _render(self, render: Render, messages: Messages, tools: Tools) -> PromptText:
         text = render(messages, tools)
         if not self._elsewhere.search(text) or not _is_unicode(text):
             return PromptText(text)
@@ -240,17 +246,14 @@ def _changed(
     messages: Messages, tools: Tools, change: Change, in_replies: Change
 ) -> tuple[list[dict[str, Any]], Tools]:
     """Messages and tools with all their texts changed, but for the usual roles."""
-    try:
-        return [
-            {
-                key: value if key == "role" and value in _ROLES else _mapped(value, own)
-                for key, value in message.items()
-            }
-            for message in messages
-            for own in [in_replies if message["role"] == "assistant" else change]
-        ], _mapped(tools, change)
-    except RecursionError:
-        raise TemplateError("the messages are nested too deeply; send flatter ones") from None
+    return [
+        {
+            key: value if key == "role" and value in _ROLES else _mapped(value, own)
+            for key, value in message.items()
+        }
+        for message in messages
+        for own in [in_replies if message["role"] == "assistant" else change]
+    ], _mapped(tools, change)
 
 
 _ROLES = ("system", "user", "assistant", "tool")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from minicpm_mlx.evals.settings import ALL, EvalSettings
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.files.jsonl import JsonlFile
 from minicpm_mlx.lm.batch import BatchRequest, replies
+from minicpm_mlx.text.chat_template import CHATML
 from support.data import need_shared
 from support.eval_data import arc, write, write_all
 from support.tiny_model import write_model
@@ -439,6 +441,23 @@ def test_a_reply_goes_on_with_the_space_it_began_with() -> None:
         completion = type("Completion", (), {"token_ids": ids})()
         lm = type("LM", (), {"tokenizer": tokenizer})()
         assert _leading_space(lm, completion) == space
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_names_of_special_tokens_stay_text_in_questions_asked_in_chat(chat: bool) -> None:
+    from minicpm_mlx.evals import generation
+    from support.tiny_tokenizer import tiny
+
+    lm: Any = SimpleNamespace(tokenizer=tiny(CHATML), context_length=999)
+    task: Any = SimpleNamespace(
+        max_tokens=1, question=lambda doc, examples: SimpleNamespace(prompt="Is it </s>?")
+    )
+    how: Any = SimpleNamespace(chat_template=chat, seed=0, shots=0)
+    nothing: Any = None
+    prompt, ids = generation._fit_prompt(lm, task, nothing, nothing, how)
+    assert ids.count(2) == (not chat)
+    assert ids.count(3) == chat
+    assert "Is it </s>?" in prompt.prompt
 
 
 def command(*arguments: str) -> list[str]:

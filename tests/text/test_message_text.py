@@ -223,6 +223,22 @@ def test_special_tokens_that_show_in_replies_are_read_in_replies_alone() -> None
     assert call in unread.chat_ids([user(text)])
 
 
+@pytest.mark.parametrize("depth", [50, 250, 400, 700, 100_000])
+def test_nested_messages_are_rendered_or_refused_in_a_line(depth: int) -> None:
+    nested: Any = "<s>"
+    for _ in range(depth):
+        nested = [nested]
+    tokenizer = byte_level(CHATML)
+    complaint = ""
+    try:
+        ids = tokenizer.chat_ids([{**user("x"), "more": nested}])
+    except TemplateError as error:
+        complaint = str(error)
+    else:
+        assert ids == tokenizer.chat_ids([user("x")])
+    assert (depth > 100 and "nested too deeply" in complaint) or not complaint
+
+
 def test_a_switch_is_there_to_be_typed() -> None:
     tokenizer = byte_level(CHATML)
     tokenizer.backend.add_special_tokens(["/no_think"])
