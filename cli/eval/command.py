@@ -153,7 +153,7 @@ def _comparison(comparison: RunComparison) -> Iterator[str]:
     for name, part in comparison.parts.items():
         test = part.comparison
         yield (
-            f"| {name} | {100 * part.first:.2f} | {100 * part.second:.2f} "
+            f"| {name} | {part.first:.2f} | {part.second:.2f} "
             f"| {100 * test.difference:+.2f} | {100 * test.low:+.1f} to {100 * test.high:+.1f} "
             f"| {test.p:.3g} ({test.method}) "
             f"| {part.questions} | {len(part.gained)} | {len(part.lost)} |"

@@ -13,9 +13,6 @@ import typer.main
 
 from minicpm_mlx import model_cards
 from minicpm_mlx.cli.main import app
-from minicpm_mlx.evals.report.published import Figure
-from minicpm_mlx.evals.report.statistics import Interval
-from minicpm_mlx.evals.report.summary import Mean, PartReport, Report, TaskReport
 
 Command = Callable[..., int]
 Out = pytest.CaptureFixture[str]
@@ -82,23 +79,3 @@ def test_help_says_whether_json_is_an_array(command: Command, capsys: Out) -> No
         assert command(name, *["demo"] * (name == "show"), "--json") == 0
         is_array = isinstance(json.loads(capsys.readouterr().out), list)
         assert ("array" in option.help) == is_array, name
-
-
-def test_scores_of_a_report_are_shares() -> None:
-    score = Interval(62.5, 50.0, 75.0)
-    part = PartReport(
-        mode="gen", score=score, subsets={"a": score}, done=8, of=8, cut=0, unasked=0,
-        fewer_shots=0, settings={},
-    )  # fmt: skip
-    task = TaskReport(
-        name="mmlu", title="MMLU", language="en", parts={"gen": part}, counted="gen",
-        published=Figure(53.46, "gen"),
-    )  # fmt: skip
-    mean = Mean(score=score, sets=1, published=53.46)
-    report = Report(model={}, program={}, beside="", tasks=[task], means={"english": mean})
-    found = report.to_json()
-    shares = {"mean": 0.625, "low": 0.5, "high": 0.75}
-    [written] = found["tasks"]
-    assert written["parts"]["gen"]["score"] == written["parts"]["gen"]["subsets"]["a"] == shares
-    assert written["published"]["value"] == 0.5346
-    assert found["means"]["english"] == {"score": shares, "sets": 1, "published": 0.5346}

@@ -197,14 +197,18 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     found = compare_runs(tmp_path / "a", tmp_path / "b")
     part = found.parts["gsm8k.gen"]
     assert found.models == (f"mine ({tmp_path / 'a'})", f"other ({tmp_path / 'b'})")
-    assert (part.questions, part.first, part.second) == (8, 0.25, 0.75)
+    assert (part.questions, part.first, part.second) == (8, 25, 75)
     assert part.comparison == compare(before, after)
     assert part.comparison.low < 0.5 < part.comparison.high
     assert part.comparison.p == pytest.approx(2 * 7 / 2**6)  # 5 up, 1 down
     assert part.gained == tuple(("", f"q{n}") for n in (1, 2, 3, 4, 5))
     assert part.lost == (("", "q0"),)
     assert found.notes == ("in only one of the runs: math.gen",)
-    assert json.loads(json.dumps(found.to_json()))["parts"]["gsm8k.gen"]["lost"] == [["", "q0"]]
+    written = json.loads(json.dumps(found.to_json()))["parts"]["gsm8k.gen"]
+    assert written["lost"] == [["", "q0"]]
+    difference = written["comparison"]["difference"]
+    assert (written["first"], written["second"], difference) == (25, 75, 50)  # all in per cent
+    assert written["comparison"]["low"] < 50 < written["comparison"]["high"]
 
 
 def test_a_comparison_says_what_was_asked_otherwise(tmp_path: Path) -> None:
@@ -228,8 +232,8 @@ def test_runs_are_compared_by_the_scores_that_their_reports_have(tmp_path: Path)
         begin(tmp_path / name, {"mmlu.gen": scores}, name=name)
     part = compare_runs(tmp_path / "a", tmp_path / "b").parts["mmlu.gen"]
     for name, score in (("a", part.first), ("b", part.second)):
-        assert 100 * score == pytest.approx(report_of(tmp_path / name).tasks[0].part.score.mean)
-    assert part.comparison.difference == pytest.approx(part.second - part.first)
+        assert score == pytest.approx(report_of(tmp_path / name).tasks[0].part.score.mean)
+    assert 100 * part.comparison.difference == pytest.approx(part.second - part.first)
     assert part.comparison.low <= part.comparison.difference <= part.comparison.high
 
 

@@ -19,9 +19,10 @@ class PartComparison:
     questions: int
     """Questions that both runs have scored."""
     first: float
-    """The first run's score of these questions, 0 to 1, averaged over subsets as in a report."""
+    """The first run's score of these questions in percent, averaged over subsets as in a report."""
     second: float
     comparison: Comparison
+    """Of the scores from 0 to 1."""
     gained: tuple[Key, ...]
     """Subset and id of questions whose score rose from the first run to the second."""
     lost: tuple[Key, ...]
@@ -37,7 +38,12 @@ class RunComparison:
     """Questions not compared, and settings that differ."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All scores and their differences are in per cent, as in a report."""
+        record = asdict(self)
+        for part in record["parts"].values():
+            for name in ("difference", "low", "high"):
+                part["comparison"][name] *= 100
+        return record
 
 
 def compare_runs(first: str | Path, second: str | Path) -> RunComparison:
@@ -96,8 +102,8 @@ def _compare_part(
     subsets = [subset for subset, _ in common]
     return PartComparison(
         questions=len(common),
-        first=over_subsets(_by_subset(first, common)),
-        second=over_subsets(_by_subset(second, common)),
+        first=100 * over_subsets(_by_subset(first, common)),
+        second=100 * over_subsets(_by_subset(second, common)),
         comparison=compare(before, after, subsets),
         gained=tuple(key for key, a, b in pairs if b > a),
         lost=tuple(key for key, a, b in pairs if b < a),

@@ -89,24 +89,8 @@ class Report:
     """By "english", "chinese", "average", where there is a task for them."""
 
     def to_json(self) -> dict[str, Any]:
-        """The content of report.json, where scores are from 0 to 1."""
-        record = asdict(self)
-        scores = [mean["score"] for mean in record["means"].values()]
-        for task in record["tasks"]:
-            for part in task["parts"].values():
-                scores += [part["score"], *part["subsets"].values()]
-        for score in scores:
-            score.update({name: _fraction(value) for name, value in score.items()})
-        for mean in record["means"].values():
-            mean["published"] = mean["published"] and _fraction(mean["published"])
-        for task in record["tasks"]:
-            if task["published"] is not None:
-                task["published"]["value"] = _fraction(task["published"]["value"])
-        return record
-
-
-def _fraction(percent: float) -> float:
-    return round(percent / 100, 12)  # without the noise of 0.8544000000000002
+        """The content of report.json; scores are in per cent."""
+        return asdict(self)
 
 
 def report_of(run: RunRecord | str | Path) -> Report:
