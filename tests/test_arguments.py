@@ -283,6 +283,7 @@ def test_device_map_of_another_kind_is_refused(wrong: Any) -> None:
         ('"top_k": 2.5', "top_k must be a whole number, got 2.5"),
         ('"temperature": "hot"', "temperature must be a number, got 'hot'"),
         ('"min_p": 2', "min_p must be between 0 and 1, got 2"),
+        ('"do_sample": "false"', "do_sample must be true or false, got 'false'"),
     ],
 )
 def test_wrong_sampling_in_a_folder_names_its_file(
@@ -317,7 +318,8 @@ def test_a_folder_s_sampling_is_read_as_transformers_does(
     stated: Any, meant: dict[str, float], tmp_path: Path
 ) -> None:
     folder = write_model(tmp_path / "model")
-    (folder / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
+    bom = "\ufeff"  # as some editors begin a file
+    (folder / "generation_config.json").write_text(bom + json.dumps(stated), encoding="utf-8")
     if isinstance(stated, list):
         with pytest.raises(mm.MiniCPMError, match="is not a JSON object"):
             mm.load(folder)

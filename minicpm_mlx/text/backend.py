@@ -32,8 +32,9 @@ def load_backend(files: TokenizerFiles) -> Backend:
             f"{files.folder} must hold tokenizer.json or tokenizer.model, "
             f"found {short(names) if names else 'nothing'}; download the model again"
         )
-    with refusing(files.folder, "has an added_tokens_decoder that does not fit its tokenizer"):
-        _add_tokens(backend, files.added_tokens)
+    added = files.added_tokens
+    with refusing(files.folder, "states added tokens that do not fit its tokenizer"):
+        _add_tokens(backend, added)
         # Pieces that a config calls special are tokens wherever they stand, as in transformers.
         known = {token.content for token in backend.get_added_tokens_decoder().values()}
         special = filter(looks_special, files.special_tokens)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from ..errors import TemplateError, TokenizerError
@@ -72,8 +73,8 @@ class MessageText:
         self._shown: dict[int, int | None] = {
             hidden: end for table in self._hidden_ends for end, hidden in table.items()
         }
+        self._shown_but_tracers = dict(self._shown)
         self._shown[ord(_TRACER)] = None
-        self._shown_in_others = {hidden: end for end, hidden in self._hidden_ends[_OTHERS].items()}
 
     def typed(self, text: str, role: str = "assistant") -> PromptText:
         """`text` as a message of `role` has it: the names in it are ordinary text."""
@@ -129,17 +130,18 @@ class MessageText:
         found = {match[0] for text in _texts(replies) for match in _each(self._in_replies, text)}
         others = self._hide(_OTHERS, self._elsewhere)
 
-        def rendered(change: Change) -> str | None:
-            text = _try(render, *_changed(messages, tools, others, change))
-            return None if text is None else _unescaped(text).translate(self._shown_in_others)
+        def rendered(*changes: Change) -> str | None:
+            def in_replies(text: str) -> str:
+                return reduce(lambda changed, change: change(changed), changes, text)
+
+            text = _try(render, *_changed(messages, tools, others, in_replies))
+            return None if text is None else _unescaped(text).translate(self._shown_but_tracers)
 
         def is_read(name: str) -> bool:
             pattern = _pattern([name])
-            changes: list[Change] = [str, self._hide(_REPLIES, pattern), _trace(pattern)]
-            plain, hidden, traced = map(rendered, changes)
-            if plain is None or hidden is None or traced is None or self._show(hidden) != plain:
-                return True
-            return traced.count(_TRACER + name) != plain.count(name) - hidden.count(name)
+            trace, hide = _trace(pattern), self._hide(_REPLIES, pattern)
+            # A mark of the template's own where the reply had one shows by the tracer before it.
+            return rendered() != rendered(hide) or rendered(trace) != rendered(trace, hide)
 
         return [name for name in sorted(found) if is_read(name)]
 

@@ -62,7 +62,7 @@ class TokenizerFiles:
             value = config.get(key)
             several = value if isinstance(value, list) else [] if value is None else [value]
             several = [json_number(i) for i in several]
-            if not all(type(i) is int and 0 <= i < 2**32 for i in several):
+            if not all(map(_is_id, several)):
                 raise self.wrong(key, "a token id or a list of them", value)
             ids += several
         return ids
@@ -79,17 +79,19 @@ class TokenizerFiles:
         Older folders have them in added_tokens.json, which states no more than their ids.
         """
         special = self.special_tokens
-        if not all(type(i) is int and 0 <= i < 2**32 for i in self._older.values()):
+        ids = {token: json_number(i) for token, i in self._older.items()}
+        if not all(map(_is_id, ids.values())):
             raise self.wrong("added_tokens.json", "an object of ids by token", self._older)
         older = {
             i: {"content": token, "normalized": False, "special": token in special}
-            for token, i in self._older.items()
+            for token, i in ids.items()
             if token
         }
         key = "added_tokens_decoder"
         tokens = self._checked(key, self._tokenizer.get(key), dict) or {}
         for i, token in tokens.items():
-            if not (i.isdecimal() and isinstance(token, dict)):
+            content = token.get("content") if isinstance(token, dict) else None
+            if not (i.isdecimal() and isinstance(content, str)):
                 raise self.wrong(key, "an object of tokens by id", {i: token})
         return dict(sorted((older | {int(i): token for i, token in tokens.items()}).items()))
 
@@ -140,6 +142,10 @@ class TokenizerFiles:
             if not isinstance(value, dict):
                 raise ValueError(f"found {short(value)}")
         return value
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**32
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..arguments import json_number
+from ..arguments import json_number, shown
+from ..errors import ConfigError
 
 FILE = "generation_config.json"
 
@@ -20,13 +21,20 @@ SAMPLED = ("temperature", "top_p", "top_k", "min_p")
 
 
 def read_sampling(folder: Path) -> dict[str, Any]:
-    """Settings by `Sampling`'s names, unchecked; a file that cannot be read states none."""
+    """Settings by `Sampling`'s names, unchecked; a file that cannot be read states none.
+
+    ConfigError where do_sample is not true, false or null.
+    """
     raw: Any = {}
     with suppress(OSError, ValueError, RecursionError):
-        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8-sig"))
     if not isinstance(raw, dict):
         return {}
-    samples = bool(raw.get("do_sample"))
+    samples = raw.get("do_sample")
+    if samples not in (True, False, None):
+        raise ConfigError(f"do_sample must be true or false, got {shown(samples)}").at(
+            folder / FILE
+        )
     names = ("repetition_penalty", *SAMPLED) if samples else ("repetition_penalty",)
     stated = {name: raw[name] for name in names if raw.get(name) is not None}
     return ({"temperature": 1.0} if samples else {}) | {

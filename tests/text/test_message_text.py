@@ -212,6 +212,16 @@ def test_marks_that_a_template_reads_in_replies_are_its_own() -> None:
     assert tokenizer.decode(ids, skip_special=False).count(THOUGHT[:9]) == 2
 
 
+@pytest.mark.parametrize("template", ["cut", "truncate", "json of ascii", "upper", "last line"])
+def test_a_template_that_changes_replies_looks_for_no_names_in_them(template) -> None:
+    """Wherever it cuts them: a reply that was cut is no mark."""
+    tokenizer = cached(byte_level, template)
+    for name in NAMES:
+        messages = [user("x"), {"role": "assistant", "content": f"ab{name}c{name}"}]
+        expected = tokenizer.chat_ids(defused(messages))
+        assert specials(tokenizer, tokenizer.chat_ids(messages)) == specials(tokenizer, expected)
+
+
 def test_special_tokens_that_show_in_replies_are_read_in_replies_alone() -> None:
     """A reply is sent back as it was shown, and must have the ids that the model wrote."""
     tokenizer = byte_level(CHATML + "{# <tool_call> #}")

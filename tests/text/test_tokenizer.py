@@ -3,6 +3,7 @@ import importlib.util
 import io
 import json
 import random
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -361,6 +362,24 @@ def test_added_tokens_of_the_config_are_added_at_their_ids(tmp_path):
     decoder["999"] = {"content": "<|c|>"}
     with pytest.raises(TokenizerError, match="999"):
         load_tokenizer(write(tmp_path, tokenizer_config={"added_tokens_decoder": decoder}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("added_tokens", {"<|a|>": -1}),
+        ("tokenizer_config", {"added_tokens_decoder": {"270": {"special": True}}}),
+    ],
+)
+def test_damaged_added_tokens_are_named_by_their_own_file_or_key(tmp_path, name, value):
+    key = next(iter(value)) if name == "tokenizer_config" else "added_tokens.json"
+    with pytest.raises(TokenizerError, match=rf"^{re.escape(str(tmp_path))}: {key} must be"):
+        load_tokenizer(write(tmp_path, **{name: value}))
+
+
+def test_whole_numbers_with_a_point_are_ids_of_added_tokens(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path, added_tokens={"<|a|>": 270.0}))
+    assert tokenizer.encode("<|a|>", add_bos=False) == [270]
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
