@@ -210,7 +210,7 @@ Source = Annotated[
 NewFolder = Annotated[
     Path,
     typer.Argument(
-        help="Folder to write; it must not exist.", callback=paths.checked(paths.new_path)
+        help="Folder to write; it must not exist.", callback=paths.checked(paths.new_folder)
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

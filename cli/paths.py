@@ -86,6 +86,16 @@ def new_path(path: Path) -> None:
     check_writable(path, "give another place")
 
 
+def new_folder(path: Path) -> None:
+    """A folder that does not exist, under a name that is not a file's."""
+    if path.suffix.lower() == ".gguf":
+        raise InvalidArgumentError(
+            f"{path}: a folder is written, not a GGUF file; give another name (`convert` writes "
+            ".gguf files)"
+        )
+    new_path(path)
+
+
 def output_folder(path: Path) -> None:
     """A folder to write to; it is made if it does not exist."""
     if path.exists() and not path.is_dir():

@@ -77,7 +77,9 @@ class ServerOptions:
     tls_cert: Path | None = option("Certificate in PEM, for https.", check=paths.input_file)
     tls_key: Path | None = option("Its private key in PEM.", check=paths.input_file)
     grace: float = option(
-        "Seconds that replies may still take at shutdown.", default=10.0, limit=NOT_NEGATIVE
+        "Seconds that replies may still take at shutdown.",
+        default=10.0,
+        limit=Limit(least=0, most=3600),
     )
     compute: options.Compute
 

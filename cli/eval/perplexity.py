@@ -46,6 +46,10 @@ def ppl(args: PerplexityOptions) -> None:
 
     check_windows(args.context or CONTEXT, args.stride)
     text = prompt_text("-", empty=True) if str(args.text) == "-" else read_text(args.text)
+    if not text:
+        raise InvalidArgumentError(
+            f"--text {args.text}: it is empty; expected a text to measure on"
+        )
     model = options.choose_model(args.model, [args.adapter])
     tokenizer, config = options.tokenizer_and_config(model)
     bos = None if args.no_bos or not tokenizer.adds_bos else tokenizer.bos_id

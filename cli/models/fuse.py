@@ -20,7 +20,7 @@ def _places(found: list[str]) -> None:
         raise InvalidArgumentError(f"expected [SOURCE] FOLDER, got {len(found)} arguments")
     for name in source:
         paths.model_name(name)
-    paths.new_path(Path(folder))
+    paths.new_folder(Path(folder))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

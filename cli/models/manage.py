@@ -16,7 +16,7 @@ from minicpm_mlx.loading import download as hub
 from minicpm_mlx.loading.store import folder_of, kept_copies, kept_folder, made_folders
 from minicpm_mlx.model_cards import Card, cards, resolve
 
-from .. import options
+from .. import options, paths
 from ..render.theme import console
 from ..streams import confirm, print_json
 
@@ -26,7 +26,12 @@ SIZES = ("download_bytes", "kept_bytes")
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 
-def pull(model: Annotated[str, typer.Argument(help="Card or hub repository.")]) -> None:
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(help="Card or hub repository.", callback=paths.checked(paths.model_name)),
+    ],
+) -> None:
     """Download a model for use offline; quantize it if its card says so."""
     card = resolve(model)
     print(folder_of(card))

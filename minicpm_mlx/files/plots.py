@@ -21,6 +21,8 @@ def check_chart_path(path: Path) -> None:
     """
     if find_spec("matplotlib") is None:
         raise MissingPackageError("a chart needs matplotlib: pip install 'minicpm-mlx[plot]'")
+    if path.suffix.lower() not in ("", ".png"):
+        raise InvalidArgumentError(f"{path}: a chart is a PNG file; give a name ending in .png")
     written = path if path.exists() else path.parent
     if path.is_dir() or not written.exists() or not os.access(written, os.W_OK):
         raise InvalidArgumentError(

@@ -26,7 +26,6 @@ ELSEWHERE = {
     ("serve", "adapter"): "NAME=DIR, taken apart by the command",
     ("web", "adapter"): "as serve's",
     ("bench", "compare"): "read at once, and no model is",
-    ("pull", "model"): "it is what is fetched",
     ("show", "model"): "nothing is fetched",
     ("rm", "model"): "nothing is fetched",
     ("export", "file"): "nothing is fetched",
@@ -69,7 +68,7 @@ def test_each_path_and_model_of_every_command_is_checked_when_parsed() -> None:
         ("chat --draft {empty}", "--draft {empty}/config.json: not found"),
         ("chat --prompt=", "the prompt is empty"),
         ("chat --stop=", "--stop must not be empty"),
-        ("serve --grace nan", "--grace must be 0 or more"),
+        ("serve --grace nan", "--grace must be between 0 and 3600"),
         ("serve --port 99999", "--port must be 0 to 65535"),
         ("ppl --text {file} --stride 9999", "--stride must be at most the context"),
         ("chat --dtype int8", "--dtype must be one of float32"),
@@ -100,6 +99,11 @@ def test_each_path_and_model_of_every_command_is_checked_when_parsed() -> None:
         ("eval --tasks gsm8k --output {file}", "--output {file} is a file; give a folder"),
         ("eval mt-bench --data {none}", "--data {none}: expected a folder, found none"),
         ("bench --plot {none}/chart.png", "--plot {none}/chart.png: no chart can be written"),
+        ("bench --plot {new}.jpg", "--plot {new}.jpg: a chart is a PNG file"),
+        ("ppl --text {empty_file}", "--text {empty_file}: it is empty"),
+        ("pull {empty}", "{empty}/config.json: not found"),
+        ("quantize {large} {new}.gguf", "{new}.gguf: a folder is written, not a GGUF file"),
+        ("fuse {large} {new}.gguf --adapter {adapter}", "{new}.gguf: a folder is written"),
         ("launch --hostfile {none} -- serve", "--hostfile {none}: No such file"),
     ],
 )
@@ -111,9 +115,10 @@ def test_a_mistake_is_named_before_a_model_is_fetched(
     line: str,
     named: str,
 ) -> None:
-    places = {name: tmp_path / name for name in ("none", "new", "empty", "file")}
+    places = {name: tmp_path / name for name in ("none", "new", "empty", "file", "empty_file")}
     places["empty"].mkdir()
     places["file"].write_text("some text")
+    places["empty_file"].touch()
     words = [word.format(**places, large=LARGE, adapter=demo_adapter) for word in line.split()]
     assert command(*words) == 1
     assert named.format(**places) in capfd.readouterr().err
