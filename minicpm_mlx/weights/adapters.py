@@ -171,6 +171,11 @@ def _config(path: Path) -> dict[str, Any]:
     kind = config.get("fine_tune_type", config.get("peft_type", "lora"))
     if str(kind).lower() not in ("lora", "dora"):
         raise ConfigError(f"{path}: expected a LoRA or DoRA adapter, got {printable(kind)}")
+    for name in ("use_dora", "use_rslora"):
+        if config.get(name) not in (True, False, None):
+            raise ConfigError(
+                f"{path}: {name} must be true or false, got {printable(shown(config[name]))}"
+            )
     unread = [name for name in UNREAD if config.get(name)]
     if config.get("bias") not in (None, "none"):
         unread.append("bias")
@@ -192,13 +197,18 @@ def _config(path: Path) -> dict[str, Any]:
 def _check_magnitudes(
     path: Path, config: dict[str, Any], modules: dict[str, dict[str, LazyTensor]]
 ) -> None:
-    """ConfigError where the config says DoRA and a module has no magnitudes."""
-    is_dora = config.get("use_dora") or str(config.get("fine_tune_type")).lower() == "dora"
-    lacking = [module for module, parts in modules.items() if "m" not in parts]
-    if is_dora and lacking:
+    """ConfigError where the config says DoRA and a module has no magnitudes, or the reverse."""
+    stated = config.get("use_dora")
+    if "fine_tune_type" in config:
+        stated = stated or str(config["fine_tune_type"]).lower() == "dora"
+    if stated is None:
+        return
+    wrong = [module for module, parts in modules.items() if ("m" in parts) != stated]
+    if wrong:
+        says, has = ("DoRA", "no magnitudes") if stated else ("no DoRA", "magnitudes")
         raise ConfigError(
-            f"{path.parent / 'adapter_config.json'}: says DoRA, and {printable(lacking[0])} has no "
-            "magnitudes; expected the config that was saved with the matrices"
+            f"{path.parent / 'adapter_config.json'}: says {says}, and {printable(wrong[0])} has "
+            f"{has}; expected the config that was saved with the matrices"
         )
 
 

@@ -343,7 +343,8 @@ def hostile(folder: Path, **parts: mx.array) -> Path:
     tensors = {"lora_a": mx.ones((64, 2)), "lora_b": mx.ones((2, 64)), **parts}
     named = {f"{ONE}.{part}": array for part, array in tensors.items()}
     mx.save_safetensors(str(folder / "adapters.safetensors"), named)
-    (folder / "adapter_config.json").write_text(json.dumps(LORA))
+    kind = {"fine_tune_type": "dora" if "m" in parts else "lora"}
+    (folder / "adapter_config.json").write_text(json.dumps(LORA | kind))
     return folder
 
 

@@ -203,6 +203,7 @@ def test_what_is_no_adapter_for_this_model_is_refused(
         ({"lora_alpha": 1, "r": 8}, "r is 8 for .*q_proj, whose matrices have rank 3"),
         ({"lora_alpha": 1, "r": 3, "rank_pattern": {"q_proj": 4}}, "r is 4 for .*have rank 3"),
         ({"lora_alpha": 1, "use_dora": True}, "says DoRA, and .*q_proj has no magnitudes"),
+        ({"lora_alpha": 1, "use_rslora": "false"}, "use_rslora must be true or false, got 'false'"),
     ],
 )
 def test_peft_s_settings_are_checked(tmp_path: Path, config: dict[str, Any], message: str) -> None:
@@ -210,6 +211,22 @@ def test_peft_s_settings_are_checked(tmp_path: Path, config: dict[str, Any], mes
     mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), parts)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | config))
     with pytest.raises(ConfigError, match=message):
+        read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"lora_alpha": 1, "use_dora": False}, LORA])
+def test_magnitudes_of_what_is_said_to_be_no_dora_are_refused(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """PEFT and mlx-lm would leave them out, so the model would be another than theirs."""
+    a, b, file = (
+        ("A.weight", "B.weight", "adapter_model") if "lora_alpha" in config else (*"ab", "adapters")
+    )
+    parts = {f"{Q}.lora_{a}": mx.ones((3, 64)), f"{Q}.lora_{b}": mx.ones((64, 3))}
+    parts[f"{Q}.lora_magnitude_vector"] = mx.ones(64)
+    mx.save_safetensors(str(tmp_path / f"{file}.safetensors"), parts)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"says no DoRA, and .*q_proj has magnitudes"):
         read_adapter(tmp_path)
 
 
