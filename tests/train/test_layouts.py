@@ -193,6 +193,23 @@ def test_a_judged_reply_is_read_from_each_layout(row: dict[str, Any], tag: str, 
     assert layout.read({**row, tag: good}) == Judged([ASK, REPLY], good)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [SHAREGPT_SYSTEM, human("q"), gpt("a")], "system": "s"},
+        {"prompt": [SYSTEM, ASK], "completion": "a", "system": "s"},
+        {"conversations": [SHAREGPT_SYSTEM, human("q"), gpt("a")], "system": "", "tools": "[]"},
+    ],
+)
+def test_a_system_text_stated_twice_and_tools_that_are_none_change_nothing(
+    row: dict[str, Any],
+) -> None:
+    layout = recognise(row)
+    example = layout.read(row)
+    assert example == Conversation([SYSTEM, ASK, REPLY])
+    assert unread(row, layout, example) == set()
+
+
 @pytest.mark.parametrize("row", [{"text": "a", "label": "spam"}, {**ALPACA, "label": 3}])
 def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) -> None:
     layout = recognise(row)
@@ -211,6 +228,10 @@ def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) ->
         ({"data": [{"text": "a"}]}, "expected one sample, found a list of objects in data"),
         ({"messages": [ASK, REPLY], "tools": [{}]}, "tools: expected text alone"),
         ({"conversations": [ASK, REPLY], "system": 3}, "system: expected text, found a number"),
+        (
+            {"conversations": [SYSTEM, ASK, REPLY], "system": "t"},
+            "system: .* own system message, found another text",
+        ),
         ({**ALPACA, "instruction": ""}, "instruction: expected text, found it empty"),
         ({**ALPACA, "output": ""}, "output: expected text, found it empty"),
         ({**ALPACA, "history": "x"}, "history: expected a list of pairs, found text"),

@@ -91,7 +91,7 @@ class Format:
 def recognise(row: RowValue) -> Format:
     """Returns the layout of a row; DataError if it has none."""
     for name in _UNSUPPORTED:
-        if row.get(name):
+        if row.get(name) and row[name] not in NOTHING:
             raise DataError(f"{name}: expected text alone, found {name}; remove such samples")
     if "chosen" in row or "rejected" in row:
         return _preference_format(row)
@@ -149,7 +149,7 @@ def _from_messages(row: RowValue) -> list[Message]:
 
 
 def _from_sharegpt(row: RowValue) -> list[Message]:
-    return [*_system(row), *parse_messages(row["conversations"], "conversations")]
+    return _with_system(row, parse_messages(row["conversations"], "conversations"))
 
 
 def _from_alpaca(row: RowValue, *, prompt: str = "instruction") -> list[Message]:
@@ -162,13 +162,26 @@ def _from_alpaca(row: RowValue, *, prompt: str = "instruction") -> list[Message]
 def _from_prompt(row: RowValue, *, prompt: str) -> list[Message]:
     """The prompt is a text, or a list of messages."""
     if isinstance(row[prompt], list):
-        return [*_system(row), *parse_messages(row[prompt], prompt)]
+        return _with_system(row, parse_messages(row[prompt], prompt))
     return [*_system(row), {"role": "user", "content": parse_text(row[prompt], prompt)}]
 
 
 def _system(row: RowValue) -> list[Message]:
     text = _optional(row, "system")
     return [{"role": "system", "content": text}] if text else []
+
+
+def _with_system(row: RowValue, messages: list[Message]) -> list[Message]:
+    """The messages after the field `system`, which may repeat a system message of their own."""
+    before = _system(row)
+    if before and messages and messages[0]["role"] == "system":
+        if messages[0]["content"] != before[0]["content"]:
+            raise DataError(
+                "system: expected the text of the conversation's own system message, found another "
+                "text; remove one of them"
+            )
+        return messages
+    return before + messages
 
 
 def _optional(row: RowValue, name: str) -> str:

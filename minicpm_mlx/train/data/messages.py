@@ -120,8 +120,8 @@ def _filled(fields: Mapping[str, Any], read: Collection[str], name: str) -> set[
     return {f"{name}.{key}" for key in fields if key not in read and fields[key] not in NOTHING}
 
 
-NOTHING: tuple[object, ...] = (None, "", [], {})
-"""Values of a field that holds nothing."""
+NOTHING: tuple[object, ...] = (None, "", [], {}, "[]", "{}")
+"""Values of a field that holds nothing; LLaMA-Factory's `tools` are JSON in a text."""
 
 
 def is_blank(value: Any) -> bool:
