@@ -277,10 +277,12 @@ def cache_sizes() -> dict[Path, int]:
     """Bytes of each kept KV cache, the one used longest ago first.
 
     Caches of deleted sessions and what killed processes left are among them; what another process
-    is writing is not.
+    is writing is not. A folder that cannot be read holds none.
     """
-    found = []
-    for path in cache_directory().glob("*.safetensors"):
+    found, paths = [], list[Path]()
+    with suppress(OSError):
+        paths += cache_directory().glob("*.safetensors")
+    for path in paths:
         with suppress(OSError):  # another process has just deleted it
             stat = path.stat()
             if not path.name.startswith(".") or time.time() - stat.st_mtime > 3600:

@@ -43,13 +43,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
     [
         (["-n", "2"], "launch needs a command to run: one of dpo, generate, lora, serve"),
         (["--", *SHORT], "launch needs -n or --hostfile, and takes one of them alone"),
-        (["-n", "2", "--hostfile", "a.json", "--", *SHORT], "takes one of them alone"),
+        (["-n", "2", "--hostfile", __file__, "--", *SHORT], "takes one of them alone"),
         (["-n", "0", "--", *SHORT], "-n must be 1 or more, got 0"),
         (["-n", "2", "--", "chat"], "one of dpo, generate, lora, serve; got 'chat'"),
         (["-n", "2", "launch", "-n", "2", *SHORT], "got 'launch'"),
         (["-n", "2", "--backend", "tcp", *SHORT], "mlx.launch: The backend should be one of"),
         (["-n", "2", "--backend", "jaccl", *SHORT], "number of RDMA devices does not match hosts"),
-        (["--hostfile", "absent.json", *SHORT], "mlx.launch: Hostfile absent.json doesn't exist"),
+        (["--hostfile", "absent.json", *SHORT], "--hostfile absent.json: No such file"),
     ],
 )
 def test_wrong_usage_is_one_line(

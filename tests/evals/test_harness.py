@@ -220,7 +220,7 @@ def test_options_that_cannot_be_honoured_are_refused(
         "--include-path .": "--include-path is for --harness lm-eval",
     }
     for options, message in messages.items():
-        line = ["eval", "--tasks", "own_choice", "--model", "nowhere", *options.split()]
+        line = ["eval", "--tasks", "own_choice", "--model", "demo", *options.split()]
         assert command(*line) == 1
         assert message in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from minicpm_mlx.errors import DownloadError, MissingPackageError
-from minicpm_mlx.loading import download
+from minicpm_mlx.loading import download, network
 from support.hub import REPO, Hub
 from support.socks import socks_proxy
 
@@ -70,7 +70,7 @@ def test_without_its_package_a_socks_proxy_says_what_to_install(
     hub_server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", "socks5h://127.0.0.1:1080")
-    monkeypatch.setattr(download, "find_spec", lambda name: None)
+    monkeypatch.setattr(network, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"ALL_PROXY .* pip install socksio"):
         download.fetch(REPO)
 

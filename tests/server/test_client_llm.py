@@ -23,12 +23,11 @@ pytestmark = pytest.mark.filterwarnings(
 def test_llm_chats_continues_and_completes(
     tiny_server: Live, tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The package that holds the demo is a plugin of llm's, and needs llama-cpp. llm reads this
-    # variable when it is first imported.
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
-    pytest.importorskip("llm")
+    plugins = pytest.importorskip("llm.plugins")
     from click.testing import CliRunner
 
+    # The package that holds the demo is a plugin of llm's, and needs llama-cpp.
+    monkeypatch.setattr(plugins, "LLM_LOAD_PLUGINS", "")
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     (tmp_path / "extra-openai-models.yaml").write_text(
