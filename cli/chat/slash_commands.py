@@ -304,7 +304,8 @@ def stats(terminal: TerminalChat, _: str) -> None:
         turns=count("reply", len(replies)),
         tokens=count("token", tokens),
         speed=decoded / seconds if seconds > 0 and decoded > 0 else 0.0,
-        each=decoded / passes if passes else 1.0,
+        # Passes that made an end token, or were launched ahead of it, left none in the reply.
+        each=max(decoded / passes, 1.0) if passes else 1.0,
     )
     layers, bits = chat.session.cache, chat.kv_bits
     loss, share = CACHE_COST.get(bits or 0, ("", 0))

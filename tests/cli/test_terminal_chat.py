@@ -132,7 +132,8 @@ def test_commands_change_settings_and_turns(chat: Open, saved: Saved) -> None:
             (FRANCE, PARIS),
             (
                 "/stats",
-                r"1 reply, 7 tokens, [\d.]+ tok/s on average, .*\ncache: \d+ tokens, .*in 8 bits",
+                r"1 reply, 7 tokens, [\d.]+ tok/s on average, 1\.0 tokens a pass\n"
+                r"cache: \d+ tokens, .*in 8 bits",
             ),
             ("/tokens", r"\ncontext \d\d/8192"),
             ("/retry", PARIS),
@@ -482,7 +483,7 @@ def test_keys_typed_before_a_question_is_shown_answer_it(chat: Open) -> None:
 
 def test_the_demo_may_be_tried_plain_and_unsaved(chat: Open, folder: Path) -> None:
     shell = chat("--plain", "--no-save", model="minicpm-2b-dpo")
-    shell.wait(r"download of 5\.45 GB(.*\n)*.*quit: ")
+    shell.wait(r"The download is 5\.5 GB(.*\n)*.*quit: ")
     shell.send("t" + ENTER)
     shell.wait("demo\n")
     shell.say(ADD)
