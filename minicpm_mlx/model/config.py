@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..arguments import json_number
 from ..errors import ConfigError
 from ..files.lfs import FOUND, is_pointer
 from .config_sections import (
@@ -246,10 +247,10 @@ def _require(values: Mapping[str, Any]) -> None:
 
 
 def _head_dim(values: Mapping[str, Any]) -> int:
-    hidden, heads = values["hidden_size"], values["num_attention_heads"]
-    for key in ("hidden_size", "num_attention_heads"):
-        if not isinstance(values[key], int) or values[key] <= 0:
-            raise config_error(f"{key} must be a whole number above 0, got {values[key]!r}")
+    hidden, heads = map(json_number, (values["hidden_size"], values["num_attention_heads"]))
+    for key, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
+        if not isinstance(value, int) or value <= 0:
+            raise config_error(f"{key} must be a whole number above 0, got {value!r}")
     if hidden % heads:
         raise config_error(
             f"hidden_size ({hidden}) must be a multiple of "

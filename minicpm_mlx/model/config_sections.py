@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..arguments import shown
+from ..arguments import json_number, shown
 from ..errors import ConfigError
 
 ROPE_KINDS = ("linear", "dynamic", "longrope")
@@ -218,12 +218,20 @@ _IN_WORDS = {
 
 
 def check_types(instance: Any, prefix: str = "") -> None:
-    """Check every field against its annotation; JSON may hold anything."""
+    """Check every field against its annotation; JSON may hold anything.
+
+    A whole number that is written as 20.0 becomes an int where one is expected.
+    """
     for field in fields(instance):
         value = getattr(instance, field.name)
         declared = str(field.type)
         optional = declared.endswith(" | None")
         name = declared.removesuffix(" | None")
+        if name == "int":
+            value = json_number(value)
+        elif name == "tuple[int, ...]" and isinstance(value, tuple):
+            value = tuple(map(json_number, value))
+        object.__setattr__(instance, field.name, value)  # the sections are frozen
         if value is None and optional:
             continue
         if name.startswith("tuple[") and name.endswith(", ...]"):

@@ -149,7 +149,7 @@ FLOATS = ["rms_norm_eps", "rope_theta", "scale_emb", "scale_depth"]
 
 
 @pytest.mark.parametrize("key", INTEGERS)
-@pytest.mark.parametrize("value", ["64", True, 64.0, math.nan, [64], {}, 0, -64, 10**400])
+@pytest.mark.parametrize("value", ["64", True, 64.5, math.nan, [64], {}, 0, -64, 10**400])
 def test_a_size_is_a_whole_number_above_zero(key: str, value: object) -> None:
     assert key in refusal({**TINY, key: value})
 
@@ -307,3 +307,20 @@ def test_any_json_gives_a_config_or_a_config_error(changes: dict[str, Any]) -> N
     else:
         message = f"{config.context_length} {config.logit_divisor} {config.residual_scale}"
     assert message.isprintable()
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    def floats(value: Any) -> Any:
+        if isinstance(value, list):
+            return [floats(item) for item in value]
+        return float(value) if type(value) is int else value
+
+    raw = {**TINY, "eos_token_id": [2, 5], "head_dim": 16, "num_key_value_heads": 2}
+    raw |= {"quantization": {"bits": 4, "group_size": 32}}
+    written = {key: floats(value) for key, value in raw.items()}
+    written["quantization"] = {"bits": 4.0, "group_size": 32.0}
+    assert Config.from_dict(written) == Config.from_dict(raw)
+    assert type(Config.from_dict(written).vocab_size) is int
+    assert refusal({**TINY, "vocab_size": 512.5}) == (
+        "config.json: vocab_size must be a whole number, got 512.5"
+    )
