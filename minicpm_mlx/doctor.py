@@ -13,7 +13,7 @@ from .errors import MiniCPMError
 from .loading.store import kept_folder
 from .memory import MemoryEstimate, estimate
 from .model.config import Config
-from .model_cards import cache_dir, cards
+from .model_cards import cache_dir, cards, data_dir
 from .weights.lazy_tensor import dtype_name
 
 
@@ -34,6 +34,7 @@ def examine() -> dict[str, str | int | None]:
         "memory_bytes": device.total_memory(),
         "available_bytes": device.available_memory(),
         "cache": str(cache_dir()),
+        "data": str(data_dir()),
     }
 
 

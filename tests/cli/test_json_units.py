@@ -53,6 +53,7 @@ def test_memory_is_said_in_bytes(command: Command, capsys: Out, demo_folder: Pat
     assert command("doctor", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["memory_bytes"] >= facts["available_bytes"] > 1e7
+    assert facts["cache"] == facts["data"]  # MINICPM_MLX_HOME is set
     demo = facts["models"]["demo"]
     assert {"weights_bytes", "cache_bytes", "working_bytes", "context", "fits"} < set(demo)
     assert command("show", "demo", "--json") == 0
