@@ -20,6 +20,7 @@ import pytest
 
 import minicpm_mlx as mm  # before any test imports MLX, so that it finds a fast BLAS
 from support.hub import hub_server  # noqa: F401
+from support.modelscope import modelscope  # noqa: F401
 
 if TYPE_CHECKING:
     from support.serving import Live
@@ -99,7 +100,7 @@ def demo_adapter(demo: mm.LM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {}
     for name, place in find_projections(demo.model).items():
         if name.endswith("v_proj"):
-            out = place.rows.stop - place.rows.start
+            out = place.outputs
             tensors[f"{name}.lora_a"] = mx.random.normal((place.inputs, 2)) * 0.1
             tensors[f"{name}.lora_b"] = mx.random.normal((2, out)) * 0.1
     mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
