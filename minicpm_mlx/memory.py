@@ -55,21 +55,29 @@ def estimate(
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype)
     tokens = min(context or config.context_length, config.context_length)
-    numbers = config.head_dim * (2 * config.num_hidden_layers * config.num_key_value_heads)
-    bits = float(8 * compute.size)
-    if kv_bits is not None:  # and a scale and a bias for each group
-        bits = kv_bits + 2 * bits / kv_group_size(config.head_dim)
     working = working_memory(config, PREFILL_CHUNK, compute.size) + 8 * config.vocab_size
     if device.on_cpu():  # attention on a CPU holds its scores, for several passes' keys at most
         scores = PREFILL_CHUNK * min(tokens, PREFILL_CHUNK * 8) * config.num_attention_heads
         working += 4 * scores * compute.size
     return MemoryEstimate(
         weights=weight_bytes(config, compute),
-        cache=int(tokens * numbers * bits / 8),
+        cache=int(tokens * cache_bytes(config, compute, kv_bits)),
         working=working,
         available=device.available_memory(),
         context=tokens,
     )
+
+
+def cache_bytes(config: Config, compute: mx.Dtype, kv_bits: int | None = None) -> float:
+    """Bytes of what is cached of one token in all layers."""
+    heads, *widths = config.cache_shape
+    total = 0.0
+    for width in widths:
+        bits = float(8 * compute.size)
+        if kv_bits is not None:  # and a scale and a bias for each group
+            bits = kv_bits + 2 * bits / kv_group_size(width)
+        total += heads * width * bits / 8
+    return total * config.num_hidden_layers
 
 
 def weight_bytes(config: Config, compute: mx.Dtype) -> int:
@@ -109,14 +117,15 @@ def fitting_context(config: Config, kv_bits: int | None = None) -> int:
 
 def parameter_count(config: Config) -> int:
     """Number of weights; an embedding that is also the head counts once."""
-    H, D, F = config.hidden_size, config.head_dim, config.intermediate_size
-    queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
-    attention = 2 * H * queries + 2 * H * keys
+    H, layer = config.hidden_size, 2 * config.hidden_size
+    for path, (inputs, outputs) in config.projections.items():
+        copies = max(config.num_experts, 1) if path.startswith("mlp.") else 1
+        layer += copies * inputs * outputs
+    layer += H * config.num_experts
+    if mla := config.mla:
+        layer += mla.q_lora_rank + mla.kv_lora_rank
     if config.attention_bias:
-        attention += queries + 2 * keys + H
-    experts = max(config.num_experts, 1)
-    feed_forward = experts * 3 * H * F + (H * config.num_experts)
-    layer = attention + feed_forward + 2 * H
+        layer += sum(config.projections[path][1] for path in config.biased)
     embeddings = config.vocab_size * H * (1 if config.tie_word_embeddings else 2)
     return embeddings + config.num_hidden_layers * layer + H
 

@@ -37,6 +37,7 @@ from ..weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from ..weights.companion_files import copy_companion_files
 from ..weights.lazy_ops import dense_dtype, packed_parts, unpacked
 from ..weights.lazy_tensor import LazyTensor, dtype_name
+from ..weights.llama_format import fold_logits
 
 LOST = 0.5
 """Share of the adapter's own divergence above which the merged model's counts as a loss. At 1 the
@@ -109,7 +110,7 @@ def fuse_adapter(
     origin = folder_of(card)
     base = read_checkpoint(origin, card.file if card.repo else None)
     changes = fit_adapter(changes, base.config, card)
-    fused = merged(base, changes, dequantize=dequantize)
+    fused = fold_logits(merged(base, changes, dequantize=dequantize))
     progress("the adapter on the base")
     ids, truth, kl_base = _expected(source, adapter, text, fuse=not base.config.num_experts)
     checks: list[MergeCheck] = []

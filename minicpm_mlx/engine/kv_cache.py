@@ -6,6 +6,7 @@ mlx-lm's own would do, but importing it delays the first token by the better par
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -16,7 +17,7 @@ KVArrays = tuple[mx.array, ...]
 
 
 class KVCache:
-    """Keys and values of one layer, (B, K, T, D).
+    """Keys and values of one layer, (B, K, T, D); D of keys and of values may differ.
 
     The buffers grow by a quarter, so that a long text is copied only a few times in all. With
     `bits` (8 or 4) keys and values are quantized.
@@ -27,14 +28,12 @@ class KVCache:
 
     def __init__(self, bits: int | None = None) -> None:
         self.bits = bits
-        self.group_size = 64
         self.keys: KVArrays = ()
         self.values: KVArrays = ()
         self.offset = 0
 
     def append(self, keys: mx.array, values: mx.array) -> tuple[KVArrays, KVArrays]:
         """Append keys and values (B, K, T, D); return the arrays of all positions."""
-        self.group_size = kv_group_size(keys.shape[-1])
         start, self.offset = self.offset, self.offset + keys.shape[2]
         self.keys = self._write(self.keys, self._packed(keys), start)
         self.values = self._write(self.values, self._packed(values), start)
@@ -50,7 +49,13 @@ class KVCache:
         if self.bits is None:
             return arrays[0]
         codes, scales, biases = arrays
-        return mx.dequantize(codes, scales, biases, group_size=self.group_size, bits=self.bits)
+        return mx.dequantize(codes, scales, biases, **self.packing(arrays))
+
+    def packing(self, arrays: KVArrays) -> dict[str, Any]:
+        """MLX's arguments for packed keys or values, which may differ in width."""
+        bits = self.bits or 0
+        width = arrays[0].shape[-1] * 32 // bits
+        return {"group_size": width // arrays[1].shape[-1], "bits": bits}
 
     def used(self, buffers: KVArrays) -> KVArrays:
         """Return the positions written so far."""
@@ -59,7 +64,7 @@ class KVCache:
     def _packed(self, x: mx.array) -> KVArrays:
         if self.bits is None:
             return (x,)
-        return tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits))
+        return tuple(mx.quantize(x, group_size=kv_group_size(x.shape[-1]), bits=self.bits))
 
     def _write(self, buffers: KVArrays, new: KVArrays, start: int) -> KVArrays:
         """Write `new` at position `start`; return the buffers, larger ones where they were full."""

@@ -11,8 +11,8 @@ import mlx.core as mx
 
 from ..arguments import shown
 from ..errors import InvalidArgumentError
+from ..model.attention import Cache
 from ..model.config import Config
-from ..model.transformer import Cache
 from .kv_cache import KVCache
 
 
@@ -40,9 +40,11 @@ class Session:
     def __init__(self, config: Config, kv_bits: int | None = None):
         if kv_bits not in (None, 4, 8):
             raise InvalidArgumentError(f"kv_bits must be 8 or 4, got {shown(kv_bits)}")
-        if kv_bits is not None and config.head_dim % 32:
+        _, *widths = config.cache_shape
+        if kv_bits is not None and any(width % 32 for width in widths):
             raise InvalidArgumentError(
-                f"kv_bits needs heads of a multiple of 32; this model's are {config.head_dim} wide"
+                "kv_bits needs heads of a multiple of 32; this model's are "
+                f"{' and '.join(map(str, sorted(set(widths))))} wide"
             )
         self.config = config
         # The model that filled the cache, and the adapter it then had.

@@ -85,8 +85,8 @@ def _expected(
     (count,) = tensors["ids"].shape
     floats = [t.dtype for t in tensors.values() if mx.issubdtype(t.dtype, mx.floating)]
     layer = KVCache(session.cache[0].bits)
-    token = mx.zeros((1, session.config.num_key_value_heads, 1, session.config.head_dim), floats[0])
-    layer.append(token, token)
+    heads, *widths = session.config.cache_shape
+    layer.append(*(mx.zeros((1, heads, 1, width), floats[0]) for width in widths))
     expected: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {"ids": ((count,), mx.int32)}
     for number in range(len(session.cache)):
         for part, like in enumerate(layer.state):

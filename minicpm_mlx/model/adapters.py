@@ -16,25 +16,12 @@ import mlx.nn as nn
 from ..arguments import printable
 from ..errors import WeightsError
 from .base_form import ROUNDING, BaseForm
-from .fused import ConcatenatedLinear, FusedMLP, FusedModel, ScaledLinear
+from .fused import ConcatenatedLinear, FusedModel, ScaledLinear
 from .kernels.cpu_gemv import SplitLinear
-from .modules import replace_module
+from .mla import FusedLatentAttention
+from .modules import AdaptedLinear, at, replace_module
 from .packing import dequantized_weight
 from .transformer import Model
-
-
-class AdaptedLinear(nn.Module):
-    """A projection with an adapter: layer(x) + (x a) b, in DoRA times `gain` but for the bias."""
-
-    def __init__(self, layer: nn.Module, a: mx.array, b: mx.array):
-        super().__init__()
-        self.layer, self.a, self.b = layer, a, b
-
-    def __call__(self, x: mx.array) -> mx.array:
-        out = self.layer(x) + (x @ self.a) @ self.b
-        if "gain" in self:
-            out = out * self.gain
-        return out + self.bias if "bias" in self else out
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,9 @@ class ProjectionSlice:
 
     path: str
     """The layer's."""
-    rows: slice
+    rows: slice | mx.array
+    """A slice, or the number of each."""
+    outputs: int
     inputs: int
     scale: float = 1.0
     """Multiplier of the output that the layer's weights contain."""
@@ -101,7 +90,7 @@ def locate_deltas(
                 "that an adapter can be put on; is it another model's?"
             )
         shape = (delta.a.shape[0], delta.b.shape[1])
-        expected = (projection.inputs, projection.rows.stop - projection.rows.start)
+        expected = (projection.inputs, projection.outputs)
         magnitude_fits = delta.magnitude is None or delta.magnitude.size == expected[1]
         if shape != expected or not magnitude_fits:
             raise WeightsError(
@@ -145,7 +134,7 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
         start = 0
         for name, rows in names.items():
             projections[name] = ProjectionSlice(
-                path, slice(start, start + rows), shape_of(layer)[1], scale
+                path, slice(start, start + rows), rows, shape_of(layer)[1], scale
             )
             start += rows
 
@@ -159,22 +148,20 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
     config = model.config
     if not config.tie_word_embeddings:
         add("lm_head", model.lm_head, {"lm_head": config.vocab_size})
-    H, D, F = config.hidden_size, config.head_dim, config.intermediate_size
-    queries, keys = config.num_attention_heads * D, config.num_key_value_heads * D
     scale = config.residual_scale / config.scale_emb
     for number, block in enumerate(model.layers):
-        path, name = f"layers.{number}", f"model.layers.{number}"
-        attention = {
-            f"{name}.self_attn.{p}_proj": n
-            for p, n in zip("qkv", (queries, keys, keys), strict=True)
-        }
-        add(f"{path}.self_attn.qkv_proj", block.self_attn.qkv_proj, attention)
-        output = {f"{name}.self_attn.o_proj": H}
-        add(f"{path}.self_attn.o_proj", block.self_attn.o_proj, output, scale)
-        if isinstance(block.mlp, FusedMLP):  # stacked experts are no matrices of their own
-            up = {f"{name}.mlp.gate_proj": F, f"{name}.mlp.up_proj": F}
-            add(f"{path}.mlp.gate_up_proj", block.mlp.gate_up_proj, up)
-            add(f"{path}.mlp.down_proj", block.mlp.down_proj, {f"{name}.mlp.down_proj": H}, scale)
+        for place in ("self_attn", "mlp"):
+            for joined, parts in getattr(block[place], "PARTS", {}).items():
+                names = {f"{place}.{part}": config.projections[f"{place}.{part}"] for part in parts}
+                add(
+                    f"layers.{number}.{place}.{joined}",
+                    at(block[place], joined),
+                    {f"model.layers.{number}.{name}": out for name, (_, out) in names.items()},
+                    scale if parts[0] in ("o_proj", "down_proj") else 1.0,
+                )
+        if isinstance(up := block.self_attn, FusedLatentAttention):
+            name = f"model.layers.{number}.self_attn.kv_b_proj"
+            projections[name] = replace(projections[name], rows=up.up.rows)
     return projections
 
 

@@ -20,18 +20,28 @@ from ..files.lfs import FOUND, is_pointer
 from .config_sections import (
     MAX_SIZE,
     FoldedMuP,
+    MLAWidths,
     Quantization,
     RopeScaling,
     check_types,
     config_error,
     folded_mup,
     kind_of,
+    mla_widths,
     packing,
     rotation,
 )
 
 ACTIVATIONS = ("silu", "fatrelu")
-FAMILIES = {"MiniCPMForCausalLM": "minicpm", "LlamaForCausalLM": "llama"}
+FAMILIES = {
+    "MiniCPMForCausalLM": "minicpm",
+    "MiniCPM3ForCausalLM": "minicpm3",
+    "LlamaForCausalLM": "llama",
+}
+REQUIRED = (
+    *("hidden_size", "num_hidden_layers", "intermediate_size"),
+    *("num_attention_heads", "vocab_size"),
+)
 MAX_BLOCKS = 10_000
 """Most layers, or experts in all of them: building more takes minutes before a tensor is missed."""
 MAY_BE_ZERO = ("hidden_act_param", "num_experts", "num_experts_per_tok", "bos_token_id")
@@ -53,7 +63,7 @@ class Config:
     num_key_value_heads: int
     """Key and value heads; fewer than query heads means grouped-query attention."""
     head_dim: int
-    """Width of one head; even, since rotation works on pairs."""
+    """Width of one head's queries and keys."""
     vocab_size: int
     """Rows of the embedding."""
     max_position_embeddings: int = 2048
@@ -93,6 +103,55 @@ class Config:
     # Not in the repr, which fingerprints are made of: it changes nothing that the model computes.
     mup_folded: FoldedMuP | None = field(default=None, repr=False)
     """muP's constants that a Llama's weights contain, where its conversion recorded them."""
+    mla: MLAWidths | None = field(default=None, repr=False)
+    """None: keys and values of each head are projected from the residual stream."""
+
+    @property
+    def rope_dim(self) -> int:
+        """Width of the part of a head that is rotated."""
+        return self.mla.qk_rope_head_dim if self.mla else self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Width of one head's values."""
+        return self.mla.v_head_dim if self.mla else self.head_dim
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Heads, and widths of what is cached as keys and as values, of one layer."""
+        if self.mla:
+            return 1, self.mla.qk_rope_head_dim, self.mla.kv_lora_rank
+        return self.num_key_value_heads, self.head_dim, self.head_dim
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's matrices, by path in the layer; one expert's once."""
+        H, F, heads = self.hidden_size, self.intermediate_size, self.num_attention_heads
+        queries, values = heads * self.head_dim, heads * self.value_dim
+        if mla := self.mla:
+            keys = heads * mla.qk_nope_head_dim
+            attention = {
+                "q_a_proj": (H, mla.q_lora_rank),
+                "q_b_proj": (mla.q_lora_rank, queries),
+                "kv_a_proj_with_mqa": (H, mla.kv_lora_rank + self.rope_dim),
+                "kv_b_proj": (mla.kv_lora_rank, keys + values),
+            }
+        else:
+            keys = self.num_key_value_heads * self.head_dim
+            attention = {"q_proj": (H, queries), "k_proj": (H, keys), "v_proj": (H, keys)}
+        attention["o_proj"] = (values, H)
+        if self.num_experts:
+            mlp = {"w1": (H, F), "w3": (H, F), "w2": (F, H)}
+        else:
+            mlp = {"gate_proj": (H, F), "up_proj": (H, F), "down_proj": (F, H)}
+        paths = {f"self_attn.{name}": shape for name, shape in attention.items()}
+        return paths | {f"mlp.{name}": shape for name, shape in mlp.items()}
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Paths in the layer of the matrices that have a bias, if `attention_bias` is set."""
+        names = ("q_a_proj", "kv_a_proj_with_mqa") if self.mla else ("q_proj", "k_proj", "v_proj")
+        return tuple(f"self_attn.{name}" for name in (*names, "o_proj"))
 
     @property
     def residual_scale(self) -> float:
@@ -128,12 +187,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for member in fields(self):
-            value = getattr(self, member.name)
-            if type(value) in (int, float) and value <= 0 and member.name not in MAY_BE_ZERO:
-                raise config_error(f"{member.name} must be above 0, got {value}")
-        if self.head_dim % 2:
-            raise config_error(f"head_dim must be even, got {self.head_dim}")
+        for name in (member.name for member in fields(self)):
+            value = getattr(self, name)
+            if type(value) in (int, float) and value <= 0 and name not in MAY_BE_ZERO:
+                raise config_error(f"{name} must be above 0, got {value}")
+        rotated = "qk_rope_head_dim" if self.mla else "head_dim"
+        if self.rope_dim % 2:
+            raise config_error(f"{rotated} must be even, got {self.rope_dim}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise config_error(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple "
@@ -162,14 +222,14 @@ class Config:
                 f"got {self.num_attention_heads} times {self.head_dim}"
             )
         scaling = self.rope_scaling
-        if scaling and scaling.kind == "dynamic" and self.head_dim == 2:
-            raise config_error("head_dim must be above 2 for dynamic rope_scaling")
+        if scaling and scaling.kind == "dynamic" and self.rope_dim == 2:
+            raise config_error(f"{rotated} must be above 2 for dynamic rope_scaling")
         if scaling and scaling.kind == "longrope":
             for name in ("short_factor", "long_factor"):
-                if (found := len(getattr(scaling, name))) != self.head_dim // 2:
+                if (found := len(getattr(scaling, name))) != self.rope_dim // 2:
                     raise config_error(
-                        f"rope_scaling.{name} must hold head_dim / 2 = "
-                        f"{self.head_dim // 2} numbers, got {found}"
+                        f"rope_scaling.{name} must hold {rotated} / 2 = "
+                        f"{self.rope_dim // 2} numbers, got {found}"
                     )
 
     @classmethod
@@ -199,8 +259,14 @@ class Config:
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
-        _require(values)
+        values.pop("mla", None)
+        _require(values, *REQUIRED)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
+        if family == "minicpm3":
+            # The reference's two forms disagree on the defaults of these.
+            _require(values, "scale_emb", "scale_depth", "dim_model_base", "rms_norm_eps")
+            mla = mla_widths(present, *_hidden_and_heads(values))
+            values.update(mla=mla, head_dim=mla.head_dim)
         values.setdefault("head_dim", _head_dim(values))
         values.update(rotation(present))
         values.update(_special_tokens(present))
@@ -220,37 +286,62 @@ class Config:
 
 
 def _family(raw: Mapping[str, Any]) -> str:
-    """ "minicpm" or "llama"; `architectures` decides, `model_type` where it is absent."""
-    architectures = raw.get("architectures")
-    if isinstance(architectures, list) and architectures:
-        for name in architectures:
-            if isinstance(name, str) and name in FAMILIES:
-                return FAMILIES[name]
-        found = f"architectures {architectures}"
-    elif raw.get("model_type") in FAMILIES.values():
+    """A value of FAMILIES; `architectures` decides, `model_type` where it is absent."""
+    stated = raw.get("architectures")
+    names = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    _refuse_other_kinds(raw, names)
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    if not names and raw.get("model_type") in FAMILIES.values():
         return str(raw["model_type"])
-    else:
-        found = f"model_type {raw.get('model_type')!r} and no architectures"
+    found = (
+        f"architectures {stated}"
+        if isinstance(stated, list) and stated
+        else f"model_type {raw.get('model_type')!r} and no architectures"
+    )
     raise config_error(f"expected one of {', '.join(FAMILIES)}, got {found}")
 
 
-def _require(values: Mapping[str, Any]) -> None:
-    for key in (
-        "hidden_size",
-        "num_hidden_layers",
-        "intermediate_size",
-        "num_attention_heads",
-        "vocab_size",
-    ):
-        if key not in values:
-            raise config_error(f"{key} is missing")
+OTHER_KINDS = (
+    ("eagle", "an Eagle head, which drafts for its own model; give that model, or --draft a small"),
+    ("sala", "MiniCPM-SALA, whose linear attention is not supported; take a MiniCPM5 or 4.1"),
+    ("minicpmv", "a vision model; mlx-vlm runs these"),
+    ("minicpmo", "a vision and speech model; mlx-vlm runs these"),
+    ("sequenceclassification", "a reranker, which scores pairs of texts and writes none"),
+)
+"""Other models of the family, by a part of their architecture's name."""
+
+
+def _refuse_other_kinds(raw: Mapping[str, Any], names: list[str]) -> None:
+    name = "".join([*names, str(raw.get("model_type", ""))]).lower()
+    for part, kind in OTHER_KINDS:
+        if part in name:
+            raise config_error(f"this is {kind}")
+    if raw.get("is_causal") is False or names in (["MiniCPM"], ["MiniCPMModel"]):
+        raise config_error(
+            "this is an embedding model (is_causal is false), which writes no text; "
+            "sentence-transformers runs these"
+        )
+
+
+def _require(values: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in values:
+            raise config_error(f"{name} is missing")
+
+
+def _hidden_and_heads(values: Mapping[str, Any]) -> tuple[int, int]:
+    names = ("hidden_size", "num_attention_heads")
+    hidden, heads = (json_number(values[name]) for name in names)
+    for name, value in zip(names, (hidden, heads), strict=True):
+        if not isinstance(value, int) or value <= 0:
+            raise config_error(f"{name} must be a whole number above 0, got {value!r}")
+    return hidden, heads
 
 
 def _head_dim(values: Mapping[str, Any]) -> int:
-    hidden, heads = map(json_number, (values["hidden_size"], values["num_attention_heads"]))
-    for key, value in (("hidden_size", hidden), ("num_attention_heads", heads)):
-        if not isinstance(value, int) or value <= 0:
-            raise config_error(f"{key} must be a whole number above 0, got {value!r}")
+    hidden, heads = _hidden_and_heads(values)
     if hidden % heads:
         raise config_error(
             f"hidden_size ({hidden}) must be a multiple of "

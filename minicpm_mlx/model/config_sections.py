@@ -127,6 +127,50 @@ class Quantization:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MLAWidths:
+    """Widths of multi-head latent attention (MiniCPM3)."""
+
+    q_lora_rank: int
+    """Width of the vector that queries are computed from."""
+    kv_lora_rank: int
+    """Width of the latent that keys and values are computed from."""
+    qk_nope_head_dim: int
+    """Width of the part of a query or key that is not rotated."""
+    qk_rope_head_dim: int
+    """Width of the part that is rotated; a key's is the same for all heads."""
+    v_head_dim: int
+    """Width of one head's values."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for field in fields(self):
+            if (value := getattr(self, field.name)) <= 0:
+                raise config_error(f"{field.name} must be above 0, got {value}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head's queries and keys."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+def mla_widths(raw: Mapping[str, Any], hidden_size: int, heads: int) -> MLAWidths:
+    """Parse the widths of latent attention; values are hidden_size / heads wide unless stated."""
+    names = [field.name for field in fields(MLAWidths)]
+    values = {name: raw[name] for name in names if name in raw}
+    if "v_head_dim" not in values:
+        if hidden_size % heads:
+            raise config_error(
+                f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({heads}) "
+                "where v_head_dim is not given"
+            )
+        values["v_head_dim"] = hidden_size // heads
+    for name in names:
+        if name not in values:
+            raise config_error(f"{name} is missing")
+    return MLAWidths(**values)
+
+
 def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Parse the rotation: `rope_scaling`, or since transformers 5 `rope_parameters`."""
     section = raw.get("rope_parameters", raw.get("rope_scaling"))

@@ -13,7 +13,7 @@ The result is a Llama with fewer, larger kernels; tests compare it with the refe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,11 +21,13 @@ from mlx.utils import tree_flatten
 
 from .. import device
 from . import kernels
+from .attention import Attention, Cache, Mask, attend
 from .config import Config
-from .moe import MoE, route
+from .feed_forward import MLP, MoE, route
+from .mla import FusedLatentAttention, LatentAttention
 from .packing import packing_options
 from .rope import Rotation
-from .transformer import MLP, Attention, Block, Cache, Mask, Model, attend, prepare_pass
+from .transformer import Block, Model, prepare_pass
 
 
 class FusedModel(nn.Module):
@@ -83,7 +85,7 @@ class FusedBlock(nn.Module):
     def __init__(self, block: Block, config: Config):
         super().__init__()
         scale = config.residual_scale / config.scale_emb
-        self.self_attn = FusedAttention(block.self_attn, scale)
+        self.self_attn = _fuse_attention(block.self_attn, scale)
         self.mlp = _fuse_mlp(block.mlp, scale)
         self.input_layernorm = block.input_layernorm
         self.post_attention_layernorm = block.post_attention_layernorm
@@ -96,6 +98,9 @@ class FusedBlock(nn.Module):
 
 
 class FusedAttention(nn.Module):
+    PARTS: ClassVar = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",)}
+    """Projections of the checkpoint whose rows each layer holds, in order."""
+
     def __init__(self, attention: Attention, scale: float):
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
@@ -114,6 +119,9 @@ class FusedAttention(nn.Module):
 
 
 class FusedMLP(nn.Module):
+    PARTS: ClassVar = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+    """As of FusedAttention. A mixture has none: stacked experts are no matrices of their own."""
+
     def __init__(self, mlp: MLP, scale: float):
         super().__init__()
         self.activation = mlp.activation.for_inference()
@@ -141,6 +149,13 @@ class FusedMoE(nn.Module):
         gate, up = mx.split(inner, 2, axis=-1)
         out = self.down(self.activation(gate, up), chosen).squeeze(-2)  # (B, T, k, hidden)
         return (out * weights[..., None].astype(x.dtype)).sum(axis=-2)
+
+
+def _fuse_attention(attention: Attention | LatentAttention, scale: float) -> nn.Module:
+    if isinstance(attention, Attention):
+        return FusedAttention(attention, scale)
+    down = join([attention.q_a_proj, attention.kv_a_proj_with_mqa])
+    return FusedLatentAttention(attention, down, scaled(attention.o_proj, scale))
 
 
 def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:

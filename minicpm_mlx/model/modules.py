@@ -1,7 +1,10 @@
-"""Replacing modules inside a model."""
+"""Finding and replacing modules inside a model, and a projection with an adapter."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
@@ -9,3 +12,24 @@ from mlx.utils import tree_unflatten
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at `path`, such as layers.0.mlp, inside `model`."""
     model.update_modules(tree_unflatten([(path, module)]))
+
+
+def at(module: Any, path: str) -> Any:
+    """The submodule at `path`."""
+    for name in path.split("."):
+        module = module[int(name)] if isinstance(module, list) else module[name]
+    return module
+
+
+class AdaptedLinear(nn.Module):
+    """A projection with an adapter: layer(x) + (x a) b, in DoRA times `gain` but for the bias."""
+
+    def __init__(self, layer: nn.Module, a: mx.array, b: mx.array):
+        super().__init__()
+        self.layer, self.a, self.b = layer, a, b
+
+    def __call__(self, x: mx.array) -> mx.array:
+        out = self.layer(x) + (x @ self.a) @ self.b
+        if "gain" in self:
+            out = out * self.gain
+        return out + self.bias if "bias" in self else out

@@ -25,7 +25,7 @@ class Rope:
         scaling = config.rope_scaling
         kind = scaling.kind if scaling else "plain"
         self.kind = kind
-        self.head_dim = config.head_dim
+        self.width = config.rope_dim
         self.theta = config.rope_theta
         self.position_scale = 1.0
         self.amplitude = 1.0
@@ -56,7 +56,7 @@ class Rope:
         def rotate(x: mx.array) -> mx.array:
             return mx.fast.rope(
                 x if self.amplitude == 1.0 else x * self.amplitude,
-                self.head_dim,
+                self.width,
                 traditional=False,
                 base=self.theta if freqs is None else None,
                 scale=self.position_scale,
@@ -75,7 +75,7 @@ class Rope:
             freqs = self._powers(mx.array(self.theta))
         positions = mx.array(offset).reshape(-1, 1) + mx.arange(steps)  # (B or 1, T)
         scaled = positions.astype(mx.float32) * self.position_scale
-        angles = scaled[:, None, :, None] / freqs.reshape(-1, 1, 1, self.head_dim // 2)
+        angles = scaled[:, None, :, None] / freqs.reshape(-1, 1, 1, self.width // 2)
         cos, sin = mx.cos(angles) * self.amplitude, mx.sin(angles) * self.amplitude
         cos = mx.concatenate([cos, cos], axis=-1)  # (B or 1, 1, T, D)
         sin = mx.concatenate([-sin, sin], axis=-1)
@@ -101,9 +101,9 @@ class Rope:
     def _base(self, length: mx.array) -> mx.array:
         """Return dynamic NTK's base, which grows beyond the trained context."""
         stretch = self.factor * length / self.trained - (self.factor - 1)
-        exponent = self.head_dim / (self.head_dim - 2)
+        exponent = self.width / (self.width - 2)
         return self.theta * mx.maximum(stretch, 1.0) ** exponent
 
     def _powers(self, base: mx.array) -> mx.array:
-        exponents = mx.arange(0, self.head_dim, 2, dtype=mx.float32) / self.head_dim
+        exponents = mx.arange(0, self.width, 2, dtype=mx.float32) / self.width
         return mx.power(base[..., None], exponents)

@@ -13,9 +13,11 @@ import mlx.nn as nn
 
 from ..distributed import collectives
 from ..errors import InvalidArgumentError
+from .attention import Attention
 from .config import Config
+from .feed_forward import MLP
 from .fused import FusedModel
-from .transformer import MLP, Model
+from .transformer import Model
 
 
 class AllReduce(nn.Module):
@@ -39,8 +41,13 @@ def shard(model: Model) -> None:
     _check(model.config, size)
     for block in model.layers:
         attention: Any = block.self_attn
-        attention.heads, attention.kv_heads = attention.heads // size, attention.kv_heads // size
-        for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        attention.heads //= size
+        if isinstance(attention, Attention):
+            attention.kv_heads //= size
+            divided = [attention.q_proj, attention.k_proj, attention.v_proj]
+        else:
+            divided = [attention.q_b_proj, attention.kv_b_proj]
+        for layer in divided:
             _keep_outputs(layer, rank, size)
         _keep_inputs(attention.o_proj, rank, size)
         mlp: Any = block.mlp
@@ -68,7 +75,7 @@ def _check(config: Config, size: int) -> None:
         ("attention heads", config.num_attention_heads, 1),
         ("key-value heads", config.num_key_value_heads, 1),
         ("feed-forward columns", config.intermediate_size, groups),
-        ("attention columns", config.num_attention_heads * config.head_dim, groups),
+        ("attention columns", config.num_attention_heads * config.value_dim, groups),
     ):
         if count % (size * unit):
             together = f" in groups of {unit}" if unit > 1 else ""

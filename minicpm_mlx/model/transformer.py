@@ -11,81 +11,21 @@ With all three scales at 1 this is a Llama.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import kernels
-from .activations import Activation
+from .attention import Attention, Cache, Mask
 from .config import Config
-from .moe import MoE
+from .feed_forward import MLP, MoE
+from .mla import LatentAttention
 from .rope import Rope, Rotation
-
-Mask = mx.array | str | None
-"""MLX's "causal", a boolean array (B, 1, T, S) of what a position sees, or None for all."""
-
-
-class Cache(Protocol):
-    """One layer's key-value cache: KVCache, SharedLayerCache or one of mlx-lm's."""
-
-    @property
-    def offset(self) -> int | mx.array:
-        """Positions that are cached, one number or one a row (B,)."""
-        ...
-
-    def make_mask(self, T: int, return_array: bool = False, window_size: int | None = None) -> Mask:
-        """Return the mask of the next T positions."""
-        ...
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append keys and values (B, K, T, D); return all, (B, K, S, D)."""
-        ...
-
-
-class Attention(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        D, H, K = config.head_dim, config.num_attention_heads, config.num_key_value_heads
-        self.heads, self.kv_heads, self.scale = H, K, D**-0.5
-        # Differentiable; training replaces it where MLX's is slow.
-        self.attention: kernels.Attention = mx.fast.scaled_dot_product_attention
-        self.residual_scale = config.residual_scale
-        bias = config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, H * D, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, K * D, bias=bias)
-        self.o_proj = nn.Linear(H * D, config.hidden_size, bias=bias)
-
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
-        B, T, _ = x.shape
-        q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
-        v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
-        out = attend(rotate(q), rotate(k), v, self.scale, mask, cache, self.attention)
-        return self.o_proj(out) * self.residual_scale
-
-
-class MLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.activation = Activation(config)
-        self.residual_scale = config.residual_scale
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        # Scaled before down_proj rather than after: its raw output overflows float16.
-        inner = self.activation(self.gate_proj(x), self.up_proj(x)) * self.residual_scale
-        return self.down_proj(inner)
 
 
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.self_attn = Attention(config)
+        self.self_attn = LatentAttention(config) if config.mla else Attention(config)
         self.mlp = MoE(config) if config.num_experts else MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -165,35 +105,3 @@ def prepare_pass(
     offset = cache[0].offset
     mask = cache[0].make_mask(T, return_array=False, window_size=None)
     return rope.at(offset, T, length or offset + T), mask, cache
-
-
-def attend(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    scale: float,
-    mask: Mask,
-    cache: Cache | None,
-    attention: kernels.Attention = mx.fast.scaled_dot_product_attention,
-) -> mx.array:
-    """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
-    B, _, T, _ = q.shape
-    if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
-        out = _attend_packed(q, k, v, scale, cache)
-    else:
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)  # (B, K, S, D)
-        out = attention(q, k, v, scale=scale, mask=mask)
-    return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
-
-
-def _attend_packed(q: mx.array, k: mx.array, v: mx.array, scale: float, cache: Any) -> mx.array:
-    """Attend with one query a head, q (B, H, 1, D), to a packed cache without unpacking it."""
-    B, H, _, D = q.shape
-    matmul = partial(mx.quantized_matmul, group_size=cache.group_size, bits=cache.bits)
-    keys, values = cache.append(k, v)  # each codes, scales and biases, (B, K, S, D / ...)
-    q = (q * scale).reshape(B, keys[0].shape[1], -1, D)  # the H / K heads that share keys, together
-    # Scores (B, K, H / K, S), then values.
-    (k, k_scales, k_biases), (v, v_scales, v_biases) = keys, values
-    weights = mx.softmax(matmul(q, k, k_scales, k_biases, transpose=True), axis=-1)
-    return matmul(weights, v, v_scales, v_biases, transpose=False).reshape(B, H, 1, D)

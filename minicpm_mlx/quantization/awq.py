@@ -12,14 +12,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..model.config_sections import Quantization
-from ..model.modules import replace_module
-from ..model.transformer import MLP, Block
-from .layerwise import LayerRun, at, matrices
+from ..model.feed_forward import MLP
+from ..model.mla import LatentAttention
+from ..model.modules import at, replace_module
+from ..model.transformer import Block
+from .layerwise import LayerRun, matrices
 
 GRID = 20
 """Number of scales to try."""
 
-UNCLIPPED = ["q_proj", "k_proj"]
+UNCLIPPED = ["q_proj", "k_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]
 """Their outputs are multiplied with each other, so clipping them harms."""
 
 
@@ -57,14 +59,16 @@ def rescale(
     _record_inputs(block, list(plan), run, xs)
     attention = {"rotate": run.rotate, "mask": run.mask, "cache": None}
     config: Any = theirs.ScaleConfig  # annotated with modules, but used with paths
+    latent = isinstance(block.self_attn, LatentAttention)
+    inputs = ["q_a_proj", "kv_a_proj_with_mqa"] if latent else ["q_proj", "k_proj", "v_proj"]
     scaled = [
-        config(
-            block="self_attn",
-            prev="input_layernorm",
-            layers=["q_proj", "k_proj", "v_proj"],
-            kwargs=list(attention),
-        )
+        config(block="self_attn", prev="input_layernorm", layers=inputs, kwargs=list(attention))
     ]
+    if latent:
+        scaled += [
+            config(prev=f"self_attn.{name}_a_layernorm", layers=[f"self_attn.{name}_b_proj"])
+            for name in ("q", "kv")
+        ]
     if isinstance(block.mlp, MLP):
         scaled += [
             config(prev="mlp.up_proj", layers=["mlp.down_proj"]),

@@ -32,6 +32,7 @@ CHOICES = tuple(
 
 _ALIKE = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up"}
 _ALIKE |= {"up_proj": "gate_up", "w1": "w13", "w3": "w13"}
+_ALIKE |= {"q_a_proj": "qkv_a", "kv_a_proj_with_mqa": "qkv_a"}
 
 
 def sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

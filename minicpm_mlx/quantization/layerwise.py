@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..model.attention import Mask
 from ..model.config_sections import Quantization
 from ..model.rope import Rope, Rotation
-from ..model.transformer import Block, Mask, prepare_pass
+from ..model.transformer import Block, prepare_pass
 from ..weights.checkpoint import Checkpoint
 from ..weights.lazy_ops import packed_parts, unpacked
 from ..weights.lazy_tensor import LazyTensor
@@ -104,13 +104,6 @@ def products(x: mx.array) -> mx.array:
     """The sum of x xT over all rows of x (..., width)."""
     rows = x.reshape(-1, x.shape[-1]).astype(mx.float32)
     return rows.T @ rows
-
-
-def at(module: Any, path: str) -> Any:
-    """The submodule at `path`."""
-    for name in path.split("."):
-        module = module[int(name)] if isinstance(module, list) else module[name]
-    return module
 
 
 def dense(

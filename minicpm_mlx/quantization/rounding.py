@@ -11,12 +11,12 @@ import mlx.nn as nn
 import numpy as np
 
 from ..model.config_sections import Quantization
-from ..model.modules import replace_module
+from ..model.modules import at, replace_module
 from ..model.packing import PACKED_NAMES
 from ..model.transformer import Block
 from .bit_allocation import unit
 from .gptq import ROWS, Floats, Rounder, packed
-from .layerwise import LayerRun, at, products
+from .layerwise import LayerRun, products
 
 SCALES = mx.float16
 """Format of scales and biases: of the 16-bit formats the more precise one."""

@@ -19,12 +19,12 @@ import mlx.nn as nn
 import numpy as np
 
 from ..model.config_sections import Quantization
-from ..model.modules import replace_module
+from ..model.modules import at, replace_module
 from ..model.transformer import Block
 from ..weights.lazy_tensor import LazyTensor
 from .bit_allocation import CHOICES
 from .gptq import Floats, nearest
-from .layerwise import ROWS, LayerReader, LayerRun, at, matrices, products
+from .layerwise import ROWS, LayerReader, LayerRun, matrices, products
 
 SAMPLED = 128
 """Rows of a matrix that are rounded to estimate the cost of all."""

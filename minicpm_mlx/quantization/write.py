@@ -16,6 +16,7 @@ from ..model_cards import Card
 from ..text.tokenizer import tokenizer_of
 from ..weights.checkpoint import read_checkpoint, write_checkpoint, write_json
 from ..weights.companion_files import REPORT_FILE, copy_companion_files
+from ..weights.llama_format import fold_logits
 from .job import Job
 from .recipe import Recipe, bundled_text, split_text
 from .report import CONTEXT, make_report, model_card, quality, weight_files
@@ -68,7 +69,7 @@ def write_quantized(
     # Identifies the job: finished parts of another one must not be reused.
     job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source, file)]
     work = _work(folder, job)
-    smaller = Job(checkpoint, recipe, texts, work, progress).run()
+    smaller = fold_logits(Job(checkpoint, recipe, texts, work, progress).run())
     progress("writing")
     write_checkpoint(smaller, folder)
     copy_companion_files(source, folder, card, for_mlx_lm=True)

@@ -14,9 +14,10 @@ import mlx.core as mx
 import numpy as np
 
 from .. import device
+from ..model.feed_forward import MLP
 from ..model.kernels import cpu_softmax
 from ..model.kernels.cpu_softmax import Floats
-from ..model.transformer import MLP, Model
+from ..model.transformer import Model
 
 
 def are_faster() -> bool:
@@ -99,11 +100,11 @@ def attention(
 def _attention_gradients(
     weights: Floats, q: Floats, k: Floats, v: Floats, above: Floats, *, scale: float
 ) -> tuple[Floats, Floats, Floats]:
-    """Gradients of q (H, T, D), k and v (K, S, D), given that of the output, `above` (H, T, D),
-    and the attention weights (H, T, S)."""
+    """Gradients of q (H, T, D), k (K, S, D) and v (K, S, V), given that of the output, `above`
+    (H, T, V), and the attention weights (H, T, S)."""
     H, T, D = q.shape
     K, S, _ = k.shape
-    weights, above = weights.reshape(K, -1, S), above.reshape(K, -1, D)
+    weights, above = weights.reshape(K, -1, S), above.reshape(K, -1, above.shape[-1])
     dv = weights.swapaxes(-1, -2) @ above
     scores = above @ v.swapaxes(-1, -2)  # (K, H / K * T, S)
     scores -= np.einsum("kts,kts->kt", scores, weights)[..., None]

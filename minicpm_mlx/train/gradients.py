@@ -13,8 +13,9 @@ from functools import partial
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from ..model.attention import Mask
 from ..model.rope import Rotation
-from ..model.transformer import Block, Mask, Model, prepare_pass
+from ..model.transformer import Block, Model, prepare_pass
 from . import cpu_kernels
 from .cross_entropy import token_losses
 from .data.batches import TrainingBatch

@@ -30,9 +30,6 @@ PACKED = (
     "dora), or take the model it was made from"
 )
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig:
@@ -171,7 +168,11 @@ def check(method: LoRAConfig, config: Config) -> None:
 def projections(config: Config) -> tuple[str, ...]:
     """Names of the projections that can have an adapter; not those of experts, which inference
     stacks."""
-    return ATTENTION if config.num_experts else ATTENTION + MLP
+    return tuple(
+        path.rpartition(".")[2]
+        for path in config.projections
+        if not (config.num_experts and path.startswith("mlp."))
+    )
 
 
 def adapters(model: Model) -> Iterator[tuple[str, LoRALinear]]:

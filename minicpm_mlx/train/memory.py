@@ -14,7 +14,7 @@ from ..model.config import Config
 from . import cpu_kernels
 from .cross_entropy import CHUNK
 from .data.batches import padded
-from .lora import LoRAConfig
+from .lora import LoRAConfig, projections
 
 STATES = {"adamw": 2, "adafactor": 0.1, "lion": 1, "muon": 1, "sgd": 1}
 """Numbers that an optimizer stores per trained parameter."""
@@ -84,7 +84,8 @@ def estimate_memory(
     layers = method.layers or config.num_hidden_layers
     experts = config.num_experts_per_tok if config.num_experts else 1
     H, F = config.hidden_size, config.intermediate_size * experts
-    projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    attention = (path for path in config.projections if path.startswith("self_attn."))
+    projected = sum(config.projections[path][1] for path in attention) - config.hidden_size
     block = tokens * compute.size * (4 * H + 2 * projected + 3 * F)  # activations of a layer
     chunk = 4 * config.vocab_size * min(tokens, max(1, CHUNK // config.vocab_size))
     head = 2 * chunk + 3 * tokens * H * compute.size
@@ -106,23 +107,17 @@ def estimate_memory(
 
 def trained_count(config: Config, method: LoRAConfig) -> int:
     layers = method.layers or config.num_hidden_layers
-    H, F = config.hidden_size, config.intermediate_size
+    H = config.hidden_size
     if method.kind == "full":
         total = parameter_count(config)
         outer = config.vocab_size * H * (1 if config.tie_word_embeddings else 2) + H
         inner = (total - outer) // config.num_hidden_layers * layers
         return total if method.layers is None else inner
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    shapes = {"q_proj": (H, queries), "k_proj": (H, keys), "v_proj": (H, keys)}
-    shapes["o_proj"] = (queries, H)
-    if not config.num_experts:
-        shapes |= {"gate_proj": (H, F), "up_proj": (H, F), "down_proj": (F, H)}
-    names = method.modules or tuple(shapes)
+    names = method.modules or projections(config)
     per_layer = sum(
         method.rank * (width + out) + (out if method.kind == "dora" else 0)
-        for name, (width, out) in shapes.items()
-        if name in names
+        for path, (width, out) in config.projections.items()
+        if path.rpartition(".")[2] in names
     )
     return layers * per_layer
 

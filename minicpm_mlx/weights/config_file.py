@@ -11,6 +11,7 @@ library, llama.cpp and vLLM go by, and `auto_map` stay MiniCPM's.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ..model.config import Config
@@ -35,12 +36,15 @@ def written(raw: Mapping[str, Any]) -> dict[str, Any]:
     config = Config.from_dict(raw)
     torch_dtype = raw.get("torch_dtype", raw.get("dtype"))
     is_llama = config.dim_model_base is None  # a MiniCPM has it, stated or by default
+    family = "Llama" if is_llama else "MiniCPM3" if config.mla else "MiniCPM"
     result = {
         **{key: value for key, value in raw.items() if key not in NEWER},
         **({} if torch_dtype is None else {"torch_dtype": torch_dtype}),
-        "architectures": ["LlamaForCausalLM" if is_llama else "MiniCPMForCausalLM"],
+        "architectures": [f"{family}ForCausalLM"],
         **stated(config),
     }
+    if config.mla:
+        return result | {"model_type": "minicpm3", **asdict(config.mla)}
     if is_llama:
         return result | {"model_type": "llama", "head_dim": config.head_dim, "mlp_bias": False}
     return result | (_granite(config) if is_granite(config) else {"model_type": OWN})

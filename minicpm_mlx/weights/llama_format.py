@@ -84,17 +84,36 @@ def fold(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def fold_tied(checkpoint: Checkpoint) -> Checkpoint:
-    """The mlx format: a LlamaForCausalLM that shares its embedding as the source does.
+    """The mlx format: a LlamaForCausalLM that shares its embedding as the source does, or a
+    MiniCPM3 as mlx-lm's own reads it.
 
-    Raises as `fold`, of what mlx-lm's Llama cannot express.
+    Raises as `fold`, of what mlx-lm cannot express.
     """
     config = checkpoint.config
-    check_plain(config, "mlx")
     check_rotation(config, "mlx")
+    if config.mla:
+        if config.value_dim * config.num_attention_heads != config.hidden_size:
+            raise InvalidArgumentError(
+                f"format mlx: this model's values are {config.value_dim} wide, and those of "
+                "mlx-lm's MiniCPM3 hidden_size / num_attention_heads; choose format mup"
+            )
+        return fold_logits(checkpoint)
+    check_plain(config, "mlx")
     raw = _llama_config(checkpoint.raw, config, "mlx")
     raw["rms_norm_eps"] = config.rms_norm_eps / config.scale_emb**2
     factors = {NORM: 1 / config.logit_divisor}
     factors |= dict.fromkeys(_branches(config), config.residual_scale / config.scale_emb)
+    return Checkpoint(raw=raw, tensors=multiplied(checkpoint, checkpoint.tensors, factors))
+
+
+def fold_logits(checkpoint: Checkpoint) -> Checkpoint:
+    """A MiniCPM3 whose last norm contains the logit divisor, which mlx-lm leaves out where the head
+    is the embedding; other models as they are."""
+    config = checkpoint.config
+    if not config.mla or not config.tie_word_embeddings or config.logit_divisor == 1.0:
+        return checkpoint
+    raw = {**checkpoint.raw, "dim_model_base": config.hidden_size}
+    factors = {NORM: 1 / config.logit_divisor}
     return Checkpoint(raw=raw, tensors=multiplied(checkpoint, checkpoint.tensors, factors))
 
 
@@ -134,6 +153,8 @@ def check_plain(config: Config, target: str) -> None:
         found = f"a mixture of {config.num_experts} experts a layer"
     elif config.hidden_act != "silu":
         found = f"the activation {config.hidden_act}"
+    elif config.mla:
+        found = "latent attention"
     else:
         return
     raise InvalidArgumentError(
@@ -149,6 +170,8 @@ def check_rotation(config: Config, target: str) -> None:
     """
     scaling = config.rope_scaling
     if scaling is None or scaling.kind != "longrope":
+        return
+    if scaling.short_factor == scaling.long_factor:
         return
     always_long = config.max_position_embeddings > scaling.original_max_position_embeddings
     if target == "llama" and always_long:

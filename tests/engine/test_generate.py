@@ -9,7 +9,7 @@ import minicpm_mlx as mm
 from minicpm_mlx import load_model
 from minicpm_mlx.engine import KVCache, Sampling, Session, generate
 from minicpm_mlx.errors import InvalidArgumentError, NumericsError
-from minicpm_mlx.model.transformer import attend
+from minicpm_mlx.model.attention import attend
 from support.data import GOLDEN
 
 PROMPT = [1, 5, 9, 200, 31, 7]
@@ -135,7 +135,9 @@ def test_packed_attention_is_attention_over_what_was_unpacked(
         expected = expected.transpose(0, 2, 1, 3).reshape(2, T, -1)
         assert mx.abs(found - expected).max().item() < 1e-4
     assert cache.offset == 305
-    width = bits + 64 / cache.group_size  # a scale and a bias of 32 bits for each group
+    width = (
+        bits + 64 / cache.packing(cache.keys)["group_size"]
+    )  # a scale and a bias of 32 bits for each group
     assert cache.nbytes == 2 * 2 * kv_heads * cache.keys[0].shape[2] * D * width / 8
     step = mx.abs(keys[..., -1:, :] - k).max().item()
     assert 0 < step < (0.05 if bits == 8 else 0.6)

@@ -29,7 +29,7 @@ from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights import adapters
 from minicpm_mlx.weights.adapters import read_adapter
 from support.adapters import LORA, close, random_adapter
-from support.random_models import IDS, MOE, random_model
+from support.random_models import IDS, MLA, MOE, random_model
 
 ALPHA = ("alpha_pattern", "lora_alpha")
 
@@ -64,8 +64,15 @@ def untouched(model: Model) -> Model:
 @pytest.mark.parametrize("form", [untouched, packed], ids=["dense", "4-bit"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"attention_bias": True}, {"tie_word_embeddings": False}, {"num_key_value_heads": 2}, MOE],
-    ids=["tied", "bias", "head", "grouped", "experts"],
+    [
+        {},
+        {"attention_bias": True},
+        {"tie_word_embeddings": False},
+        {"num_key_value_heads": 2},
+        MOE,
+        MLA,
+    ],
+    ids=["tied", "bias", "head", "grouped", "experts", "latent"],
 )
 def test_an_adapter_does_what_merged_weights_do(
     changes: dict[str, Any], form: Callable[[Model], Model], dora: bool

@@ -10,6 +10,7 @@ import pytest
 from minicpm_mlx import load_model
 from minicpm_mlx.engine import KVCache
 from minicpm_mlx.model.config_sections import Quantization
+from minicpm_mlx.model.feed_forward import MoE
 from minicpm_mlx.model.fused import (
     ConcatenatedLinear,
     FusedMLP,
@@ -17,11 +18,10 @@ from minicpm_mlx.model.fused import (
     FusedMoE,
     fuse,
 )
-from minicpm_mlx.model.moe import MoE
 from minicpm_mlx.model.packing import apply_packing, dequantize, quantize
 from minicpm_mlx.model.transformer import Model
 from support.data import CASES, GOLDEN
-from support.random_models import IDS, MOE, random_model, set_arrays
+from support.random_models import IDS, MLA, MOE, random_model, set_arrays
 
 
 def gap(a: nn.Module, b: nn.Module) -> float:
@@ -64,6 +64,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "fatrelu": {"hidden_act": "fatrelu", "hidden_act_param": 0.1},
     "llama": {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True},
     "large-eps": {"rms_norm_eps": 0.3},
+    "latent": MLA,
+    "latent-biased": {**MLA, "attention_bias": True},
     "experts": MOE,
     "one-expert": {"num_experts": 1, "num_experts_per_tok": 1},
     "all-experts": {"num_experts": 3, "num_experts_per_tok": 3},
@@ -103,7 +105,9 @@ def test_fusing_uses_the_model_up() -> None:
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
-@pytest.mark.parametrize("shape", [{}, {"attention_bias": True}, MOE], ids=["mlp", "bias", "moe"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"attention_bias": True}, MOE, MLA], ids=["mlp", "bias", "moe", "mla"]
+)
 def test_every_format_keeps_its_logits(mode: str, shape: dict[str, Any]) -> None:
     bits, group = {"affine": (6, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}.get(mode, (4, 32))
     reference, fused = both(lambda: packed(random_model(**shape), bits, group, mode))

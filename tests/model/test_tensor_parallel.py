@@ -23,7 +23,7 @@ from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.quantization.recipe import packing
 from minicpm_mlx.weights.checkpoint import write_checkpoint
 from support.data import GOLDEN, write_tokenizer
-from support.random_models import MOE, checkpoint_of, random_model
+from support.random_models import MLA, MOE, checkpoint_of, random_model
 
 IDS = mx.array([[1, 7, 300, 45, 6, 7, 511, 0]])
 COMMAND = [sys.executable, "-c", "from minicpm_mlx.cli.main import main; main()"]
@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "-c", "from minicpm_mlx.cli.main import main; main()"
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    "changes", [{}, MOE, {"attention_bias": True}, {"num_key_value_heads": 2}, {"bits": 8}]
+    "changes", [{}, MOE, MLA, {"attention_bias": True}, {"num_key_value_heads": 2}, {"bits": 8}]
 )
 def test_the_shares_add_up_to_the_model(
     changes: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch

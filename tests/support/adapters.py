@@ -18,12 +18,14 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "lm_head")
 LORA = {"fine_tune_type": "lora", "lora_parameters": {"rank": 3, "scale": 2.0, "dropout": 0.0}}
 
 
-def random_adapter(model: Model, *, dora: bool = False, seed: int = 5) -> Adapter:
+def random_adapter(
+    model: Model, *, dora: bool = False, seed: int = 5, targets: tuple[str, ...] = TARGETS
+) -> Adapter:
     mx.random.seed(seed)
     deltas = {}
     for name, place in find_projections(model).items():
-        if name.endswith(TARGETS):
-            out = place.rows.stop - place.rows.start
+        if name.endswith(targets):
+            out = place.outputs
             deltas[name] = LoRADelta(
                 a=mx.random.normal((place.inputs, 3)),
                 b=mx.random.normal((3, out)) * 0.02,

@@ -229,7 +229,12 @@ def llama_cpp(
     return found
 
 
-VOCABULARIES = {"minicpm-2b": 122753, "minicpm-1b": 73440, "minicpm4": 73448}
+VOCABULARIES = {
+    "minicpm-2b": 122753,
+    "minicpm-1b": 73440,
+    "minicpm3-4b": 73448,
+    "minicpm4": 73448,
+}
 
 
 def written(source: Path, tmp_path: Path) -> Path:

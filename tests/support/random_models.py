@@ -33,6 +33,16 @@ TINY: dict[str, Any] = {
 
 MOE = {"num_experts": 4, "num_experts_per_tok": 2}
 
+MLA: dict[str, Any] = {
+    "architectures": ["MiniCPM3ForCausalLM"],
+    "q_lora_rank": 32,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 32,
+    "rms_norm_eps": 1e-5,
+}
+
 
 def random_model(seed: int = 0, **changes: Any) -> Model:
     """A model of random weights, the same each time; norms too, which MLX would leave at 1."""

@@ -14,20 +14,20 @@ from minicpm_mlx.model.config import Config
 from minicpm_mlx.train import memory
 from minicpm_mlx.train.lora import LoRAConfig, prepare_model
 from minicpm_mlx.train.memory import TrainingMemory, estimate_memory, fit_to_memory, trained_count
-from support.random_models import MOE, TINY, random_model
+from support.random_models import MLA, MOE, TINY, random_model
 
 CONFIG = Config.from_dict(TINY)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, MOE, {"attention_bias": True}, {"tie_word_embeddings": False}]
+    "changes", [{}, MOE, MLA, {"attention_bias": True}, {"tie_word_embeddings": False}]
 )
 @pytest.mark.parametrize(
     "method",
     [
         LoRAConfig(rank=4),
         LoRAConfig(kind="dora", layers=1),
-        LoRAConfig(modules=("q_proj", "v_proj")),
+        LoRAConfig(modules=("o_proj",)),
         LoRAConfig(kind="full"),
         LoRAConfig(kind="full", layers=1),
     ],

@@ -35,7 +35,7 @@ from minicpm_mlx.train.lora import LoRAConfig, LoRALinear
 from minicpm_mlx.train.objectives import CrossEntropy, PreferenceLoss, dpo, ipo, kto, orpo
 from minicpm_mlx.train.trainer import add_reference
 from minicpm_mlx.weights.adapters import read_adapter
-from support.random_models import MOE, random_model
+from support.random_models import MLA, MOE, random_model
 
 RANDOM = np.random.default_rng(0)
 
@@ -107,6 +107,8 @@ def plain_loss(model: Model, samples: list[Sample]) -> mx.array:
         ("lora", {"tie_word_embeddings": False}),
         ("lora", MOE),
         ("full", MOE),
+        ("dora", MLA),
+        ("full", MLA),
         *(("dora", {"packing": packing}) for packing in PACKINGS),
     ],
 )

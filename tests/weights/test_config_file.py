@@ -30,10 +30,14 @@ ABSENT = ("model_type", "rope_theta", "tie_word_embeddings")
 
 
 def published(case: str, folder: Path) -> Path:
-    """A golden model whose config is like the real 2B's."""
+    """A golden model whose config is like the published one's; MiniCPM3's values are as wide."""
     shutil.copytree(GOLDEN / case, folder)
     path = folder / "config.json"
     raw = json.loads(path.read_text())
+    if case == "minicpm3_like":
+        del raw["v_head_dim"]
+        random: Any = Model(mm.Config.from_dict(raw))
+        mx.save_safetensors(str(folder / "model.safetensors"), parameters(random))
     absent = ABSENT if "2b_like" in case else ABSENT[:1]
     path.write_text(json.dumps({key: raw[key] for key in raw if key not in absent}))
     write_tokenizer(folder)
@@ -56,7 +60,8 @@ def fused(source: Path, folder: Path) -> Path:
 
 
 def converted(source: Path, folder: Path) -> Path:
-    convert(source, folder, format="mup")
+    config = mm.Config.load(source)
+    convert(source, folder, format="mlx" if config.mla or config.dim_model_base is None else "mup")
     return folder
 
 
@@ -80,6 +85,8 @@ WRITERS: dict[str, Callable[[Path, Path], Path]] = {
         *[("minicpm_linear_rope", writer) for writer in ("convert", "quantize, to nearest")],
         *[("minicpm4_longctx_like", writer) for writer in ("convert", "quantize, to nearest")],
         *[("minicpm_2b_like_llama_format", writer) for writer in ("fuse", "quantize, to nearest")],
+        ("minicpm5_like", "quantize, to nearest"),
+        *[("minicpm3_like", writer) for writer in ("convert", "fuse", "quantize, to nearest")],
     ],
 )
 def test_mlx_lm_computes_what_we_do_with_every_folder_that_is_written(

@@ -22,6 +22,8 @@ CASES = [
     "minicpm_1b_like",
     "minicpm_linear_rope",
     "minicpm_2b_like_llama_format",
+    "minicpm3_like",
+    "minicpm5_like",
 ]
 """Golden cases that llama.cpp can run."""
 
@@ -69,7 +71,7 @@ def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     return list(generate(model, prompt, max_tokens=count))
 
 
-@pytest.mark.parametrize("name", ["minicpm-2b", "minicpm-1b", "minicpm4"])
+@pytest.mark.parametrize("name", ["minicpm-2b", "minicpm-1b", "minicpm3-4b", "minicpm4"])
 def test_llama_cpp_splits_texts_as_the_model_s_own_tokenizer(name: str, tmp_path: Path) -> None:
     from support.gguf_files import written
 

@@ -109,10 +109,10 @@ WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def split(pattern: str) -> Any:
+def split(*patterns: str) -> Any:
     bytes_alone = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([cut, bytes_alone])
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*cuts, bytes_alone])
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,26 @@ def test_byte_level_tokenizers_survive(name: str, changes: dict[str, Any], tmp_p
     assert after.vocab_size == before.vocab_size == 260
 
 
-def test_llama_3_takes_whole_words_that_are_tokens(tmp_path: Path) -> None:
-    source = saved(tmp_path / "source", pre_tokenizer=split(f"{WORDS}{{1,3}}{REST}"))
+@pytest.mark.parametrize(
+    ("name", "patterns"),
+    [
+        ("llama-bpe", [f"{WORDS}{{1,3}}{REST}"]),
+        ("minicpm5", [r"\p{N}{1,3}", f"{WORDS}+{REST}"]),
+    ],
+)
+def test_whole_words_that_are_tokens_are_taken(
+    name: str, patterns: list[str], tmp_path: Path
+) -> None:
+    source = saved(tmp_path / "source", pre_tokenizer=split(*patterns))
     spec = json.loads((source / "tokenizer.json").read_text())
     spec["model"]["ignore_merges"] = True
     spec["model"]["vocab"]["abc"] = 260
     (source / "tokenizer.json").write_text(json.dumps(spec))
-    assert tokenizer_keys(source, 300)["tokenizer.ggml.pre"] == "llama-bpe"
+    assert tokenizer_keys(source, 300)["tokenizer.ggml.pre"] == name
     (tmp_path / "back").mkdir()
-    assert through_gguf(source, tmp_path / "back", 300).encode("abc") == [260]
+    back, own = through_gguf(source, tmp_path / "back", 300), mm.load_tokenizer(source)
+    assert back.encode("abc") == [260]
+    assert [back.encode(text) for text in TEXTS] == [own.encode(text) for text in TEXTS]
 
 
 def test_a_split_without_a_name_is_refused(tmp_path: Path) -> None:

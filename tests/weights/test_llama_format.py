@@ -29,7 +29,9 @@ SCALES = Scales(scale_emb=12, scale_depth=1.4, dim_model_base=32)
 FOLDABLE = [
     case
     for case in CASES
-    if not any(word in case for word in ("moe", "_s_", "longctx", "llama_format"))
+    if not any(
+        word in case for word in ("moe", "_s_", "longctx", "llama_format", "minicpm3", "minicpm5")
+    )
 ]
 TIES = [case for case in FOLDABLE if "128k" not in case]
 
@@ -84,7 +86,12 @@ def test_folding_is_what_openbmb_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if not any(w in c for w in ("moe", "_s_")) and c != "minicpm4_like"]
+    "case",
+    [
+        case
+        for case in CASES
+        if not any(word in case for word in ("moe", "_s_", "minicpm4_like", "minicpm3"))
+    ],
 )
 def test_the_tied_form_is_no_larger_and_computes_the_same(case: str) -> None:
     source = read_checkpoint(GOLDEN / case)
@@ -192,6 +199,8 @@ def test_scales_that_are_powers_of_two_are_refused_and_can_be_unpacked(
         ("minicpm_s_like", fold_tied, "activation fatrelu"),
         ("minicpm4_longctx_like", fold, "long factors for short texts"),
         ("minicpm4_like", fold_tied, "short factors for short texts"),
+        ("minicpm3_like", fold, "latent attention"),
+        ("minicpm3_like", fold_tied, "values are 24 wide"),
     ],
 )
 def test_what_a_llama_cannot_express_is_refused(case: str, form: Any, reason: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ...model.transformer import Mask
+from ...model.attention import Mask
 from ..session import LanguageModel
 
 

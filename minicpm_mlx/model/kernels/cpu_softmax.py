@@ -25,17 +25,18 @@ Floats = npt.NDArray[np.float32]
 def attention(
     q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: mx.array | str | None
 ) -> mx.array:
-    """As mx.fast.scaled_dot_product_attention: q (B, H, T, D) and k, v (B, K, S, D) to q's shape.
+    """As mx.fast.scaled_dot_product_attention: q (B, H, T, D), k (B, K, S, D) and v (B, K, S, V) to
+    (B, H, T, V).
 
     `mask` is "causal", a boolean array (..., T, S) of what a query sees, or None for all.
     """
-    B, H, T, D = q.shape
+    B, H, T, _ = q.shape
     K, S = k.shape[1:3]
     additive = isinstance(mask, mx.array) and mask.dtype != mx.bool_
     if additive or q.dtype != mx.float32 or B * H * T * S < FEW:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     weights = probabilities(q, k, scale=scale, mask=mask)
-    return (weights.reshape(B, K, -1, S) @ v).reshape(B, H, T, D)
+    return (weights.reshape(B, K, -1, S) @ v).reshape(B, H, T, -1)
 
 
 def probabilities(

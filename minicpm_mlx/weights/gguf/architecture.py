@@ -21,11 +21,15 @@ from ...model.config_sections import FOLDED
 from .header import GgufFile
 from .tensor_names import ROPE_FACTORS
 
-FAMILIES = {"llama": "LlamaForCausalLM", "minicpm": "MiniCPMForCausalLM"}
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+}
 """GGUF's architectures this library reads; others order the rows of q and k anew."""
 
 MUP = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}
-"""MiniCPM 2B's constants, which older files take for granted."""
+"""MiniCPM 2B's and MiniCPM3's constants, which older files and all of minicpm3 leave out."""
 
 SHAPE = {
     "hidden_size": "embedding_length",
@@ -38,6 +42,7 @@ SHAPE = {
 
 EPS, KV_HEADS = "attention.layer_norm_rms_epsilon", "attention.head_count_kv"
 HEAD_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+MLA_RANKS = {"q_lora_rank": "attention.q_lora_rank", "kv_lora_rank": "attention.kv_lora_rank"}
 ROPE_BASE, ROPE_TYPE = "rope.freq_base", "rope.scaling.type"
 ROPE_FACTOR, ROPE_TRAINED = "rope.scaling.factor", "rope.scaling.original_context_length"
 MUP_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
@@ -74,10 +79,11 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "vocab_size": _vocabulary(file),
     }
     raw["num_key_value_heads"] = found.whole(KV_HEADS, raw["num_attention_heads"])
-    raw |= _head_width(found, raw) | _rotation(found)
+    raw |= _rotation(found)
+    raw |= _mla(found) if found.architecture == "minicpm3" else _head_width(found, raw)
     if any(name.endswith("attn_q.bias") for name in file.tensors):
         raw["attention_bias"] = True
-    if found.architecture == "minicpm":
+    if found.architecture != "llama":
         raw |= _mup(found, raw)
     elif (way := found.get(f"{FOLDED}.format")) is not None:
         scales = {name: found.number(f"{FOLDED}.{name}") for name in ("scale_emb", "scale_depth")}
@@ -157,6 +163,18 @@ def _head_width(found: _ModelKeys, raw: Mapping[str, Any]) -> dict[str, int]:
     return {} if width == usual and exact else {"head_dim": width}
 
 
+def _mla(found: _ModelKeys) -> dict[str, int]:
+    """Widths of latent attention."""
+    width, rope = found.whole(HEAD_WIDTHS[0]), found.whole(HEAD_WIDTHS[2])
+    if rope >= width:
+        raise found.wrong(HEAD_WIDTHS[2], f"below {HEAD_WIDTHS[0]} ({width})", rope)
+    widths = {name: found.whole(key) for name, key in MLA_RANKS.items()}
+    widths |= {"qk_nope_head_dim": width - rope, "qk_rope_head_dim": rope}
+    if found.get(HEAD_WIDTHS[1]) is not None:  # else hidden_size / heads
+        widths["v_head_dim"] = found.whole(HEAD_WIDTHS[1])
+    return widths
+
+
 def _rotation(found: _ModelKeys) -> dict[str, Any]:
     kind = found.get(ROPE_TYPE, "none")
     if kind == "none":
@@ -217,7 +235,10 @@ def keys_of(config: Config) -> dict[str, Any]:
     """
     _check(config)
     keys: dict[str, Any] = {key: getattr(config, name) for name, key in SHAPE.items()}
-    keys |= dict.fromkeys(HEAD_WIDTHS, config.head_dim)
+    widths = (config.head_dim, config.value_dim, config.rope_dim)
+    keys |= dict(zip(HEAD_WIDTHS, widths, strict=True))
+    if config.mla:
+        keys |= {key: getattr(config.mla, name) for name, key in MLA_RANKS.items()}
     keys |= {
         KV_HEADS: config.num_key_value_heads,
         EPS: float(config.rms_norm_eps),
@@ -230,7 +251,7 @@ def keys_of(config: Config) -> dict[str, Any]:
             keys[ROPE_FACTOR] = float(scaling.factor)
         else:
             keys[ROPE_TRAINED] = scaling.original_max_position_embeddings
-    if architecture_of(config) == "minicpm":
+    if architecture_of(config) == "minicpm":  # minicpm3's are constants in llama.cpp
         scales = (config.scale_emb, config.residual_scale, config.logit_divisor)
         keys |= zip(MUP_SCALES, map(float, scales), strict=True)
     elif folded := config.mup_folded:  # llama.cpp reads over it
@@ -240,7 +261,9 @@ def keys_of(config: Config) -> dict[str, Any]:
 
 
 def architecture_of(config: Config) -> str:
-    """ "llama" for a model without muP's constants, else "minicpm"."""
+    """ "minicpm3", "llama" for a model without muP's constants, else "minicpm"."""
+    if config.mla:
+        return "minicpm3"
     return "llama" if config.scale_depth is None and config.dim_model_base is None else "minicpm"
 
 
@@ -254,6 +277,10 @@ def _check(config: Config) -> None:
         found = "dynamic NTK rotation (rope_scaling)"
     elif scaling and scaling.kind == "longrope" and config.rotation_threshold == 0:
         found = "longrope that takes the long factors for short texts as well"
+    elif config.mla and (config.scale_emb, config.scale_depth) != (12, 1.4):
+        found = f"scale_emb {config.scale_emb:g} and scale_depth {config.scale_depth} (not 12, 1.4)"
+    elif config.mla and config.attention_bias:
+        found = "latent attention with a bias"
     else:
         return
     raise InvalidArgumentError(

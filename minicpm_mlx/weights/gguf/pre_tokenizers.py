@@ -15,12 +15,13 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 PATTERNS: dict[str, list[str]] = {
     "llama-bpe": [rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"],
     "qwen2": [rf"{_WORDS}|\p{{N}}|{_REST}"],
+    "minicpm5": [r"\p{N}{1,3}", rf"{_WORDS}|\p{{N}}+|{_REST}"],
     "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
 }
 """Regular expressions; each splits what the one before left whole."""
 
 ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
-WHOLE_WORDS = ("llama-bpe",)
+WHOLE_WORDS = ("llama-bpe", "minicpm5")
 """Where a word that is a token is not merged from its letters."""
 
 COMPOSED = ("qwen2",)

@@ -18,6 +18,12 @@ LAYER_MODULES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
@@ -64,6 +70,7 @@ def from_gguf(module: str, config: Config) -> Order:
 
     RoPE rotates pairs of rows in each head of q and k. Checkpoints of transformers pair row i with
     i + head_dim / 2, llama.cpp pairs neighbours, so its converter interleaves the two halves.
+    For minicpm3 llama.cpp pairs halves as well.
     """
     heads = _heads(module, config)
     return lambda rows: _swapped(rows, heads, -1, 2) if heads else rows

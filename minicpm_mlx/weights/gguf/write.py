@@ -21,8 +21,8 @@ from ...text.tokenizer import load_tokenizer
 from ..checkpoint import Checkpoint
 from ..lazy_ops import packed_parts, unpacked
 from ..lazy_tensor import LazyTensor
-from ..llama_format import EMBEDDING, HEAD
-from .architecture import architecture_of, keys_of
+from ..llama_format import EMBEDDING, HEAD, multiplied
+from .architecture import MUP, architecture_of, keys_of
 from .header import Bytes
 from .modelfile import write_modelfile
 from .package import library
@@ -141,8 +141,11 @@ def _rotation(config: Config) -> Iterator[_TensorPlan]:
 
 
 def _tensors(checkpoint: Checkpoint, config: Config, kind: str) -> Iterator[_TensorPlan]:
-    packings = checkpoint.packings
-    for name, tensor in checkpoint.tensors.items():
+    packings, tensors = checkpoint.packings, checkpoint.tensors
+    if config.mla and config.dim_model_base != MUP["dim_model_base"]:  # a constant in llama.cpp
+        divisor = config.hidden_size / MUP["dim_model_base"]
+        tensors = multiplied(checkpoint, tensors, {"model.norm": divisor / config.logit_divisor})
+    for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         order = to_gguf(module, config)
         if module not in packings or part == "bias":

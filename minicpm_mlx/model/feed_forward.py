@@ -1,12 +1,53 @@
-"""Mixture of experts: each token goes through the few experts its router scores highest."""
+"""The gated feed-forward layer, and the mixture of experts.
+
+In a mixture each token goes through the few experts that its router scores highest.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import Activation
+from . import kernels
 from .config import Config
+
+
+class Activation:
+    """act(gate) * up, for silu and for S-1B's fatrelu (0 at or below a threshold)."""
+
+    def __init__(self, config: Config):
+        self.threshold = config.hidden_act_param if config.hidden_act == "fatrelu" else None
+
+    def __call__(self, gate: mx.array, up: mx.array) -> mx.array:
+        if self.threshold is None:
+            return kernels.mlx_silu_mul(gate, up)
+        return _fatrelu_mul(gate, up, mx.array(self.threshold, gate.dtype))
+
+    def for_inference(self) -> kernels.GatedActivation:
+        """Return the fastest form; it may have no gradient."""
+        return kernels.silu_mul() if self.threshold is None else self
+
+
+@partial(mx.compile, shapeless=True)
+def _fatrelu_mul(gate: mx.array, up: mx.array, threshold: mx.array) -> mx.array:
+    return mx.where(gate > threshold, gate, 0) * up
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.activation = Activation(config)
+        self.residual_scale = config.residual_scale
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        # Scaled before down_proj rather than after: its raw output overflows float16.
+        inner = self.activation(self.gate_proj(x), self.up_proj(x)) * self.residual_scale
+        return self.down_proj(inner)
 
 
 def route(scores: mx.array, k: int) -> tuple[mx.array, mx.array]:
