@@ -276,7 +276,9 @@ def tiny(tokenizer: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["template", "none"])
+@pytest.mark.parametrize(
+    "own", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["template", "none"]
+)
 @pytest.mark.parametrize("tokenizer", ["minicpm-2b", "minicpm4"])
 def test_mlx_lm_chats_with_exactly_one_bos(tmp_path: Path, tokenizer: str, own: bool) -> None:
     from mlx_lm.utils import load_tokenizer
@@ -412,6 +414,7 @@ def test_the_command_converts_and_says_how_large_it_is(
     assert "go together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.gguf", "folder"])
 def test_a_gguf_file_is_written_alone_or_in_a_folder(tmp_path: Path, name: str) -> None:
     pytest.importorskip("gguf", reason="writes the file's header")

@@ -247,6 +247,7 @@ def adapter_of(folder: Path, factor: float, **more: Any) -> Path:
     return saved(folder, Adapter(folder=folder, deltas=deltas, digest=""), "mlx")
 
 
+@pytest.mark.slow
 def test_a_strong_change_outlives_four_bits_and_a_tiny_one_is_refused(
     base: Path, tmp_path: Path
 ) -> None:

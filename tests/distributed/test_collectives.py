@@ -102,6 +102,7 @@ def test_a_rank_with_other_data_is_named_once_by_all(launched: Launched) -> None
 KILLED = "minicpm-mlx: rank 1 was ended by SIGKILL; the launch ended with it\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "expected"),
     [("os.kill(os.getpid(), signal.SIGKILL)", (137, "", KILLED)), ("os._exit(4)", (4, "", ""))],
@@ -121,6 +122,7 @@ while True:
     assert time.monotonic() - before < 10
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_do_not_meet(launched: Launched) -> None:
     """One from within each rank of another: they inherit that other's ports."""
     script = "from minicpm_mlx.distributed import collectives as d; import mlx.core as mx; "

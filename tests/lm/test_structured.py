@@ -790,6 +790,7 @@ def prompt_of(demo: mm.LM) -> list[int]:
     return demo.encode([{"role": "user", "content": "Tell me about a cat."}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_model_keeps_to_the_form_and_free_streams_say_what_they_would_alone(
     demo: mm.LM, beside: bool

@@ -97,6 +97,7 @@ def test_a_card_without_bits_is_used_where_it_was_downloaded(
     assert names(cache) == []
 
 
+@pytest.mark.slow
 def test_the_kept_copy_answers_as_its_matrices_unpacked(
     cache: Path, fetches: list[str], source: Path
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_cache_that_cannot_be_made_is_named(
         store._kept("thing-v1", lambda folder: None)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_of_a_quantized_copy(
     cache: Path, source: Path, fetches: list[str]
 ) -> None:
@@ -364,6 +366,7 @@ def test_what_a_card_made_is_not_what_its_namesakes_made(cache: Path) -> None:
     assert made("minicpm-2b-sft") == []
 
 
+@pytest.mark.slow
 def test_rm_frees_the_kept_copy_and_no_other(
     cache: Path,
     fetches: list[str],
@@ -468,6 +471,7 @@ def test_an_unknown_device_map_is_named(source: Path) -> None:
         AutoModelForCausalLM.from_pretrained(source, device_map="tpu")
 
 
+@pytest.mark.slow
 def test_a_damaged_kept_copy_names_the_way_to_a_new_one(
     cache: Path, fetches: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def texts_of(url: str) -> tuple[list[Any], list[Any]]:
     return in_turn, at_once
 
 
+@pytest.mark.slow
 def test_launched_it_serves_the_same(divisible: Path) -> None:
     pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
     serve = ["serve", "--model", str(divisible), "--port", "0"]

@@ -342,6 +342,7 @@ def test_the_bundled_text_is_in_both_languages() -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_folder_with_its_receipt(
     demo: mm.LM,
     demo_folder: Path,
@@ -417,6 +418,7 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_leaves_no_folder_and_the_next_goes_on(
     demo_folder: Path, tmp_path: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_format_may_be_json(client):
     assert answer.message.content.startswith("{")
 
 
+@pytest.mark.slow
 def test_format_is_a_schema_that_names_all_fields(server):
     pytest.importorskip("llguidance")
     ollama = pytest.importorskip("ollama")

@@ -446,7 +446,14 @@ def test_a_new_tab_goes_on_where_a_closed_one_was_and_shares_with_no_open_one(
 
 
 @pytest.mark.parametrize(
-    "kept", ["{", "[]", '{"messages": 5}', '{"messages": [{"role": "x", "content": 1}]}', "x" * 50]
+    "kept",
+    [
+        '{"messages": [{"role": "x", "content": 1}]}',
+        *(
+            pytest.param(text, marks=pytest.mark.slow)
+            for text in ("{", "[]", '{"messages": 5}', "x" * 50)
+        ),
+    ],
 )
 def test_what_no_page_has_kept_harms_none(opened: Callable[..., Page], kept: str) -> None:
     page = opened()
@@ -502,7 +509,14 @@ REACHED = """(() => {
 
 @pytest.mark.parametrize(
     ("width", "height"),
-    [(320, 480), (360, 740), (480, 320), (767, 900), (768, 600), (1024, 400), (1280, 300)],
+    [
+        (320, 480),
+        (1024, 400),
+        *(
+            pytest.param(*size, marks=pytest.mark.slow)
+            for size in ((360, 740), (480, 320), (767, 900), (768, 600), (1280, 300))
+        ),
+    ],
 )
 def test_all_controls_can_be_reached_with_the_wheel(
     opened: Callable[..., Page], width: int, height: int

@@ -346,6 +346,7 @@ def test_a_loaded_file_speaks(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert lm.chat("hi", max_tokens=2)[0] is not None  # a MiniCPM has its template all the same
 
 
+@pytest.mark.slow
 def test_the_file_of_the_demo_says_what_the_demo_says(demo: Any) -> None:
     lm = mm.load(demo_model.source(resolve("demo")))
     assert lm.config.scale_emb == 1

@@ -36,7 +36,17 @@ def through_gguf(source: Path, folder: Path, vocabulary: int) -> mm.Tokenizer:
     return mm.load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minicpm-1b",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in VOCABULARIES
+            if name != "minicpm-1b"
+        ),
+    ],
+)
 def test_the_family_s_tokenizers_survive(name: str, tmp_path: Path) -> None:
     source = need_shared("tokenizers", name)
     folder = tmp_path / "back"
@@ -60,6 +70,7 @@ def test_a_tokenizer_model_alone_gives_the_same_metadata(tmp_path: Path) -> None
     assert tokenizer_keys(source, 122753) == whole
 
 
+@pytest.mark.slow
 def test_the_file_llama_cpp_s_converter_makes_is_read_as_the_model_s_tokenizer(
     tmp_path: Path,
 ) -> None:

@@ -171,6 +171,7 @@ def test_the_demo_s_own_source_comes_back_byte_for_byte(demo_folder: Path, tmp_p
     assert not [n for n, t in before.items() if not np.array_equal(t.raw, after[n].raw)]
 
 
+@pytest.mark.slow
 def test_the_demo_keeps_its_codes_and_says_how_far_its_scales_moved(
     demo_folder: Path, tmp_path: Path
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_packed_checkpoint_keeps_its_codes(tmp_path: Path) -> None:
     assert mx.allclose(ratio, mx.array(12 * 128 / 32), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_demo_goes_to_the_llama_format_and_back(demo_folder: Path) -> None:
     source = read_checkpoint(demo_folder)
     folded = fold(source)
