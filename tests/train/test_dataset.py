@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError
@@ -394,6 +394,7 @@ def refusal(call: Callable[[], object]) -> str:
 
 
 @given(st.dictionaries(FIELDS, VALUES, max_size=5))
+@example({"a\nb": [{"role": "x"}]})
 @settings(deadline=None, max_examples=150)
 def test_any_row_is_read_or_refused_in_one_line(row: dict[str, Any]) -> None:
     message = refusal(lambda: recognise(row).read(row))

@@ -305,7 +305,7 @@ def _missing(row: RowValue) -> str:
             return f"expected {lacking} beside {name}, found {names}; add it, or rename the fields"
     inner = next((name for name, value in row.items() if _are_objects(value)), None)
     if inner is not None:
-        return f"expected one sample, found a list of objects in {inner}; make each a row"
+        return f"expected one sample, found a list of objects in {listed([inner])}; make each a row"
     needs = [" and ".join(sorted(layout.needs)) for layout in _LAYOUTS]
     expected = ", or ".join([*needs, "chosen and rejected"])
     return f"expected the fields {expected}; found {names}; rename the fields"
