@@ -226,6 +226,15 @@ def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) ->
         ({"id": 1, "prompt": "q"}, "completion or response beside prompt, found id, prompt; add"),
         ({"completion": "a", "label": True}, "expected prompt beside completion"),
         ({"data": [{"text": "a"}]}, "expected one sample, found a list of objects in data"),
+        (
+            {
+                "prompt": "q",
+                "system": "another",
+                "chosen": [SYSTEM, ASK, REPLY],
+                "rejected": [SYSTEM, ASK, {**REPLY, "content": "b"}],
+            },
+            "system: .* own system message, found another text",
+        ),
         ({"messages": [ASK, REPLY], "tools": [{}]}, "tools: expected text alone"),
         ({"conversations": [ASK, REPLY], "system": 3}, "system: expected text, found a number"),
         (

@@ -149,7 +149,7 @@ def _from_messages(row: RowValue) -> list[Message]:
 
 
 def _from_sharegpt(row: RowValue) -> list[Message]:
-    return _with_system(row, parse_messages(row["conversations"], "conversations"))
+    return _with_system(_system(row), parse_messages(row["conversations"], "conversations"))
 
 
 def _from_alpaca(row: RowValue, *, prompt: str = "instruction") -> list[Message]:
@@ -162,7 +162,7 @@ def _from_alpaca(row: RowValue, *, prompt: str = "instruction") -> list[Message]
 def _from_prompt(row: RowValue, *, prompt: str) -> list[Message]:
     """The prompt is a text, or a list of messages."""
     if isinstance(row[prompt], list):
-        return _with_system(row, parse_messages(row[prompt], prompt))
+        return _with_system(_system(row), parse_messages(row[prompt], prompt))
     return [*_system(row), {"role": "user", "content": parse_text(row[prompt], prompt)}]
 
 
@@ -171,9 +171,8 @@ def _system(row: RowValue) -> list[Message]:
     return [{"role": "system", "content": text}] if text else []
 
 
-def _with_system(row: RowValue, messages: list[Message]) -> list[Message]:
-    """The messages after the field `system`, which may repeat a system message of their own."""
-    before = _system(row)
+def _with_system(before: list[Message], messages: list[Message]) -> list[Message]:
+    """The messages after the system message `before`, if any, which may repeat their own."""
     if before and messages and messages[0]["role"] == "system":
         if messages[0]["content"] != before[0]["content"]:
             raise DataError(
@@ -382,9 +381,7 @@ def _merge_prompts(before: list[Message], shared: list[Message], opening: str) -
             f"{opening}: expected what comes before the last message of chosen, found another "
             "text; correct it or remove the field"
         )
-    if repeated != shared:  # it has its own system message
-        return shared
-    return [*before[: len(before) - len(prompt)], *shared]
+    return _with_system(before[: len(before) - len(prompt)], shared)
 
 
 def _reply_messages(value: Any, name: str) -> list[Message]:
