@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from .stderr import StderrMux
 
-GRACE = 0.5
+GRACE = 2.0
 """Seconds in which other ranks may fail by themselves after one: of a mistake that all make."""
 PATIENCE = 10.0
 """Seconds from asking a rank to end until it is killed; it may save its work."""

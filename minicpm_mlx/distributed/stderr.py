@@ -13,7 +13,7 @@ from contextlib import suppress
 NOISE = b"\0" if "MLX_RING_VERBOSE" in os.environ else b"[ring] "
 """Start of lines that MLX logs many times over before its error that a connection is lost."""
 
-HOLD = 0.5
+HOLD = 1.0
 """Seconds for which a line of another rank waits, in case rank 0 writes the same."""
 
 

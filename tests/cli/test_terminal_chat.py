@@ -336,10 +336,10 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
 
 def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved) -> None:
     shell = chat()
-    shell.say("Hi")
-    time.sleep(0.2)
-    shell.send(CTRL_C)  # the model may still load
-    shell.wait("stopped|" + STATS)
+    shell.say(STORY)
+    shell.wait("still loading|" + WORDS)  # the line was taken: the key is a signal now
+    shell.send(CTRL_C)
+    shell.wait("stopped")
     shell.wait(PROMPT)
     shell.send(CTRL_C)  # a message stopped before its first word is a draft
     shell.say(STORY)
