@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import DistributedError
+from .processes import GRACE
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -203,9 +204,11 @@ def _named_loss() -> Iterator[None]:
 
 
 def lost(error: RuntimeError) -> DistributedError:
-    """The error for a lost connection, of which `error` is MLX's. Returns after 2 s in a launch."""
+    """The error for a lost connection, of which `error` is MLX's. In a launch it returns later than the
+    launcher waits."""
     if LAUNCHED in os.environ:
-        time.sleep(2)  # the launcher ends this rank first: the error of the other is the cause
+        # The launcher ends this rank first: the error of the other is the cause.
+        time.sleep(2 * GRACE)
     return DistributedError(
         f"rank {rank()} lost the others ({error}); see the error of another rank"
     )
