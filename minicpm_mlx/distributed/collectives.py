@@ -204,8 +204,10 @@ def _named_loss() -> Iterator[None]:
 
 
 def lost(error: RuntimeError) -> DistributedError:
-    """The error for a lost connection, of which `error` is MLX's. In a launch it returns later than the
-    launcher waits."""
+    """The error for a lost connection, of which `error` is MLX's.
+
+    In a launch it returns only after the launcher has had time to end this rank.
+    """
     if LAUNCHED in os.environ:
         # The launcher ends this rank first: the error of the other is the cause.
         time.sleep(2 * GRACE)
