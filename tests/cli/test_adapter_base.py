@@ -91,11 +91,11 @@ def test_fuse_takes_no_third_folder(
 def test_a_base_that_is_not_here_is_asked_for(
     tmp_path: Path, command: Command, capsys: Out
 ) -> None:
-    adapter = named(tmp_path / "adapter", base_model_name_or_path="/root/models/mine")
+    adapter = named(tmp_path / "adapter", base_model_name_or_path="/models/mine")
     for verb in ("generate", "chat"):
         assert command(verb, "--adapter", str(adapter), "-p", "Hello") != 0
         said = capsys.readouterr().err
-        assert "was trained on /root/models/mine, which is not here; say where" in said
+        assert "was trained on /models/mine, which is not here; say where" in said
         assert "--model" in said
 
 

@@ -189,7 +189,7 @@ def test_mlx_lm_computes_the_same_with_the_export_and_trains_for_the_original(
         ({"base_model_name_or_path": "{models}/llama"}, "llama"),
         ({"base_model_name_or_path": "openbmb/MiniCPM-2B-sft-bf16"}, "mup"),
         ({"base_model_name_or_path": "openbmb/MiniCPM-2B-sft-bf16-llama-format"}, "llama"),
-        ({"base_model_name_or_path": "/root/models/MiniCPM-2B-dpo-bf16-llama-format"}, "llama"),
+        ({"base_model_name_or_path": "/models/MiniCPM-2B-dpo-bf16-llama-format"}, "llama"),
         ({"model": "{models}/gone"}, None),
         ({"base_model_name_or_path": "someone/else"}, None),
     ],
