@@ -179,13 +179,17 @@ class LatentUp(nn.Module):
 
 
 def hide(scores: mx.array, mask: Mask) -> mx.array:
-    """Make scores (B, H, T, S) of what `mask` hides the lowest number."""
+    """Make scores (B, H, T, S) of what `mask` hides so low that they weigh nothing.
+
+    Not the lowest number: with another score added that is infinite in float16, and a row that sees
+    nothing, padding, becomes NaN.
+    """
     if mask is None:
         return scores
     if isinstance(mask, str):  # "causal"
         T, S = scores.shape[-2:]
         mask = mx.arange(S - T, S)[:, None] >= mx.arange(S)
-    return mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    return mx.where(mask, scores, mx.finfo(scores.dtype).min / 2)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

@@ -18,7 +18,7 @@ from minicpm_mlx.model.adapters import apply_adapter
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.config_sections import Quantization
 from minicpm_mlx.model.fused import fuse
-from minicpm_mlx.model.mla import FusedLatentAttention
+from minicpm_mlx.model.mla import FusedLatentAttention, hide
 from minicpm_mlx.model.packing import quantize
 from minicpm_mlx.model.transformer import Model
 from minicpm_mlx.weights.load import parameters
@@ -176,3 +176,12 @@ def test_a_value_width_that_does_not_fit_the_weights_is_refused(tmp_path: Path) 
     (tmp_path / "model.safetensors").symlink_to(FOLDER / "model.safetensors")
     with pytest.raises(WeightsError, match=r"kv_b_proj|o_proj"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
+def test_scores_of_a_row_that_sees_nothing_stay_finite(dtype: mx.Dtype) -> None:
+    hidden = hide(mx.zeros((1, 1, 1, 3), dtype), mx.array([False]))
+    weights = mx.softmax(hidden + mx.full((3,), -200, dtype), axis=-1)
+    assert mx.isfinite(weights).all().item()
+    seen = hide(mx.zeros((1, 1, 1, 3), dtype), mx.array([True, False, False]))
+    assert mx.softmax(seen, axis=-1).flatten().tolist() == [1, 0, 0]
