@@ -98,16 +98,29 @@ class FusedLatentAttention(nn.Module):
         if cache is not None:
             k_rope, latent = cache.update_and_fetch(k_rope, latent)  # (B, 1, S, width of each)
         if x.shape[1] <= self.few:
-            scores = (q_rope * self.scale) @ k_rope.swapaxes(-1, -2)  # (B, H, T, S)
-            scores = hide(scores, mask)
-            q = self.up.project_queries(q)
-            out = mx.fast.scaled_dot_product_attention(
-                q, latent, latent, scale=self.scale, mask=scores
-            )
-            return self.o_proj(join_heads(self.up.project_values(out)))
+            q = self.up.project_queries(q)  # (B, H, T, rank)
+            out = self.up.project_values(self._mix(q, q_rope, latent, k_rope, mask))
+            return self.o_proj(join_heads(out))
         k, v = self.up(latent[:, 0])
         q, k = mx.concatenate([q, q_rope], axis=-1), with_rope(k, k_rope)
         return self.o_proj(join_heads(self.attention(q, k, v, scale=self.scale, mask=mask)))
+
+    def _mix(
+        self, q: mx.array, q_rope: mx.array, latent: mx.array, k_rope: mx.array, mask: Mask
+    ) -> mx.array:
+        """Sum latents (B, 1, S, rank) by their weight for each query of each head: (B, H, T, rank).
+
+        All heads read the same latents, so each product is one for all of them, which MLX's own
+        attention would repeat for each head.
+        """
+        B, H, T, rank = q.shape
+        scores = q_rope.reshape(B, 1, H * T, -1) @ k_rope.swapaxes(-1, -2)
+        scores = mx.addmm(
+            scores, q.reshape(B, 1, H * T, rank), latent.swapaxes(-1, -2), self.scale, self.scale
+        )
+        scores = hide(scores.reshape(B, H, T, -1), mask)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        return (weights.reshape(B, 1, H * T, -1) @ latent).reshape(B, H, T, rank)
 
 
 class LatentUp(nn.Module):
@@ -181,15 +194,14 @@ class LatentUp(nn.Module):
 def hide(scores: mx.array, mask: Mask) -> mx.array:
     """Make scores (B, H, T, S) of what `mask` hides so low that they weigh nothing.
 
-    Not the lowest number: with another score added that is infinite in float16, and a row that sees
-    nothing, padding, becomes NaN.
+    Not infinite: a row that sees nothing, padding, would become NaN.
     """
     if mask is None:
         return scores
     if isinstance(mask, str):  # "causal"
         T, S = scores.shape[-2:]
         mask = mx.arange(S - T, S)[:, None] >= mx.arange(S)
-    return mx.where(mask, scores, mx.finfo(scores.dtype).min / 2)
+    return mx.where(mask, scores, mx.finfo(scores.dtype).min)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

@@ -181,7 +181,7 @@ def test_a_value_width_that_does_not_fit_the_weights_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
 def test_scores_of_a_row_that_sees_nothing_stay_finite(dtype: mx.Dtype) -> None:
     hidden = hide(mx.zeros((1, 1, 1, 3), dtype), mx.array([False]))
-    weights = mx.softmax(hidden + mx.full((3,), -200, dtype), axis=-1)
+    weights = mx.softmax(hidden, axis=-1)
     assert mx.isfinite(weights).all().item()
     seen = hide(mx.zeros((1, 1, 1, 3), dtype), mx.array([True, False, False]))
     assert mx.softmax(seen, axis=-1).flatten().tolist() == [1, 0, 0]
