@@ -84,9 +84,17 @@ def _decode(lines: Iterable[bytes]) -> Iterator[str]:
         offset += len(line)
 
 
+def stdin_text() -> str:
+    """All of standard input."""
+    return "".join(stdin_lines())
+
+
 def prompt_text(prompt: str, *, empty: bool = False) -> str:
-    """The prompt, or standard input for "-"; InvalidArgumentError if it may not be `empty`."""
-    text = "".join(stdin_lines()) if prompt == "-" else prompt
+    """The prompt, or standard input for "-"; InvalidArgumentError if it may not be `empty`.
+
+    The newline that `echo` and editors end a text with is no part of a prompt.
+    """
+    text = stdin_text().removesuffix("\n") if prompt == "-" else prompt
     if not (empty or text.strip()):
         raise InvalidArgumentError("the prompt is empty; expected some text to answer")
     return text

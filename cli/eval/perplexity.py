@@ -11,7 +11,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 from .. import options, paths
 from ..options import REQUIRED, flag, option
 from ..render.theme import console
-from ..streams import print_json, progress, prompt_text, read_text
+from ..streams import print_json, progress, read_text, stdin_text
 
 CONTEXT = 2048
 
@@ -45,7 +45,7 @@ def ppl(args: PerplexityOptions) -> None:
     from minicpm_mlx.engine.scoring.perplexity import check_text, check_windows, score
 
     check_windows(args.context or CONTEXT, args.stride)
-    text = prompt_text("-", empty=True) if str(args.text) == "-" else read_text(args.text)
+    text = stdin_text() if str(args.text) == "-" else read_text(args.text)
     if not text:
         raise InvalidArgumentError(
             f"--text {args.text}: it is empty; expected a text to measure on"

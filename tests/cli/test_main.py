@@ -210,7 +210,7 @@ def test_generate_prints_the_text_alone(cli: Cli) -> None:
     expected = (0, "The capital of France is Paris.\n", "")
     assert cli("generate", *CAPITAL) == expected
     _, question, *rest = CAPITAL
-    assert cli("generate", "--prompt", "-", *rest, stdin=question) == expected
+    assert cli("generate", "--prompt", "-", *rest, stdin=question + "\n") == expected
 
 
 @pytest.mark.usefixtures("loaded")

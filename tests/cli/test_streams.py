@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.cli.streams import stdin_lines
+from minicpm_mlx.cli.streams import prompt_text, stdin_lines
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
 SHORT = "--model demo --temp 0 --max-tokens 3"
@@ -158,6 +158,17 @@ def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_the_text(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="latin-1"))
     assert list(stdin_lines()) == lines
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"), [(b"Hi", "Hi"), (b"Hi\n", "Hi"), (b"Hi\r\n", "Hi"), (b"a\nb\n\n", "a\nb\n")]
+)
+def test_one_newline_at_the_end_is_no_part_of_a_prompt(
+    typed: bytes, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    assert prompt_text("-") == text
+    assert prompt_text("Hi\n") == "Hi\n"
 
 
 @pytest.mark.usefixtures("demo_folder")
