@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,11 @@ from .arguments import printable
 from .errors import ConfigError, ModelNotFoundError
 
 _TEMPLATES = ("minicpm", "chatml")
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+_FORM = re.compile("-(MLX|GPTQ|AWQ|AutoAWQ|GGUF)$", re.IGNORECASE)
+"""How the name of a repository ends that holds a published model quantized."""
+GENERATIONS = ("MiniCPM5", "MiniCPM4.1", "MiniCPM4", "MiniCPM3", "MiniCPM", "other")
+"""In the order that lists show them; "MiniCPM" is 1.0."""
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -56,14 +61,22 @@ class Card:
     """Default number of candidates."""
     repetition_penalty: float | None = None
     """Default penalty on tokens already seen; 1 is none."""
+    thinking: dict[str, float] = field(default_factory=dict, hash=False)
+    """Sampling when the model thinks before it answers, under the same names; empty: no other."""
     licence: str = ""
     """Licence of the weights, as published."""
     size_gb: float | None = None
     """Download, in 10⁹ bytes, computed from parameters and their width."""
-    width: int | None = None
-    """Bytes of a weight in the download; None: 2, or unknown."""
+    width: float | None = None
+    """Bytes of a weight in the download, 0.5625 for 4 bits in groups of 64; None: 2, or unknown."""
     active: float | None = None
     """Share of the weights that a token passes through; None: all."""
+    generation: str = ""
+    """One of GENERATIONS; empty where no card describes the model."""
+    languages: tuple[str, ...] = ()
+    """Codes of the languages it was trained for: "en", "zh"."""
+    shape: str | None = None
+    """The shape in `bench/shapes.py` that tells its memory and speed before the download."""
     note: str = ""
     """Description in one line."""
     note_zh: str = ""
@@ -74,12 +87,17 @@ class Card:
     @property
     def sampling(self) -> dict[str, float]:
         """The sampling it states, under generation_config.json's names."""
-        names = ("temperature", "top_p", "top_k", "repetition_penalty")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(field.name, getattr(self, field.name), _RULES[field.name])
+        for key, rule in _RULES.items():
+            _check(key, getattr(self, key), rule)
+        for key, value in self.thinking.items():
+            if key not in _SAMPLING:
+                raise ConfigError(
+                    f"unknown key thinking.{key}; expected some of {', '.join(_SAMPLING)}"
+                )
+            _check(f"thinking.{key}", value, _RULES[key])
         if sum(source is not None for source in (self.repo, self.package, self.path)) != 1:
             raise ConfigError("expected one of repo, package and path")
         if self.package and not self.file:
@@ -106,15 +124,23 @@ _RULES: dict[str, _Rule] = {
     "top_p": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
     "top_k": _COUNT,
     "repetition_penalty": ((int, float), "over 0.01, to 100", lambda v: 0.01 < v <= 100),
+    "thinking": (dict, "a table of sampling settings", lambda v: True),
     "licence": _TEXT,
     "size_gb": ((int, float), "more than 0", lambda v: v > 0),
-    "width": (int, "2 or 4", lambda v: v in (2, 4)),
+    "width": ((int, float), "4, 2 or 0.5625", lambda v: v in (4, 2, 0.5625)),
     "active": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
+    "generation": (str, " or ".join(GENERATIONS), lambda v: not v or v in GENERATIONS),
+    "languages": (tuple, "a list of codes, such as en", lambda v: all(map(_is_language, v))),
+    "shape": (str, "a shape of the benchmarks", bool),
     "note": _TEXT,
     "note_zh": _TEXT,
     "path": (Path, "a path", lambda v: True),
 }
-_REQUIRED = {field.name for field in fields(Card) if field.default is not None}
+_REQUIRED = {each.name for each in fields(Card) if each.default is not None}
+
+
+def _is_language(code: object) -> bool:
+    return isinstance(code, str) and re.fullmatch("[a-z]{2,3}", code) is not None
 
 
 def _check(key: str, value: object, rule: _Rule) -> None:
@@ -146,8 +172,9 @@ def _parse(name: str, text: str) -> Card:
     if unknown := sorted(values.keys() - _RULES.keys() | values.keys() & {"name", "path"}):
         known = ", ".join(sorted(_RULES.keys() - {"name", "path"}))
         raise ConfigError(f"models/{name}.toml: unknown key {unknown[0]}; expected some of {known}")
-    if isinstance(values.get("eos"), list):
-        values["eos"] = tuple(values["eos"])
+    for key in ("eos", "languages"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
     try:
         return Card(name=name, **values)
     except ConfigError as error:
@@ -265,12 +292,24 @@ def _snapshot(root: Path, name: str) -> Path:
 
 
 def _repository(repo: str, revision: str | None) -> Card:
-    known = [c for c in cards().values() if c.repo and c.repo.lower() == repo.lower()]
+    known = _cards_of(repo)
     if not known:
-        return Card(name=repo, repo=repo, revision=revision or "main")
+        card = Card(name=repo, repo=repo, revision=revision or "main")
+        siblings = _cards_of(_FORM.sub("", repo))
+        return _as_sibling(card, siblings[0]) if siblings else card
     card = min(known, key=lambda c: c.bits is not None)  # the unquantized card, if there is one
     revision = revision or card.revision
     return replace(card, name=str(card.repo), revision=revision, bits=None, group_size=None)
+
+
+def _cards_of(repo: str) -> list[Card]:
+    return [card for card in cards().values() if card.repo and card.repo.lower() == repo.lower()]
+
+
+def _as_sibling(card: Card, sibling: Card) -> Card:
+    """`card` as the same model in other numbers; its size and form are its own."""
+    kept = ("template", "eos", "context", "licence", "generation", "languages", "shape", "thinking")
+    return replace(card, **{name: getattr(sibling, name) for name in (*kept, *_SAMPLING)})
 
 
 def cache_dir() -> Path:

@@ -22,6 +22,8 @@ def test_every_card_says_what_it_is_in_both_languages() -> None:
         assert card.size_gb, card.name
         assert card.context, card.name
         assert card.temperature is not None, card.name
+        assert card.generation, card.name
+        assert "en" in card.languages, card.name
         assert card.note.isascii(), card.name
         assert not card.note_zh.isascii(), card.name
 
@@ -98,6 +100,14 @@ def test_the_repository_of_a_card_keeps_template_and_sampling_but_is_not_quantiz
     )
 
 
+@pytest.mark.parametrize("form", ["GPTQ", "awq", "GGUF"])
+def test_a_quantized_sibling_of_a_card_answers_as_the_card_does(form: str) -> None:
+    card, known = resolve(f"openbmb/minicpm5-2b-{form}"), cards()["minicpm5-2b-bf16"]
+    assert (card.eos, card.context, card.sampling) == (known.eos, known.context, known.sampling)
+    assert (card.repo, card.size_gb, card.note) == (f"openbmb/minicpm5-2b-{form}", None, "")
+    assert resolve("someone/minicpm5-2b-gptq").sampling == {}
+
+
 def test_a_near_miss_is_answered_with_names() -> None:
     with pytest.raises(ModelNotFoundError, match=r"did you mean minicpm-2b-dpo.*minicpm-mlx list"):
         resolve("minicpm-2b-dop")
@@ -136,6 +146,11 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         ("bits = 4", "bits and group_size"),
         ("file = '../x'", "relative path for file"),
         ("package = 'p'", "one of repo, package and path"),
+        ("languages = 'en'", "languages, found 'en'"),
+        ("generation = 'MiniCPM9'", "MiniCPM5 or MiniCPM4.1"),
+        ("thinking = 1", "thinking, found 1"),
+        ("[thinking]\ntop_p = 2", "thinking.top_p, found 2"),
+        ("[thinking]\nseed = 1", "unknown key thinking.seed"),
         ("temperature =", "expected TOML"),
     ],
 )

@@ -60,7 +60,7 @@ def forecast(card: Card) -> Forecast:
         else Quantization(bits=card.bits, group_size=card.group_size)
     )
     compute = device.choose_dtype(mx.bfloat16 if packing is None else mx.float16)
-    weights = packed_bytes(size // (card.width or 2), packing, compute)
+    weights = packed_bytes(int(size / (card.width or 2)), packing, compute)
     return Forecast(
         download=size,
         weights=weights,
