@@ -21,6 +21,7 @@ from minicpm_mlx.model_cards import resolve
 
 from . import paths
 from .render.texts import Texts
+from .render.theme import console
 from .streams import notice
 
 if TYPE_CHECKING:
@@ -311,7 +312,11 @@ def load_model(
     needed = memory.estimate(config, dtype=compute.dtype, context=context or 256, kv_bits=kv_bits)
     memory.check_fits(needed)
     with nullcontext() if quiet else notice(f"loading {model} …"):
-        return mm.load(model, dtype=compute.dtype, device=compute.device, **options)
+        lm = mm.load(model, dtype=compute.dtype, device=compute.device, **options)
+    if cost := memory.dense_attention(lm.config, compute.dtype):
+        text = Texts()("dense", **cost)
+        lm.on_dense = lambda: console(stderr=True).print(text, style="warning")
+    return lm
 
 
 @contextmanager

@@ -80,6 +80,25 @@ def cache_bytes(config: Config, compute: mx.Dtype, kv_bits: int | None = None) -
     return total * config.num_hidden_layers
 
 
+def dense_attention(config: Config, dtype: str | mx.Dtype | None = None) -> dict[str, float]:
+    """Cost of attending densely to a whole context where the published mode is sparse.
+
+    The longest text that is dense there (`limit`) and here (`context`), both in tokens, the `times`
+    as many keys and values that a token of the latter attends to, and `gigabytes` of its cache.
+    Empty where the published mode is dense throughout.
+    """
+    limit, context = config.dense_len, config.context_length
+    if limit is None or limit >= context:
+        return {}
+    cache = estimate(config, dtype=dtype).cache
+    return {
+        "limit": limit,
+        "context": context,
+        "times": context / limit,
+        "gigabytes": cache / 1e9,
+    }
+
+
 def weight_bytes(config: Config, compute: mx.Dtype) -> int:
     """Bytes of the weights in memory; packed ones stay packed except on a CPU."""
     return packed_bytes(parameter_count(config), config.quantization, compute)

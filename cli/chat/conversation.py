@@ -146,6 +146,7 @@ class TerminalChat:
         self._changes = changes or {}  # options of the command line override saved ones
         self._chat: Chat | None = None
         self._noted_forgotten = 0
+        self._due: list[dict[str, float]] = []  # costs of attending densely, to be told
         if saved:
             self._offer(saved.take_unanswered())
 
@@ -174,6 +175,8 @@ class TerminalChat:
         from minicpm_mlx import memory
 
         self._chat, self._noted_forgotten = chat, chat.forgotten
+        if chat.lm.on_dense is not None:  # not while a reply is being shown
+            chat.lm.on_dense = lambda: self._due.append(memory.dense_attention(chat.lm.config))
         chat.lm.room = None
         room = max(memory.fitting_context(chat.lm.config, chat.kv_bits), 256)
         if room < chat.context_length:
@@ -217,6 +220,8 @@ class TerminalChat:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+        while self._due:
+            self.note("dense", style="warning", **self._due.pop())
         if self.interactive:
             self._conclude(last, count)
         return replied

@@ -17,6 +17,7 @@ from minicpm_mlx.loading.store import folder_of, kept_copies, kept_folder, made_
 from minicpm_mlx.model_cards import Card, cards, resolve
 
 from .. import options, paths
+from ..render.texts import Texts
 from ..render.theme import console
 from ..streams import confirm, print_json
 
@@ -106,6 +107,7 @@ NOTES = {
 
 def show(model: Name, as_json: options.Json = False) -> None:
     """Show a model's card and, if it is on this disk, its configuration."""
+    from minicpm_mlx import memory
     from minicpm_mlx.model.config import Config
     from minicpm_mlx.quantization.report import read_report, summary
 
@@ -127,6 +129,8 @@ def show(model: Name, as_json: options.Json = False) -> None:
         if not config.num_experts:
             del facts["num_experts"], facts["num_experts_per_tok"]
         facts["context_length"] = config.context_length
+        if cost := memory.dense_attention(config):
+            facts["dense_attention"] = cost if as_json else Texts()("dense", **cost)
         if config.quantization and not as_json:  # most of them; the receipt has the rest
             packing = config.quantization
             facts["quantization"] = (

@@ -44,6 +44,14 @@ TEXTS = {
         "the conversation is limited to {context} tokens by the free memory",
         "内存所限，对话最多 {context} 个词元",
     ),
+    "dense": (
+        "beyond {limit:,.0f} tokens this model was published with sparse attention, and here it "
+        "attends to everything: at {context:,.0f} tokens to {times:.3g} times as much a token, "
+        "with a cache of {gigabytes:.3g} GB",
+        "超过 {limit:,.0f} 个词元后，该模型官方采用稀疏注意力，此处仍关注全部内容："
+        "到 {context:,.0f} 个词元时，每个词元的注意力计算量为 {times:.3g} 倍，"
+        "缓存占 {gigabytes:.3g} GB",
+    ),
     "stopped": ("stopped", "已停止"),
     "leave": ("press Ctrl-C again to leave", "再按一次 Ctrl-C 退出"),
     "speed": ("{speed:.1f} tok/s", "{speed:.1f} 词元/秒"),

@@ -56,6 +56,8 @@ class LM:
     """A smaller model for speculative decoding."""
     room: int | None = None
     """Tokens of context that fit memory, if fewer than the model's."""
+    on_dense: Callable[[], object] | None = field(default=None, repr=False)
+    """Called once, by the first text that is longer than the config's `dense_len`."""
     sharded: bool = False
     """Whether the processes of a launch share it."""
     _session: Session | None = field(default=None, repr=False)
@@ -141,11 +143,19 @@ class LM:
         transcript = Transcript(self.tokenizer, stops, continues=continues)
         return self._pieces(tokens, ids, transcript, session.common(ids), speculation)
 
+    def note_length(self, tokens: int) -> None:
+        """Call `on_dense`, once, if a text of so many tokens is beyond the published dense mode."""
+        limit = self.config.dense_len
+        if self.on_dense is not None and limit is not None and tokens > limit:
+            call, self.on_dense = self.on_dense, None
+            call()
+
     def _prepare(
         self, prompt: Prompt, max_tokens: int | None, stop: Sequence[str]
     ) -> tuple[list[int], int, list[str]]:
         """The prompt's ids, the limit of its reply, and its stop strings."""
         ids = self.encode(prompt)
+        self.note_length(len(ids))
         room = self.context_length - len(ids)
         if room < 1:
             raise ContextLengthError(
@@ -177,6 +187,7 @@ class LM:
                     yield piece
                 if transcript.ended:
                     break
+        self.note_length(len(prompt) + transcript.count)
         stats = Stats.measure(
             prompt_tokens=len(prompt),
             cached_tokens=cached,

@@ -25,6 +25,7 @@ from .config_sections import (
     RopeScaling,
     check_types,
     config_error,
+    dense_len,
     folded_mup,
     kind_of,
     mla_widths,
@@ -105,6 +106,9 @@ class Config:
     """muP's constants that a Llama's weights contain, where its conversion recorded them."""
     mla: MLAWidths | None = field(default=None, repr=False)
     """None: keys and values of each head are projected from the residual stream."""
+    dense_len: int | None = field(default=None, repr=False)
+    """Longest text that the published mode attends to densely; beyond it is sparse there, and dense
+    here. None: the published mode is dense."""
 
     @property
     def rope_dim(self) -> int:
@@ -259,7 +263,7 @@ class Config:
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
-        values.pop("mla", None)
+        values.update(mla=None, dense_len=dense_len(present))
         _require(values, *REQUIRED)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if family == "minicpm3":
@@ -303,20 +307,41 @@ def _family(raw: Mapping[str, Any]) -> str:
     raise config_error(f"expected one of {', '.join(FAMILIES)}, got {found}")
 
 
+DRAFT_ADVICE = "which drafts for its own model; load that model, and a small one with --draft"
 OTHER_KINDS = (
-    ("eagle", "an Eagle head, which drafts for its own model; give that model, or --draft a small"),
+    ("eagle", f"an Eagle head, {DRAFT_ADVICE}"),
+    ("dspark", f"a DSpark head, {DRAFT_ADVICE}"),
     ("sala", "MiniCPM-SALA, whose linear attention is not supported; take a MiniCPM5 or 4.1"),
     ("minicpmv", "a vision model; mlx-vlm runs these"),
     ("minicpmo", "a vision and speech model; mlx-vlm runs these"),
-    ("sequenceclassification", "a reranker, which scores pairs of texts and writes none"),
+    (
+        "sequenceclassification",
+        "a reranker, which scores pairs of texts and writes none; sentence-transformers runs these",
+    ),
 )
-"""Other models of the family, by a part of their architecture's name."""
+"""Other models of the family, by a part of the name of their architecture, type or code."""
+
+OTHER_KEYS = {
+    "draft_vocab_size": "eagle",
+    "eagle_config": "eagle",
+    "dspark_config": "dspark",
+    "mixer_types": "sala",
+    "vision_config": "minicpmv",
+    "audio_config": "minicpmo",
+}
+"""Keys that only such models have, and the part of a name they stand for."""
 
 
 def _refuse_other_kinds(raw: Mapping[str, Any], names: list[str]) -> None:
-    name = "".join([*names, str(raw.get("model_type", ""))]).lower()
+    auto_map = raw.get("auto_map")
+    codes = [*auto_map.values()] if isinstance(auto_map, Mapping) else []
+    if any(str(code).endswith(tuple(FAMILIES)) for code in codes):
+        codes = []  # a text model's names a class for every task
+    stated = [*names, raw.get("model_type"), *codes]
+    stated += [part for key, part in OTHER_KEYS.items() if key in raw]
+    text = " ".join(name for name in stated if isinstance(name, str)).lower()
     for part, kind in OTHER_KINDS:
-        if part in name:
+        if part in text:
             raise config_error(f"this is {kind}")
     if raw.get("is_causal") is False or names in (["MiniCPM"], ["MiniCPMModel"]):
         raise config_error(

@@ -167,7 +167,8 @@ def mla_widths(raw: Mapping[str, Any], hidden_size: int, heads: int) -> MLAWidth
         values["v_head_dim"] = hidden_size // heads
     for name in names:
         if name not in values:
-            raise config_error(f"{name} is missing")
+            plain = "; queries of one q_proj are not supported" if name == "q_lora_rank" else ""
+            raise config_error(f"{name} is missing{plain}")
     return MLAWidths(**values)
 
 
@@ -190,6 +191,14 @@ def rotation(raw: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return {**theta, "rope_scaling": RopeScaling(kind=kind, **values)}
+
+
+def dense_len(raw: Mapping[str, Any]) -> int | None:
+    """The longest text that `sparse_config` leaves dense; None where it says nothing of the kind,
+    which is no error: nothing here depends on it."""
+    section = raw.get("sparse_config")
+    length = json_number(section.get("dense_len")) if isinstance(section, Mapping) else None
+    return length if type(length) is int and 0 < length < MAX_SIZE else None
 
 
 def packing(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class Service:
             raise ApiError(
                 "a grammar decides where the reply may end; leave out min_tokens and ignore_eos"
             )
+        self.lm.note_length(len(prompt))
         max_tokens = generation.max_tokens
         if max_tokens is None:
             max_tokens = room if self.max_tokens is None else self.max_tokens

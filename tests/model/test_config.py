@@ -234,6 +234,38 @@ def test_a_wrong_value_is_refused_by_name(changes: dict[str, Any], named: str) -
     assert named in refusal({**TINY, **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "an Eagle head"),
+        ({"draft_vocab_size": 32000}, "an Eagle head"),
+        ({"architectures": ["MiniCPM5DSparkModel"]}, "a DSpark head"),
+        ({"architectures": ["MiniCPMSALAForCausalLM"]}, "MiniCPM-SALA"),
+        ({"architectures": None, "model_type": "minicpmv4_6"}, "a vision model"),
+        ({"architectures": ["MiniCPMO"], "vision_config": {}}, "a vision model"),
+        ({"architectures": ["MiniCPMForSequenceClassification"]}, "a reranker"),
+        ({"architectures": ["MiniCPM"]}, "an embedding model"),
+        ({"is_causal": False}, "an embedding model"),
+        (
+            {
+                "architectures": None,
+                "auto_map": {"AutoModel": "m.MiniCPMForSequenceClassification"},
+            },
+            "a reranker",
+        ),
+    ],
+)
+def test_another_kind_of_model_is_named(changes: dict[str, Any], kind: str) -> None:
+    assert f"this is {kind}" in refusal({**TINY, **changes})
+
+
+def test_a_text_model_may_name_a_class_for_every_task() -> None:
+    raw = json.loads((need_shared("tokenizers", "minicpm3-4b") / "config.json").read_text())
+    del raw["architectures"]
+    config = Config.from_dict(raw | {"model_type": "minicpm3"})
+    assert (config.rope_theta, config.tie_word_embeddings) == (10000.0, True)  # it states neither
+
+
 @pytest.mark.parametrize("raw", [[], "x", 3, None])
 def test_a_config_is_an_object(raw: object) -> None:
     assert "expected an object" in refusal(raw)
