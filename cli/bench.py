@@ -37,7 +37,7 @@ class BenchOptions:
 
     context: typer.Context
     model: str = option(
-        "As for `generate`, or 2b-shape or 1b-shape: random weights.",
+        "As for `generate`, or a shape such as 2b-shape: random weights.",
         "--model",
         "-m",
         default=options.DEFAULT_MODEL,

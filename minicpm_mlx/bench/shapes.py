@@ -24,6 +24,12 @@ COMMON = {
     **{"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
 }
 
+MINICPM5 = {
+    **{"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 131072},
+    **{"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
+    **{"vocab_size": 130560, "tie_word_embeddings": False, "rope_theta": 5e6},
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
     "2b-shape": {
         **COMMON,
@@ -41,6 +47,54 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "num_hidden_layers": 52,
         "vocab_size": 73440,
+    },
+    "5-1b-shape": {
+        **MINICPM5,
+        "hidden_size": 1536,
+        "intermediate_size": 4608,
+        "num_hidden_layers": 24,
+    },
+    "5-2b-shape": {
+        **MINICPM5,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 42,
+    },
+    "4-8b-shape": {
+        **COMMON,
+        "max_position_embeddings": 32768,
+        "hidden_size": 4096,
+        "intermediate_size": 16384,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 32,
+        "vocab_size": 73448,
+        "tie_word_embeddings": False,
+    },
+    "4-0.5b-shape": {
+        **COMMON,
+        "max_position_embeddings": 32768,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 24,
+        "vocab_size": 73448,
+    },
+    "3-4b-shape": {
+        **COMMON,
+        "architectures": ["MiniCPM3ForCausalLM"],
+        "max_position_embeddings": 32768,
+        "hidden_size": 2560,
+        "intermediate_size": 6400,
+        "num_attention_heads": 40,
+        "num_hidden_layers": 62,
+        "vocab_size": 73448,
+        "q_lora_rank": 768,
+        "kv_lora_rank": 256,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "rms_norm_eps": 1e-5,
     },
 }
 """Config by name; measurements may exceed the trained context."""

@@ -443,3 +443,13 @@ def test_what_was_measured_is_told_when_the_rest_is_broken_off(
     assert [row["test"] for row in json.loads(out)] == ["pp4"]
     assert "pp4: " in err
     assert err.endswith("minicpm-mlx: interrupted\n")
+
+
+def test_every_card_s_shape_is_one_and_takes_what_its_download_says() -> None:
+    for card in cards().values():
+        if card.shape is None:
+            continue
+        config = Config.from_dict(shapes.SHAPES[card.shape])
+        if card.bits is None and card.width in (None, 2) and card.name.startswith("minicpm5"):
+            size = 2 * memory.parameter_count(config) / 1e9
+            assert card.size_gb == pytest.approx(size, rel=0.01), card.name
