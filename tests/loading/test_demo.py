@@ -48,7 +48,8 @@ def test_twin_says_the_same_as_the_fused_form(demo: Any, demo_folder: Path) -> N
     assert mx.abs(twin(ids) - demo.model(ids)).max().item() < 1e-3
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("fuse", [False, True])
 def test_sixteen_bits_stay_finite(demo: Any, demo_folder: Path, dtype: str, fuse: bool) -> None:
     """In muP form a feed-forward output of this model reaches 97,344; float16 ends at 65,504."""
