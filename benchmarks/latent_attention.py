@@ -71,11 +71,11 @@ key = config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
 value = config["hidden_size"] // heads
 dtype = model.model.norm.weight.dtype
 for layer in layers:
-    layer.state = tuple(
-        mx.random.normal((1, heads, context, width), dtype) for width in (key, value)
+    layer.update_and_fetch(
+        *(mx.random.normal((1, heads, context, width), dtype) for width in (key, value))
     )
-mx.eval([layer.state for layer in layers])
-cache = sum(array.nbytes for layer in layers for array in layer.state)
+mx.eval([[layer.keys, layer.values] for layer in layers])
+cache = sum(array.nbytes for layer in layers for array in (layer.keys, layer.values))
 stream = generate_step(mx.array([7]), model, max_tokens=new + 1, prompt_cache=layers)
 next(stream)
 start = time.perf_counter()
@@ -93,7 +93,12 @@ def write(folder: Path, layers: int, *, packed: bool = True) -> None:
     from minicpm_mlx import Config, device
     from minicpm_mlx.bench.shapes import SHAPES, random_arrays
 
+    rope = {  # the published kind, with other factors
+        **{"type": "longrope", "long_factor": [1.0] * 16, "short_factor": [1.0] * 16},
+        "original_max_position_embeddings": 32768,
+    }
     raw = {
+        **{"num_key_value_heads": 40, "rope_scaling": rope},
         **{"rope_theta": 10000.0, "tie_word_embeddings": True, "model_type": "minicpm3"},
         **SHAPES["3-4b-shape"],
         **{"num_hidden_layers": layers, "quantization": {"bits": 4, "group_size": 64}},

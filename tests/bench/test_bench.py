@@ -32,6 +32,7 @@ from minicpm_mlx.bench.measure import (
     works,
 )
 from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.model_cards import cards
 from support.data import GOLDEN
 from support.tiny_model import write_model
 
