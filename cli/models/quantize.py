@@ -29,7 +29,7 @@ class QuantizeOptions:
     folder: options.NewFolder
     method: str = option(
         "mixed: gptq, with more bits where they count. gptq. awq. dwq: gptq, then distilled. "
-        "rtn: round to nearest, fast.",
+        "rtn: round to nearest, fast. exact: ternary weights in 2 bits, unchanged.",
         default="mixed",
     )
     bits: int | None = option("2, 3, 4, 5, 6 or 8; of mixed about that many on average.")
@@ -59,6 +59,11 @@ class QuantizeOptions:
             raise InvalidArgumentError(
                 "--bpw and --bits or --group-size both set the size; leave one out"
             )
+        if self.method == "exact" and (self.bits is not None or self.group_size is not None):
+            raise InvalidArgumentError(
+                "--bits and --group-size go with other methods: exact takes 2 bits, in the largest "
+                "groups that fit"
+            )
         values = {"samples": self.samples, "length": self.length, "seed": self.seed}
         sampling = {name: value for name, value in values.items() if value is not None}
         recipe = Recipe(
@@ -70,7 +75,7 @@ class QuantizeOptions:
         if not recipe.calibrated and (sampling or self.calibration is not None):
             name = next(iter(sampling), "calibration")
             raise InvalidArgumentError(
-                f"--{name} is for methods that calibrate on a text; rtn does not"
+                f"--{name} is for methods that calibrate on a text; {self.method} does not"
             )
         return recipe
 
@@ -116,7 +121,7 @@ def _write(args: QuantizeOptions, recipe: Recipe) -> dict[str, Any]:
         )
 
     with resumable(lambda: partial_of(args.folder)):
-        make_whole(args.folder, write, "give another folder", resume=True)
+        make_whole(args.folder, write, "give another folder", resume=recipe.method != "exact")
     show("")
     return report
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DownloadError
+from ..errors import DownloadError, InvalidArgumentError, WeightsError
 from ..files.atomic import make_whole
 from ..model_cards import Card, cache_dir
 
@@ -80,7 +80,7 @@ def kept_folder(card: Card) -> Path | None:
 
 def made_folders(card: Card) -> list[Path]:
     """Kept folders made from the card's model: conversions, quantized copies, unfinished ones."""
-    kinds = r"v\d+-[0-9a-f]+|\d+bit-g\d+(-mixed)?"
+    kinds = r"v\d+-[0-9a-f]+|\d+bit-g\d+(-mixed|-exact)?"
     if card.path is not None:
         kinds = rf"gguf-{_short_hash(card.path.resolve())}-[0-9a-f]{{8}}"
     made = re.compile(rf"{re.escape(card.name)}-({kinds})")
@@ -93,7 +93,7 @@ SOURCE = "source.json"
 """In a folder converted from a .gguf file: where that file was."""
 
 COPY = re.compile(
-    r"\.?(.+)-(gguf-[0-9a-f]{8}-[0-9a-f]{8}|v\d+-[0-9a-f]+|\d+bit-g\d+(?:-mixed)?)(-\w+)?"
+    r"\.?(.+)-(gguf-[0-9a-f]{8}-[0-9a-f]{8}|v\d+-[0-9a-f]+|\d+bit-g\d+(?:-mixed|-exact)?)(-\w+)?"
 )
 
 
@@ -142,7 +142,9 @@ def _from_hub(card: Card, progress: bool) -> Path:
     if card.bits is None:
         return source
     return _kept(
-        _quantized_name(card), lambda folder: _packed(source, card, folder, progress), resume=True
+        _quantized_name(card),
+        lambda folder: _packed(source, card, folder, progress),
+        resume=card.method != "exact",  # which takes seconds
     )
 
 
@@ -178,7 +180,7 @@ def _short_hash(*parts: object) -> str:
 
 
 def _quantized_name(card: Card) -> str:
-    return f"{card.name}-{card.bits}bit-g{card.group_size}-mixed"
+    return f"{card.name}-{card.bits}bit-g{card.group_size}-{card.method}"
 
 
 def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
@@ -189,9 +191,17 @@ def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
         if progress and sys.stderr is not None and sys.stderr.isatty():
             print(f"\r\x1b[2K{card.name}, once: {what}", end="", file=sys.stderr, flush=True)
 
-    write_quantized(
-        source, folder, Recipe(packing=packing(card.bits, card.group_size)), card, progress=tell
+    recipe = (
+        Recipe(method="exact")
+        if card.method == "exact"
+        else Recipe(packing=packing(card.bits, card.group_size))
     )
+    try:
+        write_quantized(source, folder, recipe, card, progress=tell)
+    except InvalidArgumentError as error:
+        if card.method != "exact":
+            raise
+        raise WeightsError(f"{card.repo}: {error}: --model {card.repo}") from None
 
 
 def _kept(name: str, make: Callable[[Path], object], *, resume: bool = False) -> Path:

@@ -83,7 +83,7 @@ def _make_dense(module: nn.Module, dtype: mx.Dtype) -> Iterator[cpu_unpack.Unpac
             plain = nn.Embedding(1, 1)
         else:
             continue
-        if on_cpu() and layer.mode == "affine" and layer.bits in (4, 8):
+        if on_cpu() and layer.mode == "affine" and layer.bits in cpu_unpack.WIDE:
             dense, jobs = cpu_unpack.unpack(layer.weight, layer.scales, layer.biases, layer.bits)
             yield from jobs
         else:

@@ -75,11 +75,12 @@ def uniform(checkpoint: Checkpoint, packing: Quantization) -> dict[str, Quantiza
             f"smaller group size: groups of {smaller[0]} divide those of {share(smaller[0]):.0%}"
         )
     if not found:
-        raise _nothing_to_pack(shapes)
+        raise nothing_to_pack(shapes)
     return {path: packing for path, (_, width) in shapes.items() if width % size == 0}
 
 
-def _nothing_to_pack(shapes: Mapping[str, tuple[int, int]]) -> InvalidArgumentError:
+def nothing_to_pack(shapes: Mapping[str, tuple[int, int]]) -> InvalidArgumentError:
+    """The error for a model whose matrices divide into no groups."""
     widths = ", ".join(str(width) for width in sorted({width for _, width in shapes.values()}))
     return InvalidArgumentError(
         f"the rows of this model's matrices are {widths} weights long, which divide into no groups "
@@ -111,7 +112,7 @@ def allocate(
     """
     costs = {path: by_packing for path, by_packing in costs.items() if by_packing}
     if not costs:
-        raise _nothing_to_pack(shapes)
+        raise nothing_to_pack(shapes)
     weights = sum(prod(shapes[path]) for path in costs)
     paths = _by_unit(costs)
     steps = {name: _steps(members, costs, shapes) for name, members in paths.items()}

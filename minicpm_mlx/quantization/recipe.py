@@ -17,6 +17,7 @@ METHODS = {
     "gptq": "errors made good by the columns still to come",
     "mixed": "gptq, with more bits for matrices that matter more",
     "dwq": "gptq, then scales and biases learned from the model's own predictions",
+    "exact": "ternary weights packed into 2 bits, none of them changed",
 }
 """Methods of finding codes, with a description."""
 
@@ -33,7 +34,8 @@ class Recipe:
     method: str = "mixed"
     """One of METHODS."""
     packing: Quantization = USUAL
-    """Packing of every matrix; for `mixed` only its average bits per weight count."""
+    """Packing of every matrix; for `mixed` only its average bits per weight count, and `exact` has
+    its own."""
     bits_per_weight: float | None = limited(None, least=2, most=16)
     """For `mixed`: average bits per weight, scales included; by default those of `packing`."""
     samples: int = limited(CHUNKS, whole=True, least=1)
@@ -54,6 +56,11 @@ class Recipe:
             raise InvalidArgumentError(
                 "dwq learns nothing in 8 bits; gptq does as well there", field="method"
             )
+        if self.method == "exact" and self.packing != USUAL:
+            raise InvalidArgumentError(
+                "goes with other methods: exact takes 2 bits, in the largest groups that fit",
+                field="packing",
+            )
         if self.bits_per_weight is not None and self.method != "mixed":
             raise InvalidArgumentError(
                 f"goes with method mixed, not with {self.method}", field="bits_per_weight"
@@ -63,7 +70,7 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether the method needs a calibration text."""
-        return self.method != "rtn"
+        return self.method not in ("rtn", "exact")
 
     @property
     def target(self) -> float:

@@ -25,6 +25,7 @@ from ..weights.companion_files import REPORT_FILE
 from .bit_allocation import CHOICES, sizes
 from .layerwise import LayerReader
 from .recipe import METHODS, Recipe
+from .ternary import BITS
 
 
 def make_report(
@@ -36,19 +37,23 @@ def make_report(
     recipe: Recipe,
     smaller: Checkpoint,
     weights: int,
+    equal: Mapping[str, int] | None,
     calibration: Mapping[str, Any] | None,
     evaluation: Mapping[str, Any],
     score: PerplexityScore,
 ) -> dict[str, Any]:
     """The report on `folder`, quantized from the `weights` parameters in `source`.
 
-    `file` is the source's weight file, where it has a name of its own.
+    `file` is the source's weight file, where it has a name of its own; `equal` counts what was
+    found equal to the source, after method exact.
     """
     size = sum(path.stat().st_size for path in weight_files(folder))
     quantization = smaller.raw["quantization"]
     method: dict[str, Any] = {"method": recipe.method, "mode": recipe.packing.mode}
     if recipe.method == "mixed":
         method["target_bits_per_weight"] = recipe.target
+    elif equal is not None:
+        method |= {"bits": BITS, "equal": dict(equal)}
     else:
         method |= {"bits": recipe.packing.bits, "group_size": recipe.packing.group_size}
     if calibration is not None:
@@ -125,29 +130,43 @@ def _left_dense(smaller: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     dense = [path for path in shapes if path not in packed]
     if not dense:
         return {}
-    mixed = recipe.method == "mixed"
-    groups = {how.group_size for how in CHOICES} if mixed else {recipe.packing.group_size}
-    return {
-        "dense": {
-            "matrices": dict(Counter(re.sub(NUMBERED, "", p) for p in dense)),
-            "widths": sorted({shapes[path][1] for path in dense}),
+    groups = {recipe.packing.group_size}
+    if recipe.method in ("mixed", "exact"):
+        groups = {how.group_size for how in CHOICES}
+    weights = sum(map(prod, shapes.values()))
+
+    def named(paths: list[str]) -> dict[str, Any]:
+        return {
+            "matrices": dict(Counter(re.sub(NUMBERED, "", p) for p in paths)),
+            "widths": sorted({shapes[path][1] for path in paths}),
             "group_sizes": sorted(groups),
-            "share": round(
-                sum(prod(shapes[p]) for p in dense) / sum(map(prod, shapes.values())), 4
-            ),
+            "share": round(sum(prod(shapes[p]) for p in paths) / weights, 4),
         }
-    }
+
+    divided = [path for path in dense if shapes[path][1] % min(groups) == 0]
+    undivided = [path for path in dense if path not in divided]
+    found = {"dense": undivided, "not_ternary": divided}
+    return {key: named(paths) for key, paths in found.items() if paths}
 
 
 def _dense_in_words(report: Mapping[str, Any]) -> str:
     """What was left dense, and why; "" if nothing was."""
-    if not (dense := report.get("dense")):
-        return ""
-    names = ", ".join(f"{count} {name}" for name, count in dense["matrices"].items())
-    widths, groups = (" or ".join(map(str, dense[key])) for key in ("widths", "group_sizes"))
+    parts = []
+    for key in ("dense", "not_ternary"):
+        if not (dense := report.get(key)):
+            continue
+        names = ", ".join(f"{count} {name}" for name, count in dense["matrices"].items())
+        widths, groups = (" or ".join(map(str, dense[k])) for k in ("widths", "group_sizes"))
+        why = f"rows of {widths} divide into no groups of {groups}"
+        why = why if key == "dense" else "not ternary"
+        parts.append(f"{names}, {dense['share']:.1%} of the weights: {why}")
+    return "; ".join(parts)
+
+
+def _equal_in_words(equal: Mapping[str, int]) -> str:
     return (
-        f"{names}, {dense['share']:.1%} of the weights: rows of {widths} divide into no groups of "
-        f"{groups}"
+        f"{equal['matrices']} matrices, {equal['weights']} weights, unpack to the source's, each "
+        "compared"
     )
 
 
@@ -165,6 +184,7 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
     return {
         "size": f"{report['size_bytes'] / 1e9:.2f} GB, {report['bits_per_weight']:.2f} bits per "
         f"weight ({report['method']})",
+        **({"exact": _equal_in_words(equal)} if (equal := report.get("equal")) else {}),
         **({"left dense": dense} if dense else {}),
         "perplexity": f"{quality['perplexity']:.3f}, {ratio:.4f} times that of "
         f"{report['source']['name']}",

@@ -20,6 +20,7 @@ from ..weights.llama_format import fold_logits
 from .job import Job
 from .recipe import Recipe, bundled_text, split_text
 from .report import CONTEXT, make_report, model_card, quality, weight_files
+from .ternary import check_equal, pack_ternary
 
 WINDOWS = 8
 """Most windows of the evaluation text to read."""
@@ -69,9 +70,15 @@ def write_quantized(
     # Identifies the job: finished parts of another one must not be reused.
     job = [checkpoint.raw, sorted(checkpoint.tensors), repr(recipe), texts, _stamps(source, file)]
     work = _work(folder, job)
-    smaller = fold_logits(Job(checkpoint, recipe, texts, work, progress).run())
+    exact = recipe.method == "exact"
+    smaller = fold_logits(
+        pack_ternary(checkpoint, progress)
+        if exact
+        else Job(checkpoint, recipe, texts, work, progress).run()
+    )
     progress("writing")
     write_checkpoint(smaller, folder)
+    equal = check_equal(checkpoint, read_checkpoint(folder)) if exact else None
     copy_companion_files(source, folder, card, for_mlx_lm=True)
     report = make_report(
         name=card.repo or card.name,
@@ -81,6 +88,7 @@ def write_quantized(
         recipe=recipe,
         smaller=smaller,
         weights=parameter_count(checkpoint.config),
+        equal=equal,
         calibration={**_text_facts(calibration), "samples": len(texts)} if texts else None,
         evaluation=_text_facts(measured) if evaluation else {"text": measured.name},
         score=quality(checkpoint, smaller, rest[: WINDOWS * CONTEXT], progress=progress),

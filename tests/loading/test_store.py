@@ -27,6 +27,7 @@ from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.model_cards import Card, resolve
 from minicpm_mlx.quantization.report import read_report
 from support.data import write_tokenizer
+from support.ternary import ternary_model, written
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "minicpm_2b_like"
 CARD = Card(name="tiny-q", repo="org/tiny", bits=4, group_size=64)
@@ -88,6 +89,24 @@ def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[
     assert (receipt["method"], receipt["source"]["name"]) == ("mixed", "org/tiny")
     assert 4 < receipt["bits_per_weight"] < 4.7
     assert 0 < receipt["quality"]["kl_mean"] < 1
+
+
+def test_a_card_of_ternary_weights_is_packed_once_and_another_model_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path
+) -> None:
+    card = Card(name="tiny-t", repo="org/tiny", bits=2, group_size=128, method="exact")
+    found = written(ternary_model(), tmp_path / "ternary")
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: found)
+    folder = store.folder_of(card)
+    assert folder == store.folder_of(card) == store.kept_folder(card)
+    assert folder.name == "tiny-t-2bit-g128-exact"
+    assert store.made_folders(card) == [folder]
+    assert [copy.kind for copy in store.kept_copies()] == ["quantized"]
+    shutil.rmtree(folder)
+    monkeypatch.setattr(download, "fetch", lambda *_, **__: source)
+    with pytest.raises(WeightsError, match=r"100 %.*as it is: --model org/tiny"):
+        store.folder_of(card)
+    assert names(cache) == []
 
 
 def test_a_card_without_bits_is_used_where_it_was_downloaded(

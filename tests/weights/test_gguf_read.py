@@ -81,7 +81,10 @@ def test_kinds_that_mlx_does_not_pack_become_float16(path: Path, kind: Type) -> 
             assert np.array_equal(np.array(arrays[f"{MODULES[name]}.weight"]), expected)
 
 
-@pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K])
+@pytest.mark.parametrize(
+    "kind",
+    [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.TQ1_0, Type.TQ2_0],
+)
 def test_k_quants_become_float16(path: Path, kind: Type) -> None:
     """Blocks of 256, which no library writes in Python: any bytes are some weights."""
     from minicpm_mlx.weights.gguf.header import GgufTensor

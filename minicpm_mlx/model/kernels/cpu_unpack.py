@@ -1,4 +1,4 @@
-"""Dequantization of 4- and 8-bit matrices on a CPU, several times faster than MLX's kernel."""
+"""Dequantization of 2-, 4- and 8-bit matrices on a CPU, several times faster than MLX's kernel."""
 
 from __future__ import annotations
 
@@ -59,9 +59,13 @@ def unpack(
     return dense.reshape(*weight.shape[:-1], -1), jobs
 
 
+WIDE = {8: np.uint32, 4: np.uint64, 2: np.complex128}
+"""By bits, a number as wide as the floats of one byte of codes."""
+
+
 @cache
-def _byte_table(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
-    """For each byte its codes as float32, lowest bits first, viewed as one wide integer."""
+def _byte_table(bits: int) -> npt.NDArray[np.number[Any]]:
+    """For each byte its codes as float32, lowest bits first, viewed as one wide number."""
     byte = np.arange(256)[:, None]
     codes = (byte >> np.arange(0, 8, bits)) & (2**bits - 1)
-    return codes.astype(np.float32).view(np.uint64 if bits == 4 else np.uint32).reshape(-1)
+    return codes.astype(np.float32).view(WIDE[bits]).reshape(-1)

@@ -1,13 +1,13 @@
 """Converts between GGUF's tensor types and MLX's.
 
 Q4_0, Q4_1 and Q8_0 blocks hold 32 weights, a float16 scale and (Q4_1) a float16 minimum: the same
-as MLX's affine groups of 32, in another order. Their codes go back and forth unchanged. Other
-packed kinds have no counterpart and become float16.
+as MLX's affine groups of 32, in another order. Their codes go back and forth unchanged, and MLX's
+2 bits go into them. Other packed kinds have no counterpart and become float16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,10 @@ GROUP = 32
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 """Types that MLX can keep packed."""
 PLAIN = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
-UNPACKED = ("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+UNPACKED = (
+    *("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0"),
+)
 """Types that are unpacked when read."""
 
 SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
@@ -126,6 +129,31 @@ def _unpacked(tensor: GgufTensor, order: Order) -> mx.array:
 
 
 # To GGUF
+
+
+def in_four_bits(parts: Mapping[str, LazyTensor], packing: Quantization) -> dict[str, LazyTensor]:
+    """An affine matrix of 2 bits as one of 4 bits in groups of 32, with the same values.
+
+    Ternary groups, whose biases are -scales, take the codes and biases that Q4_0 has.
+    """
+    repeats = packing.group_size // GROUP
+    scales, biases = (mx.repeat(parts[p].load(), repeats, axis=-1) for p in ("scales", "biases"))
+    shift = 7 if mx.array_equal(biases, -scales).item() else 0
+    biases = scales * -8 if shift else biases
+    codes = parts["weight"]
+    shape = (codes.shape[0], codes.shape[1] * 2)
+    return {
+        "weight": LazyTensor(shape, mx.uint32, partial(_four_bit_codes, codes, shift)),
+        "scales": LazyTensor.of(scales),
+        "biases": LazyTensor.of(biases),
+    }
+
+
+def _four_bit_codes(codes: LazyTensor, shift: int) -> mx.array:
+    quarters = np.array(codes.load()).view(np.uint8)[..., None]
+    wide = ((quarters >> np.array([0, 2, 4, 6], np.uint8)) & 3) + np.uint8(shift)
+    packed = wide[..., ::2] | (wide[..., 1::2] << 4)
+    return mx.array(packed.reshape(len(packed), -1).view(np.uint32))
 
 
 def kept_kind(packing: Quantization, scales: mx.array, biases: mx.array) -> str | None:

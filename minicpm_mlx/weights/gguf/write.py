@@ -26,7 +26,7 @@ from .architecture import MUP, architecture_of, keys_of
 from .header import Bytes
 from .modelfile import write_modelfile
 from .package import library
-from .quant_blocks import BITS, GROUP, PLAIN, blocks_of, finite, kept_kind, rounded
+from .quant_blocks import BITS, GROUP, PLAIN, blocks_of, finite, in_four_bits, kept_kind, rounded
 from .tensor_names import ROPE_FACTORS, Order, gguf_name, to_gguf
 from .tokenizer import tokenizer_keys
 
@@ -44,7 +44,7 @@ class GgufReport:
     kinds: dict[str, int]
     """How many tensors of each kind the file holds."""
     kept: int
-    """Packed matrices whose codes are unchanged."""
+    """Packed matrices whose codes are unchanged, or hold the same values in more bits."""
     scale_error: float
     """Largest change of a scale or bias in those, relative to the largest of its matrix, since
     blocks hold them in float16; 0: none changed."""
@@ -160,6 +160,8 @@ def _kept(
     parts: dict[str, LazyTensor], module: str, packing: Quantization, kind: str, order: Order
 ) -> _TensorPlan | None:
     """A packed matrix written with its codes unchanged; None if `kind` cannot hold them."""
+    if packing.bits == 2 and kind not in PLAIN:
+        parts, packing = in_four_bits(parts, packing), Quantization(bits=4, group_size=GROUP)
     codes, scales, biases = (parts.get(part) for part in PACKED_NAMES)
     if kind in PLAIN or codes is None or scales is None or biases is None:
         return None
