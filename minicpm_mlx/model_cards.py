@@ -47,8 +47,8 @@ class Card:
     """Quantize to this many bits once after the download and keep that; None: use as it is."""
     group_size: int | None = None
     """Weights that share a scale; goes with `bits`."""
-    method: str = "mixed"
-    """Method of that: `mixed`, or `exact` for ternary weights; goes with `bits` 2."""
+    method: str | None = None
+    """`exact`: those bits hold ternary weights, 2 each, unchanged; None: method mixed."""
     template: str | None = None
     """`minicpm` or `chatml`; None: the checkpoint's own."""
     eos: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ _RULES: dict[str, _Rule] = {
     "file": (str, "a relative path", lambda v: v and not {"", ".."} & set(v.split("/"))),
     "bits": (int, "2, 3, 4, 5, 6 or 8", lambda v: v in (2, 3, 4, 5, 6, 8)),
     "group_size": (int, "32, 64 or 128", lambda v: v in (32, 64, 128)),
-    "method": (str, "mixed or exact", lambda v: v in ("mixed", "exact")),
+    "method": (str, "exact", lambda v: v == "exact"),
     "template": (str, " or ".join(_TEMPLATES), lambda v: v in _TEMPLATES),
     "eos": (tuple, "a list of token ids", lambda v: all(type(i) is int and i >= 0 for i in v)),
     "context": _COUNT,

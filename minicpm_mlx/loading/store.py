@@ -180,7 +180,7 @@ def _short_hash(*parts: object) -> str:
 
 
 def _quantized_name(card: Card) -> str:
-    return f"{card.name}-{card.bits}bit-g{card.group_size}-{card.method}"
+    return f"{card.name}-{card.bits}bit-g{card.group_size}-{card.method or 'mixed'}"
 
 
 def _packed(source: Path, card: Card, folder: Path, progress: bool) -> None:
