@@ -79,6 +79,8 @@ class Card:
     """Codes of the languages it was trained for: "en", "zh"."""
     shape: str | None = None
     """The shape in `bench/shapes.py` that tells its memory and speed before the download."""
+    offer: int | None = None
+    """Place in the list that `chat` shows where no model is on this disk; None: not in it."""
     note: str = ""
     """Description in one line."""
     note_zh: str = ""
@@ -137,6 +139,7 @@ _RULES: dict[str, _Rule] = {
     "generation": (str, " or ".join(GENERATIONS), lambda v: not v or v in GENERATIONS),
     "languages": (tuple, "a list of codes, such as en", lambda v: all(map(_is_language, v))),
     "shape": (str, "a shape of the benchmarks", bool),
+    "offer": _COUNT,
     "note": _TEXT,
     "note_zh": _TEXT,
     "path": (Path, "a path", lambda v: True),

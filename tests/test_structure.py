@@ -41,7 +41,7 @@ SHARED_NAMES: dict[str, str] = {}
 
 DOORS = {
     "rich": "minicpm_mlx.cli",
-    "prompt_toolkit": "minicpm_mlx.cli.chat.line_editor",
+    "prompt_toolkit": "minicpm_mlx.cli.chat.input",
     "huggingface_hub": "minicpm_mlx.loading.download",
     "jinja2": "minicpm_mlx.text.chat_template",
     "gguf": "minicpm_mlx.weights.gguf.package",

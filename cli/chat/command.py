@@ -26,6 +26,7 @@ from ..render.theme import console
 from ..streams import ask, at_terminal, prompt_text, stdin_lines
 from . import keyboard, slash_commands
 from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here, offer
+from .model_picker import find_or_pick
 
 if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
@@ -40,7 +41,7 @@ class ChatOptions:
 
     model: str | None = option(
         "Card, folder or repository; default: the session's, the adapter's base, or "
-        f"{options.DEFAULT_MODEL}.",
+        f"{options.DEFAULT_MODEL}; at a terminal, another on this disk, or one from a list.",
         "--model",
         "-m",
         check=paths.model_name,
@@ -96,6 +97,10 @@ def chat(args: ChatOptions) -> None:
     interactive = args.prompt is None and at_terminal()
     texts, saved = Texts(args.lang), _saved_session(args)
     asked = args.model or (saved.model if saved else None)
+    if interactive and asked is None and args.adapter is None:
+        asked = find_or_pick(texts)
+        if asked is None:
+            raise typer.Exit(0)
     model = options.choose_model(asked, [args.adapter], texts)
     if interactive:
         model = _greet(model, texts)
@@ -270,7 +275,7 @@ def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
     """Reads the next message at the terminal; Ctrl-C twice at an empty prompt ends it."""
     from minicpm_mlx.lm.user_data import HISTORY, user_data
 
-    from .line_editor import LineEditor
+    from .input.line_editor import LineEditor
 
     history = user_data() / HISTORY if terminal.name is not None else None
     editor = LineEditor(history, slash_commands.COMMANDS, slash_commands.completions)

@@ -188,6 +188,28 @@ TEXTS = {
         "[d] download it, [t] try the demo model instead (small, not MiniCPM), [q] quit: ",
         "[d] 下载，[t] 先试用 demo 模型（很小，不是 MiniCPM），[q] 退出：",
     ),
+    # The list of models, where a chat names none
+    "pick.title": (
+        "Which model? It is downloaded once.",
+        "请选择模型，只需下载一次。",
+    ),
+    "pick.model": ("model", "模型"),
+    "pick.download": ("download", "下载"),
+    "pick.memory": ("memory", "内存"),
+    "pick.speed": ("speed", "速度"),
+    "pick.languages": ("languages", "语言"),
+    "pick.here": ("here", "已在本机"),
+    "pick.fits": ("{memory} GB, fits", "{memory} GB，够用"),
+    "pick.too_big": ("{memory} GB, too big", "{memory} GB，不够"),
+    "pick.tps": ("{speed} tok/s", "{speed} 词元/秒"),
+    "pick.keys": (
+        "arrows, digits; Enter takes, q leaves",
+        "上下键或数字选择，Enter 确定，q 退出",
+    ),
+    "pick.number": (
+        "1 to {count}, Enter for {default}, q to quit: ",
+        "输入 1 到 {count}，回车选 {default}，q 退出：",
+    ),
     "total": (
         "{turns}, {tokens}, {speed:.1f} tok/s on average, {each:.1f} tokens a pass",
         "{turns}，{tokens}，平均 {speed:.1f} 词元/秒，每次前向 {each:.1f} 个词元",
@@ -252,6 +274,8 @@ TEXTS = {
     ),
 }
 
+LANGUAGE_NAMES = {"en": ("English", "英文"), "zh": ("Chinese", "中文")}
+
 COUNTED = {
     "message": ("message", "messages", "条消息"),
     "reply": ("reply", "replies", "次回复"),
@@ -293,6 +317,10 @@ class Texts:
         """A number with its noun: "1 reply", "2 replies"."""
         one, several, chinese = COUNTED[noun]
         return f"{number} {self.pick(one if number == 1 else several, chinese)}"
+
+    def language_name(self, code: str) -> str:
+        """The name of a language of a model; the code of one without a name here."""
+        return self.pick(*LANGUAGE_NAMES.get(code, (code, code)))
 
     def pick(self, english: str, chinese: str) -> str:
         return chinese if self.language == "zh" and chinese else english

@@ -33,14 +33,17 @@ class Forecast:
         return self.weights * 1.1 <= self.available
 
     @property
-    def speed(self) -> float:
-        """Tokens a second of one stream; on another chip than Apple's measured, in 0.1 s or so."""
+    def expected_speed(self) -> float | None:
+        """Tokens a second of one stream; None on another chip than Apple's."""
         chip = device.chip().removeprefix("Apple ").strip()
-        if chip in BANDWIDTHS and not device.on_cpu():
-            return expected(
-                chip, Footprint(weights=self.read, cache=0, kernels=MINICPM_2B.kernels), 0
-            )
-        return _measured_bandwidth() / self.read
+        if chip not in BANDWIDTHS or device.on_cpu():
+            return None
+        return expected(chip, Footprint(weights=self.read, cache=0, kernels=MINICPM_2B.kernels), 0)
+
+    @property
+    def speed(self) -> float:
+        """As `expected_speed`; on another chip measured, in 0.1 s or so."""
+        return self.expected_speed or _measured_bandwidth() / self.read
 
 
 def forecast(card: Card) -> Forecast:

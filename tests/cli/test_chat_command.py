@@ -20,7 +20,7 @@ from minicpm_mlx.cli.chat import command as chat_command
 from minicpm_mlx.cli.chat.attachments import typed_path
 from minicpm_mlx.cli.chat.conversation import Loading
 from minicpm_mlx.cli.chat.conversation import TerminalChat as Conversation
-from minicpm_mlx.cli.chat.line_editor import LineEditor
+from minicpm_mlx.cli.chat.input.line_editor import LineEditor
 from minicpm_mlx.cli.render import theme
 from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.errors import ContextLengthError, NumericsError

@@ -7,8 +7,9 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from prompt_toolkit import PromptSession
+from prompt_toolkit import Application, PromptSession
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
@@ -51,18 +52,13 @@ class LineEditor:
         Ctrl-C on an empty line raises KeyboardInterrupt; else it drops the line and returns "".
         """
 
-        async def watch() -> None:
-            while not (until() or pending):
-                await asyncio.sleep(0.2)
-            if not self.session.app.is_done:
-                self.session.app.exit(exception=EOFError)
-
         def start() -> None:
-            self.session.app.create_background_task(watch())
+            app = self.session.app
+            app.create_background_task(end_when(app, lambda: until() or bool(pending)))
 
         self._text, self._typed, self._quotes = default, False, False
         try:
-            with _defer(signal.SIGTERM) as pending:
+            with defer(signal.SIGTERM) as pending:
                 text = self.session.prompt(
                     FormattedText([("bold ansicyan", "> ")]), default=default, pre_run=start
                 )
@@ -111,8 +107,16 @@ class SlashCompleter(Completer):
                 yield Completion(choice, start_position=-len(prefix))
 
 
+async def end_when(app: Application[Any], condition: Callable[[], bool]) -> None:
+    """Ends a prompt, as at the end of input, as soon as the condition is true."""
+    while not condition():
+        await asyncio.sleep(0.2)
+    if not app.is_done:
+        app.exit(exception=EOFError)
+
+
 @contextmanager
-def _defer(number: signal.Signals) -> Iterator[list[int]]:
+def defer(number: signal.Signals) -> Iterator[list[int]]:
     """Defers a signal until the prompt has ended; the list tells the prompt to end.
 
     The event loop would print what a handler raises, and go on.
