@@ -23,6 +23,7 @@ class FakeLM:
         self.card.note_zh, self.adapter, self.room, self.draft = "", None, None, None
         self.tokenizer = SimpleNamespace(template=None, encode=lambda text, add_bos: list(text))
         self.sampling = mm.Sampling()
+        self.on_dense = None
 
     def session(self, kv_bits: int | None = None) -> object:
         return SimpleNamespace(ids=[])
