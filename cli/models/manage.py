@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from minicpm_mlx.errors import InvalidArgumentError, ModelNotFoundError
+from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError, ModelNotFoundError
 from minicpm_mlx.loading import download as hub
 from minicpm_mlx.loading.store import folder_of, kept_copies, kept_folder, made_folders
-from minicpm_mlx.model_cards import Card, cards, resolve
+from minicpm_mlx.model_cards import GENERATIONS, Card, cards, resolve
 
 from .. import options, paths
 from ..render.texts import Texts
@@ -45,28 +47,57 @@ def pull(
 
 
 def list_models(
+    here: Annotated[
+        bool, typer.Option("--here", help="Only what is on this disk, with the memory it takes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """List the cards and the models on this disk."""
+    """List the cards by generation, and the models on this disk."""
     rows = [*_card_rows(), *_copy_rows()]
+    if here:
+        rows = [row for row in rows if row["kept_bytes"] is not None]
+        for row in rows:
+            card = Card(name=row["name"], path=row["folder"], context=row.get("context"))
+            row["memory_bytes"] = _memory(card, row["folder"])
     if as_json:
         print_json(rows)
         return
+    _print_table(rows, (*SIZES, "memory_bytes") if here else SIZES)
+
+
+def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
+    """Print rows under the name of their generation; at a terminal in the user's language."""
     from rich.table import Table
 
+    texts = Texts(None if sys.stdout.isatty() else "en")
     table = Table(box=None, pad_edge=False, header_style="title")
     table.add_column("name", no_wrap=True)
-    table.add_column("download", justify="right", no_wrap=True)
-    table.add_column("here", justify="right", no_wrap=True)
+    for key in sizes:
+        header = {"kept_bytes": "here"}.get(key, key.removesuffix("_bytes"))
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("what it is", style="quiet")
-    for row in rows:
-        sizes = ["" if row[key] is None else _shown(row[key]) for key in SIZES]
-        table.add_row(row["name"], *sizes, row["note"])
+    for generation, group in groupby(rows, lambda row: row["generation"]):
+        if console().is_terminal:  # in a pipe each line is a model
+            others = texts.pick("copies made here", "本机生成的副本")
+            table.add_row(generation or others, style="title")
+        for row in group:
+            shown = ("" if row[key] is None else _shown(row[key]) for key in sizes)
+            table.add_row(row["name"], *shown, texts.pick(row["note"], row["note_zh"]))
     console().print(table)
 
 
+def _memory(card: Card, folder: Path | None) -> int | None:
+    """Bytes of memory for a conversation; None where they cannot be told."""
+    from minicpm_mlx.bench.forecast import memory_needed
+
+    with suppress(MiniCPMError):
+        if needed := memory_needed(card, folder):
+            return needed.total
+    return None
+
+
 def _card_rows() -> Iterator[dict[str, Any]]:
-    for card in cards().values():
+    for card in sorted(cards().values(), key=lambda card: GENERATIONS.index(card.generation)):
         folder = kept_folder(card)
         yield {
             "name": card.name,
@@ -74,6 +105,15 @@ def _card_rows() -> Iterator[dict[str, Any]]:
             "download_bytes": None if card.size_gb is None else round(card.size_gb * GB),
             "kept_bytes": None if folder is None else _bytes(folder),
             "folder": folder,
+            "repo": card.repo,
+            "generation": card.generation,
+            "languages": card.languages,
+            "context": card.context,
+            "licence": card.licence,
+            "template": card.template,
+            "shape": card.shape,
+            "sampling": card.sampling,
+            "thinking": card.thinking,
             "note": card.note,
             "note_zh": card.note_zh,
         }
@@ -92,6 +132,7 @@ def _copy_rows() -> Iterator[dict[str, Any]]:
             "download_bytes": None,
             "kept_bytes": _bytes(copy.folder),
             "folder": copy.folder,
+            "generation": "",
             "note": NOTES[copy.kind][0] + (", which is gone" if gone else ""),
             "note_zh": NOTES[copy.kind][1] + ("，原文件已不在" if gone else ""),
         }
@@ -121,6 +162,8 @@ def show(model: Name, as_json: options.Json = False) -> None:
     facts = _given(asdict(card))
     if size := facts.pop("size_gb", None):
         facts["download_bytes"] = round(size * GB)
+    if needed := _memory(card, folder if folder and folder.is_dir() else None):
+        facts["memory_bytes"] = needed
     facts["folder"], receipt = folder, None
     if folder is not None and folder.is_dir():
         config = Config.load(folder)
@@ -147,7 +190,10 @@ def show(model: Name, as_json: options.Json = False) -> None:
     table.add_column(style="title", no_wrap=True)
     table.add_column()
     for key, value in {**facts, **({} if receipt is None else summary(receipt))}.items():
-        if not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
+        if key in ("thinking", "languages"):
+            pairs = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
+            table.add_row(key, ", ".join(pairs))
+        elif not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
             missing = "not converted yet" if card.path else "not downloaded"
             shown = _shown(value) if key.endswith("_bytes") else str(value)
             table.add_row(key.removesuffix("_bytes"), missing if value is None else shown)
@@ -191,7 +237,7 @@ def _card_of_copy(model: str, named: list[Path]) -> Card | None:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Those that say something; 0 and false do."""
-    return {key: value for key, value in values.items() if value not in (None, (), "")}
+    return {key: value for key, value in values.items() if value not in (None, (), "", {})}
 
 
 def _shown(size: int) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import mlx.core as mx
 
 from .. import device
 from ..loading import download
-from ..memory import packed_bytes
+from ..memory import MemoryEstimate, estimate, packed_bytes
+from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model_cards import Card
 from .chips import BANDWIDTHS, GB, MINICPM_2B, Footprint, expected
+from .shapes import SHAPES
+
+TYPICAL_CONTEXT = 4096
+"""Tokens of conversation that a model's memory is stated for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +63,7 @@ def forecast(card: Card) -> Forecast:
         else download.remote_size(str(card.repo), card.revision, weights=card.file)
     )
     device.select()
-    packing = (
-        None
-        if card.bits is None or card.group_size is None
-        else Quantization(bits=card.bits, group_size=card.group_size)
-    )
+    packing = _packing(card)
     compute = device.choose_dtype(mx.bfloat16 if packing is None else mx.float16)
     weights = packed_bytes(int(size / (card.width or 2)), packing, compute)
     return Forecast(
@@ -70,6 +72,32 @@ def forecast(card: Card) -> Forecast:
         read=int(weights * (card.active or 1)),
         available=device.available_memory(),
     )
+
+
+def memory_needed(card: Card, folder: Path | None = None) -> MemoryEstimate | None:
+    """The memory of a conversation of TYPICAL_CONTEXT tokens, before the download.
+
+    From the model's config where it lies in `folder`, else from the card's shape; None where
+    neither is known. ConfigError for a folder without a valid config.
+    """
+    if folder is not None:
+        config = Config.load(folder)
+    elif card.shape in SHAPES:
+        shape = Config.from_dict(SHAPES[card.shape])
+        config = replace(shape, quantization=_packing(card))
+    else:
+        return None
+    device.select()
+    return estimate(config, context=min(TYPICAL_CONTEXT, card.context or TYPICAL_CONTEXT))
+
+
+def _packing(card: Card) -> Quantization | None:
+    """How the weights are packed when the model runs."""
+    if card.bits is not None and card.group_size is not None:
+        return Quantization(bits=card.bits, group_size=card.group_size)
+    if card.width is not None and card.width < 1:
+        return Quantization(bits=4, group_size=64)
+    return None
 
 
 def _measured_bandwidth() -> float:

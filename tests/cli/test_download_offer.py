@@ -10,7 +10,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx import device
 from minicpm_mlx.bench.chips import MINICPM_2B, expected
-from minicpm_mlx.bench.forecast import forecast
+from minicpm_mlx.bench.forecast import forecast, memory_needed
 from minicpm_mlx.cli.chat.conversation import offer
 from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.errors import DownloadError
@@ -44,6 +44,27 @@ def test_cards_say_how_wide_weights_are_and_how_many_a_token_needs(
     found = forecast(cards()[name])
     assert found.weights / 1e9 == pytest.approx(gigabytes, rel=0.01)
     assert found.read / 1e9 == pytest.approx(read, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "cache"),
+    [
+        ("minicpm5-2b", 1.42, 42 * 2 * 2 * 128 * 2),  # packed as it is published
+        ("minicpm4-8b", 4.6, 32 * 2 * 2 * 128 * 2),  # packed on this machine
+        ("minicpm3-4b", 2.29, 62 * (256 + 32) * 2),  # caches its latent
+    ],
+)
+def test_memory_is_known_before_the_download(
+    m3_max: None, name: str, weights: float, cache: int
+) -> None:
+    needed = memory_needed(cards()[name])
+    assert needed is not None
+    assert needed.weights / 1e9 == pytest.approx(weights, rel=0.01)
+    assert (needed.context, needed.cache) == (4096, 4096 * cache)
+
+
+def test_memory_of_a_card_without_a_shape_is_not_guessed(m3_max: None) -> None:
+    assert memory_needed(cards()["minicpm-moe-8x2b"]) is None
 
 
 def test_the_offer_says_size_memory_and_speed_in_both_languages(

@@ -18,7 +18,7 @@ import minicpm_mlx
 from minicpm_mlx.cli import options
 from minicpm_mlx.cli.main import app, main
 from minicpm_mlx.cli.render import theme
-from minicpm_mlx.model_cards import cards
+from minicpm_mlx.model_cards import GENERATIONS, cards
 
 CAPITAL = ("--prompt", "What is the capital of France?", "--temp", "0", "--max-tokens", "24")
 HEAVY = ("mlx.core", "mlx_lm", "transformers", "torch", "fastapi", "uvicorn", "gradio")
@@ -130,14 +130,30 @@ def test_list_has_every_card_as_json_and_as_plain_rows(cli: Cli) -> None:
     rows = json.loads(out)
     assert (status, err) == (0, "")
     known = [row["name"] for row in rows if row["kind"] == "card"]
-    assert known == list(cards())
+    assert sorted(known) == list(cards())
     assert list(rows[0])[:4] == ["name", "kind", "download_bytes", "kept_bytes"]
+    newest = rows[known.index("minicpm5-1b")]
+    assert (newest["generation"], newest["languages"]) == ("MiniCPM5", ["en", "zh"])
+    assert newest["thinking"] == {"temperature": 0.9, "top_p": 0.95}
+    generations = [row["generation"] for row in rows if row["kind"] == "card"]
+    assert list(dict.fromkeys(generations)) == list(GENERATIONS)
     assert rows[known.index("minicpm-2b-dpo")]["download_bytes"] == 5_450_000_000
     _, out, _ = cli("list")
     header, *lines = out.splitlines()
     assert header.split()[:2] == ["name", "download"]
     assert [line.split()[0] for line in lines][: len(known)] == known
     assert "\x1b" not in out
+
+
+def test_list_here_has_what_is_on_this_disk_and_its_memory(cli: Cli, demo_folder: Path) -> None:
+    _, out, _ = cli("list", "--here", "--json")
+    rows = json.loads(out)
+    assert "demo" in [row["name"] for row in rows]
+    assert all(row["kept_bytes"] for row in rows)
+    assert all(row["memory_bytes"] > 1e8 for row in rows if row["name"] == "demo")
+    _, out, _ = cli("list", "--here")
+    assert "memory" in out.splitlines()[0]
+    assert "minicpm-2b-128k" not in out
 
 
 def test_show_of_a_card_that_is_not_here_prints_its_facts(cli: Cli) -> None:
