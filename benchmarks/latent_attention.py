@@ -4,8 +4,8 @@
 
 Both have the same random weights (mlx-lm where MLX runs on a CPU also unpacked to float32, which is
 faster there and what ours makes of them), fill their caches with random numbers for the context,
-and make 32 tokens. Each round runs all, one after the other, each in a
-process of its own. Fewer layers take in proportion less of everything but the head.
+and make 32 tokens. Each round runs all, one after the other, each in a process of its own. Fewer
+layers take in proportion less of everything but the head.
 """
 
 from __future__ import annotations
