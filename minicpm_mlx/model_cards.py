@@ -73,8 +73,8 @@ class Card:
     """Bytes of a weight in the download, 0.5625 for 4 bits in groups of 64; None: 2, or unknown."""
     active: float | None = None
     """Share of the weights that a token passes through; None: all."""
-    generation: str = ""
-    """One of GENERATIONS; empty where no card describes the model."""
+    generation: str = "other"
+    """One of GENERATIONS."""
     languages: tuple[str, ...] = ()
     """Codes of the languages it was trained for: "en", "zh"."""
     shape: str | None = None
@@ -136,7 +136,7 @@ _RULES: dict[str, _Rule] = {
     "size_gb": ((int, float), "more than 0", lambda v: v > 0),
     "width": ((int, float), "4, 2 or 0.5625", lambda v: v in (4, 2, 0.5625)),
     "active": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
-    "generation": (str, " or ".join(GENERATIONS), lambda v: not v or v in GENERATIONS),
+    "generation": (str, " or ".join(GENERATIONS), lambda v: v in GENERATIONS),
     "languages": (tuple, "a list of codes, such as en", lambda v: all(map(_is_language, v))),
     "shape": (str, "a shape of the benchmarks", bool),
     "offer": _COUNT,
