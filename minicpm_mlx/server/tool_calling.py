@@ -64,7 +64,7 @@ class ToolCall:
     id: str = field(default_factory=lambda: new_id("call_"))
 
 
-def template_call(call_id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def template_call(call_id: str, name: str, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     """A call of an earlier message, as chat templates take it."""
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 

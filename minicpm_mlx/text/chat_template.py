@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from ..errors import TemplateError
+from .messages import prepare_messages
 
 MINICPM = (
     "{% for message in messages %}"
@@ -87,19 +88,19 @@ class Template:
     ) -> str:
         """The prompt text of a conversation.
 
-        Each message needs a `role` and a `content`, both text; other keys go to the template as
-        they are. `tools` are functions in OpenAI's form, for a template that `takes_tools`. Raises
-        TemplateError for anything else, and for whatever the template raises.
+        `messages` are as `prepare_messages` takes them. `tools` are functions in OpenAI's form, for
+        a template that `takes_tools`. Raises TemplateError for anything else, and for whatever the
+        template raises.
         """
         if tools and not self.takes_tools:
             raise TemplateError(
                 "the chat template has no place for tools; leave them out, or use a model that "
                 "was trained with tools"
             )
-        _check(messages)
+        prepared = prepare_messages(messages)
         try:
             texts = self._compiled.generate(
-                messages=[dict(message) for message in messages],
+                messages=prepared,
                 tools=[dict(tool) for tool in tools] if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -192,26 +193,6 @@ def _join(texts: Any) -> str:
                 "send shorter messages, or replace the model's chat_template"
             )
     return "".join(rendered)
-
-
-def _check(messages: object) -> None:
-    if not isinstance(messages, list | tuple):
-        raise TemplateError(f"messages must be a list of dicts, found {_kind(messages)}")
-    if not messages:
-        raise TemplateError("messages is empty; give at least one message with a role and content")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TemplateError(
-                f"messages[{index}] must be a dict with a role and content, found {_kind(message)}"
-            )
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                found = _kind(message[key]) if key in message else f"no {key}"
-                raise TemplateError(f"messages[{index}] must have a text {key}, found {found}")
-
-
-def _kind(value: object) -> str:
-    return "null" if value is None else type(value).__name__
 
 
 def _one_line(error: object) -> str:

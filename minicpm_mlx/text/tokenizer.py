@@ -14,6 +14,7 @@ from .chat_template import BUILTIN, Template
 from .decode import StreamDecoder, piece_decoder
 from .encode import TypedTextEncoder
 from .message_text import MessageText, PromptText
+from .messages import prepare_messages
 from .tokenizer_files import NAMED, TokenizerFiles, refusing
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Tokenizer:
             )
         return self._message_text.render(
             lambda messages, tools: template.render(messages, add_generation_prompt, tools),
-            messages,
+            prepare_messages(messages),  # here, so that names in JSON text are found as well
             tools,
         )
 

@@ -261,7 +261,7 @@ def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]
         if isinstance(block, ToolResult) and message.role == "user":
             results.append(_template_result(block))
         elif isinstance(block, ToolUse) and message.role == "assistant":
-            calls.append(template_call(block.id, block.name, block.input or {}))
+            calls.append(template_call(block.id, block.name, block.input))
         elif isinstance(block, TextBlock):
             texts.append(block)
         elif not isinstance(block, Thoughts) or message.role != "assistant":

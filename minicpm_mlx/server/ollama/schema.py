@@ -111,7 +111,7 @@ class OllamaMessage(Body):
         if self.tool_calls:
             calls = [(call.id, call.function) for call in self.tool_calls]
             message["tool_calls"] = [
-                template_call(call_id or f"call_{number}", function.name, function.arguments or {})
+                template_call(call_id or f"call_{number}", function.name, function.arguments)
                 for number, (call_id, function) in enumerate(calls)
             ]
         if self.tool_name:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from ...errors import InvalidArgumentError
+from ...text.messages import parse_arguments
+from ..http.api_error import ApiError
 from ..http.schema import (
     Body,
     Echo,
@@ -12,7 +15,6 @@ from ..http.schema import (
     TextOrParts,
     UnsupportedPart,
     join_text,
-    parse_object,
     refused,
 )
 from ..tool_calling import template_call
@@ -118,7 +120,7 @@ def _template_message(message: Message, field: str) -> dict[str, Any]:
 
 def parse_call(call_id: str, name: str, arguments: str | None, field: str) -> dict[str, Any]:
     """A call for a chat template; ApiError unless `arguments` is the text of a JSON object."""
-    # A call without arguments comes as any of these, depending on who wrote it.
-    if arguments is None or arguments.strip() in ("", "null"):
-        arguments = "{}"
-    return template_call(call_id, name, parse_object(arguments, field))
+    try:
+        return template_call(call_id, name, parse_arguments(arguments, field))
+    except InvalidArgumentError as error:
+        raise ApiError(str(error), field=field) from None
