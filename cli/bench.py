@@ -15,12 +15,15 @@ import typer
 from minicpm_mlx.arguments import Limit, shown
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.files.plots import check_chart_path
+from minicpm_mlx.files.tables import markdown_table
+from minicpm_mlx.model_cards import resolve
 
 from . import options, paths
 from .options import flag, option
 from .render.theme import console
 
 if TYPE_CHECKING:
+    from minicpm_mlx import Config
     from minicpm_mlx.bench.measure import MeasuredModel, Work
 
 
@@ -67,7 +70,7 @@ class BenchOptions:
     output: str | None = option("md (default), csv, json, jsonl or sql.", "--output", "-o")
     plot: Path | None = option("Also draw a chart to this PNG file.", check=check_chart_path)
     compare: tuple[Path, Path] | None = option("Only compare two files that --json wrote.")
-    predict: bool = flag("Only predict the speed on Apple's chips.")
+    predict: bool = flag("Only predict the speed of --model on Apple's chips.")
     compute: options.Compute
     as_json: bool = flag("Print a JSON array; the same as -o json.", "--json")
 
@@ -85,7 +88,11 @@ def bench(args: BenchOptions) -> None:
     format = _format(args)
     if args.unmeasured:
         _refuse_others(args.context, args.unmeasured)
-        print(_prediction(format) if args.predict else _comparison(format, *args.compare or ()))
+        print(
+            _prediction(args.model, format)
+            if args.predict
+            else _comparison(format, *args.compare or ())
+        )
         return
     works = _works(args)
     subject = _load(args)
@@ -157,7 +164,9 @@ def _refuse_others(context: typer.Context, unmeasured: str) -> None:
     """InvalidArgumentError for options of a measurement where nothing is measured."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        applies = parameter.name in (unmeasured, "output", "as_json")
+        applies = parameter.name in (unmeasured, "output", "as_json") or (
+            unmeasured == "predict" and parameter.name == "model"
+        )
         if source is not None and source.name != "DEFAULT" and not applies:
             raise InvalidArgumentError(
                 f"--{unmeasured} measures nothing, so {parameter.opts[0]} has no meaning; "
@@ -205,31 +214,56 @@ def _comparison(format: str, before: Path, after: Path) -> str:
     return "\n".join([*head, *lines])
 
 
-def _prediction(format: str) -> str:
+def _prediction(model: str, format: str) -> str:
     from minicpm_mlx.bench.chips import BANDWIDTHS, MINICPM_2B, PUBLISHED, expected
+    from minicpm_mlx.bench.footprint import footprint
 
-    depths = (0, 2048, 4096)
+    config, depths = _config_to_predict(model), (0, 2048, 4096)
+    cost = footprint(config)
+    is_2b = cost.cache == MINICPM_2B.cache and 0.98 < cost.weights / MINICPM_2B.weights < 1.02
+    published = PUBLISHED if is_2b else {}
     rows = [
         {
             "chip": chip,
-            **{f"tg @ d{depth}": round(expected(chip, MINICPM_2B, depth), 1) for depth in depths},
-            "mlx_lm_published": PUBLISHED.get(chip),
+            "model": model,
+            **{f"tg @ d{depth}": round(expected(chip, cost, depth), 1) for depth in depths},
+            "mlx_lm_published": published.get(chip),
         }
         for chip in BANDWIDTHS
     ]
     if format == "json":
         return json.dumps(rows, indent=2)
-    lines = [
-        "Expected, not measured: tokens/s of MiniCPM-2B in 4 bits, one stream, 16-bit cache.",
-        "",
-        "| chip | 0 context | 2k | 4k | mlx-lm, published at 0.6k |",
-        "|---|---:|---:|---:|---:|",
+    head = ["chip", "0 context", "2k", "4k"]
+    if published:
+        head.append("mlx-lm, published at 0.6k")
+    cells = [
+        [
+            str(row["chip"]),
+            *(f"{row[f'tg @ d{depth}']:.0f}" for depth in depths),
+            f"{row['mlx_lm_published']:.0f}" if row["mlx_lm_published"] else "",
+        ][: len(head)]
+        for row in rows
     ]
-    for row in rows:
-        cells = [f"{row[f'tg @ d{depth}']:.0f}" for depth in depths]
-        published = f"{row['mlx_lm_published']:.0f}" if row["mlx_lm_published"] else ""
-        lines.append(f"| {row['chip']} | {' | '.join(cells)} | {published} |")
-    return "\n".join(lines)
+    bits = config.quantization.bits if config.quantization else 16
+    return (
+        f"Expected, not measured: tokens/s of {model} in {bits} bits, one stream, 16-bit cache.\n"
+        f"A token reads {cost.weights / 1e9:.2f} GB of weights and {cost.cache / 1024:.0f} KiB for "
+        f"each token of context, in {cost.kernels} kernels.\n\n{markdown_table(head, cells)}"
+    )
+
+
+def _config_to_predict(model: str) -> Config:
+    """The config of a shape in 4 bits, or by which a card's model runs."""
+    from minicpm_mlx.bench.forecast import known_config
+    from minicpm_mlx.bench.shapes import SHAPES, packed_config
+
+    config = packed_config(model) if model in SHAPES else known_config(resolve(model))
+    if config is None:
+        raise InvalidArgumentError(
+            f"{shown(model)} is not on this disk, and no card tells its shape; give a card with "
+            f"one (minicpm-mlx list), or one of {', '.join(SHAPES)}"
+        )
+    return config
 
 
 def _parse_numbers(option: str, text: str, least: int) -> list[int]:

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -341,13 +341,10 @@ def tokenizer_and_config(model: str) -> tuple[Tokenizer, Config]:
 
 
 def _config(card: Card) -> Config:
+    from minicpm_mlx.loading.plan import kept_config, with_packing
     from minicpm_mlx.model.config import Config
-    from minicpm_mlx.quantization.recipe import packing
 
-    config = Config.load(text_folder_of(card))
-    if card.bits is not None and config.quantization is None:
-        config = replace(config, quantization=packing(card.bits, card.group_size))
-    return config
+    return kept_config(card) or with_packing(Config.load(text_folder_of(card)), card)
 
 
 def unescape(stops: Sequence[str] | None) -> list[str]:

@@ -10,9 +10,8 @@ import mlx.core as mx
 
 from . import device
 from .errors import MiniCPMError
-from .loading.store import kept_folder
+from .loading.plan import kept_config
 from .memory import MemoryEstimate, estimate
-from .model.config import Config
 from .model_cards import cache_dir, cards, data_dir
 from .weights.lazy_tensor import dtype_name
 
@@ -44,9 +43,8 @@ def kept_plans() -> dict[str, MemoryEstimate]:
     plans = {}
     for card in cards().values():
         with suppress(MiniCPMError):
-            folder = kept_folder(card)
-            if folder is not None:
-                plans[card.name] = estimate(Config.load(folder), context=card.context)
+            if (config := kept_config(card)) is not None:
+                plans[card.name] = estimate(config, context=card.context)
     return plans
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -99,9 +100,28 @@ def dense_attention(config: Config, dtype: str | mx.Dtype | None = None) -> dict
     }
 
 
-def weight_bytes(config: Config, compute: mx.Dtype) -> int:
-    """Bytes of the weights in memory; packed ones stay packed except on a CPU."""
-    return packed_bytes(parameter_count(config), config.quantization, compute)
+def weight_bytes(config: Config, compute: mx.Dtype, *, read: bool = False) -> int:
+    """Bytes of the weights in memory, each packed as the config says, or, on a CPU, unpacked.
+
+    With `read` of those that the step of one token reads: no embedding that is not also the head,
+    and of experts as many as the token is routed to.
+    """
+    counts = dict(_matrices(config))
+    vectors = parameter_count(config) - sum(counts.values())
+    if read:
+        if not config.tie_word_embeddings:
+            del counts["model.embed_tokens"]
+        share = config.num_experts_per_tok / max(config.num_experts, 1)
+        counts = {p: int(n * share) if ".experts." in p else n for p, n in counts.items()}
+    usual, exceptions = config.quantization, dict(config.layer_quantization)
+    if usual is None or device.unpack_to(compute, parameter_count(config)) is not None:
+        return (sum(counts.values()) + vectors) * compute.size
+    size = float(vectors * compute.size)
+    for path, count in counts.items():
+        packing = exceptions.get(path, usual)
+        packed = path not in config.unpacked and not path.endswith("mlp.gate")
+        size += count * (packing.bits_per_weight / 8 if packed else compute.size)
+    return int(size)
 
 
 def packed_bytes(count: int, packing: Quantization | None, compute: mx.Dtype) -> int:
@@ -136,17 +156,32 @@ def fitting_context(config: Config, kv_bits: int | None = None) -> int:
 
 def parameter_count(config: Config) -> int:
     """Number of weights; an embedding that is also the head counts once."""
-    H, layer = config.hidden_size, 2 * config.hidden_size
-    for path, (inputs, outputs) in config.projections.items():
-        copies = max(config.num_experts, 1) if path.startswith("mlp.") else 1
-        layer += copies * inputs * outputs
-    layer += H * config.num_experts
+    layer = 2 * config.hidden_size  # norms
     if mla := config.mla:
         layer += mla.q_lora_rank + mla.kv_lora_rank
     if config.attention_bias:
         layer += sum(config.projections[path][1] for path in config.biased)
-    embeddings = config.vocab_size * H * (1 if config.tie_word_embeddings else 2)
-    return embeddings + config.num_hidden_layers * layer + H
+    vectors = config.num_hidden_layers * layer + config.hidden_size
+    return vectors + sum(count for _, count in _matrices(config))
+
+
+def _matrices(config: Config) -> Iterator[tuple[str, int]]:
+    """Path and number of weights of each matrix."""
+    outer = config.vocab_size * config.hidden_size
+    yield "model.embed_tokens", outer
+    if not config.tie_word_embeddings:
+        yield "lm_head", outer
+    for number in range(config.num_hidden_layers):
+        layer = f"model.layers.{number}"
+        for path, (inputs, outputs) in config.projections.items():
+            if config.num_experts and path.startswith("mlp."):
+                for expert in range(config.num_experts):
+                    name = path.replace("mlp.", f"mlp.experts.{expert}.")
+                    yield f"{layer}.{name}", inputs * outputs
+            else:
+                yield f"{layer}.{path}", inputs * outputs
+        if config.num_experts:
+            yield f"{layer}.mlp.gate", config.hidden_size * config.num_experts
 
 
 PREFILL_CHUNK = 512

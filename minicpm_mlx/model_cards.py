@@ -71,8 +71,6 @@ class Card:
     """Download, in 10⁹ bytes, computed from parameters and their width."""
     width: float | None = None
     """Bytes of a weight in the download, 0.5625 for 4 bits in groups of 64; None: 2, or unknown."""
-    active: float | None = None
-    """Share of the weights that a token passes through; None: all."""
     generation: str = "other"
     """One of GENERATIONS."""
     languages: tuple[str, ...] = ()
@@ -135,7 +133,6 @@ _RULES: dict[str, _Rule] = {
     "licence": _TEXT,
     "size_gb": ((int, float), "more than 0", lambda v: v > 0),
     "width": ((int, float), "4, 2 or 0.5625", lambda v: v in (4, 2, 0.5625)),
-    "active": ((int, float), "more than 0 and at most 1", lambda v: 0 < v <= 1),
     "generation": (str, " or ".join(GENERATIONS), lambda v: v in GENERATIONS),
     "languages": (tuple, "a list of codes, such as en", lambda v: all(map(_is_language, v))),
     "shape": (str, "a shape of the benchmarks", bool),

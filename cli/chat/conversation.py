@@ -374,6 +374,6 @@ def offer(card: Card, texts: Texts) -> Iterator[str]:
 
     found = forecast(card)
     yield texts("absent", model=card.name, gb=f"{found.download / 1e9:.2g}")
-    memory, free = (f"{size / 1e9:.1f}" for size in (found.weights, found.available))
+    memory, free = (f"{size / 1e9:.1f}" for size in (found.memory, found.available))
     speed = f"{found.speed:.2g}" if found.speed < 10 else f"{found.speed:.0f}"
     yield texts("fits" if found.fits else "too_big", memory=memory, free=free, speed=speed)

@@ -205,7 +205,7 @@ def _cells(choice: Choice, texts: Texts) -> Iterator[str]:
     found = choice.forecast
     yield choice.card.name
     yield texts("pick.here") if choice.here else f"{found.download / 1e9:.2g} GB"
-    yield texts("pick.fits" if found.fits else "pick.too_big", memory=f"{found.weights / 1e9:.1f}")
+    yield texts("pick.fits" if found.fits else "pick.too_big", memory=f"{found.memory / 1e9:.1f}")
     speed = found.expected_speed
     yield "" if speed is None else texts("pick.tps", speed=f"{speed:.0f}")
     yield texts.pick(", ", "、").join(texts.language_name(code) for code in choice.card.languages)

@@ -58,7 +58,7 @@ def list_models(
         rows = [row for row in rows if row["kept_bytes"] is not None]
         for row in rows:
             card = Card(name=row["name"], path=row["folder"], context=row.get("context"))
-            row["memory_bytes"] = _memory(card, row["folder"])
+            row["memory_bytes"] = _memory(card)
     if as_json:
         print_json(rows)
         return
@@ -86,12 +86,12 @@ def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
     console().print(table)
 
 
-def _memory(card: Card, folder: Path | None) -> int | None:
+def _memory(card: Card) -> int | None:
     """Bytes of memory for a conversation; None where they cannot be told."""
     from minicpm_mlx.bench.forecast import memory_needed
 
     with suppress(MiniCPMError):
-        if needed := memory_needed(card, folder):
+        if needed := memory_needed(card):
             return needed.total
     return None
 
@@ -162,7 +162,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
     facts = _given(asdict(card))
     if size := facts.pop("size_gb", None):
         facts["download_bytes"] = round(size * GB)
-    if needed := _memory(card, folder if folder and folder.is_dir() else None):
+    if needed := _memory(card):
         facts["memory_bytes"] = needed
     facts["folder"], receipt = folder, None
     if folder is not None and folder.is_dir():

@@ -25,6 +25,10 @@ SHARE = 0.85
 LLAMA_KERNELS = 689
 """Kernels for a token of mlx-lm's Llama of 40 layers, counted by benchmarks/kernels.py."""
 
+OPERATIONS = 26
+"""Operations that a GPU computes while it reads a byte: those of M1 Pro, Max and Ultra, by Apple's
+figures (5.2 TFLOPS and 200 GB/s); M1 has 38, of later chips Apple publishes none."""
+
 PUBLISHED_DEPTH = 576
 """Average tokens of context in the published figures."""
 
@@ -36,11 +40,16 @@ class Footprint:
     weights: int
     """Bytes of weights read for each token."""
     cache: int
-    """Bytes of keys and values for each token of context."""
+    """Bytes of keys and values, or of latents, for each token of context. Each is read once: what
+    a layer reads again comes from the chip's cache."""
     kernels: int
+    operations: int = 0
+    """Of attention, for each token of context."""
 
     def bytes_at(self, depth: float) -> float:
-        return self.weights + self.cache * depth
+        """Bytes read at `depth` tokens of context, or, if attention takes longer to compute, as
+        many as are read in that time."""
+        return self.weights + max(self.cache, self.operations / OPERATIONS) * depth
 
 
 def bandwidth(chip: str) -> float | None:

@@ -100,6 +100,12 @@ def _as_on_a_gpu() -> Iterator[None]:
             device.select()
 
 
+def kernels_per_token(config: Config) -> int:
+    """Kernels of a greedy token, as `decode_step` counts them."""
+    layer = (22 if config.mla else 13) + (13 if config.num_experts else 0)
+    return 13 + config.num_hidden_layers * layer
+
+
 def decode_step(config: dict[str, Any]) -> Counter[str]:
     """Kernels for one greedy token of a fused model of this config in 4 bits."""
     model = Model(Config.from_dict(config))

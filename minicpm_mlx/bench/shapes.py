@@ -30,15 +30,20 @@ MINICPM5 = {
     **{"vocab_size": 130560, "tie_word_embeddings": False, "rope_theta": 5e6},
 }
 
+MINICPM_2B = {
+    **COMMON,
+    "hidden_size": 2304,
+    "intermediate_size": 5760,
+    "num_attention_heads": 36,
+    "num_hidden_layers": 40,
+    "vocab_size": 122753,
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
-    "2b-shape": {
-        **COMMON,
-        "hidden_size": 2304,
-        "intermediate_size": 5760,
-        "num_attention_heads": 36,
-        "num_hidden_layers": 40,
-        "vocab_size": 122753,
-    },
+    "2b-shape": MINICPM_2B,
+    # 128k, and the llama format, which has muP in the weights: nothing that is measured differs.
+    "2b-untied-shape": {**MINICPM_2B, "tie_word_embeddings": False},
+    "moe-8x2b-shape": {**MINICPM_2B, "num_experts": 8, "num_experts_per_tok": 2},
     "1b-shape": {
         **COMMON,
         "hidden_size": 1536,
@@ -100,6 +105,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Config by name; measurements may exceed the trained context."""
 
 
+def packed_config(shape: str) -> Config:
+    """The config of that shape in 4 bits, groups of 64."""
+    return replace(Config.from_dict(SHAPES[shape]), quantization=PACKING)
+
+
 def random_model(shape: str | Config, dtype: str | mx.Dtype | None = None) -> FusedModel:
     """A fused model of that shape with random weights in 4 bits, groups of 64.
 
@@ -129,10 +139,11 @@ def random_arrays(config: Config, dtype: mx.Dtype) -> dict[str, mx.array]:
 
 
 def _packed(config: Config) -> Model:
-    """A model in 4 bits, groups of 64, whose arrays are not evaluated."""
+    """A model in 4 bits, groups of 64, but for routers; its arrays are not evaluated."""
     model = Model(config)
     matrices = [name for name, array in parameters(model).items() if array.ndim == 2]
-    apply_packing(model, dict.fromkeys((m.removesuffix(".weight") for m in matrices), PACKING))
+    paths = [name.removesuffix(".weight") for name in matrices if ".mlp.gate." not in name]
+    apply_packing(model, dict.fromkeys(paths, PACKING))
     return model
 
 

@@ -101,7 +101,9 @@ class Config:
     """How packed matrices are packed where layer_quantization does not say."""
     layer_quantization: tuple[tuple[str, Quantization], ...] = ()
     """Layers packed otherwise: (module path, how)."""
-    # Not in the repr, which fingerprints are made of: it changes nothing that the model computes.
+    # Not in the repr, which fingerprints are made of: these change nothing that the model computes.
+    unpacked: tuple[str, ...] = field(default=(), repr=False)
+    """Matrices that are not packed though others are: (module path), where that is known."""
     mup_folded: FoldedMuP | None = field(default=None, repr=False)
     """muP's constants that a Llama's weights contain, where its conversion recorded them."""
     mla: MLAWidths | None = field(default=None, repr=False)
@@ -263,7 +265,7 @@ class Config:
         present = {key: value for key, value in raw.items() if value is not None}
         family = _family(present)
         values = {f.name: present[f.name] for f in fields(cls) if f.name in present}
-        values.update(mla=None, dense_len=dense_len(present))
+        values.update(mla=None, unpacked=(), dense_len=dense_len(present))
         _require(values, *REQUIRED)
         values.setdefault("num_key_value_heads", values["num_attention_heads"])
         if family == "minicpm3":

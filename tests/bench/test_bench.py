@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx import Config, load_model, memory
+from minicpm_mlx import Config, device, load_model, memory
 from minicpm_mlx.bench import chart, chips, output, shapes
+from minicpm_mlx.bench.footprint import footprint
 from minicpm_mlx.bench.kernel_count import count, decode_step
 from minicpm_mlx.bench.measure import (
     WARM_TOKENS,
@@ -31,6 +33,7 @@ from minicpm_mlx.bench.measure import (
     measure,
     works,
 )
+from minicpm_mlx.engine import Session
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.model_cards import cards
 from support.data import GOLDEN
@@ -304,15 +307,37 @@ def test_the_published_figures_are_what_the_prediction_rests_on() -> None:
 
 
 def test_the_footprint_of_2b_is_that_of_its_shape() -> None:
-    config = Config.from_dict(shapes.SHAPES["2b-shape"])
-    assert chips.MINICPM_2B.weights == pytest.approx(
-        memory.parameter_count(config) * 4.5 / 8, rel=0.005
-    )
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
-    assert chips.MINICPM_2B.cache == cache
-    small: dict[str, Any] = {**shapes.SHAPES["2b-shape"], "hidden_size": 128, "vocab_size": 512}
-    small |= {"num_attention_heads": 2, "intermediate_size": 128}
-    assert sum(decode_step(small).values()) == chips.MINICPM_2B.kernels
+    found = footprint(shapes.packed_config("2b-shape"))
+    assert found.weights == pytest.approx(chips.MINICPM_2B.weights, rel=0.005)
+    assert (found.cache, found.kernels) == (chips.MINICPM_2B.cache, chips.MINICPM_2B.kernels)
+
+
+def small(shape: str) -> dict[str, Any]:
+    """A shape of the same kind with few and narrow layers."""
+    raw = shapes.SHAPES[shape]
+    small = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3}
+    small |= {"vocab_size": 1024, "num_attention_heads": 4}
+    if "num_key_value_heads" in raw:
+        small["num_key_value_heads"] = 2
+    if "q_lora_rank" in raw:
+        small |= {"q_lora_rank": 192, "kv_lora_rank": 128}
+    return {**raw, **small}
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+def test_what_is_predicted_of_a_token_is_what_a_built_model_reads_caches_and_runs(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "unpack_to", lambda *_: None)  # packed, as on a GPU
+    config = Config.from_dict(small(shape))
+    found = footprint(replace(config, quantization=shapes.PACKING))
+    built = MeasuredModel(name=shape, model=shapes.random_model(config, "float16"))
+    assert found.weights == pytest.approx(built.read(), rel=0.005)
+    session = Session(config)
+    next(session.prefill(built.model, [1], length=1, chunk=1))
+    used = [array for layer in session.cache for array in layer.state]
+    assert found.cache == sum(array[..., :1, :].nbytes for array in used)
+    assert found.kernels == sum(decode_step(small(shape)).values())
 
 
 def test_kernels_are_fewer_than_mlx_lm_s() -> None:
@@ -384,6 +409,36 @@ def test_the_command_measures_compares_and_draws(
     assert {row["chip"] for row in json.loads(capsys.readouterr().out)} == chips.BANDWIDTHS.keys()
     assert command("bench", "--predict") == 0
     assert "not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "published"),
+    [
+        ("minicpm3-4b", ("minicpm3-4b in 4 bits", "2.29 GB", "35 KiB", "1377 kernels"), False),
+        ("minicpm5-1b-bf16", ("in 16 bits", "1.76 GB", "24 KiB", "325 kernels"), False),
+        ("bitcpm4-1b", ("in 2 bits", "0.58 GB"), False),
+        ("minicpm-2b-sft", ("in 4 bits", "1.53 GB", "360 KiB", "533 kernels"), True),
+        ("2b-untied-shape", ("in 4 bits", "1.53 GB"), True),
+    ],
+)
+def test_the_command_predicts_a_card_as_it_runs_and_a_shape_in_4_bits(
+    model: str,
+    words: tuple[str, ...],
+    published: bool,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command("bench", "--predict", "--model", model) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in words)
+    assert ("published" in out) == published
+
+
+def test_nothing_is_predicted_of_a_model_of_unknown_shape(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("bench", "--predict", "--model", "someone/something") == 1
+    assert "no card tells its shape" in capsys.readouterr().err
 
 
 MEASURED = ["--model", "tiny", "-p", "4", "-n", "0", "-r", "1"]
