@@ -29,6 +29,7 @@ from .models.export_adapter import export_adapter
 from .models.fuse import fuse
 from .models.manage import list_models, pull, remove, show
 from .models.quantize import quantize
+from .options import may_download
 from .serve import serve
 from .sessions import app as sessions
 from .streams import not_text
@@ -44,13 +45,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (chat, generate, pull):
-    app.command()(command)
+    app.command()(may_download(command))
 app.command("list")(list_models)
 app.command("show")(show)
 app.command("rm")(remove)
 for command in (serve, web, bench, quantize, convert, ppl, fuse, export_adapter, lora):
-    app.command()(command)
-app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(lora)
+    app.command()(may_download(command))
+app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(
+    may_download(lora)
+)
 app.command()(doctor)
 app.add_typer(evaluate, name="eval")
 app.add_typer(sessions, name="sessions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ import typer
 from minicpm_mlx import device
 from minicpm_mlx.arguments import Limit
 from minicpm_mlx.errors import InvalidArgumentError, MissingTemplateError
+from minicpm_mlx.loading import download
 from minicpm_mlx.loading.store import text_folder_of
 from minicpm_mlx.model_cards import resolve
 
@@ -215,6 +217,45 @@ NewFolder = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+DownloadSource = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        help="Download from: hub, modelscope or auto, the hub if it answers in 2 seconds "
+        f"(or ${download.VARIABLE}).",
+    ),
+]
+
+
+def may_download(run: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the option --source, which holds while it runs."""
+
+    def call(*, download_source: str | None, **values: Any) -> None:
+        if download_source is None:
+            run(**values)
+            return
+        download.check_source(download_source, "--source")
+        before = os.environ.get(download.VARIABLE)
+        os.environ[download.VARIABLE] = download_source  # other threads download as well
+        try:
+            run(**values)
+        finally:
+            del os.environ[download.VARIABLE]
+            os.environ.update({} if before is None else {download.VARIABLE: before})
+
+    signature, hints = inspect.signature(run), get_type_hints(run, include_extras=True)
+    parameters = [
+        p.replace(kind=p.KEYWORD_ONLY, annotation=hints.get(p.name, p.annotation))
+        for p in signature.parameters.values()
+    ]
+    source = inspect.Parameter(
+        "download_source", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DownloadSource
+    )
+    call.__name__, call.__doc__ = run.__name__, run.__doc__
+    call.__signature__ = inspect.Signature([*parameters, source])  # type: ignore[attr-defined]
+    return call
 
 
 def kv_bits() -> Any:

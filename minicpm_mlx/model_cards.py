@@ -22,7 +22,9 @@ _FORM = re.compile("-(MLX|GPTQ|AWQ|AutoAWQ|GGUF)$", re.IGNORECASE)
 """How the name of a repository ends that holds a published model quantized."""
 GENERATIONS = ("MiniCPM5", "MiniCPM4.1", "MiniCPM4", "MiniCPM3", "MiniCPM", "other")
 """In the order that lists show them; "MiniCPM" is 1.0."""
-_REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_REPO = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<tag>[\w.-]+))?", re.ASCII
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Card:
     """Installed pip package that carries the weights."""
     file: str | None = None
     """The weights inside `package`, or in `repo` where they have no standard name."""
+    tag: str | None = None
+    """File of `repo` that is taken, if it holds .gguf files: its type, such as Q4_K_M, or name."""
     bits: int | None = None
     """Quantize to this many bits once after the download and keep that; None: use as it is."""
     group_size: int | None = None
@@ -115,10 +119,11 @@ _TEXT: _Rule = (str, "text", lambda v: True)
 _COUNT: _Rule = (int, "a positive whole number", lambda v: v > 0)
 _RULES: dict[str, _Rule] = {
     "name": (str, "a name", bool),
-    "repo": (str, "org/name", lambda v: _REPO.fullmatch(v) and "@" not in v),
+    "repo": (str, "org/name", lambda v: _REPO.fullmatch(v) and not {"@", ":"} & set(v)),
     "revision": (str, "a branch, tag or commit", bool),
     "package": (str, "a pip package", bool),
     "file": (str, "a relative path", lambda v: v and not {"", ".."} & set(v.split("/"))),
+    "tag": (str, "a type such as Q4_K_M, or a file's name", lambda v: v and "/" not in v),
     "bits": (int, "2, 3, 4, 5, 6 or 8", lambda v: v in (2, 3, 4, 5, 6, 8)),
     "group_size": (int, "32, 64 or 128", lambda v: v in (32, 64, 128)),
     "method": (str, "exact", lambda v: v == "exact"),
@@ -187,7 +192,8 @@ def _parse(name: str, text: str) -> Card:
 
 
 def resolve(name_or_path: str) -> Card:
-    """The card of what a user typed: a card's name, else a path, else `org/name[@revision]`.
+    """The card of what a user typed: a card's name, else a path, else
+    `org/name[@revision][:tag]`.
 
     A card wins over a folder of its name (write `./name` for the folder), and an existing path
     wins over a repository. A repository that has a card keeps its template and sampling, without
@@ -203,7 +209,7 @@ def resolve(name_or_path: str) -> Card:
     if local := _local(wanted):
         return local
     if match := _REPO.fullmatch(wanted):
-        return _repository(match["repo"], match["revision"])
+        return _repository(match["repo"], match["revision"], match["tag"])
     near = difflib.get_close_matches(name, cards(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise ModelNotFoundError(
@@ -228,7 +234,8 @@ def _local(wanted: str) -> Card | None:
     except (OSError, RuntimeError, ValueError):  # too long a name, no such ~user, a null byte
         pass
     deep = wanted.partition("@")[0].count("/") > 1  # a revision may hold slashes
-    if deep or wanted.startswith((".", "/", "~")) or wanted.endswith(".gguf"):
+    is_file = wanted.endswith(".gguf") and ":" not in wanted  # or the tag of a repository
+    if deep or wanted.startswith((".", "/", "~")) or is_file:
         raise ModelNotFoundError(
             f"no folder or file {wanted}; check the path, or see `minicpm-mlx list` for names"
         )
@@ -238,7 +245,7 @@ def _local(wanted: str) -> Card | None:
 def _folder_card(folder: Path) -> Card:
     """The card of a folder: of the model in it, or of the one .gguf file or snapshot it holds."""
     if (hub := _hub_repository(folder)) is not None:
-        card = _repository(hub.name.removeprefix("models--").replace("--", "/", 1), None)
+        card = _repository(hub.name.removeprefix("models--").replace("--", "/", 1))
         inside = _folder_card(_snapshot(hub, card.name))
         is_file = inside.path is not None and inside.path.is_file()
         return inside if is_file else replace(card, repo=None, path=inside.path)
@@ -296,15 +303,22 @@ def _snapshot(root: Path, name: str) -> Path:
     return max(snapshots, key=lambda path: path.stat().st_mtime)
 
 
-def _repository(repo: str, revision: str | None) -> Card:
+def _repository(repo: str, revision: str | None = None, tag: str | None = None) -> Card:
     known = _cards_of(repo)
-    if not known:
+    if known:
+        card = min(known, key=lambda c: c.bits is not None)  # the unquantized card, if there is one
+        revision = revision or card.revision
+        card = replace(
+            card, name=str(card.repo), revision=revision, bits=None, group_size=None, tag=None
+        )
+    else:
         card = Card(name=repo, repo=repo, revision=revision or "main")
         siblings = _cards_of(_FORM.sub("", repo))
-        return _as_sibling(card, siblings[0]) if siblings else card
-    card = min(known, key=lambda c: c.bits is not None)  # the unquantized card, if there is one
-    revision = revision or card.revision
-    return replace(card, name=str(card.repo), revision=revision, bits=None, group_size=None)
+        card = _as_sibling(card, siblings[0]) if siblings else card
+    if tag is None:
+        return card
+    at = "" if card.revision == "main" else f"@{card.revision}"
+    return replace(card, name=f"{card.repo}{at}:{tag}", tag=tag)
 
 
 def _cards_of(repo: str) -> list[Card]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 from minicpm_mlx.lm.attachments import Files, with_files, without_files
-from minicpm_mlx.loading.store import kept_folder
+from minicpm_mlx.loading.store import is_kept
 
 from ..options import advise_without_template
 from ..render.spinner import SpinnerStream
@@ -362,10 +362,7 @@ def settings(chat: Chat) -> dict[str, Any]:
 
 def is_here(card: Card) -> bool:
     """Whether the model needs no download."""
-    if card.repo is None:
-        return True
-    unquantized = replace(card, bits=None, group_size=None)
-    return kept_folder(card) is not None or kept_folder(unquantized) is not None
+    return is_kept(card) or is_kept(replace(card, bits=None, group_size=None))
 
 
 def offer(card: Card, texts: Texts) -> Iterator[str]:

@@ -38,6 +38,7 @@ CHANGED = 10
 
 
 @app.callback()
+@options.may_download
 @options.command(EvalOptions)
 def evaluate(args: EvalOptions) -> None:
     """Score a model as MiniCPM's README does; see also `eval compare` and `eval mt-bench`.

@@ -42,6 +42,7 @@ class MTBenchOptions:
     as_json: options.Json = False
 
 
+@options.may_download
 @options.command(MTBenchOptions)
 def mt_bench(args: MTBenchOptions) -> None:
     """MT-Bench: 80 conversations of two turns, rated by a judge if there is one."""

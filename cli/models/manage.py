@@ -206,12 +206,16 @@ def remove(
     download: Annotated[bool, typer.Option("--download", help="Delete only the download.")] = False,
 ) -> None:
     """Delete a model from this disk: the download and everything converted from it."""
-    named = [copy.folder for copy in kept_copies() if model in (copy.name, copy.folder.name)]
+    named = [
+        copy.folder
+        for copy in kept_copies()
+        if model == copy.folder.name or (copy.model is None and model == copy.name)
+    ]
     card = _card_of_copy(model, named) or resolve(model)
     made = [] if download else named or made_folders(card)
     if card.path is not None and not made:  # of a .gguf file there may be a converted copy
         raise InvalidArgumentError(f"{card.path} is your own; delete it yourself")
-    size = sum(map(_bytes, made)) + (hub.cached_size(card.repo) if card.repo else 0)
+    size = sum(map(_bytes, made)) + (hub.cached_size(card.repo, card.tag) if card.repo else 0)
     if not size and not made:
         what = "the download of " if download else ""
         raise ModelNotFoundError(f"{what}{card.name} is not on this disk; nothing to delete")
@@ -221,7 +225,7 @@ def remove(
     for path in made:
         shutil.rmtree(path)
     if card.repo:
-        hub.remove(card.repo)
+        hub.remove(card.repo, card.tag)
     print(f"{card.name}: {_shown(size)} freed")
 
 

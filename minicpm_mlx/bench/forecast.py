@@ -63,7 +63,7 @@ def forecast(card: Card) -> Forecast:
     size = (
         int(card.size_gb * GB)
         if card.size_gb is not None
-        else download.remote_size(str(card.repo), card.revision, weights=card.file)
+        else download.remote_size(str(card.repo), card.revision, weights=card.file, tag=card.tag)
     )
     device.select()
     config, available = known_config(card), device.available_memory()

@@ -19,6 +19,7 @@ from ..text.tokenizer import tokenizer_of
 from ..weights import load_model
 from ..weights.adapters import find_adapter
 from ..weights.generation_config import FILE, read_sampling
+from . import download
 from .adapters import load_adapter
 from .store import folder_of, kept_folder, text_folder_of
 
@@ -36,10 +37,14 @@ def load(
     draft: str | Path | None = None,
     progress: bool = True,
     shard: bool = False,
+    source: str | None = None,
 ) -> LM:
-    """Load a model by card name, folder, .gguf file or hub repository (`org/name`).
+    """Load a model by card name, folder, .gguf file or hub repository (`org/name`, or
+    `org/name:Q4_K_M` for a file of a GGUF repository).
 
     What is not here is downloaded, and what is in another format converted, once.
+    `source` is where from: `hub`, `modelscope` or `auto`, which takes ModelScope where the hub
+    cannot be reached; None: the environment's MINICPM_MLX_SOURCE, or `auto`.
 
     `dtype` (a name, or MLX's own) and `device` override what this machine computes fastest on (see
     `doctor`). `fuse=False` keeps the form that is trained. `adapter` is a folder for
@@ -57,8 +62,9 @@ def load(
             "(minicpm-mlx fuse)"
         )
     devices.select(device)
-    _check_fit(card, adapter, draft, progress)
-    folder = folder_of(card, progress=progress)
+    with download.using(source):
+        _check_fit(card, adapter, draft, progress)
+        folder = folder_of(card, progress=progress)
     try:
         lm = _load_folder(card, folder, dtype, fuse, shard)
     except (ConfigError, WeightsError, TokenizerError) as error:
@@ -71,7 +77,7 @@ def load(
     if adapter is not None:
         lm.use_adapter(adapter)
     if draft is not None:
-        lm.draft = load(draft, dtype=dtype, device=device, progress=progress)
+        lm.draft = load(draft, dtype=dtype, device=device, progress=progress, source=source)
     return lm
 
 

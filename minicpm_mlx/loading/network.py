@@ -27,11 +27,18 @@ def proxies() -> dict[str, str]:
     return {kind: named[kind] for kind in ("all", "https", "http") if kind in named}
 
 
-def check_settings() -> None:
-    """DownloadError for an HF_ENDPOINT or a proxy that no request could use."""
-    if (address := endpoint()) and not _is_address(address, ("http", "https")):
+_EXAMPLES = {
+    "HF_ENDPOINT": "https://hf-mirror.com",
+    "MODELSCOPE_ENDPOINT": "https://www.modelscope.cn",
+}
+
+
+def check_settings(variable: str) -> None:
+    """DownloadError for an address in `variable`, or a proxy, that no request could use."""
+    address = os.environ.get(variable, "").strip()
+    if address and not _is_address(address, ("http", "https")):
         raise DownloadError(
-            f"HF_ENDPOINT is {os.environ['HF_ENDPOINT']}; expected an address such as https://hf-mirror.com"
+            f"{variable} is {address}; expected an address such as {_EXAMPLES[variable]}"
         )
     for kind, address in proxies().items():
         name, scheme = f"{kind.upper()}_PROXY", address.partition("://")[0]

@@ -47,9 +47,10 @@ def text_folder_of(card: Card, *, progress: bool = True) -> Path:
     from . import download
 
     with _advised():
-        return download.fetch_texts(
-            str(card.repo), card.revision, weights=card.file, progress=progress
+        found = download.fetch_texts(
+            str(card.repo), card.revision, weights=card.file, tag=card.tag, progress=progress
         )
+    return _from_gguf(_file_card(found), _file_name(card, found)) if found.is_file() else found
 
 
 @contextmanager
@@ -75,7 +76,30 @@ def kept_folder(card: Card) -> Path | None:
         return folder if (folder / "config.json").is_file() else None
     from . import download
 
-    return download.cached(str(card.repo), card.revision, weights=card.file)
+    kept = download.cached(str(card.repo), card.revision, weights=card.file, tag=card.tag)
+    return kept_folder(_file_card(kept)) if kept and kept.is_file() else kept
+
+
+def is_kept(card: Card) -> bool:
+    """Whether the model needs no download."""
+    if card.repo is None or kept_folder(card) is not None:
+        return True
+    from . import download
+
+    kept = download.cached(str(card.repo), card.revision, weights=card.file, tag=card.tag)
+    return kept is not None
+
+
+def _file_card(file: Path) -> Card:
+    return Card(name=file.stem, path=file)
+
+
+def _file_name(card: Card, file: Path) -> str:
+    """What `resolve` finds this file of the card's repository by."""
+    from . import download
+
+    at = "" if card.revision == "main" else f"@{card.revision}"
+    return f"{card.repo}{at}:{download.tag_of(file.name, [file.name])}"
 
 
 def made_folders(card: Card) -> list[Path]:
@@ -86,11 +110,24 @@ def made_folders(card: Card) -> list[Path]:
     made = re.compile(rf"{re.escape(card.name)}-({kinds})")
     half = re.compile(rf"\.{made.pattern}-\w+")
     found = sorted(cache_dir().glob("*"))
-    return [path for path in found if made.fullmatch(path.name) or half.fullmatch(path.name)]
+    folders = [path for path in found if made.fullmatch(path.name) or half.fullmatch(path.name)]
+    if card.repo is None:
+        return folders
+    return [*folders, *(copy.folder for copy in kept_copies() if _is_of(copy, card))]
+
+
+def _is_of(copy: KeptCopy, card: Card) -> bool:
+    """Whether a copy was converted from the card's .gguf file, or from one of its repository."""
+    from . import download
+
+    repo = re.split("[@:]", copy.model or "")[0]
+    if repo.lower() != str(card.repo).lower() or copy.source is None:
+        return False
+    return card.tag is None or download.fits(card.tag, copy.source.name)
 
 
 SOURCE = "source.json"
-"""In a folder converted from a .gguf file: where that file was."""
+"""In a folder converted from a .gguf file: where that file was, and its name in a repository."""
 
 COPY = re.compile(
     r"\.?(.+)-(gguf-[0-9a-f]{8}-[0-9a-f]{8}|v\d+-[0-9a-f]+|\d+bit-g\d+(?:-mixed|-exact)?)(-\w+)?"
@@ -106,11 +143,13 @@ class KeptCopy:
     """"converted", "quantized" or "unfinished"."""
     source: Path | None
     """The .gguf file it was made from, which may be gone; None: none, or unknown."""
+    model: str | None = None
+    """The name of that file in a repository, as `--model` takes it; None: it is in none."""
 
     @property
     def name(self) -> str:
         """What `rm` takes."""
-        return str(self.source or self.folder.name)
+        return self.model or str(self.source or self.folder.name)
 
 
 def kept_copies() -> list[KeptCopy]:
@@ -121,14 +160,17 @@ def kept_copies() -> list[KeptCopy]:
             kind = "quantized" if "bit-g" in match[2] else "converted"
             if folder.name.startswith("."):
                 kind = "unfinished"
-            copies.append(KeptCopy(folder=folder, kind=kind, source=_source(folder)))
+            source, model = _source(folder)
+            copies.append(KeptCopy(folder=folder, kind=kind, source=source, model=model))
     return copies
 
 
-def _source(folder: Path) -> Path | None:
+def _source(folder: Path) -> tuple[Path | None, str | None]:
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return Path(json.loads((folder / SOURCE).read_text(encoding="utf-8"))["file"])
-    return None
+        known = json.loads((folder / SOURCE).read_text(encoding="utf-8"))
+        model = known.get("model")
+        return Path(known["file"]), model if isinstance(model, str) else None
+    return None, None
 
 
 def _from_hub(card: Card, progress: bool) -> Path:
@@ -138,7 +180,11 @@ def _from_hub(card: Card, progress: bool) -> Path:
     from . import download
 
     with _advised():
-        source = download.fetch(str(card.repo), card.revision, weights=card.file, progress=progress)
+        source = download.fetch(
+            str(card.repo), card.revision, weights=card.file, tag=card.tag, progress=progress
+        )
+    if source.is_file():
+        source = _from_gguf(_file_card(source), _file_name(card, source))
     if card.bits is None:
         return source
     return _kept(
@@ -148,8 +194,11 @@ def _from_hub(card: Card, progress: bool) -> Path:
     )
 
 
-def _from_gguf(card: Card) -> Path:
-    """The folder that a .gguf file was converted to; those of an older such file are deleted."""
+def _from_gguf(card: Card, model: str | None = None) -> Path:
+    """The folder that a .gguf file was converted to; those of an older such file are deleted.
+
+    `model` is the file's name in a repository.
+    """
     from ..weights.checkpoint import write_json
     from ..weights.gguf import convert_gguf
 
@@ -158,7 +207,7 @@ def _from_gguf(card: Card) -> Path:
 
     def make(folder: Path) -> None:
         convert_gguf(file, folder)
-        write_json(folder / SOURCE, {"file": str(file)})
+        write_json(folder / SOURCE, {"file": str(file)} | ({"model": model} if model else {}))
 
     folder = _kept(_converted_name(card), make)
     for older in made_folders(card):

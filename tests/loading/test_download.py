@@ -202,10 +202,8 @@ def test_other_refusals_say_the_status(hub_server: Hub, status: int, said: str) 
 
 
 def test_a_repository_without_weights_is_refused_before_any_download(hub_server: Hub) -> None:
-    hub_server.repos[REPO] = BASE | CLUTTER | {"model.gguf": b"GGUF"}
-    with pytest.raises(
-        DownloadError, match=r"found no weights.*model\.gguf can be loaded once it is here"
-    ) as caught:
+    hub_server.repos[REPO] = BASE | CLUTTER | {"mmproj-F16.gguf": b"GGUF"}
+    with pytest.raises(DownloadError, match="found no weights") as caught:
         download.fetch(REPO)
     one_line(caught)
     assert hub_server.got() == []

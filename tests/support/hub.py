@@ -6,11 +6,13 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support.local_server import LocalServer
 
 REPO = "openbmb/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,7 +36,7 @@ CLUTTER = {
 SAFE = {"model.safetensors": WEIGHTS}
 
 
-class Hub:
+class Hub(LocalServer):
     """As much of a hub as huggingface_hub asks for, on 127.0.0.1, with faults to switch on."""
 
     def __init__(self) -> None:
@@ -45,16 +47,14 @@ class Hub:
         self.starts: list[int] = []  # where each weight transfer began
         self.broken = False  # answer 503 to weight transfers, once `cut` is used up
         self.html = False
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
+        self.status = 200  # of the front page
+        self.stalled = threading.Event()  # cleared: the front page is not answered
+        self.stalled.set()
+        super().__init__(self.handler())
 
     def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        self.stalled.set()
+        super().stop()
 
     def got(self) -> list[str]:
         """The files whose bytes were asked for."""
@@ -85,6 +85,9 @@ class Hub:
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0]
                 hub.requests.append((self.command, path))
+                if path == "/":  # what `auto` asks for
+                    hub.stalled.wait(20)
+                    return self.reply(hub.status, b"", "text/html")
                 if hub.html:
                     return self.reply(200, b"<html>please log in</html>", "text/html")
                 api = path.startswith("/api/models/")
@@ -148,10 +151,13 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
     from huggingface_hub import constants, file_download, utils
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
+    from minicpm_mlx.loading.download import sources
+
     hub = Hub()
     hub.repos[REPO] = BASE | CLUTTER | SAFE
     for name in (
         "HF_TOKEN",
+        "MINICPM_MLX_SOURCE",
         "HTTP_PROXY",
         "http_proxy",
         "HTTPS_PROXY",
@@ -170,9 +176,11 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    sources.forget()
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # its pauses between attempts
     disable_progress_bars()
     yield hub
+    sources.forget()
     enable_progress_bars()
     if hub.thread.is_alive():
         hub.stop()

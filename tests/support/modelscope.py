@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from support.local_server import LocalServer
 
-class ModelScope:
+
+class ModelScope(LocalServer):
     """As much of ModelScope as is asked for, on 127.0.0.1, with faults to switch on."""
 
     def __init__(self) -> None:
@@ -24,17 +25,11 @@ class ModelScope:
         self.ranges = True  # whether a transfer can be continued
         self.token = ""  # needed where it is set
         self.delay = 0.0  # seconds before each answer
+        self.storage = ""  # the address of the server that files lie on; its own, if empty
+        self.status = 0  # answered to all
+        self.cookies: list[tuple[str, str]] = []  # the path and cookie of each request
         self.starts: list[int] = []  # where each transfer began
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        super().__init__(self.handler())
 
     def entry(self, name: str, body: bytes) -> dict[str, Any]:
         known = {
@@ -69,6 +64,9 @@ class ModelScope:
                 )
                 files = scope.repos.get(repo)
                 cookie = self.headers.get("Cookie", "")
+                scope.cookies.append((address.path, cookie))
+                if scope.status:
+                    return self.reply(scope.status, b"{}")
                 if parts[0] == "storage":  # the address that a file's own redirects to
                     return self.send_file(scope.repos["/".join(parts[1:3])]["/".join(parts[3:])])
                 if files is None or (scope.token and f"m_session_id={scope.token}" not in cookie):
@@ -79,7 +77,7 @@ class ModelScope:
                     body = {"Code": 200, "Success": True, "Data": {"Files": entries}}
                     return self.reply(200, json.dumps(body).encode())
                 if rest[:2] == ["resolve", "master"] and "/".join(rest[2:]) in files:
-                    place = f"/storage/{repo}/{'/'.join(rest[2:])}"
+                    place = f"{scope.storage}/storage/{repo}/{'/'.join(rest[2:])}"
                     return self.reply(302, b"", Location=place)
                 return self.reply(404, b'{"Code": 404, "Success": false}')
 
