@@ -335,7 +335,7 @@ def cache_dir() -> Path:
     """Where this library keeps what it can make again: $MINICPM_MLX_HOME, else the system's cache
     folder.
 
-    Downloads are in the hub's own cache (`loading/download.py`), quantized copies and the KV caches
+    Downloads are in the hub's own cache (`loading/download/`), quantized copies and the KV caches
     of sessions here. The folder may not exist yet.
     """
     return _folder("Caches", "XDG_CACHE_HOME", ".cache")

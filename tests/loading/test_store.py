@@ -146,7 +146,7 @@ def test_a_damaged_download_is_not_kept(
 def test_no_network_and_nothing_kept_names_the_demo(
     cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(DownloadError, match="--model demo"):
         store.folder_of(resolve("minicpm-2b-dpo"))
     assert names(cache) == []
@@ -393,7 +393,7 @@ def test_rm_frees_the_kept_copy_and_no_other(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(download, "_cache", lambda: tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for module in (model_cards, manage):
         monkeypatch.setattr(module, "cards", lambda: {CARD.name: CARD})
     store.folder_of(CARD)

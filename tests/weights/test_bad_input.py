@@ -18,7 +18,6 @@ import mlx.core as mx
 import pytest
 
 from minicpm_mlx.cli.main import main
-from minicpm_mlx.loading import download
 from support.data import GOLDEN, write_tokenizer
 
 Fails = Callable[..., str]
@@ -31,7 +30,7 @@ def fails(
     """Runs a command that must fail as every command does; its message."""
     cache, downloads = tmp_path / "cache", tmp_path / "hub"
     monkeypatch.setenv("MINICPM_MLX_HOME", str(cache))
-    monkeypatch.setattr(download, "_cache", lambda: downloads)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(downloads))
 
     def call(*arguments: str, stdin: str = "") -> str:
         monkeypatch.setattr(sys, "argv", ["minicpm-mlx", *arguments])
