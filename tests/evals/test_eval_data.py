@@ -249,7 +249,7 @@ def keep(cache: Path, repo: str, commit: str, files: dict[str, dict[str, Any]]) 
 def test_what_the_hub_gave_before_needs_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_cache", lambda: tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     row = {"question": "1 + 1?", "answer": "#### 2"}
     keep(tmp_path, "openai/gsm8k", "0" * 40, {"main/test/0000.parquet": row})
     with pytest.raises(DownloadError, match=r"gsm8k is not kept.*HF_HUB_OFFLINE.* --data"):
