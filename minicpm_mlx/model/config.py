@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..arguments import json_number
+from ..arguments import json_number, shown
 from ..errors import ConfigError
 from ..files.lfs import FOUND, is_pointer
 from .config_sections import (
@@ -222,11 +222,12 @@ class Config:
                 f"num_hidden_layers times num_experts must be at most {MAX_BLOCKS}, "
                 f"got {self.num_hidden_layers} layers and {self.num_experts} experts"
             )
-        if self.num_attention_heads * self.head_dim >= MAX_SIZE:
-            raise config_error(
-                f"num_attention_heads times head_dim must be below {MAX_SIZE}, "
-                f"got {self.num_attention_heads} times {self.head_dim}"
-            )
+        for path, shape in self.projections.items():
+            if max(shape) >= MAX_SIZE:
+                raise config_error(
+                    f"{path} would be {shape[0]} by {shape[1]}; head_dim, num_attention_heads and "
+                    f"the other sizes must keep it below {MAX_SIZE}"
+                )
         scaling = self.rope_scaling
         if scaling and scaling.kind == "dynamic" and self.rope_dim == 2:
             raise config_error(f"{rotated} must be above 2 for dynamic rope_scaling")
@@ -362,8 +363,8 @@ def _hidden_and_heads(values: Mapping[str, Any]) -> tuple[int, int]:
     names = ("hidden_size", "num_attention_heads")
     hidden, heads = (json_number(values[name]) for name in names)
     for name, value in zip(names, (hidden, heads), strict=True):
-        if not isinstance(value, int) or value <= 0:
-            raise config_error(f"{name} must be a whole number above 0, got {value!r}")
+        if type(value) is not int or value <= 0:  # True is an int
+            raise config_error(f"{name} must be a whole number above 0, got {shown(value)}")
     return hidden, heads
 
 

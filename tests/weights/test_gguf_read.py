@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,34 @@ import numpy as np
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx.errors import ConfigError, MiniCPMError, MissingPackageError, WeightsError
+from minicpm_mlx.errors import (
+    ConfigError,
+    FileError,
+    MiniCPMError,
+    MissingPackageError,
+    WeightsError,
+)
 from minicpm_mlx.loading import demo as demo_model
 from minicpm_mlx.loading import store
 from minicpm_mlx.model_cards import resolve
-from minicpm_mlx.weights.gguf import convert_gguf, read_gguf
+from minicpm_mlx.weights.checkpoint import read_checkpoint
+from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf
+from minicpm_mlx.weights.gguf.header import read_header
+from support.data import GOLDEN
 from support.gguf_files import (
     HEADS,
     KV_HEADS,
     MODULES,
     SHAPES,
+    SIZES,
     Type,
+    byte_vocabulary,
     converted,
     gguf,
     permuted,
     quants,
     tensors,
+    with_tokenizer,
     write,
 )
 
@@ -247,6 +261,69 @@ def test_without_key_heads_there_are_as_many_as_query_heads(path: Path) -> None:
 )
 def test_what_is_not_run_is_named(path: Path, keys: dict[str, Any], message: str) -> None:
     assert message in refusal(write(path, tensors(), keys=keys), ConfigError)
+
+
+@pytest.fixture(scope="module")
+def minicpm3(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a MiniCPM3 with some of its keys changed; None leaves one out."""
+    folder = tmp_path_factory.mktemp("minicpm3")
+    model = with_tokenizer(GOLDEN / "minicpm3_like", folder / "model")
+    write_gguf(read_checkpoint(model), model, folder / "m.gguf", "F32")
+    file = read_header(folder / "m.gguf")
+    content = {
+        name.removesuffix(".weight"): np.array(tensor.raw.view("<f4").reshape(tensor.shape))
+        for name, tensor in file.tensors.items()
+    }
+    keys = {k: v for k, v in file.metadata.items() if not k.startswith("general.")}
+    unset = {f"minicpm3.{key}": None for key in SIZES} | dict.fromkeys(byte_vocabulary())
+
+    def made(path: Path, **changes: Any) -> Path:
+        return write(path, content, architecture="minicpm3", keys=unset | keys | changes)
+
+    return made
+
+
+LATENT = {
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "head_count", "key_length"), "attention."),
+    **dict.fromkeys(("block_count", "context_length", "embedding_length"), ""),
+    **{"feed_forward_length": "", "rope.dimension_count": ""},
+}
+
+
+@pytest.mark.parametrize("key", LATENT)
+def test_each_key_of_a_minicpm3_that_is_missing_or_wrong_is_named(
+    minicpm3: Callable[..., Path], path: Path, key: str
+) -> None:
+    name = f"minicpm3.{LATENT[key]}{key}"
+    for value in (None, "x", True, 0, 2.5, [1]):
+        message = refusal(minicpm3(path, **{name: value}), ConfigError)
+        assert f"{name} must be a whole number above 0, got" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention.layer_norm_rms_epsilon": None}, "epsilon must be a number above 0, got nothi"),
+        ({"attention.layer_norm_rms_epsilon": True}, "epsilon must be a number above 0, got True"),
+        ({"attention.value_length": 32}, r"(kv_b_proj|o_proj).weight has shape"),
+        ({"attention.value_length": None}, r"(kv_b_proj|o_proj).weight has shape"),
+        ({"attention.value_length": "24"}, "value_length must be a whole number above 0"),
+        ({"attention.head_count_kv": 3}, "must be a multiple of num_key_value_heads"),
+        ({"attention.head_count_kv": "4"}, "head_count_kv must be a whole number above 0"),
+        ({"attention.head_count": 8, "attention.head_count_kv": 8}, r"q_b_proj.weight has shape"),
+        ({"attention.q_lora_rank": 40}, r"q_a_proj.weight has shape"),
+        ({"rope.dimension_count": 15}, "qk_rope_head_dim must be even, got 15"),
+        ({"rope.dimension_count": 32}, "dimension_count must be below attention.key_length"),
+        ({"rope.dimension_count": 14}, "must hold qk_rope_head_dim / 2 = 7 numbers, got 8"),
+        ({"rope.freq_base": "x"}, "freq_base must be a number above 0"),
+        ({"vocab_size": "x", "attention.kv_lora_rank": 2**31 - 1}, "kv_a_proj_with_mqa"),
+    ],
+)
+def test_a_minicpm3_that_does_not_fit_its_keys_is_refused_in_a_line(
+    minicpm3: Callable[..., Path], path: Path, changes: dict[str, Any], message: str
+) -> None:
+    minicpm3(path, **{f"minicpm3.{key}": value for key, value in changes.items()})
+    assert re.search(message, refusal(path, FileError))
 
 
 def test_a_logit_scale_of_no_base_width_is_refused(path: Path) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Regex, normalizers, pre_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import TokenizerError
@@ -176,6 +179,78 @@ def test_whole_words_that_are_tokens_are_taken(
     assert [back.encode(text) for text in TEXTS] == [own.encode(text) for text in TEXTS]
 
 
+def merging_across_words() -> Backend:
+    """MiniCPM5's kind, with merges of all that stands side by side: each split shows in the ids."""
+    tokenizer = Backend(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = split()
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<|im_end|>", "<think>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=letters, special_tokens=special, show_progress=False
+    )
+    lines = ["".join(PIECES[i::n] * 2) for n in range(1, 9) for i in range(n)]
+    tokenizer.train_from_iterator([*TEXTS, *lines], trainer)
+    tokenizer.pre_tokenizer = split(r"\p{N}{1,3}", f"{WORDS}+{REST}")
+    return tokenizer
+
+
+PIECES = [
+    *(
+        "你好",
+        "世界",
+        "，",
+        "。",
+        "𠮷",
+        "한국",
+        "１２",
+        "0",
+        "12345",
+        "²½Ⅷ",
+        "٣",
+        "🙂",
+        "👩‍👩‍👧",
+        "🇨🇳",
+    ),
+    *(
+        "e\u0301",
+        "\u0308",
+        "\u0e34",
+        "\ufe0f",
+        "\u200d",
+        "'s",
+        "'LL",
+        "'ve",
+        "’t",
+        "'",
+        "abc",
+        " The",
+    ),
+    *(" ", "  ", "\n", "\r\n", "\t", "\u3000", "\xa0", "\u2028", "\x85", "\x00", "\x1b", "\x7f"),
+    *("...", "<", "&", "_", "=", "<think>", "$"),
+]
+
+
+def test_minicpm5_s_splits_are_those_of_tokenizers_for_any_text(tmp_path: Path) -> None:
+    own = merging_across_words()
+    source = saved(tmp_path / "source")
+    (source / "tokenizer.json").write_text(own.to_str())
+    keys = tokenizer_keys(source, own.get_vocab_size())
+    assert keys.pop("tokenizer.ggml.pre") == "minicpm5"
+    del keys["tokenizer.ggml.add_bos_token"]  # without it llama.cpp adds none here
+    file = in_memory({"tokenizer.ggml.pre": "minicpm5", **keys})
+    write_tokenizer(file, made := tmp_path)
+    of_json, of_gguf = mm.load_tokenizer(source), mm.load_tokenizer(made)
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join))
+    def equal(text: str) -> None:
+        ids = own.encode(text, add_special_tokens=False).ids
+        assert of_json.encode(text) == of_gguf.encode(text) == ids
+
+    equal()
+
+
 def test_a_split_without_a_name_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "source", pre_tokenizer=split(r"\s+|\S"))
     with pytest.raises(TokenizerError, match=r"has no name in GGUF.*gpt-2"):
@@ -218,7 +293,7 @@ def test_the_tokens_that_a_template_names_survive(tmp_path: Path) -> None:
     [
         ({"model": "bert"}, "model must be gpt2 or llama, got bert"),
         ({"model": 3}, "model must be of type str"),
-        ({"pre": "falcon"}, r"pre is falcon; expected gpt-2"),
+        ({"pre": "falcon"}, r"model.gguf: tokenizer.ggml.pre is falcon; expected gpt-2.* minicpm5"),
         ({"tokens": ["a", "a"]}, "all different"),
         ({"tokens": [1, 2]}, "a list of str"),
         ({"token_type": [1]}, "must be 270 numbers, got 1"),

@@ -24,6 +24,9 @@ ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe"}
 WHOLE_WORDS = ("llama-bpe", "minicpm5")
 """Where a word that is a token is not merged from its letters."""
 
+BEGINS_WITH_BOS = ("llama-bpe",)
+"""Where bos leads, in a file that does not say."""
+
 COMPOSED = ("qwen2",)
 """Where characters are composed (NFC) before anything else."""
 

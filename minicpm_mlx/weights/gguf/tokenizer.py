@@ -18,7 +18,14 @@ from ...text.backend import sentencepiece_backend
 from ...text.tokenizer import Tokenizer, load_tokenizer
 from ...text.tokenizer_files import refusing
 from .header import GgufFile
-from .pre_tokenizers import ALIASES, COMPOSED, WHOLE_WORDS, split_name, splitter
+from .pre_tokenizers import (
+    ALIASES,
+    BEGINS_WITH_BOS,
+    COMPOSED,
+    WHOLE_WORDS,
+    split_name,
+    splitter,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -81,7 +88,7 @@ class _Vocabulary:
     @property
     def adds_bos(self) -> bool:
         stated = self.get("add_bos_token", bool)
-        return self.model == "llama" or self.pre in WHOLE_WORDS if stated is None else stated
+        return self.model == "llama" or self.pre in BEGINS_WITH_BOS if stated is None else stated
 
     def named(self, name: str) -> str | None:
         """The text of one of _NAMES."""
@@ -121,7 +128,10 @@ class _Vocabulary:
 def _byte_level(found: _Vocabulary) -> Backend:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    cut = splitter(found.pre)
+    try:
+        cut = splitter(found.pre)
+    except TokenizerError as error:
+        raise TokenizerError(f"{found.file.path}: {error}") from None
     merges = [tuple(merge.split(" ", 1)) for merge in found.listed("merges", str)]
     if not merges:
         raise found.wrong("merges", "a list of texts", None)
