@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.text.chat_template import BUILTIN, Template
 from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf
-from minicpm_mlx.weights.gguf.header import read_header
+from minicpm_mlx.weights.gguf.header import GgufFile, read_header
 from minicpm_mlx.weights.gguf.modelfile import GO, PROBES
 from minicpm_mlx.weights.lazy_ops import dense
 from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from support.data import GOLDEN, need_shared
-from support.gguf_files import Type, converted, gguf, tensors, with_tokenizer, write
+from support.gguf_files import Type, add, gguf, quants, with_tokenizer
 
 CASES = [
     "minicpm_2b_like",
@@ -129,26 +131,82 @@ def packed(whole: Checkpoint, bits: int, group_size: int) -> Checkpoint:
     return Checkpoint(raw=raw, tensors=tensors)
 
 
-@pytest.mark.parametrize("kind", [Type.Q4_0, Type.Q4_1, Type.Q8_0])
-@pytest.mark.parametrize("architecture", ["llama", "minicpm"])
-def test_codes_through_mlx_and_back_are_the_same_bytes(
-    architecture: str, kind: Type, tmp_path: Path
+FAMILIES = {
+    "minicpm": "minicpm_2b_like",
+    "minicpm3": "minicpm3_like",
+    "llama": "minicpm5_like",  # whose heads are not hidden_size / heads wide
+}
+MIXED = [Type.F16, Type.Q8_0, Type.Q4_0, Type.BF16, Type.Q4_1, Type.F32]
+
+
+def as_numbers(file: GgufFile) -> dict[str, np.ndarray]:
+    """The weights in a file, as the `gguf` package unpacks them."""
+    return {
+        name: quants.dequantize(np.array(tensor.raw), Type[tensor.kind]).reshape(tensor.shape)
+        for name, tensor in file.tensors.items()
+    }
+
+
+def quantized(source: GgufFile, path: Path, kinds: Iterator[Type]) -> Path:
+    """A file with each matrix in the next of `kinds`, rounded by the `gguf` package."""
+    writer = gguf.GGUFWriter(path, source.metadata["general.architecture"])
+    for key, value in source.metadata.items():
+        if key != "general.architecture":
+            add(writer, key, value)
+    for name, array in as_numbers(source).items():
+        kind = next(kinds) if array.ndim == 2 else Type.F32
+        if array.shape[-1] % 32 and kind not in (Type.F32, Type.BF16):
+            kind = Type.F16
+        writer.add_tensor(name, quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def in_float32(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of each architecture, with a template and two end tokens."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = with_tokenizer(GOLDEN / FAMILIES[request.param], folder / "model")
+    raw = json.loads((model / "config.json").read_text()) | {"eos_token_id": [2, 0]}
+    (model / "config.json").write_text(json.dumps(raw))
+    (model / "chat_template.jinja").write_text("{{ bos_token }}你好{{ messages | tojson }}")
+    write_gguf(read_checkpoint(model), model, folder / "m.gguf", "F32")
+    return folder / "m.gguf"
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1", "mixed"])
+def test_a_file_is_run_as_the_package_unpacks_it_and_written_byte_for_byte(
+    in_float32: Path, kind: str, tmp_path: Path
 ) -> None:
-    first, second, folder = tmp_path / "a.gguf", tmp_path / "b.gguf", tmp_path / "model"
-    folder.mkdir()
-    write(first, converted(tensors()), kind, architecture=architecture)
-    convert_gguf(first, folder)
-    written = write_gguf(read_checkpoint(folder), folder, second, kind.name)
-    before, after = read_header(first), read_header(second)
-    assert written.scale_error == 0
-    assert written.kept == sum(tensor.kind == kind.name for tensor in before.tensors.values()) == 8
-    assert before.tensors.keys() == after.tensors.keys()
-    for name, tensor in before.tensors.items():
-        assert after.tensors[name].kind == tensor.kind
-        assert np.array_equal(after.tensors[name].raw, tensor.raw)
-    for key in ("tokens", "merges", "token_type", "pre", "eos_token_id", "add_bos_token"):
-        name = f"tokenizer.ggml.{key}"
-        assert before.metadata[name] == after.metadata[name]
+    kinds = itertools.cycle(MIXED if kind == "mixed" else [Type[kind]])
+    first = read_header(quantized(read_header(in_float32), tmp_path / "a.gguf", kinds))
+    unpacked = quantized(first, tmp_path / "u.gguf", itertools.repeat(Type.F32))
+    folders = tmp_path / "a", tmp_path / "u"
+    for folder, path in zip(folders, (first.path, unpacked), strict=True):
+        folder.mkdir()
+        convert_gguf(path, folder)
+    found, wanted = map(logits, folders)
+    assert mx.abs(found - wanted).max().item() < 1e-3
+    before, after = mm.load_tokenizer(in_float32.parent / "model"), mm.load_tokenizer(folders[0])
+    assert before.template
+    assert after.template
+    assert after.template.source == before.template.source
+    for name in ("bos_id", "adds_bos", "eos_ids", "special_tokens"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert set(before.eos_ids) == {0, 2}
+    if kind == "mixed":
+        return
+    write_gguf(read_checkpoint(folders[0]), folders[0], tmp_path / "b.gguf", kind)
+    second = read_header(tmp_path / "b.gguf")
+    assert second.metadata.keys() == first.metadata.keys()
+    changed = {k for k, v in first.metadata.items() if second.metadata[k] != v}
+    assert changed <= {"general.file_type"}
+    for name, tensor in first.tensors.items():
+        assert second.tensors[name].kind == tensor.kind, name
+        assert np.array_equal(second.tensors[name].raw, tensor.raw), name
 
 
 def test_four_bits_of_mlx_keep_their_codes(model: Path, tmp_path: Path) -> None:
