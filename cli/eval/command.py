@@ -47,7 +47,7 @@ def evaluate(args: EvalOptions) -> None:
     """
     if args.context.invoked_subcommand is not None:
         return
-    from minicpm_mlx.evals.report.tables import scores_table
+    from minicpm_mlx.evals.report.tables import titled_scores
     from minicpm_mlx.evals.run import check_folder, model_name, prepare, run
     from minicpm_mlx.evals.settings import ALL
 
@@ -69,8 +69,10 @@ def evaluate(args: EvalOptions) -> None:
     if args.as_json:
         print_json(report.to_json())
         return
-    _print_markdown(scores_table(report))
+    _print_markdown(titled_scores(report))
     stderr = console(stderr=True)
+    if report.why_alone:
+        stderr.print(report.why_alone, style="quiet")
     for task in report.tasks:
         notes = [note for part in task.parts.values() for note in part.settings["notes"]]
         for note in dict.fromkeys(notes):

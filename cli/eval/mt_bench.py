@@ -68,7 +68,7 @@ def mt_bench(args: MTBenchOptions) -> None:
     if args.as_json:
         print_json(asdict(result))
         return
-    for line in _scores(result.scores):
+    for line in _scores(result.scores, model.published):
         console().print(line)
     console(stderr=True).print(result.message, style="quiet")
 
@@ -110,9 +110,8 @@ def _draw(scores: BenchScores | None, name: str, folder: Path) -> None:
         draw_radar({name: scores}, folder / "radar.png")
 
 
-def _scores(scores: BenchScores | None) -> Iterator[str]:
+def _scores(scores: BenchScores | None, published: float | None) -> Iterator[str]:
     from minicpm_mlx.evals.mt_bench.run import QUESTIONS
-    from minicpm_mlx.evals.report.published import MT_BENCH
 
     if scores is None:
         return
@@ -125,7 +124,8 @@ def _scores(scores: BenchScores | None) -> Iterator[str]:
     if scores.questions < QUESTIONS:
         line += f", {scores.questions} of its {QUESTIONS} questions"
     yield line
-    yield f"MiniCPM-2B, README: {MT_BENCH['MiniCPM-2B']:.2f}, judged by GPT-4"
+    if published is not None:
+        yield f"MiniCPM-2B, README: {published:.2f}, judged by GPT-4"
     for number, turn in enumerate(scores.turns, start=1):
         yield f"turn {number}: " + ("not rated" if turn is None else f"{turn:.2f}")
     for name, rating in scores.categories.items():

@@ -55,8 +55,7 @@ class RunRecord:
     @property
     def model(self) -> str:
         """The model with its adapter, for people."""
-        model = self.settings["model"]
-        return str(model["name"]) + (f" with {model['adapter']}" if model.get("adapter") else "")
+        return model_title(self.settings["model"])
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -96,6 +95,11 @@ class RunRecord:
         """A part's records by question, in the order of the file."""
         path = self.folder / RECORDS / f"{part}.jsonl"
         return by_question(JsonlFile(path).rows) if path.exists() else {}
+
+
+def model_title(model: Mapping[str, Any]) -> str:
+    """The name of a run's model with its adapter's."""
+    return str(model["name"]) + (f" with {model['adapter']}" if model.get("adapter") else "")
 
 
 def read_settings(path: Path, key: str, of: str) -> dict[str, Any]:

@@ -149,10 +149,11 @@ def model_name(lm: LM) -> str:
 
 
 def describe_model(lm: LM) -> dict[str, Any]:
-    """A model for a run's settings: name, adapter, dtypes of its weights, fingerprint."""
+    """A model for a run's settings: name, repository, adapter, dtypes, fingerprint."""
     dtypes = {str(array.dtype)[9:] for array in parameters(lm.model).values()}
     return {
         "name": lm.card.name,
+        "repo": lm.card.repo,
         "adapter": None if lm.adapter is None else "/".join(lm.adapter.parts[-2:]),
         "dtypes": ", ".join(sorted(dtypes)),
         "identity": fingerprint(lm),

@@ -412,14 +412,14 @@ Command = Callable[..., int]
 Out = pytest.CaptureFixture[str]
 
 
-def test_how_many_questions_were_asked_stands_beside_the_readmes_figure(
+def test_how_many_questions_were_asked_is_said(
     command: Command, capsys: Out, words: list[str], tmp_path: Path
 ) -> None:
     with local_judge() as judge:
         assert command(*words, "--judge-url", judge.url) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == "MT-Bench 7.00 (7.00 to 7.00), 3 of its 80 questions"
-        assert lines[1].startswith("MiniCPM-2B, README: 7.25")
+        assert lines[1].startswith("turn 1")  # no model of the README
         whole = [{**LITTLE[0], "question_id": number} for number in range(QUESTIONS)]
         write_lines(tmp_path / "data" / "mt_bench" / "question.jsonl", whole)
         words[words.index("--output") + 1] = str(tmp_path / "whole")

@@ -23,11 +23,18 @@ from minicpm_mlx.evals.report.write import write_report
 from minicpm_mlx.evals.settings import ALL, EvalSettings, TaskPart
 from minicpm_mlx.evals.tasks import TASKS
 
+REPO = "openbmb/MiniCPM-2B-dpo-bf16"
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 """By part and subset."""
 
 
-def begin(folder: Path, scores: Scores, name: str = "mine", **more: Any) -> RunRecord:
+SFT = "minicpm-2b-sft"
+"""A model whose scores are published."""
+
+
+def begin(
+    folder: Path, scores: Scores, name: str = SFT, model: Mapping[str, Any] = {}, **more: Any
+) -> RunRecord:
     """A run's folder with a record for each of the scores."""
     folder.mkdir(parents=True, exist_ok=True)
     run, parts = RunRecord(folder), {}
@@ -40,7 +47,7 @@ def begin(folder: Path, scores: Scores, name: str = "mine", **more: Any) -> RunR
         asked["questions"] = {subset: len(found) for subset, found in subsets.items()}
         parts[part] = {**asked, **more}
     run.begin(
-        {"name": name, "adapter": None, "identity": name},
+        {"name": name, "adapter": None, "identity": name, **model},
         {"minicpm-mlx": "1.0", "mlx": "0.1", "mlx-lm": "0.1"},
         parts,
     )
@@ -141,11 +148,39 @@ def test_means_of_some_sets_stand_beside_those_of_the_same_sets(tmp_path: Path) 
     assert report.means["average"].score.mean == 25
 
 
-def test_a_model_of_the_readme_stands_beside_its_own_figures(tmp_path: Path) -> None:
-    report = report_of(begin(tmp_path, {"gsm8k.gen": {"": [1]}}, name="qwen-7b-chat"))
-    assert report.beside == "Qwen-7B-Chat"
-    assert rows(report)["GSM8K"][2] == "42.23"
-    assert report_of(begin(tmp_path / "2b", {"gsm8k.gen": {"": [1]}})).beside == "MiniCPM-2B"
+@pytest.mark.parametrize(
+    ("name", "model", "published"),
+    [
+        ("minicpm-2b-dpo", {"repo": REPO}, "53.83"),
+        ("openbmb/MiniCPM-2B-sft-fp32", {"repo": "openbmb/MiniCPM-2B-sft-fp32"}, "53.83"),
+        ("openbmb/MiniCPM-2B-sft-bf16", {"repo": None}, "53.83"),  # the hub's own folder
+        ("minicpm-2b-sft-llama-format", {}, "53.83"),  # of a version that recorded no repository
+        ("x", {"repo": "Qwen/Qwen-7B-Chat"}, "42.23"),
+        ("minicpm-2b-sft", {"repo": None}, None),  # a folder of that name
+        ("minicpm-2b-dpo", {"repo": REPO, "adapter": "runs/adapters"}, None),
+        ("minicpm-2b-128k", {"repo": "openbmb/MiniCPM-2B-128k"}, None),
+        ("minicpm5-1b", {"repo": "openbmb/MiniCPM5-1B-MLX"}, None),
+        ("demo", {"repo": None}, None),
+        ("mine", {}, None),
+    ],
+)
+def test_published_scores_stand_beside_the_models_they_are_of(
+    tmp_path: Path, name: str, model: dict[str, Any], published: str | None
+) -> None:
+    report = report_of(begin(tmp_path, {"gsm8k.gen": {"": [1]}}, name=name, model=model))
+    text = as_markdown(report)
+    if published is not None:
+        assert rows(report)["GSM8K"][2] == published
+        assert report.why_alone is None
+        return
+    assert rows(report)["GSM8K"] == ["100.00", "20.7 to 100.0", "1"]
+    assert report.means["average"].published is None
+    assert "No published scores beside: the README's are of" in text
+    assert text.count("README") == 1
+    assert name in text.splitlines()[0]
+    assert next(csv.DictReader(io.StringIO(as_csv(report))))["published"] == ""
+    if find_spec("matplotlib"):
+        assert tmp_path / "report.png" in write_report(report, tmp_path)
 
 
 def test_an_unfinished_part_says_so(tmp_path: Path) -> None:
@@ -158,7 +193,7 @@ def test_an_unfinished_part_says_so(tmp_path: Path) -> None:
 
 def test_files_are_written_in_three_forms(tmp_path: Path) -> None:
     scores = {**everything(), "mmlu.gen": {"anatomy": [1, 0], "virology": [1, 1]}}
-    run = begin(tmp_path, scores, name="a|b <c> $d$ 模型")
+    run = begin(tmp_path, scores, name="a|b <c> $d$ 模型", model={"repo": REPO})
     report = report_of(run)
     paths = write_report(report, tmp_path)
     assert {path.suffix for path in paths} >= {".json", ".md", ".csv"}
@@ -196,7 +231,7 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     begin(tmp_path / "b", {"gsm8k.gen": {"": after}}, name="other")
     found = compare_runs(tmp_path / "a", tmp_path / "b")
     part = found.parts["gsm8k.gen"]
-    assert found.models == (f"mine ({tmp_path / 'a'})", f"other ({tmp_path / 'b'})")
+    assert found.models == (f"{SFT} ({tmp_path / 'a'})", f"other ({tmp_path / 'b'})")
     assert (part.questions, part.first, part.second) == (8, 25, 75)
     assert part.comparison == compare(before, after)
     assert part.comparison.low < 0.5 < part.comparison.high

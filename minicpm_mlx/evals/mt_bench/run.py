@@ -19,6 +19,7 @@ from ...arguments import at_least_one
 from ...errors import DataError
 from ...files.jsonl import JsonlFile
 from ..data.fields import text
+from ..report.published import mt_bench_score
 from ..report.statistics import Interval, bootstrap
 from ..run import describe_model, model_name
 from .folder import answers_path, judgements_path, open_bench
@@ -59,6 +60,8 @@ class BenchModel:
     answer: AnswerFunction
     settings: Mapping[str, Any] = field(default_factory=dict)
     """All that decides its answers, for JSON; a run resumes only with the same settings."""
+    published: float | None = None
+    """The README's score of this very model."""
 
 
 def model_of(lm: LM) -> BenchModel:
@@ -70,7 +73,10 @@ def model_of(lm: LM) -> BenchModel:
 
     fixed = {"temperature", "seed"}
     sampling = {name: value for name, value in vars(lm.sampling).items() if name not in fixed}
-    return BenchModel(model_name(lm), answer, {"sampling": sampling, **describe_model(lm)})
+    facts = describe_model(lm)
+    published = mt_bench_score(facts)
+    del facts["repo"]  # runs of earlier versions record none, and are resumed
+    return BenchModel(model_name(lm), answer, {"sampling": sampling, **facts}, published)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Draws a report: each task's score with its interval, beside the published score."""
+"""Draws a report: each task's score with its interval, beside its published score."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def draw_scores(report: Report, path: Path) -> None:
         scores = [task.part.score for task in report.tasks]
         below = [score.mean - score.low for score in scores]
         above = [score.high - score.mean for score in scores]
-        name = str(report.model["name"]).replace("$", r"\$").lstrip("_")
+        name = report.title.replace("$", r"\$").lstrip("_")
+        shift = 0.0 if report.beside is None else 0.2
         axes.bar(
-            [index - 0.2 for index in range(count)],
+            [index - shift for index in range(count)],
             [score.mean for score in scores],
             0.4,
             yerr=[below, above],
@@ -32,12 +33,13 @@ def draw_scores(report: Report, path: Path) -> None:
             label=name or "model",
         )
         published = [(i, task.published) for i, task in enumerate(report.tasks) if task.published]
-        axes.bar(
-            [index + 0.2 for index, _ in published],
-            [score.value for _, score in published],
-            0.4,
-            label=f"{report.beside}, README",
-        )
+        if report.beside is not None:
+            axes.bar(
+                [index + shift for index, _ in published],
+                [score.value for _, score in published],
+                0.4,
+                label=f"{report.beside}, README",
+            )
         titles = [task.title + "*" * (task.counted == "ppl") for task in report.tasks]
         axes.set_xticks(range(count), titles, rotation=45, ha="right")
         axes.set(ylabel="score, %", ylim=(0, 100))

@@ -7,9 +7,13 @@ report ("r").
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
+
+from ...model_cards import cards
 
 TASKS = (
     *("ceval", "cmmlu", "mmlu", "humaneval", "mbpp", "gsm8k"),
@@ -111,6 +115,43 @@ def _parse_tables() -> dict[str, PublishedRow]:
 
 PUBLISHED: Mapping[str, PublishedRow] = MappingProxyType(_parse_tables())
 """By the README's model name, in its order."""
+
+SFT = ("openbmb/MiniCPM-2B-sft-",)
+DPO = ("openbmb/MiniCPM-2B-dpo-",)
+MINICPM_2B = "MiniCPM-2B"
+"""The README's name of both, whose repositories begin with these."""
+
+
+def published_model(model: Mapping[str, Any]) -> str | None:
+    """The README's model that a run's `model` is, as published; None if it is none of them.
+
+    A folder may hold anything, whatever its name, and so may an adapter.
+    """
+    repo = _repository(model)
+    if repo.startswith((*SFT, *DPO)):
+        return MINICPM_2B
+    name = repo.rpartition("/")[2]
+    return next((known for known in PUBLISHED if _plain(known) == _plain(name)), None)
+
+
+def mt_bench_score(model: Mapping[str, Any]) -> float | None:
+    """The README's score of a run's `model` in MT-Bench, for which MiniCPM-2B is its DPO model."""
+    return MT_BENCH[MINICPM_2B] if _repository(model).startswith(DPO) else None
+
+
+def _repository(model: Mapping[str, Any]) -> str:
+    """The hub repository of the weights alone, or ""."""
+    if model.get("adapter") is not None:
+        return ""
+    name = str(model.get("name"))
+    card = cards().get(name) if "repo" not in model else None  # older runs record no repository
+    return str(model.get("repo") or (card and card.repo) or (name if "/" in name else ""))
+
+
+def _plain(name: str) -> str:
+    """A name without case and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
 
 MT_BENCH: Mapping[str, float] = MappingProxyType(
     {

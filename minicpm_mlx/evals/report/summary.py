@@ -7,20 +7,18 @@ tasks, and of the two ways to score multiple choice the higher counts, marked * 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ..record import Key, Record, RunRecord
+from ..record import Key, Record, RunRecord, model_title
 from ..tasks import TASKS
-from .published import PUBLISHED, Figure
+from .published import MINICPM_2B, PUBLISHED, Figure, published_model
+from .published import TASKS as COLUMNS
 from .statistics import Interval, bootstrap, over_subsets, wilson
 
-STANDARD = "MiniCPM-2B"
-"""The model whose published scores stand beside those of a model not in the README."""
 COMPLETE = {"english": 9, "chinese": 2, "average": 11}
 """Columns of the published table."""
 MEANS = {"english": "English mean", "chinese": "Chinese mean", "average": "Mean of all"}
@@ -59,7 +57,7 @@ class TaskReport:
     counted: str
     """The mode with the higher score, which is the task's."""
     published: Figure | None
-    """The published score of the model in `Report.beside`."""
+    """The model's published score, if `Report.beside` names it."""
 
     @property
     def part(self) -> PartReport:
@@ -82,11 +80,26 @@ class Report:
 
     model: Mapping[str, Any]
     program: Mapping[str, str]
-    beside: str
-    """The README's model with the published scores."""
+    beside: str | None
+    """The README's name of the model, whose published scores are beside; None: it is not there."""
     tasks: Sequence[TaskReport]
     means: Mapping[str, Mean]
     """By "english", "chinese", "average", where there is a task for them."""
+
+    @property
+    def title(self) -> str:
+        """The model, and its adapter."""
+        return model_title(self.model)
+
+    @property
+    def why_alone(self) -> str | None:
+        """Why no published scores are beside; None where they are."""
+        if self.beside is not None:
+            return None
+        return (
+            f"no published scores beside: the README's are of models as published, such as "
+            f"{MINICPM_2B} (SFT and DPO), and not of {self.title}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The content of report.json; scores are in per cent."""
@@ -96,7 +109,7 @@ class Report:
 def report_of(run: RunRecord | str | Path) -> Report:
     """The report of a folder's records, finished or not; DataError where it holds no run."""
     run = run if isinstance(run, RunRecord) else RunRecord.read(run)
-    beside = _published_model(str(run.settings["model"]["name"]))
+    beside = published_model(run.settings["model"])
     parts: dict[str, dict[str, PartReport]] = {}
     for name, settings in run.parts.items():
         task, _, mode = name.partition(".")
@@ -106,7 +119,7 @@ def report_of(run: RunRecord | str | Path) -> Report:
             )
         if records := run.records(name):
             parts.setdefault(task, {})[mode] = _part_report(mode, settings, records)
-    figures = PUBLISHED[beside].figures
+    figures = {} if beside is None else PUBLISHED[beside].figures
     tasks = [
         TaskReport(
             name=name,
@@ -126,15 +139,6 @@ def report_of(run: RunRecord | str | Path) -> Report:
         tasks=tasks,
         means=_means(tasks, beside),
     )
-
-
-def _published_model(name: str) -> str:
-    """The README's model with this name, case and punctuation aside."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", text.lower())
-
-    return next((known for known in PUBLISHED if plain(known) == plain(name)), STANDARD)
 
 
 def _part_report(
@@ -176,9 +180,9 @@ def _percent(interval: Interval) -> Interval:
     return Interval(*(100 * value for value in (interval.mean, interval.low, interval.high)))
 
 
-def _means(tasks: Sequence[TaskReport], beside: str) -> dict[str, Mean]:
+def _means(tasks: Sequence[TaskReport], beside: str | None) -> dict[str, Mean]:
     means = {}
-    published_tasks = [task for task in tasks if task.name in PUBLISHED[STANDARD].figures]
+    published_tasks = [task for task in tasks if task.name in COLUMNS]
     for name, languages in LANGUAGES.items():
         columns = [task for task in published_tasks if task.language in languages]
         if columns:
@@ -188,8 +192,10 @@ def _means(tasks: Sequence[TaskReport], beside: str) -> dict[str, Mean]:
     return means
 
 
-def _published_mean(name: str, tasks: Sequence[TaskReport], beside: str) -> float | None:
+def _published_mean(name: str, tasks: Sequence[TaskReport], beside: str | None) -> float | None:
     """The README's own mean for a complete set of columns, else the mean of these tasks."""
+    if beside is None:
+        return None
     row = PUBLISHED[beside]
     if len(tasks) == COMPLETE[name]:
         return {"english": row.english, "chinese": row.chinese, "average": row.average}[name]

@@ -13,15 +13,18 @@ from .summary import MEANS, PartReport, Report, TaskReport
 
 
 def as_markdown(report: Report) -> str:
-    adapter = report.model.get("adapter")
-    title = report.model["name"] + (f" with {adapter}" if adapter else "")
-    parts = [f"# {_plain(title)}", scores_table(report), _notes(report), _method(report)]
+    parts = [titled_scores(report), _notes(report), _method(report)]
     parts += [table for task in report.tasks for table in _subset_tables(task)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def titled_scores(report: Report) -> str:
+    """The table of scores under the model's name."""
+    return f"# {_plain(report.title)}\n\n{scores_table(report)}"
+
+
 def scores_table(report: Report) -> str:
-    """Scores and means in percent, beside the published scores."""
+    """Scores and means in percent, beside the model's published scores if there are any."""
     rows = []
     for task in report.tasks:
         part, figure = task.part, task.published
@@ -41,15 +44,18 @@ def scores_table(report: Report) -> str:
         cells = [f"{mean.score.mean:.2f}", _ends(mean.score), published, difference]
         rows.append([MEANS[name], *cells, f"{mean.sets} set{'s' * (mean.sets != 1)}"])
     head = ["set", "score", "95 %", f"{report.beside}, README", "difference", "questions"]
+    if report.beside is None:
+        head, *rows = ([*cells[:3], cells[-1]] for cells in (head, *rows))
     return markdown_table(head, rows)
 
 
 def _notes(report: Report) -> str:
     lines = [
         "\\* ppl: scored by comparing the options' probabilities, the others by their replies; the "
-        "higher of both counts. A set's score is the mean over its subsets; the published means "
-        "are those of the same sets."
+        "higher of both counts. A set's score is the mean over its subsets."
     ]
+    why = report.why_alone or "the published means are those of the same sets"
+    lines.append(f"{why[0].upper()}{_plain(why[1:])}.")
     unfinished = [task.title for task in report.tasks if task.part.done < task.part.of]
     if unfinished:
         lines.append(f"Not finished: {', '.join(unfinished)}.")
