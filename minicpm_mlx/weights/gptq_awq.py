@@ -5,7 +5,8 @@ point for each group of consecutive inputs: weight = scale (code - zero). MLX's 
 bias, so bias = -zero scale; both are kept in float32, which the product fits.
 - GPTQ packs codes along the inputs, the lowest bits first: MLX's order, once transposed. Zero
   points lie along the outputs; the first format ("gptq") stores them less one, "gptq_v2" as they
-  are. `g_idx` names each input's group: MLX knows only consecutive ones.
+  are. `g_idx` names each input's group: MLX knows only consecutive ones, so a matrix in another
+  order (desc_act, or act-order) is unpacked, each product rounded once to the scales' type.
 - AWQ (its "gemm" version) packs both along the outputs, in the order `AWQ_ORDER`.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..arguments import printable
 from ..errors import WeightsError
-from .lazy_tensor import LazyTensor
+from .lazy_tensor import LazyTensor, dtype_name
 
 PER_WORD = 8
 """Codes in 32 bits."""
@@ -34,8 +35,8 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def in_mlx_form(tensors: Mapping[str, LazyTensor], folder: Path) -> dict[str, LazyTensor]:
     """`tensors` with every packed matrix as MLX has it; `folder`'s config.json says which form.
 
-    Nothing but the groups' order (`g_idx`) is read yet. Raises WeightsError for an order or shapes
-    that MLX's form does not have.
+    Nothing but the groups' order (`g_idx`) is read yet. Raises WeightsError for parts that do not
+    fit each other.
     """
     if not any(name.endswith(".qweight") for name in tensors):
         return dict(tensors)
@@ -89,8 +90,11 @@ def _matrix(
                 f"{where}.{part} is {printable(tensor.dtype).removeprefix('mlx.core.')}; expected "
                 "32-bit words"
             )
-    _check_order(where, parts["g_idx"], inputs, size)
+    order = _order(where, parts["g_idx"], inputs, groups)
     first = packing.get("checkpoint_format", packing.get("format", "gptq")) == "gptq" and not awq
+    if order is not None:
+        load = partial(_ordered, codes, zeros, scales, order, first=first)
+        return {f"{module}.weight": LazyTensor((outputs, inputs), scales.dtype, load)}
     grid = (outputs, groups)
     load_codes = partial(_awq_codes if awq else _gptq_codes, codes)
     load_biases = partial(_biases, zeros, scales, awq=awq, first=first)
@@ -101,16 +105,35 @@ def _matrix(
     }
 
 
-def _check_order(where: str, order: LazyTensor | None, inputs: int, size: int) -> None:
+def _order(where: str, order: LazyTensor | None, inputs: int, groups: int) -> mx.array | None:
+    """Each input's group; None where they are consecutive."""
     if order is None:
-        return
-    found = np.array(order.load())
-    if found.shape != (inputs,) or not np.array_equal(found, np.arange(inputs) // size):
+        return None
+    if order.shape != (inputs,) or not mx.issubdtype(order.dtype, mx.integer):
         raise WeightsError(
-            f"{where}.g_idx: expected groups of {size} consecutive inputs, found another order "
-            "(desc_act, or act-order), which MLX's form cannot hold; take an export made with "
-            "desc_act false, or the unquantized checkpoint and `minicpm-mlx quantize`"
+            f"{where}.g_idx: expected {inputs} whole numbers, one an input, got shape "
+            f"{order.shape} of {dtype_name(order.dtype)}; get the file again"
         )
+    found = np.array(order.load())
+    if found.min() < 0 or found.max() >= groups:
+        raise WeightsError(
+            f"{where}.g_idx: expected groups from 0 to {groups - 1}, got {found.min()} to "
+            f"{found.max()}; get the file again"
+        )
+    usual = np.arange(inputs) // (inputs // groups)
+    return None if np.array_equal(found, usual) else mx.array(found)
+
+
+def _ordered(
+    codes: LazyTensor, zeros: LazyTensor, scales: LazyTensor, order: mx.array, *, first: bool
+) -> mx.array:
+    """The matrix (out, in) whose inputs are in groups of any order."""
+    words = codes.load().view(mx.uint32)  # (in / 8, out)
+    values = ((words[:, None] >> _shifts()[:, None]) & 15).reshape(-1, words.shape[1])
+    starts = _zeros(zeros, _shifts(), first)[order]
+    steps = scales.load()
+    exact = (values.astype(mx.float32) - starts) * steps.astype(mx.float32)[order]
+    return mx.contiguous(exact.astype(steps.dtype).T)
 
 
 def _gptq_codes(codes: LazyTensor) -> mx.array:
@@ -128,10 +151,14 @@ def _scales(scales: LazyTensor) -> mx.array:
 
 
 def _biases(zeros: LazyTensor, scales: LazyTensor, *, awq: bool, first: bool) -> mx.array:
-    found = _unpacked(zeros, _awq_shifts() if awq else _shifts())  # (groups, out)
-    if first:
-        found = (found + 1) & 15
-    return mx.contiguous((found.astype(mx.float32) * -scales.load().astype(mx.float32)).T)
+    found = _zeros(zeros, _awq_shifts() if awq else _shifts(), first)
+    return mx.contiguous((found * -scales.load().astype(mx.float32)).T)
+
+
+def _zeros(zeros: LazyTensor, shifts: mx.array, first: bool) -> mx.array:
+    """Zero points (groups, out)."""
+    found = _unpacked(zeros, shifts)
+    return ((found + 1) & 15 if first else found).astype(mx.float32)
 
 
 def _unpacked(words: LazyTensor, shifts: mx.array) -> mx.array:

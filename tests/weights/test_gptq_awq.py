@@ -262,14 +262,25 @@ def test_a_quantization_config_must_be_an_object(stated: Any) -> None:
         Config.from_dict(raw | {"quantization_config": stated})
 
 
-def test_activation_order_is_refused_where_it_changed_something(tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.up_proj.g_idx"
-    order = np.array([i // 64 for i in range(128)], np.int32)[::-1].copy()
-    exported(tmp_path, GPTQ, desc_act=True)
-    assert read_checkpoint(tmp_path).tensors  # an order that changed nothing
-    exported(tmp_path, GPTQ, desc_act=True, arrays={name: order})
-    with pytest.raises(WeightsError, match=r"up_proj.g_idx: .*desc_act.*minicpm-mlx quantize"):
-        read_checkpoint(tmp_path)
+@pytest.mark.parametrize("form", ["gptq v1", "gptq v2"])
+def test_groups_in_the_order_of_activations_are_unpacked(tmp_path: Path, form: str) -> None:
+    """As an export with desc_act has them: which inputs share a scale is drawn at random."""
+    module, size = "model.layers.0.mlp.up_proj", 64
+    weight = np.array(mx.load(str(GOLDEN / "minicpm_2b_like" / FILE))[f"{module}.weight"])
+    drawn = np.random.default_rng(5).permutation(weight.shape[1])
+    codes, zeros, scales = rounded(weight[:, drawn], size)
+    back = np.argsort(drawn)
+    parts = pack(codes[back], zeros, scales, FORMS[form])
+    parts["g_idx"] = (back // size).astype(np.int32)
+    wanted = unrounded(codes, zeros, scales)[:, back]
+    changed = {f"{module}.{part}": array for part, array in parts.items()}
+    exported(tmp_path, FORMS[form], desc_act=True, arrays=changed)
+    checkpoint = read_checkpoint(tmp_path)
+    found = checkpoint.tensors[f"{module}.weight"]
+    assert np.array_equal(np.array(found.load()), wanted.astype(np.float16))
+    assert (found.shape, found.dtype) == (wanted.shape, mx.float16)
+    assert "model.layers.1.mlp.up_proj" in checkpoint.packings  # whose order changed nothing
+    assert mx.isfinite(load_model(tmp_path, fuse=True)(IDS)).all().item()
 
 
 @pytest.mark.parametrize(
@@ -281,7 +292,10 @@ def test_activation_order_is_refused_where_it_changed_something(tmp_path: Path) 
         ("qzeros", np.zeros((2, 192), np.int32), r"has shape \(2, 192\); expected \(2, 24\)"),
         ("qweight", np.zeros(16, np.int32), "must be matrices"),
         ("qweight", np.zeros((16, 192), np.float16), "qweight is float16; expected 32-bit words"),
-        ("g_idx", np.zeros(3, np.int32), "g_idx: expected groups of 64"),
+        ("g_idx", np.zeros(3, np.int32), "g_idx: expected 128 whole numbers, one an input"),
+        ("g_idx", np.zeros(128, np.float32), r"got shape \(128,\) of float32"),
+        ("g_idx", np.full(128, 2, np.int32), "groups from 0 to 1, got 2 to 2"),
+        ("g_idx", np.full(128, -1, np.int32), "groups from 0 to 1, got -1 to -1"),
     ],
 )
 def test_an_export_with_a_part_missing_or_misshapen_is_refused(
