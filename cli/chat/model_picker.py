@@ -15,6 +15,7 @@ from minicpm_mlx.model_cards import Card, cards
 from ..options import DEFAULT_MODEL
 from ..render.texts import Texts
 from ..render.theme import console
+from ..render.wrap import wrap
 from ..streams import ask
 from .conversation import is_here
 
@@ -193,10 +194,10 @@ def _lines(choices: list[Choice], selected: int | None, texts: Texts) -> tuple[l
         style = "title" if chosen else "" if choice.usable else "quiet"
         lines.append(Text(f"{'>' if chosen else ' '} {index + 1} {row(cells)}", style=style))
         about = texts.pick(choice.card.note, choice.card.note_zh)
-        body = Text(" · ".join(filter(None, [*cells[shown:], about])), style="quiet")
-        room = max(_width() - INDENT, 1)
-        wrapped = list(body.wrap(console(), room)) if chosen or selected is None else [body]
-        lines += [Text(" " * INDENT) + line for line in wrapped]
+        body = " · ".join(filter(None, [*cells[shown:], about]))
+        room = max(_width() - INDENT, 2)
+        wrapped = wrap(body, room) if chosen or selected is None else [body]
+        lines += [Text(" " * INDENT + line, style="quiet") for line in wrapped]
     return lines, first
 
 

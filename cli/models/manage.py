@@ -21,11 +21,14 @@ from minicpm_mlx.model_cards import GENERATIONS, Card, cards, resolve
 from .. import options, paths
 from ..render.texts import Texts
 from ..render.theme import console
+from ..render.wrap import Wrapped
 from ..streams import confirm, print_json
 
 GB = 1e9
 SIZES = ("download_bytes", "kept_bytes")
 """Columns of `list`."""
+INTERNAL = ("offer", "shape", "width", "note_zh")
+"""What `show` prints in JSON alone."""
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
 
 
@@ -70,6 +73,9 @@ def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
     from rich.table import Table
 
     texts = Texts(None if sys.stdout.isatty() else "en")
+    if not rows:
+        console(stderr=True).print(texts("none_here"), style="quiet")
+        return
     table = Table(box=None, pad_edge=False, header_style="title")
     table.add_column("name", no_wrap=True)
     for key in sizes:
@@ -82,7 +88,8 @@ def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
             table.add_row(generation or others, style="title")
         for row in group:
             shown = ("" if row[key] is None else _shown(row[key]) for key in sizes)
-            table.add_row(row["name"], *shown, texts.pick(row["note"], row["note_zh"]))
+            note = Wrapped(texts.pick(row["note"], row["note_zh"]))
+            table.add_row(row["name"], *shown, note)
     console().print(table)
 
 
@@ -186,17 +193,23 @@ def show(model: Name, as_json: options.Json = False) -> None:
         return
     from rich.table import Table
 
+    if card.note:
+        texts = Texts(None if sys.stdout.isatty() else "en")
+        facts["note"] = texts.pick(card.note, card.note_zh)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="title", no_wrap=True)
     table.add_column()
     for key, value in {**facts, **({} if receipt is None else summary(receipt))}.items():
+        if key in INTERNAL:
+            continue
         if key in ("thinking", "languages"):
             pairs = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
             table.add_row(key, ", ".join(pairs))
         elif not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
             missing = "not converted yet" if card.path else "not downloaded"
             shown = _shown(value) if key.endswith("_bytes") else str(value)
-            table.add_row(key.removesuffix("_bytes"), missing if value is None else shown)
+            shown = missing if value is None else shown
+            table.add_row(key.removesuffix("_bytes"), Wrapped(shown) if key == "note" else shown)
     console().print(table)
 
 

@@ -189,6 +189,10 @@ TEXTS = {
         "[d] 下载，[t] 先试用 demo 模型（很小，不是 MiniCPM），[q] 退出：",
     ),
     # The list of models, where a chat names none
+    "none_here": (
+        "no model is on this disk; `minicpm-mlx pull NAME` downloads one, `list` shows the names",
+        "本机还没有模型；`minicpm-mlx pull 名称` 下载一个，`list` 列出名称",
+    ),
     "pick.title": (
         "Which model? It is downloaded once.",
         "请选择模型，只需下载一次。",

@@ -156,12 +156,26 @@ def test_list_here_has_what_is_on_this_disk_and_its_memory(cli: Cli, demo_folder
     assert "minicpm-2b-128k" not in out
 
 
+def test_list_here_says_in_a_line_that_nothing_is_here(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
+    status, out, err = cli("list", "--here")
+    assert (status, out) == (0, "")
+    assert err.startswith("no model is on this disk")
+    assert len(err.splitlines()) == 1
+
+
 def test_show_of_a_card_that_is_not_here_prints_its_facts(cli: Cli) -> None:
     for name in ("minicpm-2b-sft", cards()["minicpm-2b-sft"].repo):
         status, out, err = cli("show", str(name))
         assert (status, err) == (0, "")
         assert "licence" in out
         assert "not downloaded" in out
+    _, out, _ = cli("show", "minicpm5-1b")
+    shown = [line.split()[0] for line in out.splitlines()]
+    assert not {"offer", "shape", "width", "note_zh"} & {*shown}
+    assert shown.count("note") == 1
 
 
 def test_show_of_a_kept_model_adds_its_config(cli: Cli, demo_folder: Path) -> None:
