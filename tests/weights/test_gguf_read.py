@@ -26,7 +26,9 @@ from minicpm_mlx.loading import store
 from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from minicpm_mlx.weights.gguf import convert_gguf, read_gguf, write_gguf
-from minicpm_mlx.weights.gguf.header import read_header
+from minicpm_mlx.weights.gguf.header import GgufTensor, read_header
+from minicpm_mlx.weights.gguf.quant_blocks import parts_of
+from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from support.data import GOLDEN
 from support.gguf_files import (
     HEADS,
@@ -64,7 +66,10 @@ def refusal(path: Path, kind: type[Exception] = WeightsError) -> str:
     return message
 
 
-@pytest.mark.parametrize(("kind", "bits"), [(Type.Q4_0, 4), (Type.Q4_1, 4), (Type.Q8_0, 8)])
+PACKED = [(Type.Q4_0, 4), (Type.Q4_1, 4), (Type.Q5_0, 5), (Type.Q5_1, 5), (Type.Q8_0, 8)]
+
+
+@pytest.mark.parametrize(("kind", "bits"), PACKED)
 def test_packed_blocks_keep_every_value(path: Path, kind: Type, bits: int) -> None:
     content = tensors()
     write(path, converted(content), kind)
@@ -84,33 +89,41 @@ def test_packed_blocks_keep_every_value(path: Path, kind: Type, bits: int) -> No
         np.testing.assert_allclose(np.array(found), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", [Type.Q5_0, Type.Q5_1])
-def test_kinds_that_mlx_does_not_pack_become_float16(path: Path, kind: Type) -> None:
-    content = tensors()
-    arrays = loaded(write(path, converted(content), kind))
-    assert "quantization" not in read_gguf(path).raw
-    for name, array in content.items():
-        if array.ndim == 2:
-            expected = quants.dequantize(quants.quantize(array, kind), kind).astype(np.float16)
-            assert np.array_equal(np.array(arrays[f"{MODULES[name]}.weight"]), expected)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.TQ1_0, Type.TQ2_0],
-)
-def test_k_quants_become_float16(path: Path, kind: Type) -> None:
-    """Blocks of 256, which no library writes in Python: any bytes are some weights."""
-    from minicpm_mlx.weights.gguf.header import GgufTensor
-    from minicpm_mlx.weights.gguf.quant_blocks import parts_of
-
+def random_blocks(kind: Type) -> tuple[dict[str, LazyTensor], np.ndarray]:
+    """Two rows of blocks of 256, which no library writes in Python: any bytes are some weights."""
     _, block = gguf.GGML_QUANT_SIZES[kind]
-    raw = np.random.default_rng(3).integers(0, 60, (2, block * 2), np.uint8)
+    raw = np.random.default_rng(3).integers(0, 256, (2, block * 2), np.uint8)
+    for at in range(0, block * 2, block):  # scale and minimum: finite, and of either sign
+        raw[:, at + 1 : at + 4 : 2] &= 0xBF
     stored = GgufTensor(name="x", kind=kind.name, shape=(2, 512), raw=raw)
-    (tensor,) = parts_of(stored, "x", "weight", lambda rows: np.roll(rows, 1, 0)).values()
-    expected = quants.dequantize(raw, kind).astype(np.float16)[[1, 0]]
+    with np.errstate(all="ignore"):
+        expected = quants.dequantize(raw, kind)[[1, 0]]
+    return parts_of(stored, "x", "weight", lambda rows: np.roll(rows, 1, 0)), expected
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(Type.Q4_K, 4), (Type.Q5_K, 5)])
+def test_k_quants_of_groups_of_32_keep_their_codes(kind: Type, bits: int) -> None:
+    tensors, expected = random_blocks(kind)
+    parts = {name.removeprefix("x."): tensor.load() for name, tensor in tensors.items()}
+    for name, part in parts.items():
+        assert (tensors[f"x.{name}"].shape, tensors[f"x.{name}"].dtype) == (part.shape, part.dtype)
+    wide = [parts[name].astype(mx.float32) for name in ("scales", "biases")]
+    found = np.array(mx.dequantize(parts["weight"], *wide, group_size=32, bits=bits))
+    # Scales and minimums are rounded to float16, so a weight moves by 2^-11 of its two terms.
+    spread = (np.abs(np.array(wide[0])) * 2**bits + np.abs(np.array(wide[1])))[..., None]
+    error = np.abs(found - expected).reshape(2, -1, 32)
+    assert (error <= spread * 2**-11 + 2**-24 * 2**bits).all()
+    assert error.max() > 0
+
+
+@pytest.mark.parametrize("kind", [Type.Q2_K, Type.Q3_K, Type.Q6_K, Type.TQ1_0, Type.TQ2_0])
+def test_kinds_that_mlx_does_not_pack_become_float16(kind: Type) -> None:
+    tensors, expected = random_blocks(kind)
+    (tensor,) = tensors.values()
+    with np.errstate(all="ignore"):
+        expected = expected.astype(np.float16)
     assert (tensor.shape, tensor.dtype) == ((2, 512), mx.float16)
-    assert np.array_equal(np.array(tensor.load()), expected)
+    assert np.array_equal(np.array(tensor.load()), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -139,7 +152,7 @@ def test_mixed_packings_are_stated_by_module(path: Path) -> None:
     for key, value in ({f"llama.{k}": v for k, v in SIZES.items()} | byte_vocabulary()).items():
         add(writer, key, value)
     for name, array in tensors().items():
-        kind = Type.Q8_0 if name == "token_embd" else Type.Q4_0 if "ffn" in name else Type.Q5_0
+        kind = Type.Q8_0 if name == "token_embd" else Type.Q4_0 if "ffn" in name else Type.F16
         if array.ndim == 1:
             writer.add_tensor(f"{name}.weight", array)
         else:

@@ -136,7 +136,7 @@ FAMILIES = {
     "minicpm3": "minicpm3_like",
     "llama": "minicpm5_like",  # whose heads are not hidden_size / heads wide
 }
-MIXED = [Type.F16, Type.Q8_0, Type.Q4_0, Type.BF16, Type.Q4_1, Type.F32]
+MIXED = [Type.F16, Type.Q8_0, Type.Q4_0, Type.Q5_1, Type.BF16, Type.Q4_1, Type.F32, Type.Q5_0]
 
 
 def as_numbers(file: GgufFile) -> dict[str, np.ndarray]:

@@ -1,8 +1,11 @@
 """Converts between GGUF's tensor types and MLX's.
 
-Q4_0, Q4_1 and Q8_0 blocks hold 32 weights, a float16 scale and (Q4_1) a float16 minimum: the same
-as MLX's affine groups of 32, in another order. Their codes go back and forth unchanged, and MLX's
-2 bits go into them. Other packed kinds have no counterpart and become float16.
+Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 blocks hold 32 weights, a float16 scale and (Q4_1, Q5_1) a float16
+minimum: the same as MLX's affine groups of 32, in another order. Q4_K and Q5_K hold eight such
+groups, whose scales and minimums are products of a float16 and a 6-bit number; here they are
+rounded to float16, at most 2^-11 of each. All codes stay as they are. Q4_0, Q4_1 and Q8_0 are
+written as well, and MLX's 2 bits go into them. The other packed kinds become float16: Q6_K, Q3_K
+and Q2_K have groups of 16, which MLX does not have.
 """
 
 from __future__ import annotations
@@ -26,18 +29,22 @@ GROUP = 32
 """Weights a block, and a group."""
 
 BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+"""Packed types that are written."""
+PACKED_BITS = BITS | {"Q5_0": 5, "Q5_1": 5, "Q4_K": 4, "Q5_K": 5}
 """Types that MLX can keep packed."""
 PLAIN = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 UNPACKED = (
-    *("Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+    *("Q2_K", "Q3_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
     *("TQ1_0", "TQ2_0"),
 )
 """Types that are unpacked when read."""
 
-SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34, "Q5_0": 22, "Q5_1": 24, "Q4_K": 144, "Q5_K": 176}
 """Bytes a block."""
-HEAD = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2}
+HEAD = {"Q4_0": 2, "Q4_1": 4, "Q8_0": 2, "Q5_0": 2, "Q5_1": 4, "Q4_K": 4, "Q5_K": 4}
 """Those of scale and minimum, which come first."""
+K_SCALES = 12
+"""Bytes after them in Q4_K and Q5_K: eight scales and eight minimums of 6 bits."""
 
 CHUNK = 1 << 22
 """Weights unpacked or packed at a time: intermediate arrays take eight times their size."""
@@ -54,17 +61,17 @@ def parts_of(tensor: GgufTensor, module: str, part: str, order: Order) -> dict[s
     Raises WeightsError for a kind this library does not know.
     """
     kind, shape = tensor.kind, tensor.shape
-    if kind in BITS and len(shape) == 2 and part == "weight":
+    if kind in PACKED_BITS and len(shape) == 2 and part == "weight":
         rows, width = shape
         groups = (rows, width // GROUP)
         return {
             f"{module}.weight": LazyTensor(
-                (rows, width * BITS[kind] // 32), mx.uint32, partial(_codes, tensor, order)
+                (rows, width * PACKED_BITS[kind] // 32), mx.uint32, partial(_codes, tensor, order)
             ),
             f"{module}.scales": LazyTensor(groups, mx.float16, partial(_scales, tensor, order)),
             f"{module}.biases": LazyTensor(groups, mx.float16, partial(_biases, tensor, order)),
         }
-    known = [*PLAIN, *BITS, *UNPACKED]
+    known = [*PLAIN, *PACKED_BITS, *UNPACKED]
     if kind not in known:
         raise WeightsError(f"{tensor.name} is {kind}; expected one of {', '.join(known)}")
     load = partial(_plain if kind in PLAIN else _unpacked, tensor, order)
@@ -72,43 +79,88 @@ def parts_of(tensor: GgufTensor, module: str, part: str, order: Order) -> dict[s
 
 
 def _codes(tensor: GgufTensor, order: Order) -> mx.array:
-    """Byte j of a 4-bit block holds weight j low and weight j + 16 high; MLX packs neighbours."""
-    blocks = _blocks(tensor, order)[..., HEAD[tensor.kind] :]
-    if tensor.kind == "Q8_0":
-        packed = blocks ^ 128  # signed there, counted from 0 here
-    else:
-        codes = np.concatenate([blocks & 15, blocks >> 4], axis=-1)
-        packed = codes[..., ::2] | (codes[..., 1::2] << 4)
-    return mx.array(np.ascontiguousarray(packed).reshape(len(packed), -1).view(np.uint32))
+    """A row's codes in a stream of 32-bit words, lowest bits first."""
+    bits, (rows, width) = PACKED_BITS[tensor.kind], tensor.shape
+    packed = np.empty((rows, width * bits // 8), np.uint8)
+    for part in _chunks(rows, width):
+        codes = _block_codes(tensor.kind, _blocks(tensor.kind, tensor.raw[part]))
+        packed[part] = _bit_stream(codes.reshape(len(codes), width), bits)
+    return mx.array(np.ascontiguousarray(order(packed)).view(np.uint32))
+
+
+def _block_codes(kind: str, blocks: Bytes) -> Bytes:
+    """Codes (rows, blocks, weights) from 0 on."""
+    rest: Bytes = blocks[..., HEAD[kind] :]
+    if kind == "Q8_0":
+        return rest ^ np.uint8(128)  # signed there
+    if kind in ("Q4_K", "Q5_K"):
+        fifth, rest = np.split(rest[..., K_SCALES:], [-128], axis=-1)
+        # Each 32 bytes hold two groups, one in the low halves and one in the high.
+        pairs = rest.reshape(*rest.shape[:-1], 4, 1, GROUP)
+        halves: Bytes = (pairs >> np.array([[0], [4]], np.uint8)) & np.uint8(15)
+        codes = halves.reshape(*rest.shape[:-1], 8, GROUP)
+        if kind == "Q5_K":  # bit g of byte j is the fifth of weight j in group g
+            groups = np.arange(8, dtype=np.uint8)[:, None]
+            codes |= ((fifth[..., None, :] >> groups) & np.uint8(1)) << np.uint8(4)
+        return codes.reshape(*rest.shape[:-1], 2 * rest.shape[-1])
+    fifth, rest = np.split(rest, [-16], axis=-1)
+    # Byte j holds weight j low and weight j + 16 high.
+    codes = np.concatenate([rest & np.uint8(15), rest >> np.uint8(4)], axis=-1)
+    if fifth.shape[-1]:
+        codes |= np.unpackbits(fifth, axis=-1, bitorder="little") << np.uint8(4)
+    return codes
+
+
+def _bit_stream(codes: Bytes, bits: int) -> Bytes:
+    if bits == 8:
+        return codes
+    if bits == 4:
+        pairs: Bytes = codes[:, ::2] | (codes[:, 1::2] << np.uint8(4))
+        return pairs
+    single = (codes[..., None] >> np.arange(bits, dtype=np.uint8)) & np.uint8(1)
+    return np.packbits(single.reshape(len(codes), -1), axis=1, bitorder="little")
 
 
 def _scales(tensor: GgufTensor, order: Order) -> mx.array:
-    return mx.array(_halves(tensor, order)[..., 0])
+    return _in_float16(tensor, order(_grid(tensor)[0]))
 
 
 def _biases(tensor: GgufTensor, order: Order) -> mx.array:
-    halves = _halves(tensor, order)
-    if tensor.kind == "Q4_1":
-        return mx.array(halves[..., 1])
+    return _in_float16(tensor, order(_grid(tensor)[1]))
+
+
+def _grid(tensor: GgufTensor) -> tuple[Floats, Floats]:
+    """Scale and bias of each group, (rows, groups), exact in float32."""
+    kind, blocks = tensor.kind, _blocks(tensor.kind, tensor.raw)
+    heads = np.ascontiguousarray(blocks[..., : HEAD[kind]]).view("<f2").astype(np.float32)
+    scales, last = heads[..., 0], heads[..., -1]
+    with np.errstate(all="ignore"):  # a damaged file's scales are what they are
+        if kind in ("Q4_K", "Q5_K"):
+            six_bits = np.ascontiguousarray(blocks[..., HEAD[kind] :][..., :K_SCALES])
+            steps, minimums = library().quants.Q4_K.get_scale_min(six_bits.reshape(-1, K_SCALES))
+            rows = len(blocks)
+            steps = scales.reshape(-1, 1) * steps.astype(np.float32)
+            minimums = last.reshape(-1, 1) * minimums.astype(np.float32)
+            return steps.reshape(rows, -1), -minimums.reshape(rows, -1)
+        if HEAD[kind] == 4:
+            return scales, last
+        return scales, scales * -(1 << PACKED_BITS[kind] >> 1)
+
+
+def _in_float16(tensor: GgufTensor, values: Floats) -> mx.array:
     with np.errstate(over="ignore"):
-        biases = halves[..., 0] * np.float16(-(1 << BITS[tensor.kind] >> 1))  # exact, or infinite
-    if (np.isinf(biases) & np.isfinite(halves[..., 0])).any():
+        rounded = values.astype(np.float16)
+    if (np.isinf(rounded) & np.isfinite(values)).any():
         raise WeightsError(
             f"{tensor.name} has weights beyond float16, which this library keeps them in; is the "
             "file damaged?"
         )
-    return mx.array(biases)
+    return mx.array(rounded)
 
 
-def _halves(tensor: GgufTensor, order: Order) -> Floats:
-    """Scale and minimum of each block: (rows, groups, 1 or 2)."""
-    blocks = _blocks(tensor, order)[..., : HEAD[tensor.kind]]
-    return np.ascontiguousarray(blocks).view("<f2")
-
-
-def _blocks(tensor: GgufTensor, order: Order) -> Bytes:
-    raw: Bytes = order(tensor.raw)
-    return raw.reshape(len(raw), -1, SIZES[tensor.kind])
+def _blocks(kind: str, raw: Bytes) -> Bytes:
+    """(rows, blocks, bytes)"""
+    return raw.reshape(len(raw), -1, SIZES[kind])
 
 
 def _plain(tensor: GgufTensor, order: Order) -> mx.array:

@@ -24,8 +24,9 @@ SHARD = 1 << 30
 def read_gguf(path: Path) -> Checkpoint:
     """The checkpoint in a GGUF file of a MiniCPM or a Llama; no tensor is read before it is loaded.
 
-    Q4_0, Q4_1 and Q8_0 matrices stay packed, their codes unchanged, in MLX's groups of 32 with
-    float16 scales; F32, F16 and BF16 stay what they are; K-quants and the like become float16.
+    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q5_K matrices stay packed, their codes unchanged, in
+    MLX's groups of 32 with float16 scales; F32, F16 and BF16 stay what they are; Q6_K and the like
+    become float16.
     Raises WeightsError for a file that is damaged, does not fit its own metadata or is packed
     otherwise, ConfigError for a model this library does not run, and MissingPackageError.
     """
