@@ -44,7 +44,7 @@ from minicpm_mlx.weights.checkpoint import Checkpoint, read_checkpoint, write_ch
 from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from minicpm_mlx.weights.load import assemble, parameters
 from support.data import GOLDEN
-from support.random_models import MOE, TINY, checkpoint_of, random_model
+from support.random_models import MLA, MOE, TINY, checkpoint_of, random_model
 
 RANDOM = np.random.default_rng(0)
 ROOT = Path(__file__).parents[2]
@@ -177,9 +177,16 @@ def test_costs_foretell_the_divergence(changes: dict[str, Any]) -> None:
 # Jobs
 
 
+def with_latent_attention() -> Checkpoint:
+    return checkpoint_of(random_model(**MLA), {**TINY, **MLA})
+
+
+@pytest.mark.parametrize("made", [lambda: read_checkpoint(CASE), with_latent_attention])
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"exact"}))
-def test_every_method_makes_a_model_that_is_near_its_source(method: str, tmp_path: Path) -> None:
-    source = read_checkpoint(CASE)
+def test_every_method_makes_a_model_that_is_near_its_source(
+    method: str, made: Callable[[], Checkpoint], tmp_path: Path
+) -> None:
+    source = made()
     recipe = Recipe(method=method, packing=packing(6 if method == "dwq" else 8, 32), **SMALL)
     smaller = Job(source, recipe, texts() if recipe.calibrated else [], tmp_path).run()
     ids = mx.array(texts(length=24))

@@ -25,7 +25,7 @@ from minicpm_mlx.weights.lazy_ops import cast, dense
 from minicpm_mlx.weights.lazy_tensor import LazyTensor
 from minicpm_mlx.weights.llama_format import fold_tied
 from support.gguf_files import with_tokenizer
-from support.random_models import IDS, TINY, checkpoint_of, random_model
+from support.random_models import IDS, MLA, TINY, checkpoint_of, random_model
 from support.ternary import FORMATS, ternary, ternary_model, written
 
 
@@ -55,6 +55,15 @@ def test_a_packed_model_has_the_same_weights_and_logits(
     assert "7 matrices" in summary(report)["exact"]
     assert "embed_tokens" in summary(report)["left dense"]
     assert "not ternary" in model_card(report)
+
+
+def test_latent_attention_is_packed_exactly(tmp_path: Path) -> None:
+    base = written(ternary_model(32, mx.float32, **MLA), tmp_path / "base")
+    report = quantized(base, tmp_path / "out")
+    assert report["equal"]["matrices"] == 8
+    for fuse in (False, True):
+        ours, expected = (mm.load_model(f, "float32", fuse)(IDS) for f in (tmp_path / "out", base))
+        assert mx.array_equal(ours, expected)
 
 
 def test_folding_keeps_packed_and_dense_weights_equal(tmp_path: Path) -> None:

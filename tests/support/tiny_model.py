@@ -10,11 +10,11 @@ from minicpm_mlx.text.chat_template import CHATML
 from support.data import GOLDEN, write_tokenizer
 
 
-def write_model(folder: Path, template: str = CHATML) -> Path:
-    """The first golden case, with a tokenizer of bytes and a chat template."""
+def write_model(folder: Path, template: str = CHATML, *, case: str = "minicpm_2b_like") -> Path:
+    """A golden case, with a tokenizer of bytes and a chat template."""
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
+        shutil.copyfile(GOLDEN / case / name, folder / name)
     write_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return folder

@@ -14,6 +14,8 @@ import mlx.core as mx
 import pytest
 
 import minicpm_mlx as mm
+from minicpm_mlx.convert.export_adapter import export_adapter
+from minicpm_mlx.convert.merge_adapter import fuse_adapter
 from minicpm_mlx.errors import StorageError
 from minicpm_mlx.model_cards import Card
 from minicpm_mlx.train import finetune as runs
@@ -23,7 +25,9 @@ from minicpm_mlx.train.lora import LoRAConfig
 from minicpm_mlx.train.optimizer import Schedule
 from minicpm_mlx.train.planning import TrainingPlan
 from minicpm_mlx.train.tracking.events import Event, Validated
+from minicpm_mlx.weights.adapters import read_adapter
 from minicpm_mlx.weights.checkpoint import read_checkpoint
+from minicpm_mlx.weights.gguf.header import read_header
 from support.data import GOLDEN
 from support.tiny_model import write_model
 
@@ -109,6 +113,39 @@ def test_full_training_of_weights_with_an_unusual_name_keeps_a_model(
     ids = mx.array([[1, 50, 60, 70]])
     kept = mm.load_model(result.folder, "float32")
     assert mx.abs(kept(ids) - lm.model(ids)).max().item() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_of_latent_attention_is_trained_merged_and_exported_alike(
+    kind: str, data: Data, tmp_path: Path
+) -> None:
+    model = write_model(tmp_path / "model", case="minicpm3_like")
+    made = tmp_path / "adapter"
+    ids = mx.array([[1, 50, 60, 70, 80, 90]])
+    runs.finetune(base(model), data, made, plan=PLAN, method=LoRAConfig(kind=kind))
+    trained = {name.split(".")[4] for name in read_adapter(made).deltas if "attn" in name}
+    assert trained == {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+
+    def logits(folder: Path, adapter: Path | None = None, *, fuse: bool = False) -> mx.array:
+        lm = mm.load(folder, fuse=fuse, dtype="float32", adapter=adapter)
+        return lm.model(ids)
+
+    expected = logits(model, made)
+    assert mx.abs(expected - logits(model)).max().item() > 0.01
+    merged = tmp_path / "merged"
+    fuse_adapter(model, merged, made, force=True)
+    found = [logits(merged), logits(merged, fuse=True), logits(model, made, fuse=True)]
+    for layout in ("mlx", "peft"):
+        export_adapter(made, tmp_path / layout, layout, model=model)
+        found.append(logits(model, tmp_path / layout))
+    for one in found:
+        assert mx.abs(one - expected).max().item() < 1e-3
+    if kind == "lora":
+        export_adapter(made, tmp_path / "lora.gguf", "gguf", model=model)
+        names = {
+            n.split(".")[2] for n in read_header(tmp_path / "lora.gguf").tensors if ".attn" in n
+        }
+        assert names == {"attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_output"}
 
 
 def test_a_result_says_what_was_kept(model: Path, data: Data, tmp_path: Path) -> None:
