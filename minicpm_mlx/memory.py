@@ -56,10 +56,9 @@ def estimate(
     stored = mx.float16 if config.quantization else mx.bfloat16
     compute = device.choose_dtype(stored, dtype)
     tokens = min(context or config.context_length, config.context_length)
-    working = working_memory(config, PREFILL_CHUNK, compute.size) + 8 * config.vocab_size
-    if device.on_cpu():  # attention on a CPU holds its scores, for several passes' keys at most
-        scores = PREFILL_CHUNK * min(tokens, PREFILL_CHUNK * 8) * config.num_attention_heads
-        working += 4 * scores * compute.size
+    # A longer context is counted for no more: few prompts are as long.
+    read = min(tokens, LONG_PROMPT)
+    working = working_memory(config, PREFILL_CHUNK, read, compute.size) + 8 * config.vocab_size
     return MemoryEstimate(
         weights=weight_bytes(config, compute),
         cache=int(tokens * cache_bytes(config, compute, kv_bits)),
@@ -188,20 +187,42 @@ PREFILL_CHUNK = 512
 """Default number of prompt tokens a forward pass; on a CPU more are no faster."""
 
 
-def working_memory(config: Config, tokens: int, size: int) -> int:
-    """Estimate the bytes of activations while `tokens` are read at once, `size` bytes a number."""
+LONG_PROMPT = 8 * PREFILL_CHUNK
+
+METAL_HEADS = (64, 80, 128)
+"""Widths of heads for which MLX's attention holds no scores, where queries and values are alike."""
+
+
+def working_memory(config: Config, tokens: int, context: int, size: int) -> int:
+    """Estimate the bytes of activations while the last `tokens` of `context` are read at once,
+    `size` bytes a number."""
     experts = config.num_experts_per_tok if config.num_experts else 1
     widths = 2 * experts * config.intermediate_size + 8 * config.hidden_size
-    return 2 * tokens * widths * size
+    keys = config.head_dim + config.value_dim if config.mla else 0  # projected from the latents
+    attention = config.num_attention_heads * context * (keys + tokens * _score_copies(config))
+    return (2 * tokens * widths + attention) * size
 
 
-def prefill_chunk(config: Config) -> int:
-    """Return how many prompt tokens to read at once, for a twentieth of the free memory."""
+def _score_copies(config: Config) -> int:
+    """How often attention holds the scores of a chunk, in this device's form of it."""
+    if device.slow_exponentials():
+        return 1
+    if device.on_cpu():
+        return 4
+    fused = config.head_dim == config.value_dim and config.head_dim in METAL_HEADS
+    return 0 if fused else 2
+
+
+def prefill_chunk(config: Config, context: int = LONG_PROMPT) -> int:
+    """Return how many tokens of a prompt of `context` to read at once, for a twentieth of the free
+    memory."""
     if device.on_cpu():
         return PREFILL_CHUNK
     room = device.available_memory() // 20
     sizes = (4 * PREFILL_CHUNK, 2 * PREFILL_CHUNK, PREFILL_CHUNK, PREFILL_CHUNK // 2)
-    return next((n for n in sizes if working_memory(config, n, 2) <= room), PREFILL_CHUNK // 4)
+    return next(
+        (n for n in sizes if working_memory(config, n, context, 2) <= room), PREFILL_CHUNK // 4
+    )
 
 
 def kv_group_size(head_dim: int) -> int:

@@ -52,7 +52,8 @@ def generate(
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
     create_sampler = partial(Sampler, sampling, prompt, vocab_size, grammar=grammar, eos=eos)
     stream = Stream(model, session, create_sampler, speculation)
-    return _generate(stream, prompt, max_tokens, eos, chunk or prefill_chunk(model.config))
+    chunk = chunk or prefill_chunk(model.config, len(prompt))
+    return _generate(stream, prompt, max_tokens, eos, chunk)
 
 
 def _check_prompt(config: Config, prompt: Sequence[int]) -> None:

@@ -162,6 +162,6 @@ class _SharedPrefix:
 
         self.ids = list(ids)
         self.cache = [KVCache() for _ in range(self.model.config.num_hidden_layers)]
-        chunk = prefill_chunk(self.model.config)
+        chunk = prefill_chunk(self.model.config, len(ids))
         for _ in prefill(self.model, self.ids, self.cache, chunk=chunk, length=len(ids)):
             pass
