@@ -2,8 +2,9 @@
 
     python benchmarks/train_memory.py [--json results/NAME.json]
 
-Twelve settings of random models in float32: LoRA, DoRA and full training, vocabularies of 8,192 to
-122,753, one to eight samples of 256 to 1,024 tokens, layers computed twice (as a CPU trains).
+Sixteen settings of random models in float32: LoRA, DoRA and full training, vocabularies of 8,192 to
+122,753, one to eight samples of 256 to 1,024 tokens, layers computed twice (as a CPU trains);
+MiniCPM5's heads of a width of their own and MiniCPM3's latent attention among them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,28 @@ import report
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.train.lora import LoRAConfig
 
-VOCABULARY = {"small": 8192, "wide": 122753, "demo": 49152, "deep": 32000}
+VOCABULARY = {
+    **{"small": 8192, "wide": 122753, "demo": 49152, "deep": 32000},
+    **{"wide heads": 32000, "latent": 32000},
+}
 SHAPES = {
     "small": (256, 768, 6, 8, 8),
     "wide": (288, 768, 4, 6, 6),
     "demo": (576, 1536, 8, 9, 3),
     "deep": (384, 1024, 12, 6, 6),
+    "wide heads": (512, 1280, 6, 8, 2),
+    "latent": (512, 1280, 6, 8, 8),
 }
 """Hidden, feed-forward, layers, heads, key-value heads."""
+MORE: dict[str, dict[str, Any]] = {
+    "wide heads": {"head_dim": 128, "tie_word_embeddings": False},
+    "latent": {
+        **{"architectures": ["MiniCPM3ForCausalLM"], "rms_norm_eps": 1e-5},
+        **{"q_lora_rank": 256, "kv_lora_rank": 128},
+        **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32},
+    },
+}
+"""What else its config states, by shape."""
 
 SETTINGS: list[tuple[str, dict[str, Any], int, int]] = [
     ("small", {}, 2, 256),
@@ -40,6 +55,10 @@ SETTINGS: list[tuple[str, dict[str, Any], int, int]] = [
     ("deep", {"rank": 64}, 2, 512),
     ("deep", {}, 4, 1024),
     ("deep", {"kind": "full"}, 1, 256),
+    ("wide heads", {}, 2, 512),
+    ("wide heads", {}, 1, 1024),
+    ("latent", {}, 2, 512),
+    ("latent", {}, 1, 1024),
 ]
 """Shape, method, samples, tokens in each."""
 
@@ -80,6 +99,7 @@ def config_of(shape: str) -> Config:
             "scale_emb": 12,
             "scale_depth": 1.4,
             "dim_model_base": 256,
+            **MORE.get(shape, {}),
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import plistlib
 import re
+import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,14 @@ def test_both_languages_give_the_same_commands_code_and_tables(pair: tuple[str, 
         for name in pair
     ]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["finetuning.md", "finetuning_zh.md"])
+def test_what_a_mac_trains_is_what_the_planner_says(name: str) -> None:
+    folder = DOCS.parent / "benchmarks"
+    script = runpy.run_path(str(folder / "training_plans.py"))
+    for table in script["tables"]():
+        assert table in text(name)
 
 
 @pytest.mark.parametrize("name", [english for english, _ in PAIRS])
