@@ -1,9 +1,11 @@
-"""pp512 and tg128 of MiniCPM-2B's shape in 4 bits on a GPU: ours against mlx-lm's Llama.
+"""pp512 and tg128 of a shape in 4 bits on a GPU: ours against mlx-lm's model of that kind.
 
     python benchmarks/gpu.py [--rounds 5] [--shape 2b-shape] [--json results/NAME.json]
 
-Random weights, since none are needed to be fast: no download. Both models are in one process and
-take turns, at 1 and at 8 streams. Runs wherever MLX does (Metal, CUDA, and, slowly, a CPU).
+Random weights, since none are needed to be fast: no download. mlx-lm runs MiniCPM3's shape by its
+minicpm3, all others by its Llama, which is the faster of its two for MiniCPM. Both models are in
+one process and take turns, at 1 and at 8 streams. Runs wherever MLX does (Metal, CUDA, and,
+slowly, a CPU).
 """
 
 from __future__ import annotations
@@ -14,34 +16,6 @@ from typing import Any
 import report
 
 PROMPT, NEW = 512, 128
-
-
-def llama(shape: str) -> Any:
-    """mlx-lm's Llama of that shape, with random 4-bit weights."""
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx_lm.models import llama as module
-
-    from minicpm_mlx import Config, device
-    from minicpm_mlx.bench.shapes import SHAPES
-
-    config = Config.from_dict(SHAPES[shape])
-    arguments = module.ModelArgs(
-        model_type="llama",
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        rms_norm_eps=config.rms_norm_eps,
-        vocab_size=config.vocab_size,
-        tie_word_embeddings=True,
-    )
-    model = module.Model(arguments)
-    model.set_dtype(device.choose_dtype(mx.bfloat16))
-    nn.quantize(model, group_size=64, bits=4)
-    mx.eval(model.parameters())
-    return model
 
 
 def theirs(model: Any, batch: int) -> tuple[float, float]:
@@ -91,14 +65,21 @@ def main() -> None:
     parser.add_argument("--shape", default="2b-shape")
     options = parser.parse_args()
 
-    from minicpm_mlx.bench.shapes import random_model
+    import mlx.core as mx
+    from mlx_lm_models import mlx_lm_model
 
-    mine, llamas = random_model(options.shape), llama(options.shape)
+    from minicpm_mlx import Config, device
+    from minicpm_mlx.bench.shapes import SHAPES, random_model
+
+    mine = random_model(options.shape)
+    config = Config.from_dict(SHAPES[options.shape])
+    dtype = device.choose_dtype(mx.bfloat16)
+    other = mlx_lm_model(config, dtype, "minicpm3" if config.mla else "llama")
     found = report.Report(rounds=options.rounds, shape=options.shape)
     for batch in (1, 8):
         pairs = []
         for number in range(options.rounds + 1):
-            pair = (ours(mine, batch), theirs(llamas, batch))
+            pair = (ours(mine, batch), theirs(other, batch))
             if number:  # the first warms up
                 pairs.append(pair)
         for phase, name in enumerate((f"pp{PROMPT}", f"tg{NEW}")):

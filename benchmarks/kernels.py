@@ -1,10 +1,11 @@
-"""Kernels a GPU runs for one greedy token of MiniCPM-2B in 4 bits: ours, and mlx-lm's two models.
+"""Kernels a GPU runs for one greedy token of each shape in 4 bits: ours, and mlx-lm's models.
 
     python benchmarks/kernels.py [--json results/NAME.json]
 
 Counted, not timed (see minicpm_mlx/bench/kernel_count.py); the same on every machine. The widths
 are small, since only the number of layers and the kind of each matter. mlx-lm's step takes the
-logarithm of the softmax and then the largest, as its generate_step does.
+logarithm of the softmax and then the largest, as its generate_step does. MiniCPM-2B is compared
+with its llama format as well.
 """
 
 from __future__ import annotations
@@ -13,39 +14,35 @@ from collections import Counter
 from typing import Any
 
 import report
+from mlx_lm_models import kind_of, mlx_lm_model
 
-LAYERS = 40
-SHAPE: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": LAYERS,
-    "vocab_size": 512,
-    "rms_norm_eps": 1e-5,
-}
-MUP = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
+from minicpm_mlx import Config
+from minicpm_mlx.bench.shapes import SHAPES
+
+NARROW = {"hidden_size": 256, "intermediate_size": 384, "vocab_size": 1024}
+NARROW |= {"num_attention_heads": 4}
 
 
-def ours() -> Counter[str]:
+def narrow(shape: str) -> dict[str, Any]:
+    """A config of as many layers of the same kinds."""
+    raw = SHAPES[shape] | NARROW
+    raw |= {"num_key_value_heads": 2} if "num_key_value_heads" in raw else {}
+    return raw | ({"q_lora_rank": 192, "kv_lora_rank": 128} if "q_lora_rank" in raw else {})
+
+
+def ours(shape: str = "2b-shape") -> Counter[str]:
     from minicpm_mlx.bench.kernel_count import decode_step
 
-    return decode_step({"architectures": ["MiniCPMForCausalLM"], **SHAPE, **MUP})
+    return decode_step(narrow(shape))
 
 
-def theirs(kind: str) -> Counter[str]:
+def theirs(kind: str, shape: str = "2b-shape") -> Counter[str]:
     import mlx.core as mx
-    import mlx.nn as nn
-    from mlx_lm.models import llama, minicpm
     from mlx_lm.models.cache import make_prompt_cache
 
     from minicpm_mlx.bench.kernel_count import count
 
-    module: Any = {"llama": llama, "minicpm": minicpm}[kind]
-    more = MUP if kind == "minicpm" else {"tie_word_embeddings": True}
-    model = module.Model(module.ModelArgs(model_type=kind, **SHAPE, **more))
-    model.set_dtype(mx.float16)
-    nn.quantize(model, group_size=64, bits=4)
+    model = mlx_lm_model(Config.from_dict(narrow(shape)), mx.float16, kind)
     cache: Any = make_prompt_cache(model)
     mx.eval(model(mx.array([[1, 2, 3]]), cache=cache), [layer.state for layer in cache])
 
@@ -64,17 +61,18 @@ def theirs(kind: str) -> Counter[str]:
 
 def main() -> None:
     options = report.options(__doc__, rounds=1).parse_args()
-    record = report.Report(layers=LAYERS)
-    own = ours()
-    record.add("minicpm-mlx", [sum(own.values())], "kernels")
-    for kind in ("llama", "minicpm"):
-        counted = theirs(kind)
-        record.add(f"mlx-lm {kind}", [sum(counted.values())], "kernels")
-        record.add(
-            f"fewer than {kind}", [100 * (1 - sum(own.values()) / sum(counted.values()))], "%"
-        )
-        print(dict(counted.most_common()))
-    print(dict(own.most_common()))
+    record = report.Report()
+    for shape, raw in SHAPES.items():
+        own = ours(shape)
+        record.add(f"{shape}, minicpm-mlx", [sum(own.values())], "kernels")
+        if shape == "2b-shape":
+            print(dict(own.most_common()))
+        kinds = [] if "num_experts" in raw else [kind_of(Config.from_dict(raw))]
+        for kind in [*kinds, *["llama"] * (shape == "2b-shape")]:
+            counted = theirs(kind, shape)
+            fewer = 100 * (1 - sum(own.values()) / sum(counted.values()))
+            record.add(f"{shape}, mlx-lm {kind}", [sum(counted.values())], "kernels")
+            record.add(f"{shape}, fewer than {kind}", [fewer], "%")
     record.save(options.json)
 
 

@@ -74,7 +74,7 @@ def _count_fast_operations(kernels: Counter[str]) -> Iterator[list[mx.array]]:
         return count_one("RoPE", x, shape=x.shape)
 
     def attention(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:
-        return count_one("Attention", k, v, q, shape=q.shape)
+        return count_one("Attention", k, v, q, shape=(*q.shape[:-1], v.shape[-1]))
 
     def dequantize(w: mx.array, scales: mx.array, biases: Any = None, **options: Any) -> mx.array:
         shape = (*w.shape[:-1], w.shape[-1] * 32 // options["bits"])
