@@ -13,9 +13,13 @@ from minicpm_mlx.cli.chat.conversation import Loading, TerminalChat
 from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.engine import Session, generate
 from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.loading.plan import kept_config
 from minicpm_mlx.model.config import Config
 from minicpm_mlx.model.transformer import Model
-from minicpm_mlx.weights.load import parameters
+from minicpm_mlx.model_cards import Card
+from minicpm_mlx.weights.checkpoint import read_checkpoint, write_checkpoint
+from minicpm_mlx.weights.lazy_ops import dense
+from minicpm_mlx.weights.load import load_model, parameters
 from support.data import CASES, GOLDEN
 
 
@@ -111,17 +115,21 @@ def test_what_cannot_fit_is_refused_with_what_can(
         memory.check_fits(replace(found, available=found.weights))
 
 
-def test_packed_weights_are_planned_as_their_files(
-    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_packed_weights_are_planned_as_they_are_loaded(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "unpack_to", lambda *_: None)
-    config = Config.load(demo_folder)
-    # The demo keeps scales in 32 bits and its embedding in 8: the plan is of the usual 16 and 4.
-    assert (
-        0.5
-        < memory.estimate(config).weights / (demo_folder / "model.safetensors").stat().st_size
-        < 1
-    )
+    checkpoint = read_checkpoint(demo_folder)
+    whole = dense(checkpoint).tensors["model.embed_tokens.weight"]
+    tensors = {n: t for n, t in checkpoint.tensors.items() if "embed_tokens" not in n}
+    tensors["model.embed_tokens.weight"] = whole
+    write_checkpoint(replace(checkpoint, tensors=tensors), tmp_path)
+    for folder in (demo_folder, tmp_path):  # the embedding in 8 bits, or not packed
+        config = kept_config(Card(name="demo", path=folder))
+        assert config is not None
+        held = parameters(load_model(folder, "float16")).values()
+        planned = memory.weight_bytes(config, mx.float16)
+        assert planned == pytest.approx(sum(array.nbytes for array in held), rel=0.001)
 
 
 def test_a_context_is_bounded_by_the_memory_left(

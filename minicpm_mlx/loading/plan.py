@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from ..weights import shards
 from .store import kept_folder
 
 OUTER = ("model.embed_tokens", "lm_head")
-"""Matrices that method exact leaves as they are, where they are not ternary."""
+"""Matrices that GPTQ and AWQ leave as they are, and method exact where they are not ternary."""
 
 
 def kept_config(card: Card) -> Config | None:
@@ -44,7 +45,21 @@ def with_packing(config: Config, card: Card) -> Config:
     if card.bits is not None and card.group_size is not None:
         packing = Quantization(bits=card.bits, group_size=card.group_size)
         return replace(config, quantization=packing, unpacked=OUTER * (card.method == "exact"))
+    if card.size_gb is None:
+        return _as_sibling(config, card)
     return replace(config, quantization=_published_packing(card))
+
+
+def _as_sibling(config: Config, card: Card) -> Config:
+    """Packed as a repository that has no card but holds a carded model in few bits: as many as the
+    tag of a GGUF file names, such as Q8_0, else 4."""
+    named = re.search(r"Q(\d)|F(16|32)", card.tag.upper()) if card.tag else None
+    if named and named[2]:
+        return config
+    bits = int(named[1]) if named else 4
+    packing = Quantization(bits=bits if bits in PACKINGS["affine"][0] else 4, group_size=64)
+    unpacked = OUTER * card.name.upper().endswith(("GPTQ", "AWQ"))
+    return replace(config, quantization=packing, unpacked=unpacked)
 
 
 def _published_packing(card: Card) -> Quantization | None:

@@ -56,6 +56,21 @@ def test_memory_and_what_a_token_reads_are_known_before_the_download(
     assert (found.cost.weights / 1e9, found.cost.cache) == (pytest.approx(read, rel=0.005), cache)
 
 
+@pytest.mark.parametrize(
+    ("form", "weights"),
+    [
+        *[("MLX", 1.42), ("GGUF", 1.42), ("GPTQ", 2.19), ("AWQ", 2.19)],
+        *[("GGUF:Q4_K_M", 1.42), ("GGUF:Q8_0", 2.67), ("GGUF:F16", 5.03)],
+    ],
+)
+def test_the_quantized_forms_of_a_published_model_are_planned_in_their_bits(
+    m3_max: None, form: str, weights: float
+) -> None:
+    needed = memory_needed(resolve(f"openbmb/MiniCPM5-2B-{form}"))
+    assert needed is not None
+    assert needed.weights / 1e9 == pytest.approx(weights, rel=0.01)
+
+
 def test_memory_of_a_repository_without_a_card_is_not_guessed(m3_max: None) -> None:
     assert memory_needed(resolve("someone/something")) is None
 
