@@ -15,13 +15,14 @@ import pytest
 from minicpm_mlx.errors import DataError
 from minicpm_mlx.evals.record import RunRecord
 from minicpm_mlx.evals.report.compare import compare_runs
-from minicpm_mlx.evals.report.published import PUBLISHED
+from minicpm_mlx.evals.report.published import PUBLISHED, mt_bench_score
 from minicpm_mlx.evals.report.statistics import bootstrap, compare, wilson
 from minicpm_mlx.evals.report.summary import Report, report_of
 from minicpm_mlx.evals.report.tables import as_csv, as_markdown, scores_table
 from minicpm_mlx.evals.report.write import write_report
 from minicpm_mlx.evals.settings import ALL, EvalSettings, TaskPart
 from minicpm_mlx.evals.tasks import TASKS
+from minicpm_mlx.model_cards import cards
 
 REPO = "openbmb/MiniCPM-2B-dpo-bf16"
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
@@ -181,6 +182,13 @@ def test_published_scores_stand_beside_the_models_they_are_of(
     assert next(csv.DictReader(io.StringIO(as_csv(report))))["published"] == ""
     if find_spec("matplotlib"):
         assert tmp_path / "report.png" in write_report(report, tmp_path)
+
+
+def test_mt_bench_is_published_of_the_dpo_model_alone() -> None:
+    assert mt_bench_score({"name": "minicpm-2b-dpo", "repo": REPO}) == 7.25
+    assert mt_bench_score({"name": "minicpm-2b-dpo", "repo": REPO, "adapter": "mine"}) is None
+    assert mt_bench_score({"name": "minicpm-2b-sft", "repo": cards()[SFT].repo}) is None
+    assert mt_bench_score({"name": "minicpm-2b-dpo", "repo": None}) is None
 
 
 def test_an_unfinished_part_says_so(tmp_path: Path) -> None:
