@@ -74,7 +74,8 @@ class Card:
     size_gb: float | None = None
     """Download, in 10⁹ bytes, computed from parameters and their width."""
     width: float | None = None
-    """Bytes of a weight in the download, 0.5625 for 4 bits in groups of 64; None: 2, or unknown."""
+    """Bytes of a weight in the download, 0.5625 for 4 bits in groups of 64, 0.625 in groups of 32;
+    None: 2, or unknown."""
     generation: str = "other"
     """One of GENERATIONS."""
     languages: tuple[str, ...] = ()
@@ -137,7 +138,7 @@ _RULES: dict[str, _Rule] = {
     "thinking": (dict, "a table of sampling settings", lambda v: True),
     "licence": _TEXT,
     "size_gb": ((int, float), "more than 0", lambda v: v > 0),
-    "width": ((int, float), "4, 2 or 0.5625", lambda v: v in (4, 2, 0.5625)),
+    "width": ((int, float), "4, 2, 0.625 or 0.5625", lambda v: v in (4, 2, 0.625, 0.5625)),
     "generation": (str, " or ".join(GENERATIONS), lambda v: v in GENERATIONS),
     "languages": (tuple, "a list of codes, such as en", lambda v: all(map(_is_language, v))),
     "shape": (str, "a shape of the benchmarks", bool),

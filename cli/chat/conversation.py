@@ -16,7 +16,7 @@ from minicpm_mlx.loading.store import is_kept
 
 from ..options import advise_without_template
 from ..render.spinner import SpinnerStream
-from ..render.texts import CONTROLS, Texts, printable
+from ..render.texts import CONTROLS, Texts, gigabytes, printable
 from ..render.theme import console
 from . import keyboard
 from .autosave import AutoSave
@@ -370,7 +370,7 @@ def offer(card: Card, texts: Texts) -> Iterator[str]:
     from minicpm_mlx.bench.forecast import forecast
 
     found = forecast(card)
-    yield texts("absent", model=card.name, gb=f"{found.download / 1e9:.2g}")
+    yield texts("absent", model=card.name, gb=gigabytes(found.download))
     memory, free = (f"{size / 1e9:.1f}" for size in (found.memory, found.available))
     speed = f"{found.speed:.2g}" if found.speed < 10 else f"{found.speed:.0f}"
     yield texts("fits" if found.fits else "too_big", memory=memory, free=free, speed=speed)

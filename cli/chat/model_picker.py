@@ -13,7 +13,7 @@ from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import Card, cards
 
 from ..options import DEFAULT_MODEL
-from ..render.texts import Texts
+from ..render.texts import Texts, gigabytes
 from ..render.theme import console
 from ..render.wrap import wrap
 from ..streams import ask
@@ -60,7 +60,7 @@ def find_or_pick(texts: Texts) -> str | None:
             return choice.card.name
         try:
             if choice.card.repo is not None:
-                size = f"{choice.forecast.download / 1e9:.2g}"
+                size = gigabytes(choice.forecast.download)
                 print(texts("absent", model=choice.card.name, gb=size), flush=True)
             folder_of(choice.card)
         except MiniCPMError as error:
@@ -205,7 +205,7 @@ def _cells(choice: Choice, texts: Texts) -> Iterator[str]:
     """Name, download, memory, speed and languages; empty what is not known."""
     found = choice.forecast
     yield choice.card.name
-    yield texts("pick.here") if choice.here else f"{found.download / 1e9:.2g} GB"
+    yield texts("pick.here") if choice.here else f"{gigabytes(found.download)} GB"
     yield texts("pick.fits" if found.fits else "pick.too_big", memory=f"{found.memory / 1e9:.1f}")
     speed = found.expected_speed
     yield "" if speed is None else texts("pick.tps", speed=f"{speed:.0f}")

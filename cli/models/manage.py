@@ -206,7 +206,7 @@ def show(model: Name, as_json: options.Json = False) -> None:
             pairs = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
             table.add_row(key, ", ".join(pairs))
         elif not isinstance(value, (dict, tuple, list)) or key in ("eos", "eos_token_ids"):
-            missing = "not converted yet" if card.path else "not downloaded"
+            missing = "not downloaded" if card.repo else "not converted yet"
             shown = _shown(value) if key.endswith("_bytes") else str(value)
             shown = missing if value is None else shown
             table.add_row(key.removesuffix("_bytes"), Wrapped(shown) if key == "note" else shown)
@@ -247,9 +247,10 @@ def _card_of_copy(model: str, named: list[Path]) -> Card | None:
     path = Path(model).expanduser().absolute()
     if named:
         return Card(name=model, path=path)
+    if path.suffix.lower() != ".gguf" or path.exists():
+        return None
     gone = Card(name=path.stem, path=path)
-    is_gone = path.suffix.lower() == ".gguf" and not path.exists()
-    return gone if is_gone and made_folders(gone) else None
+    return gone if made_folders(gone) else None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

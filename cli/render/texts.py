@@ -308,6 +308,11 @@ def size_text(count: int) -> str:
     return f"{count} B"
 
 
+def gigabytes(size: int) -> str:
+    """A download's size in 10⁹ bytes, as `list` shows it; of a tiny one its first digits."""
+    return f"{size / 1e9:.1f}" if size >= 1e8 else f"{size / 1e9:.2g}"
+
+
 class Texts:
     """Looks texts up in one language, by default that of the locale."""
 

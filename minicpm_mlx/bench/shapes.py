@@ -101,6 +101,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 32,
         "rms_norm_eps": 1e-5,
     },
+    "demo-shape": {
+        **COMMON,
+        "max_position_embeddings": 8192,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 30,
+        "vocab_size": 49152,
+    },
 }
 """Config by name; measurements may exceed the trained context."""
 

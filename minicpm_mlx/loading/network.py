@@ -41,14 +41,20 @@ def check_settings(variable: str) -> None:
             f"{variable} is {address}; expected an address such as {_EXAMPLES[variable]}"
         )
     for kind, address in proxies().items():
-        name, scheme = f"{kind.upper()}_PROXY", address.partition("://")[0]
-        if "://" in address and not _is_address(address, PROXIES):
+        name, scheme = f"{kind.upper()}_PROXY", _scheme(address)
+        if not _is_address(address if scheme else f"http://{address}", PROXIES):
             raise DownloadError(
-                f"{name} ({scheme}://…) is no proxy that can be used; expected "
+                f"{name}{f' ({scheme}…)' if scheme else ''} is no proxy that can be used; expected "
                 f"{', '.join(PROXIES)}, host and port, such as socks5h://127.0.0.1:1080"
             )
         if scheme.startswith("socks") and find_spec("socksio") is None:
             raise MissingPackageError(f"{name} is a SOCKS proxy, which needs: pip install socksio")
+
+
+def _scheme(address: str) -> str:
+    """What an address begins with, such as `http://`; empty where there is no scheme."""
+    scheme, mark, _ = address.partition("://")
+    return scheme + mark if mark else ""
 
 
 def _is_address(address: str, schemes: Collection[str]) -> bool:

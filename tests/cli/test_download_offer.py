@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_the_quantized_forms_of_a_published_model_are_planned_in_their_bits(
     assert needed.weights / 1e9 == pytest.approx(weights, rel=0.01)
 
 
+def test_memory_of_the_demo_is_known_before_its_first_chat(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = memory_needed(replace(resolve("demo"), package=None, path=demo_folder))
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
+    needed = memory_needed(resolve("demo"))
+    assert kept is not None
+    assert needed is not None
+    assert needed.total == pytest.approx(kept.total, rel=0.05)
+    assert forecast(resolve("demo")).memory == needed.total
+
+
 def test_memory_of_a_repository_without_a_card_is_not_guessed(m3_max: None) -> None:
     assert memory_needed(resolve("someone/something")) is None
 
@@ -85,6 +98,7 @@ def test_the_offer_says_size_memory_and_speed_in_both_languages(
         f"It fits: 3.1 GB of memory, 20.0 GB are free. To expect here: about {speed} tok/s."
     )
     assert "3.1 GB，空闲 20.0 GB" in list(offer(CARD, Texts("zh")))[1]
+    assert "16.4 GB" in next(iter(offer(cards()["minicpm4-8b"], Texts("en"))))  # as `list` says
     monkeypatch.setattr(device, "available_memory", lambda: 1_000_000_000)
     assert "does not fit: it takes 3.1 GB" in list(offer(CARD, Texts("en")))[1]
 

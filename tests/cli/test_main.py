@@ -166,12 +166,16 @@ def test_list_here_says_in_a_line_that_nothing_is_here(
     assert len(err.splitlines()) == 1
 
 
-def test_show_of_a_card_that_is_not_here_prints_its_facts(cli: Cli) -> None:
+def test_show_of_a_card_that_is_not_here_prints_its_facts(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("minicpm-2b-sft", cards()["minicpm-2b-sft"].repo):
         status, out, err = cli("show", str(name))
         assert (status, err) == (0, "")
         assert "licence" in out
         assert "not downloaded" in out
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path))
+    assert "not converted yet" in cli("show", "demo")[1]  # its package brings it
     _, out, _ = cli("show", "minicpm5-1b")
     shown = [line.split()[0] for line in out.splitlines()]
     assert not {"offer", "shape", "width", "note_zh"} & {*shown}

@@ -108,7 +108,8 @@ def test_the_list_fits_the_terminal(
             assert lines[at].startswith(f"> {selected + 1} {choice.card.name}")
             text = " ".join(line.strip() for line in lines)
             speed = f"{choice.forecast.expected_speed:.0f}"
-            for fact in (speed, f"{choice.forecast.memory / 1e9:.1f} GB"):
+            sizes = [choice.forecast.memory, *[choice.forecast.download] * (not choice.here)]
+            for fact in (speed, *(f"{size / 1e9:.1f} GB" for size in sizes)):  # as in `list`
                 assert fact in text
             assert ("too big" in text or "不够" in text) or width < 79
 

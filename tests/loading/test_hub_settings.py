@@ -52,7 +52,17 @@ def test_an_address_that_is_none_is_named(
 
 @pytest.mark.parametrize("fetch", FETCHES)
 @pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
-@pytest.mark.parametrize("address", ["socks://me:secret@127.0.0.1:1", "socks5h://", "http://h:x"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "socks://me:secret@127.0.0.1:1",
+        "socks5h://",
+        "http://h:x",
+        "me:secret@h:x",
+        ":::",
+        "h:99999",
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_named_without_its_password(
     hub_server: Hub,
     monkeypatch: pytest.MonkeyPatch,

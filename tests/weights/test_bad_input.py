@@ -105,6 +105,7 @@ def test_the_undamaged_folder_generates(
         (("chat",), "--model demo"),
         (("rm", "minicpm-2b-dpo", "--yes"), "nothing to delete"),
         (("rm", str(GOLDEN), "--yes"), "your own"),
+        (("rm", "/", "--yes"), "your own"),
     ],
 )
 def test_a_model_that_is_not_here_is_named_with_what_to_do(
