@@ -12,10 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engine import WIDTH, Batch, LanguageModel, Sampling
+from ..engine import WIDTH, Batch, Grammar, LanguageModel, Sampling
 from ..engine.batching.prefix_cache import common_prefix_length, slice_cache
 from ..engine.session import prefill
 from ..memory import prefill_chunk
+from ..text.thinking import ThinkingForm
 from ..text.tokenizer import Tokenizer
 from .outputs import Completion, Piece, Stats, Transcript, collect
 
@@ -35,6 +36,12 @@ class BatchRequest:
     """Strings that end the text before them."""
     continues: bool = False
     """The prompt is text that the reply continues, so that a space may come first."""
+    grammar: Grammar | None = None
+    """Constrains the reply."""
+    thinking: ThinkingForm | None = None
+    """Tells thoughts from the answer."""
+    in_thought: bool = False
+    """The reply begins within a thought."""
     early_stop: Callable[[str], bool] | None = None
     """Called with the text so far; True ends the reply as a stop string does."""
 
@@ -72,6 +79,7 @@ class _Stream:
             prompt_tokens=len(self.request.ids),
             cached_tokens=self.cached,
             completion_tokens=self.transcript.count,
+            thinking_tokens=self.transcript.thinking_count,
             start=self.start,
             first=self.first,
         )
@@ -116,11 +124,18 @@ def replies(
                     sampling=request.sampling,
                     eos=tokenizer.eos_ids,
                     cache=cache,
+                    grammar=request.grammar,
                 )
                 streams[number] = _Stream(
                     index,
                     request,
-                    Transcript(tokenizer, request.stops, continues=request.continues),
+                    Transcript(
+                        tokenizer,
+                        request.stops,
+                        continues=request.continues,
+                        thinking=request.thinking,
+                        in_thought=request.in_thought,
+                    ),
                     time.perf_counter(),
                     cache[0].offset if cache else 0,
                 )

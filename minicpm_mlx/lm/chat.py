@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..arguments import at_least_one, shown, whole
 from ..engine import Sampling, Session
 from ..errors import ContextLengthError, InvalidArgumentError
+from ..text.chat_prompt import ChatPrompt
 from .lm import LM
-from .outputs import Piece, stop_list
+from .outputs import Piece, reply_message, stop_list
 
 OVERFLOW = ("stop", "slide")
 
@@ -32,8 +34,12 @@ class Chat:
     max_tokens: int | None = None
     """Longest reply; None: as far as the context goes."""
     stop: Sequence[str] = ()
-    """Strings that end a reply."""
-    messages: list[dict[str, str]] = field(default_factory=list)
+    """Strings that end an answer."""
+    think: bool | None = None
+    """Whether the model thinks before it answers; None leaves it to the chat template."""
+    think_tokens: int | None = None
+    """Longest thought, in tokens; None: no limit."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
     """The turns so far, without the system text."""
     context: int | None = None
     """Limit of prompt and reply together, in tokens, if lower than the model's; it bounds the
@@ -130,42 +136,46 @@ class Chat:
         """`forgotten` once message `index` is removed; 0 if it had displaced all earlier ones."""
         return self.forgotten if self.forgotten < index else 0
 
-    def _turn(self, messages: list[dict[str, str]], forgotten: int) -> Generator[Piece, None, None]:
+    def _turn(self, messages: list[dict[str, Any]], forgotten: int) -> Generator[Piece, None, None]:
         before = list(self.messages), self.forgotten
         self.messages[:], self.forgotten = messages, forgotten
-        texts: list[str] = []
+        texts, thoughts = list[str](), list[str]()
         try:
-            ids = self._fit()
-            room = self.context_length - len(ids)
-            template = self.lm.tokenizer.template
+            prompt = self._fit()
+            room = self.context_length - len(prompt.ids)
             pieces = self.lm.stream(
-                ids,
+                prompt,
                 max_tokens=room if self.max_tokens is None else min(self.max_tokens, room),
-                sampling=self._sampling(),
-                stop=[*stop_list(self.stop), *(template.stop_strings if template else ())],
+                sampling=self._sampling(prompt),
+                stop=self.stop,
                 session=self.session,
+                think_tokens=self.think_tokens,
             )
             with closing(pieces):
                 for piece in pieces:
                     texts.append(piece.text)
+                    thoughts.append(piece.thinking)
                     yield piece
         finally:
-            if any(texts):
-                self.messages.append({"role": "assistant", "content": "".join(texts)})
+            if any(texts) or any(thoughts):
+                self.messages.append(reply_message("".join(texts), "".join(thoughts)))
             else:
                 self.messages[:], self.forgotten = before
 
-    def _fit(self) -> list[int]:
-        """The prompt's ids, after dropping old turns where necessary."""
+    def _fit(self) -> ChatPrompt:
+        """The prompt, after dropping old turns where necessary."""
         limit = self.context_length
-        ids = self.lm.encode(self._prompt())
-        if self.on_overflow == "slide" and limit - len(ids) < limit // 8:
+        prompt = self._encoded()
+        if self.on_overflow == "slide" and limit - len(prompt.ids) < limit // 8:
             # More than necessary, since the rest must then be read again: not with every turn.
-            while limit - len(ids) < limit // 3 and self._slide():
-                ids = self.lm.encode(self._prompt())
-        if len(ids) >= limit:
-            raise ContextLengthError(self._too_long(len(ids)))
-        return ids
+            while limit - len(prompt.ids) < limit // 3 and self._slide():
+                prompt = self._encoded()
+        if len(prompt.ids) >= limit:
+            raise ContextLengthError(self._too_long(len(prompt.ids)))
+        return prompt
+
+    def _encoded(self) -> ChatPrompt:
+        return self.lm.chat_prompt(self._prompt(), self.think)
 
     def _too_long(self, count: int) -> str:
         """The message for a prompt of `count` tokens, which names what is to be shortened."""
@@ -191,15 +201,15 @@ class Chat:
             self.forgotten = questions[0]
         return bool(questions)
 
-    def _system(self) -> list[dict[str, str]]:
+    def _system(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def _prompt(self) -> list[dict[str, str]]:
+    def _prompt(self) -> list[dict[str, Any]]:
         return self._system() + self.messages[self.forgotten :]
 
-    def _sampling(self) -> Sampling:
+    def _sampling(self, prompt: ChatPrompt) -> Sampling:
         """The sampling, with another seed for each retry, so that the reply differs."""
-        sampling = self.lm.sampling if self.sampling is None else self.sampling
+        sampling = self.sampling or self.lm.default_sampling(prompt)
         if sampling.seed is None or not self._retries:
             return sampling
         return replace(sampling, seed=(sampling.seed + self._retries) % 2**64)

@@ -26,14 +26,16 @@ from ..model.config import Config
 from ..model.fused import FusedModel
 from ..model.transformer import Model
 from ..model_cards import Card
+from ..text.chat_prompt import ChatPrompt, chat_prompt
 from ..text.tokenizer import Tokenizer
 from .batch import BatchRequest, replies
 from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list
+from .thinking_grammar import thinking_grammar
 
-Message = Mapping[str, str]
-"""{"role": "user", "content": "..."}"""
+Message = Mapping[str, Any]
+"""{"role": "user", "content": "..."}; in a reply's, `reasoning_content` is its thought."""
 
-Prompt = str | Sequence[int] | Sequence[Message]
+Prompt = str | Sequence[int] | Sequence[Message] | ChatPrompt
 """Text to continue, token ids to continue, or a conversation to answer."""
 
 
@@ -46,6 +48,8 @@ class LM:
     card: Card
     sampling: Sampling
     """The default: the card's, or that of the folder's generation_config.json."""
+    thinking_sampling: Sampling | None = None
+    """The default for replies that begin with a thought, where the card has another."""
     folder: Path | None = None
     """Where it was loaded from."""
     read_adapter: Callable[[Path], Adapter] = field(kw_only=True, repr=False)
@@ -93,13 +97,27 @@ class LM:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; messages are formatted by the chat template."""
+        return self.chat_prompt(prompt).ids
+
+    def chat_prompt(self, prompt: Prompt, think: bool | None = None, **options: Any) -> ChatPrompt:
+        """The prompt as the model reads it; messages are formatted by the chat template.
+
+        `think` and the other `options` (`tools`, `continues`, `variables`) are those of
+        `text.chat_prompt`, and are for messages alone.
+        """
+        if not isinstance(prompt, str | ChatPrompt):
+            expected = "text, a list of token ids or a list of messages"
+            items = listed("a prompt", prompt, expected, lambda i: is_message(i) or is_whole(i))
+            if any(map(is_message, items)):
+                return chat_prompt(self.tokenizer, items, think=think, **options)
+        for name, value in {"think": think, **options}.items():
+            if value is not None:
+                raise InvalidArgumentError("goes with a list of messages", field=name)
+        if isinstance(prompt, ChatPrompt):
+            return prompt
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        expected = "text, a list of token ids or a list of messages"
-        items = listed("a prompt", prompt, expected, lambda i: is_message(i) or is_whole(i))
-        if any(map(is_message, items)):
-            return self.tokenizer.chat_ids(items)
-        return [whole("a token id", item) for item in items]
+            return ChatPrompt(ids=self.tokenizer.encode(prompt))
+        return ChatPrompt(ids=[whole("a token id", item) for item in items])
 
     def stream(
         self,
@@ -111,18 +129,26 @@ class LM:
         session: Session | None = None,
         speculate: bool = True,
         grammar: Grammar | None = None,
+        think: bool | None = None,
+        think_tokens: int | None = None,
     ) -> Generator[Piece, None, None]:
         """Continue text or ids, or answer messages, a piece at a time.
 
-        `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the text
+        `max_tokens` None: as far as the context goes. Any of the strings in `stop` ends the answer
         before it. `session` keeps the cache from one call to the next. `speculate` False turns off
         speculative decoding (prompt lookup, or `draft`), which changes only the speed. `grammar`
-        constrains the reply (see `structured.grammar.grammar_of`) and cannot be used again.
+        constrains the answer (see `structured.grammar.grammar_of`) and cannot be used again.
+
+        `think` has the model think before it answers messages, or not; None leaves it to the chat
+        template. A thought of `think_tokens` is ended, and the answer follows.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")
         """
-        ids, limit, stops = self._prepare(prompt, max_tokens, stop)
+        asked = self._prepare(
+            prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, think=think
+        )
+        chat, ids = asked.chat, asked.chat.ids
         session = self.session() if session is None else session
         vocabulary, draft = self.tokenizer.vocab_size, self.draft
         drafter = DraftModel(draft.model, vocabulary) if draft else PromptLookup()
@@ -130,17 +156,23 @@ class LM:
         tokens = generate(
             self.model,
             ids,
-            max_tokens=limit,
-            sampling=self.sampling if sampling is None else sampling,
+            max_tokens=asked.max_tokens,
+            sampling=asked.sampling,
             eos=self.tokenizer.eos_ids,
             session=session,
             vocab_size=vocabulary,
             speculation=speculation,
-            grammar=grammar,
+            grammar=thinking_grammar(self.tokenizer, chat, think_tokens, grammar),
         )
         # A form may be followed with a space in front, which does not belong to it.
         continues = isinstance(prompt, str) and grammar is None
-        transcript = Transcript(self.tokenizer, stops, continues=continues)
+        transcript = Transcript(
+            self.tokenizer,
+            asked.stops,
+            continues=continues,
+            thinking=chat.thinking,
+            in_thought=chat.in_thought,
+        )
         return self._pieces(tokens, ids, transcript, session.common(ids), speculation)
 
     def note_length(self, tokens: int) -> None:
@@ -151,23 +183,34 @@ class LM:
             call()
 
     def _prepare(
-        self, prompt: Prompt, max_tokens: int | None, stop: Sequence[str]
-    ) -> tuple[list[int], int, list[str]]:
-        """The prompt's ids, the limit of its reply, and its stop strings."""
-        ids = self.encode(prompt)
-        self.note_length(len(ids))
-        room = self.context_length - len(ids)
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        stop: Sequence[str],
+        think: bool | None,
+    ) -> _Asked:
+        """What is asked for, checked; without `sampling` the model's default for it."""
+        chat = self.chat_prompt(prompt, think)
+        self.note_length(len(chat.ids))
+        room = self.context_length - len(chat.ids)
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and the context is {self.context_length}; "
+                f"the prompt has {len(chat.ids)} tokens and the context is {self.context_length}; "
                 "shorten it to leave room for a reply"
             )
         limit = room if max_tokens is None else at_least_one("max_tokens", max_tokens)
-        stops = stop_list(stop)
-        is_chat = not isinstance(prompt, str) and any(map(is_message, prompt))
-        if is_chat and self.tokenizer.template:
-            stops.extend(self.tokenizer.template.stop_strings)
-        return ids, min(limit, room), stops
+        return _Asked(
+            chat=chat,
+            max_tokens=min(limit, room),
+            sampling=self.default_sampling(chat) if sampling is None else sampling,
+            stops=[*stop_list(stop), *chat.stops],
+        )
+
+    def default_sampling(self, prompt: ChatPrompt) -> Sampling:
+        """The model's own sampling for a prompt."""
+        return (self.thinking_sampling if prompt.in_thought else None) or self.sampling
 
     def _pieces(
         self,
@@ -192,6 +235,7 @@ class LM:
             prompt_tokens=len(prompt),
             cached_tokens=cached,
             completion_tokens=transcript.count,
+            thinking_tokens=transcript.thinking_count,
             start=start,
             first=first,
             passes=speculation.passes,
@@ -208,6 +252,8 @@ class LM:
         session: Session | None = None,
         speculate: bool = True,
         grammar: Grammar | None = None,
+        think: bool | None = None,
+        think_tokens: int | None = None,
     ) -> Completion:
         """The whole reply that `stream` yields, with the same options.
 
@@ -221,6 +267,8 @@ class LM:
             session=session,
             speculate=speculate,
             grammar=grammar,
+            think=think,
+            think_tokens=think_tokens,
         )
         return collect(pieces)
 
@@ -232,6 +280,8 @@ class LM:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         width: int = WIDTH,
+        think: bool | None = None,
+        think_tokens: int | None = None,
     ) -> list[Completion]:
         """`generate` for many prompts, `width` at a time; the replies in order.
 
@@ -240,17 +290,23 @@ class LM:
 
             lm.generate_batch(["1 + 1 =", "The capital of France is"], max_tokens=8)
         """
-        sampling = self.sampling if sampling is None else sampling
         requests = [
             BatchRequest(
-                ids=ids,
-                max_tokens=limit,
-                sampling=sampling,
-                stops=stops,
+                ids=asked.chat.ids,
+                max_tokens=asked.max_tokens,
+                sampling=asked.sampling,
+                stops=asked.stops,
                 continues=isinstance(prompt, str),
+                grammar=thinking_grammar(self.tokenizer, asked.chat, think_tokens),
+                thinking=asked.chat.thinking,
+                in_thought=asked.chat.in_thought,
             )
             for prompt in prompts
-            for ids, limit, stops in [self._prepare(prompt, max_tokens, stop)]
+            for asked in [
+                self._prepare(
+                    prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, think=think
+                )
+            ]
         ]
         width = at_least_one("width", width)
         completions = dict(replies(self.model, self.tokenizer, requests, width))
@@ -267,8 +323,10 @@ class LM:
         do_sample: bool = True,
         num_beams: int = 1,
         stop: Sequence[str] = (),
+        think: bool | None = None,
+        think_tokens: int | None = None,
         **sampling: Any,
-    ) -> tuple[str, list[dict[str, str]]]:
+    ) -> tuple[str, list[dict[str, Any]]]:
         """Answer `query`; the reply, and the history to give with the next one.
 
         Sampling is given by name (temperature, top_p, top_k, min_p, repetition_penalty, seed);
@@ -291,26 +349,28 @@ class LM:
         expected = "a list of messages, as chat returns"
         turns = [] if past is None else listed("history", past, expected, is_message)
         messages = [*map(dict, turns), {"role": role, "content": text}]
+        prompt = self.chat_prompt(messages, think)
         # Taken out while in use, so that a chat on another thread makes its own.
         session, self._session = self._session or self.session(), None
         completion = self.generate(
-            messages,
-            max_tokens=self._max_tokens(messages, max_length, max_tokens),
-            sampling=sampling_with(self.sampling, do_sample=do_sample, **sampling),
+            prompt,
+            max_tokens=self._max_tokens(prompt, max_length, max_tokens),
+            sampling=sampling_with(self.default_sampling(prompt), do_sample=do_sample, **sampling),
             stop=stop,
             session=session,
+            think_tokens=think_tokens,
         )
         self._session = session
-        messages.append({"role": "assistant", "content": completion.text})
+        messages.append(completion.message())
         return completion.text, messages
 
     def _max_tokens(
-        self, messages: Sequence[Message], max_length: int | None, max_tokens: int | None
+        self, prompt: ChatPrompt, max_length: int | None, max_tokens: int | None
     ) -> int | None:
         """The stricter of both limits, in tokens of the reply."""
         if max_length is None:
             return max_tokens
-        length = len(self.encode(messages))
+        length = len(prompt.ids)
         room = whole("max_length", max_length) - length
         if room < 1:
             raise InvalidArgumentError(
@@ -318,6 +378,16 @@ class LM:
                 "raise it to leave room for a reply"
             )
         return room if max_tokens is None else min(room, at_least_one("max_tokens", max_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What one call asks for."""
+
+    chat: ChatPrompt
+    max_tokens: int
+    sampling: Sampling
+    stops: list[str]
 
 
 def is_message(item: object) -> bool:

@@ -6,10 +6,12 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
 from ..arguments import listed
+from ..text.thinking import Phase, ThinkingForm, ThoughtReader, overlap
 from ..text.tokenizer import Tokenizer
 
 
@@ -23,6 +25,8 @@ class Stats:
     """How many of them were in the cache already."""
     completion_tokens: int
     """Tokens of the reply."""
+    thinking_tokens: int = 0
+    """How many of them were the thought, with its marks."""
     ttft: float
     """Seconds to the first token."""
     seconds: float
@@ -39,6 +43,7 @@ class Stats:
         prompt_tokens: int,
         cached_tokens: int,
         completion_tokens: int,
+        thinking_tokens: int = 0,
         start: float,
         first: float,
         passes: int | None = None,
@@ -52,6 +57,7 @@ class Stats:
             prompt_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             completion_tokens=completion_tokens,
+            thinking_tokens=thinking_tokens,
             ttft=(first or now) - start,
             seconds=now - start,
             passes=max(completion_tokens - 1, 0) if passes is None else passes,
@@ -75,12 +81,21 @@ class Piece:
     """The next bit of a reply; the last one has a finish_reason and stats."""
 
     text: str
-    """Text that is certain: whole characters, and no part of a stop string."""
+    """Text of the answer that is certain: whole characters, and no part of a stop string."""
+    thinking: str = ""
+    """Text of the thought before it."""
     token_ids: tuple[int, ...] = ()
     """Tokens read since the last piece, end of text not counted."""
     finish_reason: str | None = None
     """"stop" (the model ended, or a stop string came) or "length"."""
+    in_thought: bool = False
+    """In the last piece: the reply ended before its answer began."""
     stats: Stats | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "thinking" or "answer"."""
+        return "thinking" if self.thinking else "answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +103,34 @@ class Completion:
     """A whole reply."""
 
     text: str
+    """The answer."""
+    thinking: str = ""
+    """The thought before it."""
     token_ids: tuple[int, ...]
     """Its tokens, end of text not counted; a stop string cuts the text but not these."""
     finish_reason: str
     """"stop" (the model ended, or a stop string came) or "length"."""
+    in_thought: bool = False
+    """The reply ended before its answer began."""
     stats: Stats
+
+    def message(self) -> dict[str, Any]:
+        """The reply as a message of the conversation."""
+        return reply_message(self.text, self.thinking)
+
+
+def reply_message(text: str, thinking: str = "") -> dict[str, Any]:
+    """A reply as a message; chat templates take its thought, if it has one, apart."""
+    message = {"role": "assistant", "content": text}
+    return message | {"reasoning_content": thinking} if thinking else message
 
 
 class Transcript:
     """Decodes the tokens of a reply up to its end.
 
     A stop string may name special tokens, which the text leaves out: it is found where they come.
-    With `continues` the reply begins in the prompt, so that a space may come first.
+    With `continues` the reply begins in the prompt, so that a space may come first. With
+    `thinking` thoughts are told from the answer, in which alone stop strings are looked for.
     """
 
     def __init__(
@@ -110,6 +141,8 @@ class Transcript:
         eos: Collection[int] | None = None,
         skip_special: bool = True,
         continues: bool = False,
+        thinking: ThinkingForm | None = None,
+        in_thought: bool = False,
     ):
         self.eos = tokenizer.eos_ids if eos is None else eos
         special = tokenizer.special_tokens if stops else {}
@@ -120,6 +153,9 @@ class Transcript:
         """Characters for the special tokens inside longer stop strings, by name."""
         self.mark_of = {special[name]: mark for name, mark in self.marks.items()}
         self.text = StopStrings(stops, self.marks)
+        self.thoughts = ThoughtReader(thinking, is_open=in_thought) if thinking else None
+        self.thinking_count = 0
+        """Tokens of thoughts, with their marks."""
         self.count = 0
         """Tokens, end of text not counted."""
         self.ended = False
@@ -134,30 +170,65 @@ class Transcript:
             self.ended = True
             return Piece(text="")
         self.count += 1
-        text = self.text.add(self.decoder.add(token) + self.mark_of.get(token, ""))
+        thinking, text = self._read(token)
+        text = self.text.add(text)
         self.stopped_by = self.text.found
         self.ended = self.text.found is not None
-        return Piece(text=text, token_ids=(token,))
+        return Piece(text=text, thinking=thinking, token_ids=(token,))
+
+    def _read(self, token: int) -> tuple[str, str]:
+        """What a token adds to the thought and to the answer."""
+        reader = self.thoughts
+        if reader is None:
+            return "", self.decoder.add(token) + self.mark_of.get(token, "")
+        was_thinking = self.in_thought
+        if reader.is_mark(token):
+            thinking, text = self._add(self.decoder.finish())
+            text += reader.mark(token)
+        else:
+            thinking, text = self._add(self.decoder.add(token) + self.mark_of.get(token, ""))
+        self.thinking_count += was_thinking or self.in_thought
+        return thinking, text
+
+    def _add(self, text: str) -> tuple[str, str]:
+        return self.thoughts.add(text) if self.thoughts and text else ("", text)
+
+    @property
+    def in_thought(self) -> bool:
+        """Whether the thought has begun and not ended."""
+        return self.thoughts is not None and self.thoughts.phase is Phase.THINKING
 
     def finish(self, stats: Stats) -> Piece:
         """The last piece: what was held back, without the bytes of an incomplete character."""
-        rest = "" if self.text.found else self.text.finish()
-        return Piece(text=rest, finish_reason="stop" if self.ended else "length", stats=stats)
+        in_thought = self.in_thought
+        thinking, text = self.thoughts.finish() if self.thoughts else ("", "")
+        rest = "" if self.text.found else self.text.add(text) + self.text.finish()
+        return Piece(
+            text=rest,
+            thinking=thinking,
+            finish_reason="stop" if self.ended else "length",
+            in_thought=in_thought,
+            stats=stats,
+        )
 
 
 def collect(pieces: Iterable[Piece]) -> Completion:
     """Join the pieces of a stream."""
     texts: list[str] = []
+    thoughts: list[str] = []
     ids: list[int] = []
     for piece in pieces:
         texts.append(piece.text)
+        thoughts.append(piece.thinking)
         ids.extend(piece.token_ids)
     assert piece.finish_reason is not None
     assert piece.stats is not None
     return Completion(
         text="".join(texts),
+        thinking="".join(thoughts),
         token_ids=tuple(ids),
         finish_reason=piece.finish_reason,
+        in_thought=piece.in_thought,
         stats=piece.stats,
     )
 
@@ -219,9 +290,3 @@ def _marks(stops: Sequence[str], special: Iterable[str]) -> dict[str, str]:
     """
     names = [name for name in special if any(name in stop and name != stop for stop in stops)]
     return {name: chr(0xD800 + number) for number, name in enumerate(names)}
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    sizes = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((size for size in sizes if stop.startswith(text[-size:])), 0)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import device as devices
 from ..distributed import collectives
@@ -118,13 +119,23 @@ def _load_folder(
     config = Config.load(folder)
     tokenizer = tokenizer_of(card, folder, config.vocab_size)
     model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
-    sampling, shared = _default_sampling(card, folder), shard and collectives.size() > 1
-    read = partial(load_adapter, config=config, card=card)
-    return LM(model, tokenizer, card, sampling, folder, sharded=shared, read_adapter=read)
+    stated, shared = card.sampling or read_sampling(folder), shard and collectives.size() > 1
+    sampling = _default_sampling(folder, stated)
+    thinking = _default_sampling(folder, {**stated, **card.thinking}) if card.thinking else None
+    return LM(
+        model,
+        tokenizer,
+        card,
+        sampling,
+        thinking,
+        folder,
+        sharded=shared,
+        read_adapter=partial(load_adapter, config=config, card=card),
+    )
 
 
-def _default_sampling(card: Card, folder: Path) -> Sampling:
+def _default_sampling(folder: Path, stated: Mapping[str, Any]) -> Sampling:
     try:
-        return Sampling(**(card.sampling or read_sampling(folder)))
+        return Sampling(**stated)
     except InvalidArgumentError as error:
         raise ConfigError(f"{folder / FILE}: {error}") from None

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..engine import Grammar
-from ..lm.outputs import overlap
 from ..lm.structured.closed_schema import closed
+from ..text.thinking import overlap
 from .http.api_error import ApiError, unsupported
 from .http.schema import Body
 from .http.streaming import new_id

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, NoReturn
 
+from ..arguments import shown
 from ..errors import TemplateError
 from .messages import prepare_messages
 
@@ -37,6 +38,16 @@ BUILTIN = {"minicpm": MINICPM, "chatml": CHATML}
 
 # Markers that are ordinary text to the tokenizer, so that no end token stops the model there.
 _PLAIN_MARKERS = ("<用户>", "<AI>")
+
+_OWN_VARIABLES = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    *("raise_exception", "strftime_now"),
+)
 
 _MAX_CHARACTERS = 2**24  # of one prompt: far above any context, far below what hurts
 
@@ -68,30 +79,38 @@ class Template:
         """Markers of the template that are not special tokens, and so must end a reply."""
         return tuple(marker for marker in _PLAIN_MARKERS if marker in self.source)
 
-    @cached_property
+    @property
     def takes_tools(self) -> bool:
         """Whether the template uses `tools`."""
+        return "tools" in self.variables
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template uses and does not set."""
         from jinja2 import TemplateError as BrokenTemplate
         from jinja2 import meta
 
         environment = _environment()
         try:
-            return "tools" in meta.find_undeclared_variables(environment.parse(self.source))
+            return frozenset(meta.find_undeclared_variables(environment.parse(self.source)))
         except (BrokenTemplate, RecursionError):
-            return False
+            return frozenset()
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text of a conversation.
 
         `messages` are as `prepare_messages` takes them. `tools` are functions in OpenAI's form, for
-        a template that `takes_tools`. Raises TemplateError for anything else, and for whatever the
-        template raises.
+        a template that `takes_tools`. `variables` are more that it uses, such as
+        `enable_thinking`. Raises TemplateError for anything else, and for whatever the template
+        raises.
         """
+        self._check_variables(variables or {})
         if tools and not self.takes_tools:
             raise TemplateError(
                 "the chat template has no place for tools; leave them out, or use a model that "
@@ -107,6 +126,7 @@ class Template:
                 **self.others,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
+                **(variables or {}),
             )
             return _join(texts)
         except TemplateError:
@@ -116,6 +136,14 @@ class Template:
                 f"the chat template could not render these messages ({_one_line(error)}); "
                 "check the messages, or replace the model's chat_template"
             ) from error
+
+    def _check_variables(self, variables: Mapping[str, Any]) -> None:
+        ours = {*_OWN_VARIABLES, *self.others}
+        for name in variables:
+            if name in ours or name not in self.variables:
+                raise TemplateError(
+                    f"the chat template has no variable {shown(name)} to set; leave it out"
+                )
 
     @cached_property
     def _compiled(self) -> Any:

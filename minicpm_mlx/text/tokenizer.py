@@ -15,6 +15,7 @@ from .decode import StreamDecoder, piece_decoder
 from .encode import TypedTextEncoder
 from .message_text import MessageText, PromptText
 from .messages import prepare_messages
+from .thinking import ThinkingForm, thinking_form
 from .tokenizer_files import NAMED, TokenizerFiles, refusing
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Tokenizer:
         self._added = backend.get_added_tokens_decoder()
         self._bytes: dict[int, bytes] = {}
         self._message_texts: dict[str, MessageText] = {}
+        self._thinking: dict[str, ThinkingForm | None] = {}
         self._vocab_size = max(backend.get_vocab().values(), default=-1) + 1
         self._beyond: dict[int, str] = {}
         """Tokens by id that the model does not know."""
@@ -134,10 +136,12 @@ class Tokenizer:
         messages: Messages,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> PromptText:
         """The conversation, and the tools it may call, formatted by the model's template.
 
-        The names of special tokens in messages stay ordinary text when it is encoded.
+        `variables` are more that the template uses, such as `enable_thinking`. The names of special
+        tokens in messages stay ordinary text when it is encoded.
         """
         template = self.template
         if template is None:
@@ -145,7 +149,9 @@ class Tokenizer:
                 "the model's folder has no chat template; add a chat_template.jinja to it"
             )
         return self._message_text.render(
-            lambda messages, tools: template.render(messages, add_generation_prompt, tools),
+            lambda messages, tools: template.render(
+                messages, add_generation_prompt, tools, variables
+            ),
             prepare_messages(messages),  # here, so that names in JSON text are found as well
             tools,
         )
@@ -171,6 +177,15 @@ class Tokenizer:
     def typed(self, text: str) -> PromptText:
         """The beginning or the whole of a reply, in which special tokens are not recognized."""
         return self._message_text.typed(text)
+
+    @property
+    def thinking(self) -> ThinkingForm | None:
+        """How the model marks its thoughts; None: it writes none."""
+        source = self.template.source if self.template else ""
+        if source not in self._thinking:
+            tokens = {token.content: token_id for token_id, token in self._added.items()}
+            self._thinking = {source: thinking_form(self.template, tokens)}
+        return self._thinking[source]
 
     @property
     def _message_text(self) -> MessageText:

@@ -16,6 +16,7 @@ from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
 from minicpm_mlx.lm import session_cache, sessions
 from minicpm_mlx.lm.attachments import with_files, without_files
 from minicpm_mlx.lm.outputs import collect
+from minicpm_mlx.text.chat_prompt import ChatPrompt
 
 GREEDY = mm.Sampling(temperature=0)
 TOKENS = 6
@@ -377,8 +378,16 @@ class Parrot:
         self.read.append(messages)
         return [0] * sum(1 + len(message["content"]) for message in messages)
 
-    def stream(self, ids: list[int], max_tokens: int, **_: Any) -> Generator[mm.Piece, None, None]:
-        assert 0 < max_tokens <= self.context_length - len(ids)
+    def chat_prompt(self, messages: list[dict[str, str]], think: bool | None) -> ChatPrompt:
+        return ChatPrompt(ids=self.encode(messages))
+
+    def default_sampling(self, prompt: ChatPrompt) -> mm.Sampling:
+        return self.sampling
+
+    def stream(
+        self, prompt: ChatPrompt, max_tokens: int, **_: Any
+    ) -> Generator[mm.Piece, None, None]:
+        assert 0 < max_tokens <= self.context_length - len(prompt.ids)
         if self.fail:
             raise mm.MiniCPMError("broken")
         for letter in self.read[-1][-1]["content"][:max_tokens]:

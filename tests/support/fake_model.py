@@ -8,6 +8,7 @@ from typing import Any
 
 import minicpm_mlx as mm
 from minicpm_mlx.lm.outputs import Stats
+from minicpm_mlx.text.chat_prompt import ChatPrompt
 from support.data import CASES, GOLDEN
 
 
@@ -32,7 +33,13 @@ class FakeLM:
         self.shown = [dict(message) for message in messages]
         return list(range(9))
 
-    def stream(self, prompt: list[int], **_: Any) -> Iterator[mm.Piece]:
+    def chat_prompt(self, messages: list[dict[str, str]], think: bool | None) -> ChatPrompt:
+        return ChatPrompt(ids=self.encode(messages))
+
+    def default_sampling(self, prompt: ChatPrompt) -> mm.Sampling:
+        return self.sampling
+
+    def stream(self, prompt: ChatPrompt, **_: Any) -> Iterator[mm.Piece]:
         self.prompts.append(self.shown)
         return self._pieces(self.replies.pop(0))
 
