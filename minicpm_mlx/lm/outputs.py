@@ -84,6 +84,8 @@ class Piece:
     """Text of the answer that is certain: whole characters, and no part of a stop string."""
     thinking: str = ""
     """Text of the thought before it."""
+    kind: str = "answer"
+    """What its tokens belong to: "thinking", marks among it, or "answer"."""
     token_ids: tuple[int, ...] = ()
     """Tokens read since the last piece, end of text not counted."""
     finish_reason: str | None = None
@@ -91,11 +93,6 @@ class Piece:
     in_thought: bool = False
     """In the last piece: the reply ended before its answer began."""
     stats: Stats | None = None
-
-    @property
-    def kind(self) -> str:
-        """ "thinking" or "answer"."""
-        return "thinking" if self.thinking else "answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,25 +167,24 @@ class Transcript:
             self.ended = True
             return Piece(text="")
         self.count += 1
+        was_thinking = self.in_thought
         thinking, text = self._read(token)
         text = self.text.add(text)
         self.stopped_by = self.text.found
         self.ended = self.text.found is not None
-        return Piece(text=text, thinking=thinking, token_ids=(token,))
+        kind = "thinking" if was_thinking or self.in_thought else "answer"
+        self.thinking_count += kind == "thinking"
+        return Piece(text=text, thinking=thinking, kind=kind, token_ids=(token,))
 
     def _read(self, token: int) -> tuple[str, str]:
         """What a token adds to the thought and to the answer."""
         reader = self.thoughts
         if reader is None:
             return "", self.decoder.add(token) + self.mark_of.get(token, "")
-        was_thinking = self.in_thought
-        if reader.is_mark(token):
-            thinking, text = self._add(self.decoder.finish())
-            text += reader.mark(token)
-        else:
-            thinking, text = self._add(self.decoder.add(token) + self.mark_of.get(token, ""))
-        self.thinking_count += was_thinking or self.in_thought
-        return thinking, text
+        if not reader.is_mark(token):
+            return self._add(self.decoder.add(token) + self.mark_of.get(token, ""))
+        thinking, text = self._add(self.decoder.finish())
+        return thinking, text + reader.mark(token)
 
     def _add(self, text: str) -> tuple[str, str]:
         return self.thoughts.add(text) if self.thoughts and text else ("", text)

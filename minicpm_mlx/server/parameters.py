@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ..engine import Grammar, Sampling
 from ..errors import MiniCPMError
+from ..text.chat_prompt import ChatPrompt
 from .http.api_error import ApiError
 from .http.schema import Body, Ignored
 from .reply_stream import GenerationRequest
@@ -53,10 +54,10 @@ class SamplingFields(Body):
     temperature: float | None = None
     top_p: float | None = None
 
-    def sampling(self, service: Service, **changes: Any) -> Sampling:
-        """The model's default sampling with this body's fields and `changes`."""
+    def sampling(self, service: Service, prompt: ChatPrompt, **changes: Any) -> Sampling:
+        """The model's default sampling for `prompt` with this body's fields and `changes`."""
         fields = self.model_dump(include={*Sampling.__dataclass_fields__})
-        return service.sampling(self.own_names, **fields | changes)
+        return service.sampling(self.own_names, prompt, **fields | changes)
 
 
 class LocalSamplingFields(SamplingFields):
@@ -68,9 +69,9 @@ class LocalSamplingFields(SamplingFields):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
 
-    def sampling(self, service: Service, **changes: Any) -> Sampling:
+    def sampling(self, service: Service, prompt: ChatPrompt, **changes: Any) -> Sampling:
         top_k = None if self.top_k is None else max(self.top_k, 0)
-        return super().sampling(service, **{"top_k": top_k, **changes})
+        return super().sampling(service, prompt, **{"top_k": top_k, **changes})
 
 
 class CompletionFields(LocalSamplingFields):
@@ -91,14 +92,21 @@ class CompletionFields(LocalSamplingFields):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def generation(
-        self, service: Service, *, seed: int | None, prefix: str = "", **fields: Any
+        self,
+        service: Service,
+        *,
+        prompt: ChatPrompt,
+        seed: int | None,
+        prefix: str = "",
+        **fields: Any,
     ) -> GenerationRequest:
         """A request for one reply; `prefix` is where the body has these fields."""
         bias = self.logit_bias and _parse_logit_bias(
             service, self.logit_bias, f"{prefix}logit_bias"
         )
         common: dict[str, Any] = {
-            "sampling": self.sampling(service, seed=seed, logit_bias=bias),
+            "prompt": prompt,
+            "sampling": self.sampling(service, prompt, seed=seed, logit_bias=bias),
             "stop": self.stops(),
             "stop_tokens": service.check_ids(self.stop_token_ids or [], f"{prefix}stop_token_ids"),
             "ignore_eos": bool(self.ignore_eos),

@@ -22,6 +22,7 @@ from ..engine import (
 )
 from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
+from ..text.chat_prompt import ChatPrompt
 from ..text.tokenizer import Tokenizer
 from .http.api_error import ApiError
 from .http.streaming import run_until_disconnect
@@ -40,9 +41,11 @@ class ServedModel:
 class GenerationRequest:
     """A request for one reply."""
 
-    prompt: Sequence[int]
+    prompt: ChatPrompt
     served: ServedModel
     sampling: Sampling
+    think_tokens: int | None = None
+    """Longest thought, in tokens; None: no limit."""
     continues: bool = False
     """The prompt is text that the reply continues, so that a space may come first."""
     max_tokens: int | None = None
@@ -60,7 +63,7 @@ class GenerationRequest:
     logprob_start: int | None = None
     """Log probabilities of the prompt's tokens too, from this position on."""
     grammar: Grammar | None = None
-    """Restricts the reply."""
+    """Restricts the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +73,13 @@ class Chunk:
     index: int
     """Of the GenerationRequest it belongs to."""
     text: str = ""
-    """Text that is final: whole characters, and no part of a stop string."""
+    """Text of the answer that is final: whole characters, and no part of a stop string."""
+    thinking: str = ""
+    """Text of the thought before it."""
     tokens: tuple[TokenLogprob, ...] = ()
     """Tokens since the last chunk, without the end of text."""
+    answer_tokens: tuple[TokenLogprob, ...] = ()
+    """Those of them that belong to the answer."""
     pause: float | None = None
     """Seconds since the token before; None for the first, and for a chunk without a token."""
     prompt: tuple[TokenLogprob, ...] = ()
@@ -106,6 +113,8 @@ class ReplyState:
             eos=request.eos,
             skip_special=not generation.keep_special,
             continues=generation.continues and generation.grammar is None,
+            thinking=generation.prompt.thinking,
+            in_thought=generation.prompt.in_thought,
         )
         self.start, self.first, self.latest, self.cached = time.perf_counter(), 0.0, 0.0, 0
 
@@ -125,7 +134,15 @@ class ReplyState:
         tokens = (event.token_logprob,) if piece.token_ids else ()
         chunks = []
         if tokens:
-            chunks = [Chunk(index=self.index, text=piece.text, tokens=tokens, pause=pause)]
+            chunk = Chunk(
+                index=self.index,
+                text=piece.text,
+                thinking=piece.thinking,
+                tokens=tokens,
+                answer_tokens=tokens if piece.kind == "answer" else (),
+                pause=pause,
+            )
+            chunks = [chunk]
         return [*chunks, self._last()] if event.finish_reason or self.transcript.ended else chunks
 
     def _last(self) -> Chunk:
@@ -133,6 +150,7 @@ class ReplyState:
             prompt_tokens=len(self.request.prompt),
             cached_tokens=self.cached,
             completion_tokens=self.transcript.count,
+            thinking_tokens=self.transcript.thinking_count,
             start=self.start,
             first=self.first,
         )
@@ -140,6 +158,7 @@ class ReplyState:
         return Chunk(
             index=self.index,
             text=piece.text,
+            thinking=piece.thinking,
             finish_reason=piece.finish_reason,
             stopped_by=self.transcript.stopped_by,
             stats=stats,
@@ -217,7 +236,9 @@ def _join(chunks: Sequence[Chunk]) -> FullReply:
     return FullReply(
         index=last.index,
         text="".join(chunk.text for chunk in chunks),
+        thinking="".join(chunk.thinking for chunk in chunks),
         tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        answer_tokens=tuple(token for chunk in chunks for token in chunk.answer_tokens),
         prompt=chunks[0].prompt,
         finish_reason=last.finish_reason,
         stopped_by=last.stopped_by,

@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from weakref import ref
 
 from .. import memory
@@ -27,10 +28,11 @@ from ..engine import (
 )
 from ..errors import InvalidArgumentError, MiniCPMError, MissingTemplateError, TemplateError
 from ..lm.lm import LM, sampling_with
+from ..lm.thinking_grammar import thinking_grammar
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel
-from ..text.message_text import PromptText
-from .http.api_error import ApiError
+from ..text.chat_prompt import ChatPrompt, chat_prompt
+from .http.api_error import ApiError, unsupported
 from .reply_stream import (
     Chunk,
     GenerationRequest,
@@ -45,6 +47,43 @@ WIDTH = 16
 
 QUEUE = 256
 """Requests that wait, at most, by default."""
+
+
+NO_THINKING = "this model does not think before it answers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thinking:
+    """What a request says of thinking."""
+
+    wanted: bool | None = None
+    """None: the chat template decides."""
+    tokens: int | None = None
+    """Longest thought; None: no limit."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """More that the chat template uses."""
+    field: str = "think"
+    """The API's name for `wanted`."""
+
+
+AS_TEMPLATE = Thinking()
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+EFFORTS: dict[str | None, Thinking] = {
+    None: AS_TEMPLATE,
+    "none": Thinking(wanted=False),
+    "minimal": Thinking(wanted=True, tokens=128),
+    "low": Thinking(wanted=True, tokens=512),
+    "medium": Thinking(wanted=True, tokens=2048),
+    "high": Thinking(wanted=True),
+    "xhigh": Thinking(wanted=True),
+}
+"""What the words of OpenAI's API stand for here."""
+
+
+def by_effort(effort: str | None, field: str) -> Thinking:
+    """The thinking that a word asks for; `field` is the API's name for it."""
+    return replace(EFFORTS[effort], field=field)
 
 
 class Service:
@@ -128,13 +167,19 @@ class Service:
             code="model_not_found",
         )
 
-    def sampling(self, own_names: Mapping[str, str] | None = None, **changes: Any) -> Sampling:
-        """The model's default sampling with the fields that are not None replaced.
+    def sampling(
+        self,
+        own_names: Mapping[str, str] | None = None,
+        prompt: ChatPrompt | None = None,
+        **changes: Any,
+    ) -> Sampling:
+        """The model's default sampling for `prompt` with the fields that are not None replaced.
 
         ApiError with the API's `own_names` of fields, where they differ from ours.
         """
+        default = self.lm.sampling if prompt is None else self.lm.default_sampling(prompt)
         try:
-            return sampling_with(self.lm.sampling, **changes)
+            return sampling_with(default, **changes)
         except InvalidArgumentError as error:
             name = (own_names or {}).get(error.field or "", error.field)
             problem = error.problem if name is None else f"{name} {error.problem}"
@@ -146,24 +191,31 @@ class Service:
         tools: list[Any] | None = None,
         field: str = "messages",
         continues: bool = False,
-    ) -> tuple[list[int], list[str]]:
-        """The token ids of a conversation, and the chat template's own stop strings.
+        thinking: Thinking = AS_TEMPLATE,
+    ) -> ChatPrompt:
+        """The prompt of a conversation.
 
         `field` is the API's name for the conversation. With `continues` the last message is the
         beginning of the reply.
         """
-        tokenizer, start = self.lm.tokenizer, PromptText("")
-        if continues:
-            *messages, last = messages
-            start = tokenizer.typed(last["content"])
         try:
-            ids = tokenizer.encode(tokenizer.render(messages, tools=tools) + start)
+            return chat_prompt(
+                self.lm.tokenizer,
+                messages,
+                tools=tools,
+                continues=continues,
+                think=thinking.wanted,
+                variables=thinking.variables,
+            )
         except MissingTemplateError as error:
             advice = "send plain text to /v1/completions"
             raise ApiError(str(error.or_else(advice)), field=field) from None
         except TemplateError as error:
             raise ApiError(str(error), field=field) from None
-        return ids, list(tokenizer.template.stop_strings) if tokenizer.template else []
+        except InvalidArgumentError as error:
+            if error.field != "think":
+                raise ApiError(f"{thinking.field}: {error}", field=thinking.field) from None
+            raise unsupported(thinking.field, NO_THINKING) from None
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, with the beginning of text if the model uses one."""
@@ -216,7 +268,9 @@ class Service:
         """For each prompt, the mean of the last layer's hidden states after the norm."""
         greedy = Sampling()
         generations = [
-            GenerationRequest(prompt=ids, served=served, sampling=greedy, max_tokens=0)
+            GenerationRequest(
+                prompt=ChatPrompt(ids=list(ids)), served=served, sampling=greedy, max_tokens=0
+            )
             for ids in prompts
         ]
         requests = [self._request(generation, "input", embed=True) for generation in generations]
@@ -239,7 +293,7 @@ class Service:
         return means
 
     def _request(self, generation: GenerationRequest, field: str, embed: bool = False) -> Request:
-        prompt = generation.prompt
+        prompt = generation.prompt.ids
         if not prompt:
             raise ApiError("the prompt is empty; expected at least one token", field=field)
         room = self.context_length - len(prompt)
@@ -266,7 +320,9 @@ class Service:
             adapter=generation.served.adapter,
             eos=frozenset(eos) | frozenset(generation.stop_tokens),
             min_tokens=generation.min_tokens,
-            grammar=generation.grammar,
+            grammar=thinking_grammar(
+                self.lm.tokenizer, generation.prompt, generation.think_tokens, generation.grammar
+            ),
             top_logprobs=generation.top_logprobs,
             logprob_start=generation.logprob_start,
             embed=embed,

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..engine import Grammar
 from ..lm.structured.closed_schema import closed
-from ..text.thinking import overlap
+from ..text.thinking import ThinkingForm, overlap
 from .http.api_error import ApiError, unsupported
 from .http.schema import Body
 from .http.streaming import new_id
@@ -62,6 +62,17 @@ class ToolCall:
     arguments: str
     """An object as JSON text."""
     id: str = field(default_factory=lambda: new_id("call_"))
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A part of what a model thinks before it answers."""
+
+    text: str
+
+
+Part = str | Thought | ToolCall
+"""Of a reply: text, thought, or a whole call."""
 
 
 def template_call(call_id: str, name: str, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -129,8 +140,9 @@ class RequestTools:
         """Stop strings: the end of the first call if no parallel calls are wanted."""
         return [self.format.closing] if self.format is not None and not self.parallel else []
 
-    def reader(self) -> CallReader:
-        return CallReader(self.format, self.functions)
+    def reader(self, marks: ThinkingForm | None = None) -> CallReader:
+        """Reads one reply; with `marks` its thought stays in the text, between them."""
+        return CallReader(self.format, self.functions, marks)
 
     async def grammar(self, guides: Mapping[str, Mapping[str, Any]]) -> Grammar | None:
         """The grammar that `guides` give by field, or that of a required call.
@@ -204,26 +216,41 @@ def _check_choice(tools: Sequence[Function], functions: Mapping[str, Any], choic
 
 
 class CallReader:
-    """Splits a reply into text and calls as it arrives; an invalid call stays text.
+    """Splits a reply into its parts as it arrives; an invalid call stays text.
 
-    Without a format all is text.
+    Without a format all of the answer is text. A thought has no calls.
     """
 
-    def __init__(self, tool_format: ToolFormat | None, functions: Mapping[str, Any]):
-        self.format, self.functions = tool_format, functions
+    def __init__(
+        self,
+        tool_format: ToolFormat | None,
+        functions: Mapping[str, Any],
+        marks: ThinkingForm | None = None,
+    ):
+        self.format, self.functions, self.marks = tool_format, functions, marks
+        self.in_thought = False
         self.pending = ""
         self.has_called = False
 
-    def read(self, chunk: Chunk) -> list[str | ToolCall]:
-        """The text and the calls that are complete with `chunk`."""
-        pieces = self.add(chunk.text)
+    def read(self, chunk: Chunk) -> list[Part]:
+        """The thought, the text and the calls that are complete with `chunk`."""
+        pieces = self._thought(chunk) if chunk.thinking or self.in_thought else []
+        pieces += self.add(chunk.text)
         return pieces + self.finish(chunk.stopped_by) if chunk.finish_reason else pieces
 
-    def add(self, text: str) -> list[str | ToolCall]:
+    def _thought(self, chunk: Chunk) -> list[Part]:
+        if self.marks is None:
+            return [Thought(chunk.thinking)]
+        opening = "" if self.in_thought else f"{self.marks.opening}\n"
+        ends = bool(chunk.text)
+        self.in_thought = not ends
+        return [opening + chunk.thinking + (f"\n{self.marks.closing}\n\n" if ends else "")]
+
+    def add(self, text: str) -> list[Part]:
         if self.format is None:
             return [text] if text else []
         self.pending += text
-        pieces: list[str | ToolCall] = []
+        pieces: list[Part] = []
         while (start := self.pending.find(self.format.opening)) >= 0:
             self._take_text(pieces, start)
             end = self.format.end(self.pending)
@@ -234,9 +261,9 @@ class CallReader:
         self._take_text(pieces, len(self.pending) - overlap(self.pending, self.format.opening))
         return pieces
 
-    def finish(self, stopped_by: str | None = None) -> list[str | ToolCall]:
+    def finish(self, stopped_by: str | None = None) -> list[Part]:
         """The rest at the end of the reply; the stop string may have cut the end of a call off."""
-        pieces: list[str | ToolCall] = []
+        pieces: list[Part] = []
         form = self.format
         if form and self.pending.startswith(form.opening) and stopped_by == form.closing:
             text, self.pending = self.pending, ""
@@ -244,7 +271,7 @@ class CallReader:
         self._take_text(pieces, len(self.pending))
         return pieces
 
-    def _take_text(self, pieces: list[str | ToolCall], length: int) -> None:
+    def _take_text(self, pieces: list[Part], length: int) -> None:
         """Moves the first characters to `pieces`. White space between calls is left out."""
         text, self.pending = self.pending[:length], self.pending[length:]
         if text and not (self.has_called and text.isspace()):

@@ -15,7 +15,7 @@ from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import named_sse, new_id, stream_response
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
 from ..service import Service
-from ..tool_calling import ToolCall
+from ..tool_calling import Part, Thought, ToolCall
 from .schema import ConversationBody, MessagesBody
 
 Event = dict[str, Any]
@@ -42,7 +42,7 @@ def router(service: Service) -> APIRouter:
         generation = await run.generation()
         stream = service.start([generation], "messages")
         if body.stream:
-            events = _events(run, stream, len(generation.prompt))
+            events = _events(run, stream, len(generation.prompt.ids))
             response: Response = stream_response(events, encode=named_sse, error_body=error_body)
         else:
             [reply] = await full_replies(request, stream)
@@ -54,9 +54,9 @@ def router(service: Service) -> APIRouter:
     async def count_tokens(body: ConversationBody) -> Response:
         """Count the tokens of a conversation."""
         service.find_model(body.model)
-        prompt, _ = body.prompt(service, body.request_tools(service))
+        prompt = body.prompt(service, body.request_tools(service))
         headers = {"request-id": new_id("req_")}
-        return JSONResponse({"input_tokens": len(prompt)}, headers=headers)
+        return JSONResponse({"input_tokens": len(prompt.ids)}, headers=headers)
 
     return routes
 
@@ -73,19 +73,20 @@ class MessageRun:
 
     async def generation(self) -> GenerationRequest:
         body, tools = self.body, self.tools
-        prompt, stops = body.prompt(self.service, tools)
+        prompt = body.prompt(self.service, tools)
         return GenerationRequest(
             prompt=prompt,
             continues=body.continues_reply,
             served=self.served,
-            sampling=body.sampling(self.service),
+            sampling=body.sampling(self.service, prompt),
+            think_tokens=body.wanted_thinking().tokens,
             max_tokens=body.max_tokens,
-            stop=[*(body.stop_sequences or ()), *stops, *tools.stops],
+            stop=[*(body.stop_sequences or ()), *prompt.stops, *tools.stops],
             keep_special=tools.keep_special,
             grammar=await tools.grammar({"output_config.format": body.guide()}),
         )
 
-    def read(self, chunk: Chunk) -> list[str | ToolCall]:
+    def read(self, chunk: Chunk) -> list[Part]:
         pieces = self.reader.read(chunk)
         self.has_called = self.has_called or any(isinstance(piece, ToolCall) for piece in pieces)
         return pieces
@@ -109,6 +110,8 @@ class MessageRun:
                 content[-1]["text"] += piece
             else:
                 content.append(_block(piece))
+        if content[-1:] and content[-1]["type"] == "thinking":
+            content.append(_block(""))
         return {
             **self.head(),
             "content": content or [_block("")],
@@ -141,9 +144,11 @@ def usage(stats: Stats) -> dict[str, int]:
     }
 
 
-def _block(piece: str | ToolCall) -> dict[str, Any]:
+def _block(piece: Part) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"type": "text", "text": piece}
+    if isinstance(piece, Thought):
+        return {"type": "thinking", "thinking": piece.text, "signature": ""}
     return {**_call_head(piece), "input": json.loads(piece.arguments)}
 
 
@@ -195,17 +200,20 @@ async def _with_pings(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk | Non
 
 
 class ContentBlockStream:
-    """Events of content blocks: consecutive text is one block, each call is one."""
+    """Events of content blocks: consecutive text or thought is one block, each call is one."""
 
     def __init__(self) -> None:
         self.index = 0
-        self.open = False
-        """A block has begun and not ended."""
+        self.open: str | None = None
+        """The type of the block that has begun and not ended."""
 
-    def add(self, piece: str | ToolCall) -> Iterator[Event]:
+    def add(self, piece: Part) -> Iterator[Event]:
+        if isinstance(piece, Thought):
+            yield from self._begin(_block(Thought("")))
+            yield self._delta({"type": "thinking_delta", "thinking": piece.text})
+            return
         if isinstance(piece, str):
-            if not self.open:
-                yield self._start(_block(""))
+            yield from self._begin(_block(""))
             yield self._delta({"type": "text_delta", "text": piece})
             return
         yield from self._stop()
@@ -214,22 +222,30 @@ class ContentBlockStream:
         yield from self._stop()
 
     def finish(self) -> Iterator[Event]:
-        """Ends the last block; content without any block becomes one empty text."""
-        if self.index == 0 and not self.open:
-            yield self._start(_block(""))
+        """Ends the last block; content without an answer ends in an empty text."""
+        if self.open == "thinking" or (self.index == 0 and not self.open):
+            yield from self._begin(_block(""))
         yield from self._stop()
 
+    def _begin(self, block: dict[str, Any]) -> Iterator[Event]:
+        """Begins a block, unless one of its type is open."""
+        if self.open != block["type"]:
+            yield from self._stop()
+            yield self._start(block)
+
     def _start(self, block: dict[str, Any]) -> Event:
-        self.open = True
+        self.open = block["type"]
         return _event("content_block_start", index=self.index, content_block=block)
 
     def _delta(self, delta: dict[str, Any]) -> Event:
         return _event("content_block_delta", index=self.index, delta=delta)
 
     def _stop(self) -> Iterator[Event]:
+        if self.open == "thinking":  # of Anthropic's own; here nothing is signed
+            yield self._delta({"type": "signature_delta", "signature": ""})
         if self.open:
             yield _event("content_block_stop", index=self.index)
-            self.index, self.open = self.index + 1, False
+            self.index, self.open = self.index + 1, None
 
 
 def _event(kind: str, **fields: Any) -> Event:

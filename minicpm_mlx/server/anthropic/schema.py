@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError
 from ..http.schema import (
-    NO_REASONING,
     Body,
     Echo,
     Ignored,
@@ -21,7 +21,7 @@ from ..http.schema import (
     refused,
 )
 from ..parameters import SamplingFields, StopStrings
-from ..service import Service
+from ..service import AS_TEMPLATE, Service, Thinking
 from ..tool_calling import Function, Name, RequestTools, template_call
 
 
@@ -56,9 +56,10 @@ class ToolUse(Echo):
 
 
 class Thoughts(Echo):
-    """What another model thought before it replied. Accepted without effect in replies."""
+    """What the model thought before it replied; another model's may have no text."""
 
     type: Literal["thinking", "redacted_thinking"]
+    thinking: str = ""
 
 
 class UnsupportedBlock(UnsupportedPart):
@@ -157,14 +158,17 @@ class ToolChoice(Body):
         return self.name or {"any": "required"}.get(self.type, self.type)
 
 
-class Thinking(Body):
-    type: Annotated[
-        Literal["enabled", "disabled", "adaptive", "between_tools"],
-        refused(NO_REASONING, ("disabled", "adaptive", "between_tools")),
-    ]
-    """Where the model decides, it does not think."""
-    budget_tokens: Ignored[int] = None
+class ThinkingField(Body):
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    """"adaptive" and "between_tools" leave it to the chat template."""
+    budget_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The longest thought."""
     display: Ignored[str] = None
+
+    def thinking(self) -> Thinking:
+        wanted = {"enabled": True, "disabled": False}.get(self.type)
+        tokens = None if wanted is False else self.budget_tokens
+        return Thinking(wanted=wanted, tokens=tokens, field="thinking.type")
 
 
 class OutputFormat(Body):
@@ -185,7 +189,7 @@ class ConversationBody(CacheableBody):
     system: TextOrParts[TextBlock] | None = None
     tools: Annotated[list[AnyTool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingField | None = None
     output_config: OutputConfig | None = None
     speed: Ignored[Literal["standard", "fast"]] = None
     user_profile_id: Ignored[str] = None
@@ -199,15 +203,17 @@ class ConversationBody(CacheableBody):
             parallel=not (choice and choice.disable_parallel_tool_use),
         )
 
-    def prompt(self, service: Service, tools: RequestTools) -> tuple[list[int], list[str]]:
-        """Prompt ids, and the chat template's own stop strings.
+    def wanted_thinking(self) -> Thinking:
+        return self.thinking.thinking() if self.thinking else AS_TEMPLATE
 
-        An assistant's message at the end is the beginning of the reply.
-        """
+    def prompt(self, service: Service, tools: RequestTools) -> ChatPrompt:
+        """The prompt. An assistant's message at the end is the beginning of the reply."""
         messages = template_messages(self.system, self.messages)
         continues = self.continues_reply
         _check_order(messages, continues)
-        return service.chat_prompt(messages, tools.for_template, continues=continues)
+        return service.chat_prompt(
+            messages, tools.for_template, continues=continues, thinking=self.wanted_thinking()
+        )
 
     @property
     def continues_reply(self) -> bool:
@@ -257,6 +263,7 @@ def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
     results, calls, texts = list[dict[str, Any]](), list[dict[str, Any]](), list[Any]()
+    thoughts = list[str]()
     for index, block in enumerate(message.content):
         if isinstance(block, ToolResult) and message.role == "user":
             results.append(_template_result(block))
@@ -264,10 +271,14 @@ def _split_message(message: AnthropicMessage, field: str) -> list[dict[str, Any]
             calls.append(template_call(block.id, block.name, block.input))
         elif isinstance(block, TextBlock):
             texts.append(block)
-        elif not isinstance(block, Thoughts) or message.role != "assistant":
+        elif isinstance(block, Thoughts) and message.role == "assistant":
+            thoughts.append(block.thinking)
+        else:
             field = f"{field}.content[{index}]"
             raise ApiError(f"{field}: {block.type} is not for role {message.role}", field=field)
     rest: dict[str, Any] = {"role": message.role, "content": join_text(texts, "\n")}
+    if any(thoughts):
+        rest["reasoning_content"] = "\n".join(filter(None, thoughts))
     if calls:
         rest["tool_calls"] = calls
     return results + ([rest] if texts or calls or not results else [])

@@ -25,7 +25,6 @@ Part = TypeVar("Part")
 
 TEXT_ONLY_INPUT = "this model reads only text"
 TEXT_ONLY_OUTPUT = "this model writes only text"
-NO_REASONING = "this model does not reason before it replies"
 
 Ignored = Annotated[T | None, Field(description="Accepted without effect.")]
 """A field that other servers know and that changes nothing here."""

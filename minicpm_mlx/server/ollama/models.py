@@ -57,9 +57,18 @@ class OllamaModels:
             "template": template.source if template else "{{ prompt }}",
             "details": self._details,
             "model_info": self._info,
-            "capabilities": ["completion", *["tools"] * bool(template and template.takes_tools)],
+            "capabilities": self._capabilities(),
             "modified_at": timestamp(self.service.created),
         }
+
+    def _capabilities(self) -> list[str]:
+        tokenizer = self.service.lm.tokenizer
+        template = tokenizer.template
+        return [
+            "completion",
+            *["tools"] * bool(template and template.takes_tools),
+            *["thinking"] * (tokenizer.thinking is not None),
+        ]
 
     def _entry(self, served: ServedModel) -> dict[str, Any]:
         return {

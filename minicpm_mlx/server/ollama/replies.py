@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...engine import TokenLogprob
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError, unsupported
 from ..http.streaming import ndjson, stream_response
 from ..openai.common import chat_logprobs
 from ..parameters import compile_grammar
 from ..reply_stream import Chunk, GenerationRequest, full_replies
 from ..service import Service
-from ..tool_calling import CallReader, RequestTools, ToolCall
+from ..tool_calling import CallReader, Part, RequestTools, Thought, ToolCall
 from .models import timestamp
 from .schema import ChatBody, CommonRequest, GenerateBody, OllamaOptions
 
@@ -46,21 +47,23 @@ class OllamaReply:
 
     def line(
         self,
-        pieces: Sequence[str | ToolCall],
+        pieces: Sequence[Part],
         tokens: Sequence[TokenLogprob] = (),
         done: bool = False,
     ) -> dict[str, Any]:
         """A line of the stream; `end` has the further fields of the last one."""
         text = "".join(piece for piece in pieces if isinstance(piece, str))
+        thinking = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
-        message: dict[str, Any] = {"role": "assistant", "content": text}
+        thought = {"thinking": thinking} if thinking else {}
+        message: dict[str, Any] = {"role": "assistant", "content": text, **thought}
         if calls:
             first, self.calls = self.calls, self.calls + len(calls)
             message["tool_calls"] = [_call(call, first + i) for i, call in enumerate(calls)]
         line = {
             "model": self.model,
             "created_at": timestamp(time.time()),
-            **({"message": message} if self.chat else {"response": text}),
+            **({"message": message} if self.chat else {"response": text, **thought}),
             "done": done,
         }
         if self.logprobs and tokens:
@@ -82,7 +85,7 @@ class OllamaReply:
             "eval_duration": nanoseconds(stats.seconds - stats.ttft),
         }
 
-    def read(self, chunk: Chunk) -> list[str | ToolCall]:
+    def read(self, chunk: Chunk) -> list[Part]:
         if self.context is not None:
             self.context.extend(scored.token for scored in chunk.tokens)
         return self.reader.read(chunk)
@@ -104,9 +107,9 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         reply = _reply(service, body, chat=False)
         if not body.prompt:
             return _loaded(reply)
-        prompt, stops = _generate_prompt(service, body)
-        reply.context = None if body.raw else list(prompt)
-        generation = await _generation(service, body, prompt, stops)
+        prompt = _generate_prompt(service, body)
+        reply.context = None if body.raw else list(prompt.ids)
+        generation = await _generation(service, body, prompt)
         generation = replace(generation, continues=bool(body.raw))
         return await _respond(request, reply, generation, body.stream is not False)
 
@@ -120,8 +123,10 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         reply.reader = tools.reader()
         messages = [message.for_template() for message in body.messages]
         continues = body.continues_reply
-        prompt, stops = service.chat_prompt(messages, tools.for_template, continues=continues)
-        generation = await _generation(service, body, prompt, stops, tools.keep_special)
+        prompt = service.chat_prompt(
+            messages, tools.for_template, continues=continues, thinking=body.thinking()
+        )
+        generation = await _generation(service, body, prompt, tools.keep_special)
         generation = replace(generation, continues=continues)
         return await _respond(request, reply, generation, body.stream is not False)
 
@@ -139,17 +144,17 @@ def _loaded(reply: OllamaReply) -> Response:
 async def _generation(
     service: Service,
     body: CommonRequest,
-    prompt: list[int],
-    stops: list[str],
+    prompt: ChatPrompt,
     keep_special: bool = False,
 ) -> GenerationRequest:
     options = body.options or OllamaOptions()
     return GenerationRequest(
         prompt=prompt,
         served=service.find_model(body.model),
-        sampling=options.sampling(service),
-        max_tokens=options.max_tokens(service, prompt),
-        stop=[*(options.stop or []), *stops],
+        sampling=options.sampling(service, prompt),
+        think_tokens=body.thinking().tokens,
+        max_tokens=options.max_tokens(service, prompt.ids),
+        stop=[*(options.stop or []), *prompt.stops],
         keep_special=keep_special,
         top_logprobs=body.wanted_logprobs(),
         grammar=await compile_grammar(service, body.guide(), "format"),
@@ -180,38 +185,41 @@ def _call(call: ToolCall, number: int) -> dict[str, Any]:
     return {"id": call.id, "function": function}
 
 
-def _generate_prompt(service: Service, body: GenerateBody) -> tuple[list[int], list[str]]:
-    """Prompt ids of /api/generate, and the template's own stop strings."""
-    prompt = body.prompt or ""
+def _generate_prompt(service: Service, body: GenerateBody) -> ChatPrompt:
+    """The prompt of /api/generate."""
+    prompt, thinking = body.prompt or "", body.thinking()
+    is_text = body.raw or service.lm.tokenizer.template is None
+    if thinking.wanted and (is_text or body.context):
+        raise unsupported("think", "it goes with a prompt that the chat template formats")
     if body.raw:
-        return service.encode(prompt), []
+        return ChatPrompt(ids=service.encode(prompt))
     if service.lm.tokenizer.template is None:  # Ollama's default template is the bare prompt
         if body.system:
             raise unsupported("system", "this model has no chat template")
         context = service.check_ids(body.context or [], "context")
-        return context + service.lm.tokenizer.encode(prompt, add_bos=not context), []
+        ids = context + service.lm.tokenizer.encode(prompt, add_bos=not context)
+        return ChatPrompt(ids=ids)
     if body.context:
         return _continue_context(service, service.check_ids(body.context, "context"), prompt)
     system = [{"role": "system", "content": body.system}] if body.system else []
     question = {"role": "user", "content": prompt}
-    return service.chat_prompt([*system, question], field="prompt")
+    return service.chat_prompt([*system, question], field="prompt", thinking=thinking)
 
 
-def _continue_context(
-    service: Service, context: list[int], prompt: str
-) -> tuple[list[int], list[str]]:
+def _continue_context(service: Service, context: list[int], prompt: str) -> ChatPrompt:
     """The ids of `context`, which ends in a reply, with the user's next message.
 
     Renders a short conversation to find the text that the template puts after a reply.
     """
     tokenizer = service.lm.tokenizer
     question, reply = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
-    _, stops = service.chat_prompt([question])
+    shape = service.chat_prompt([question])
     head = tokenizer.chat_text([question]) + "!"
     whole = tokenizer.render([question, reply, {"role": "user", "content": prompt}])
     if not whole.text.startswith(head):
         raise unsupported("context", "the model's template cannot be continued; use /api/chat")
-    return context + tokenizer.encode(whole.since(len(head)), add_bos=False), stops
+    ids = context + tokenizer.encode(whole.since(len(head)), add_bos=False)
+    return replace(shape, ids=ids)
 
 
 def nanoseconds(seconds: float) -> int:

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ...engine import Sampling
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError, unsupported
 from ..http.schema import (
-    NO_REASONING,
     TEXT_ONLY_INPUT,
     TEXT_ONLY_OUTPUT,
     Body,
@@ -19,7 +19,7 @@ from ..http.schema import (
     refused,
 )
 from ..parameters import LocalSamplingFields, LogprobFields, SignedSeed, StopStrings
-from ..service import Service
+from ..service import Service, Thinking, by_effort
 from ..tool_calling import Tool, template_call
 
 Int64 = SignedSeed
@@ -36,7 +36,8 @@ class CommonRequest(LogprobFields):
     """"json", or a JSON schema that the reply follows. Objects have only the properties that it
     names, unless additionalProperties says otherwise."""
     options: OllamaOptions | None = None
-    think: Annotated[bool | str | None, refused(NO_REASONING)] = None
+    think: bool | Literal["low", "medium", "high"] | None = None
+    """A word bounds the thought, as reasoning_effort does in OpenAI's API."""
     keep_alive: float | str | None = None
     """Accepted without effect: the model stays in memory."""
     truncate: bool | None = None
@@ -48,6 +49,11 @@ class CommonRequest(LogprobFields):
         super().check()
         if isinstance(self.format, str) and self.format not in ("", "json"):
             raise ApiError('format must be "json" or a JSON schema, got text', field="format")
+
+    def thinking(self) -> Thinking:
+        if isinstance(self.think, str):
+            return by_effort(self.think, "think")
+        return Thinking(wanted=self.think)
 
     def guide(self) -> dict[str, Any]:
         """`format` as arguments of `compile_grammar`."""
@@ -96,6 +102,8 @@ class OllamaToolCall(Echo):
 class OllamaMessage(Body):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
+    thinking: str | None = None
+    """The thought of an earlier reply."""
     tool_calls: list[OllamaToolCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -108,6 +116,8 @@ class OllamaMessage(Body):
     def for_template(self) -> dict[str, Any]:
         """The message for a chat template."""
         message: dict[str, Any] = {"role": self.role, "content": self.content or ""}
+        if self.thinking and self.role == "assistant":
+            message["reasoning_content"] = self.thinking
         if self.tool_calls:
             calls = [(call.id, call.function) for call in self.tool_calls]
             message["tool_calls"] = [
@@ -179,12 +189,12 @@ class OllamaOptions(LocalSamplingFields):
     use_mmap: Ignored[bool] = None
     use_mlock: Ignored[bool] = None
 
-    def sampling(self, service: Service, **changes: Any) -> Sampling:
+    def sampling(self, service: Service, prompt: ChatPrompt, **changes: Any) -> Sampling:
         seed = None if self.seed is None or self.seed < 0 else self.seed
         penalties: dict[str, float | None] = {"repetition_penalty": self.repeat_penalty}
         if self.repeat_last_n == 0:
             penalties = {"repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0}
-        sampling = super().sampling(service, seed=seed, **penalties, **changes)
+        sampling = super().sampling(service, prompt, seed=seed, **penalties, **changes)
         penalised = sampling.repetition_penalty != 1.0 or (
             sampling.presence_penalty or sampling.frequency_penalty
         )

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from ...text.thinking import ThinkingForm
 from ..http.api_error import ApiError, unsupported
-from ..http.schema import NO_REASONING, TEXT_ONLY_OUTPUT, Ignored, refused
+from ..http.schema import TEXT_ONLY_OUTPUT, Ignored, refused
 from ..http.streaming import new_id
 from ..parameters import LogprobFields, run_in_thread
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
-from ..service import Service
-from ..tool_calling import CallReader, NamedChoice, RequestTools, Tool, ToolCall
+from ..service import Effort, Service, Thinking, by_effort
+from ..tool_calling import (
+    CallReader,
+    NamedChoice,
+    Part,
+    RequestTools,
+    Thought,
+    Tool,
+    ToolCall,
+)
 from .common import chat_logprobs, stream_events, usage
 from .messages import AssistantMessage, Message, template_messages
 from .options import OpenAIFields
@@ -55,7 +65,15 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
     functions: Annotated[list[JsonDict] | None, refused("use tools")] = None
     moderation: Annotated[JsonDict | None, refused("this server has no moderation")] = None
     prediction: Annotated[JsonDict | None, refused("leave it out")] = None
-    reasoning_effort: Annotated[str | None, refused(NO_REASONING, ("none",))] = None
+    reasoning_effort: Effort | None = None
+    """None leaves it to the chat template; "none" is no thought, the others bound its tokens."""
+    chat_template_kwargs: JsonDict | None = None
+    """vLLM's and SGLang's: `enable_thinking`, and other variables of the chat template."""
+    thinking_token_budget: Annotated[int, Field(ge=0)] | None = None
+    """vLLM's: the longest thought."""
+    separate_reasoning: bool | None = None
+    """SGLang's: false leaves the thought in the content, between its marks."""
+    stream_reasoning: Ignored[bool] = None
     verbosity: Annotated[
         Literal["low", "medium", "high"] | None,
         refused("ask for the length of the reply in the messages", ("medium",)),
@@ -82,6 +100,15 @@ class ChatCompletionBody(LogprobFields, OpenAIFields):
                 field="continue_final_message",
             )
 
+    def thinking(self) -> Thinking:
+        effort = by_effort(self.reasoning_effort, "reasoning_effort")
+        tokens = self.thinking_token_budget
+        return replace(
+            effort,
+            tokens=effort.tokens if tokens is None else tokens,
+            variables=self.chat_template_kwargs or {},
+        )
+
     def request_tools(self, service: Service) -> RequestTools:
         choice = self.tool_choice or "auto"
         return RequestTools(
@@ -99,6 +126,8 @@ class ChatRun:
         self.service, self.body = service, body
         self.tools = body.request_tools(service)
         self.prompt_tokens = 0
+        self.marks: ThinkingForm | None = None
+        """Those that a thought has in the content; None: it is apart."""
         self.head = {
             "id": new_id("chatcmpl-"),
             "created": int(time.time()),
@@ -108,21 +137,30 @@ class ChatRun:
     async def generations(self) -> list[GenerationRequest]:
         body, tools = self.body, self.tools
         messages, continues = template_messages(body.messages), bool(body.continue_final_message)
-        prompt, stops = await run_in_thread(
-            lambda: self.service.chat_prompt(messages, tools.for_template, continues=continues),
+        thinking = body.thinking()
+        prompt = await run_in_thread(
+            lambda: self.service.chat_prompt(
+                messages, tools.for_template, continues=continues, thinking=thinking
+            ),
             "messages",
         )
-        self.prompt_tokens = len(prompt)
+        self.prompt_tokens = len(prompt.ids)
+        if body.separate_reasoning is False:
+            self.marks = prompt.thinking
         return body.generations(
             self.service,
             [prompt],
             await tools.grammar(body.guides()),
             max_tokens=body.max_completion_tokens or body.max_tokens,
-            stop=[*body.stops(), *stops, *tools.stops],
+            stop=[*body.stops(), *prompt.stops, *tools.stops],
+            think_tokens=thinking.tokens,
             top_logprobs=body.wanted_logprobs(),
             continues=continues,
             keep_special=tools.keep_special or body.skip_special_tokens is False,
         )
+
+    def reader(self) -> CallReader:
+        return self.tools.reader(self.marks)
 
     def response(self, replies: Sequence[FullReply]) -> dict[str, Any]:
         return {
@@ -133,16 +171,22 @@ class ChatRun:
         }
 
     def _choice(self, reply: FullReply) -> dict[str, Any]:
-        pieces = self.tools.reader().read(reply)
+        pieces = self.reader().read(reply)
         calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
         text = "".join(piece for piece in pieces if isinstance(piece, str))
+        thinking = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if thinking:
+            message["reasoning_content"] = thinking
         if calls:
             message["content"] = text if text.strip() else None
             message["tool_calls"] = [_call(call) for call in calls]
         logprobs = None
         if self.body.logprobs:
-            logprobs = {"content": chat_logprobs(self.service, reply.tokens), "refusal": None}
+            logprobs = {
+                "content": chat_logprobs(self.service, reply.answer_tokens),
+                "refusal": None,
+            }
         return {
             "index": reply.index,
             "message": message,
@@ -152,7 +196,7 @@ class ChatRun:
 
     async def chunks(self, stream: ReplyStream) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed response."""
-        choices = [ChoiceStream(i, self.tools.reader()) for i in range(self.body.n or 1)]
+        choices = [ChoiceStream(i, self.reader()) for i in range(self.body.n or 1)]
         counts = self.body.stream_usage([self.prompt_tokens])
         head = {**self.head, "object": "chat.completion.chunk"}
         async with stream:
@@ -161,7 +205,9 @@ class ChatRun:
                 yield head | {"choices": [start]} | counts.fields(choice.index)
             async for chunk in stream:
                 counts.add(chunk)
-                logprobs = chat_logprobs(self.service, chunk.tokens) if self.body.logprobs else None
+                logprobs = (
+                    chat_logprobs(self.service, chunk.answer_tokens) if self.body.logprobs else None
+                )
                 for delta in choices[chunk.index].add(chunk, logprobs):
                     yield head | {"choices": [delta]} | counts.fields(chunk.index)
         for fields in counts.last():
@@ -198,9 +244,11 @@ class ChoiceStream:
             "finish_reason": reason,
         }
 
-    def _deltas(self, piece: str | ToolCall) -> list[dict[str, Any]]:
+    def _deltas(self, piece: Part) -> list[dict[str, Any]]:
         if isinstance(piece, str):
             return [{"content": piece}]
+        if isinstance(piece, Thought):
+            return [{"reasoning_content": piece.text}]
         index, self.calls = self.calls, self.calls + 1
         start = _call(piece)
         start["function"]["arguments"] = ""

@@ -37,6 +37,9 @@ def usage(stats: Iterable[Sequence[Stats]]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(group[0].cached_tokens for group in groups)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(reply.thinking_tokens for group in groups for reply in group)
+        },
     }
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError, unsupported
 from ..http.schema import refused
 from ..http.streaming import new_id
@@ -66,7 +67,7 @@ class CompletionRun:
         body = self.body
         return body.generations(
             self.service,
-            [prompt.ids for prompt in self.prompts],
+            [ChatPrompt(ids=list(prompt.ids)) for prompt in self.prompts],
             await compile_only_grammar(self.service, self.guides),
             max_tokens=body.max_tokens,
             continues=True,

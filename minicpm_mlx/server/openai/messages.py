@@ -73,6 +73,10 @@ class AssistantMessage(Echo):
     role: Literal["assistant"]
     content: EchoedContent | None = None
     name: str | None = None
+    reasoning_content: str | None = None
+    """The thought before it."""
+    reasoning: str | None = None
+    """Another name for it, of newer clients."""
     tool_calls: list[MessageToolCall] | None = None
     refusal: str | None = None
     audio: Annotated[dict[str, Any] | None, refused("expected text or tool_calls", ())] = None
@@ -105,6 +109,8 @@ def _template_message(message: Message, field: str) -> dict[str, Any]:
         converted["tool_call_id"] = message.tool_call_id
     if isinstance(message, AssistantMessage):
         converted["content"] = converted["content"] or message.refusal or ""
+        if thought := message.reasoning_content or message.reasoning:
+            converted["reasoning_content"] = thought
         if message.tool_calls:
             converted["tool_calls"] = [
                 parse_call(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from ...engine import Grammar
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError
 from ..http.schema import Body, Ignored
 from ..parameters import CompletionFields, SignedSeed, repeat
@@ -62,21 +62,20 @@ class OpenAIFields(CompletionFields, FormFields):
     def generations(
         self,
         service: Service,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[ChatPrompt],
         grammar: Grammar | None,
         **fields: Any,
     ) -> list[GenerationRequest]:
         """`n` requests for each prompt, in order; `fields` are those of GenerationRequest."""
-        request = self.generation(
-            service,
-            seed=None if self.seed is None else self.seed % 2**64,
-            prompt=[],
-            served=service.find_model(self.model),
-            min_tokens=self.min_tokens or 0,
-            **fields,
-        )
-        return [
-            copy
+        requests = [
+            self.generation(
+                service,
+                prompt=prompt,
+                seed=None if self.seed is None else self.seed % 2**64,
+                served=service.find_model(self.model),
+                min_tokens=self.min_tokens or 0,
+                **fields,
+            )
             for prompt in prompts
-            for copy in repeat(replace(request, prompt=prompt), self.n or 1, grammar)
         ]
+        return [copy for request in requests for copy in repeat(request, self.n or 1, grammar)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...lm.outputs import Stats
@@ -11,10 +12,36 @@ from ..http.api_error import ApiError
 from ..http.streaming import new_id
 from ..reply_stream import Chunk
 from ..service import Service
-from ..tool_calling import RequestTools, ToolCall
+from ..tool_calling import RequestTools, Thought, ToolCall
 from .common import chat_logprobs
 
 ResponseEvent = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """Of items that have text."""
+
+    prefix: str
+    """Of their ids."""
+    head: dict[str, Any]
+    part: str
+    """The type of their content."""
+    lists: tuple[str, ...] = ()
+    """Further fields of their content."""
+
+    def content(self) -> dict[str, Any]:
+        """Their content, empty."""
+        return {"type": self.part, "text": "", **{name: [] for name in self.lists}}
+
+
+_MESSAGE = _Kind(
+    prefix="msg_",
+    head={"type": "message", "role": "assistant"},
+    part="output_text",
+    lists=("annotations", "logprobs"),
+)
+_THOUGHT = _Kind(prefix="rs_", head={"type": "reasoning", "summary": []}, part="reasoning_text")
 
 
 class ResponseStream:
@@ -24,12 +51,15 @@ class ResponseStream:
         self, service: Service, echoed: dict[str, Any], tools: RequestTools, logprobs: bool
     ):
         self.service, self.echoed, self.logprobs = service, echoed, logprobs
+        self.thinks = service.lm.tokenizer.thinking is not None
         self.reader, self.has_tools = tools.reader(), tools.active
         self.id, self.created = new_id("resp_"), int(time.time())
         self.output: list[dict[str, Any]] = []
         self.message: dict[str, Any] | None = None
-        """The open message item, to which text is added."""
+        """The open item, a message or a thought, to which text is added."""
         self.chunk: Chunk | None = None
+        self.kind = _MESSAGE
+        """Of the open item."""
         self.error: dict[str, Any] | None = None
         self.number = 0
 
@@ -37,19 +67,21 @@ class ResponseStream:
         """The events before the first chunk."""
         for name in ("response.created", "response.in_progress"):
             yield self._event(name, response=self.response())
-        if not self.has_tools:
-            yield from self._open()
+        if not self.has_tools and not self.thinks:
+            yield from self._open(_MESSAGE)
 
     def add(self, chunk: Chunk) -> Iterator[ResponseEvent]:
         self.chunk = chunk
         pieces = self.reader.read(chunk)
-        tokens = chat_logprobs(self.service, chunk.tokens) if self.logprobs else []
+        tokens = chat_logprobs(self.service, chunk.answer_tokens) if self.logprobs else []
         for piece in pieces or ([""] if tokens and not self.has_tools else []):
             if isinstance(piece, ToolCall):
                 yield from self._close()
                 yield from self._call(piece)
+            elif isinstance(piece, Thought):
+                yield from self._add_text(_THOUGHT, piece.text)
             else:
-                yield from self._add_text(piece, tokens)
+                yield from self._add_text(_MESSAGE, piece, tokens)
                 tokens = []
         if chunk.finish_reason:
             yield from self._end(chunk.finish_reason)
@@ -95,51 +127,49 @@ class ResponseStream:
         # A copy, because the item changes later.
         return self._event(name, output_index=len(self.output) - 1, item=dict(item))
 
-    def _open(self) -> Iterator[ResponseEvent]:
-        """Begins a message."""
-        self.message = {
-            "id": new_id("msg_"),
-            "type": "message",
-            "role": "assistant",
-            "status": "in_progress",
-            "content": [],
-        }
+    def _open(self, kind: _Kind) -> Iterator[ResponseEvent]:
+        """Begins a message or a thought."""
+        self.kind = kind
+        status = {"status": "in_progress"}
+        self.message = {"id": new_id(kind.prefix), **kind.head, **status, "content": []}
         self.output.append(self.message)
         yield self._item("response.output_item.added", self.message | {"content": []})
-        self.message["content"].append(_text_content("", []))
+        self.message["content"].append(kind.content())
         position = self._position(self.message) | {"content_index": 0}
-        yield self._event("response.content_part.added", **position, part=_text_content("", []))
+        yield self._event("response.content_part.added", **position, part=kind.content())
 
-    def _add_text(self, text: str, tokens: list[dict[str, Any]]) -> Iterator[ResponseEvent]:
+    def _add_text(
+        self, kind: _Kind, text: str, tokens: Sequence[dict[str, Any]] = ()
+    ) -> Iterator[ResponseEvent]:
         """Adds text with its tokens' log probabilities."""
-        if self.message is None:
-            yield from self._open()
+        if self.message is None or self.kind is not kind:
+            yield from self._close()
+            yield from self._open(kind)
         assert self.message is not None
         content = self.message["content"][0]
         content["text"] += text
-        content["logprobs"] += tokens
+        logprobs = {}
+        if "logprobs" in content:
+            content["logprobs"] += tokens
+            logprobs["logprobs"] = list(tokens)
         yield self._event(
-            "response.output_text.delta",
+            f"response.{kind.part}.delta",
             **self._position(self.message),
             content_index=0,
             delta=text,
-            logprobs=tokens,
+            **logprobs,
         )
 
     def _close(self, status: str = "completed") -> Iterator[ResponseEvent]:
-        """Ends the message, if one is open."""
+        """Ends the message or the thought, if one is open."""
         if self.message is None:
             return
         message, self.message = self.message, None
         message["status"] = status
         content = message["content"][0]
         position = self._position(message) | {"content_index": 0}
-        yield self._event(
-            "response.output_text.done",
-            **position,
-            text=content["text"],
-            logprobs=content["logprobs"],
-        )
+        fields = {name: content[name] for name in ("text", "logprobs") if name in content}
+        yield self._event(f"response.{self.kind.part}.done", **position, **fields)
         yield self._event("response.content_part.done", **position, part=content)
         yield self._item("response.output_item.done", message)
 
@@ -165,7 +195,7 @@ class ResponseStream:
     def _end(self, reason: str) -> Iterator[ResponseEvent]:
         status = _status(reason)
         if not self.output:
-            yield from self._open()
+            yield from self._open(_MESSAGE)
         yield from self._close(status)
         yield self._event(f"response.{status}", response=self.response())
 
@@ -174,15 +204,11 @@ def _status(finish_reason: str) -> str:
     return "incomplete" if finish_reason == "length" else "completed"
 
 
-def _text_content(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
 def _usage(stats: Stats) -> dict[str, Any]:
     return {
         "input_tokens": stats.prompt_tokens,
         "input_tokens_details": {"cached_tokens": stats.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": stats.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": stats.thinking_tokens},
         "total_tokens": stats.prompt_tokens + stats.completion_tokens,
     }

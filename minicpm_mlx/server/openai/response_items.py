@@ -62,10 +62,20 @@ class ResultItem(Echo):
     output: Content
 
 
+class ReasoningText(Echo):
+    text: str = ""
+
+
 class ReasoningItem(Echo):
-    """What another model thought before it replied. Accepted without effect."""
+    """What the model thought before it replied; another model's may have no text."""
 
     type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+    summary: list[ReasoningText] | None = None
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part.text for part in self.content or self.summary or ())
 
 
 def _tag(value: Any) -> str:
@@ -100,10 +110,23 @@ def template_messages(
     return messages
 
 
+def _is_thought(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is a thought, to which no answer has come."""
+    last = messages[-1] if messages else {}
+    return "reasoning_content" in last and not last["content"] and "tool_calls" not in last
+
+
 def _add_item(messages: list[dict[str, Any]], item: Item, field: str) -> None:
     if isinstance(item, MessageItem):
         role = "system" if item.role == "developer" else item.role
-        messages.append({"role": role, "content": join_text(item.content)})
+        text = join_text(item.content)
+        if role == "assistant" and _is_thought(messages):
+            messages[-1]["content"] = text
+        else:
+            messages.append({"role": role, "content": text})
+    elif isinstance(item, ReasoningItem):
+        if item.text:
+            messages.append({"role": "assistant", "content": "", "reasoning_content": item.text})
     elif isinstance(item, ResultItem):
         content = join_text(item.output)
         messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})

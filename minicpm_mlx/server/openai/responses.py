@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from ..http.api_error import ApiError
-from ..http.schema import NO_REASONING, TEXT_ONLY_OUTPUT, Body, Ignored, refused
+from ..http.schema import TEXT_ONLY_OUTPUT, Body, Ignored, refused
 from ..http.streaming import named_sse, stream_response
 from ..parameters import SamplingFields, TopLogprobs, run_in_thread
 from ..reply_stream import GenerationRequest, ReplyStream, full_replies
-from ..service import Service
+from ..service import Effort, Service, by_effort
 from ..tool_calling import Function, NamedFunction, RequestTools
 from .common import error_body
 from .options import StreamOptions
@@ -25,6 +25,14 @@ from .response_items import Item, template_messages
 JsonDict = dict[str, Any]
 
 _LOGPROBS = "message.output_text.logprobs"
+_ENCRYPTED = "reasoning.encrypted_content"
+_INCLUDABLE: tuple[list[str], ...] = (
+    [],
+    [_LOGPROBS],
+    [_ENCRYPTED],
+    [_LOGPROBS, _ENCRYPTED],
+    [_ENCRYPTED, _LOGPROBS],
+)
 _NOT_KEPT = "nothing is kept here; send the whole conversation as input"
 
 
@@ -47,7 +55,8 @@ class TextOptions(Body):
 
 
 class Reasoning(Body):
-    effort: Annotated[str | None, refused(NO_REASONING, ("none",))] = None
+    effort: Effort | None = None
+    """As reasoning_effort of the chat API."""
     summary: Ignored[str] = None
     generate_summary: Ignored[str] = None
 
@@ -62,8 +71,9 @@ class ResponseBody(SamplingFields):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: TopLogprobs | None = None
     include: Annotated[
-        list[str] | None, refused(f"only {_LOGPROBS} can be included", ([], [_LOGPROBS]))
+        list[str] | None, refused(f"only {_LOGPROBS} can be included", _INCLUDABLE)
     ] = None
+    """A thought's text is in its item; nothing of it is encrypted."""
     text: TextOptions | None = None
     tools: Annotated[list[FlatTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
@@ -101,6 +111,10 @@ class ResponseBody(SamplingFields):
         Literal["auto", "disabled"] | None, refused("shorten the input", ("disabled",))
     ] = None
 
+    @property
+    def effort(self) -> Effort | None:
+        return self.reasoning.effort if self.reasoning else None
+
     def wants_logprobs(self) -> bool:
         return self.top_logprobs is not None or _LOGPROBS in (self.include or ())
 
@@ -119,15 +133,18 @@ class ResponseBody(SamplingFields):
 
     async def generation(self, service: Service, tools: RequestTools) -> GenerationRequest:
         messages = template_messages(self.instructions, self.input)
-        prompt, stops = await run_in_thread(
-            lambda: service.chat_prompt(messages, tools.for_template, "input"), "input"
+        thinking = by_effort(self.effort, "reasoning.effort")
+        prompt = await run_in_thread(
+            lambda: service.chat_prompt(messages, tools.for_template, "input", thinking=thinking),
+            "input",
         )
         return GenerationRequest(
             prompt=prompt,
             served=service.find_model(self.model),
-            sampling=self.sampling(service),
+            sampling=self.sampling(service, prompt),
+            think_tokens=thinking.tokens,
             max_tokens=self.max_output_tokens,
-            stop=[*stops, *tools.stops],
+            stop=[*prompt.stops, *tools.stops],
             top_logprobs=(self.top_logprobs or 0) if self.wants_logprobs() else None,
             keep_special=tools.keep_special,
             grammar=await tools.grammar({"text.format": self.text_format.guide()}),
@@ -143,7 +160,7 @@ class ResponseBody(SamplingFields):
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": self.effort, "summary": None},
             "service_tier": "default",
             "store": False,
             "temperature": generation.sampling.temperature,

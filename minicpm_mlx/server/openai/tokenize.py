@@ -33,7 +33,7 @@ class TokenizeBody(Body):
         if self.messages is not None:
             tools = RequestTools(service, [tool.function for tool in self.tools or ()])
             messages = template_messages(self.messages)
-            return service.chat_prompt(messages, tools=tools.for_template)[0]
+            return service.chat_prompt(messages, tools=tools.for_template).ids
         text = self.prompt or ""
         return service.lm.tokenizer.encode(text, add_bos=self.add_special_tokens is not False)
 

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from ... import __version__
 from ...engine import TokenLogprob
 from ...lm.outputs import Stats
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError
 from ..http.streaming import new_id, sse, stream_response
 from ..reply_stream import Chunk, GenerationRequest, ReplyStream, full_replies
@@ -71,7 +72,7 @@ def router(service: Service) -> APIRouter:
         """Check that the model generates, with one token."""
         bos = service.lm.tokenizer.bos_id
         one_token = GenerationRequest(
-            prompt=[0 if bos is None else bos],
+            prompt=ChatPrompt(ids=[0 if bos is None else bos]),
             served=service.find_model(None),
             sampling=service.sampling(temperature=0.0),
             max_tokens=1,
@@ -129,7 +130,7 @@ class CumulativeReply:
         meta: dict[str, Any] = {
             "id": self.id,
             "finish_reason": finish,
-            "prompt_tokens": len(self.prompt.generation.prompt),
+            "prompt_tokens": len(self.prompt.generation.prompt.ids),
             **self._logprobs(),
             "completion_tokens": len(self.tokens),
             "cached_tokens": stats.cached_tokens if stats else None,  # known only at the end

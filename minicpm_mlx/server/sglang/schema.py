@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 from pydantic import Field
 
 from ...engine import Grammar, Sampling
+from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError
 from ..http.schema import OFF, TEXT_ONLY_INPUT, Body, Ignored, parse_object, refused
 from ..parameters import CompletionFields, compile_only_grammar, repeat
@@ -151,7 +152,7 @@ class SGLangGenerateBody(Body):
                 service,
                 seed=params[i].sampling_seed,
                 prefix="sampling_params.",
-                prompt=ids,
+                prompt=ChatPrompt(ids=ids),
                 continues=True,
                 served=service.find_model(adapters[i] and f"{base}:{adapters[i]}"),
                 max_tokens=params[i].max_new_tokens,

@@ -165,21 +165,23 @@ def build_request(
     service: Service, settings: PageSettings, messages: list[dict[str, str]]
 ) -> GenerationRequest:
     system = [message("system", settings.system)] if settings.system.strip() else []
-    prompt, stop = service.chat_prompt([*system, *messages])
+    prompt = service.chat_prompt([*system, *messages])
     return GenerationRequest(
         prompt=prompt,
         served=service.find_model(settings.served),
-        sampling=service.sampling(temperature=settings.temperature, top_p=settings.top_p),
+        sampling=service.sampling(
+            prompt=prompt, temperature=settings.temperature, top_p=settings.top_p
+        ),
         max_tokens=settings.max_tokens,
-        stop=stop,
+        stop=prompt.stops,
     )
 
 
 def takes_system(service: Service) -> bool:
     """Whether the model's chat template uses a system message."""
     try:
-        with_system, _ = service.chat_prompt([message("system", "x"), message("user", "x")])
-        plain, _ = service.chat_prompt([message("user", "x")])
+        with_system = service.chat_prompt([message("system", "x"), message("user", "x")])
+        plain = service.chat_prompt([message("user", "x")])
     except ApiError:
         return False
     return with_system != plain
