@@ -283,7 +283,7 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("background", {"background": True}),
         ("conversation", {"conversation": "c"}),
         ("truncation", {"truncation": "auto"}),
-        ("include", {"include": ["reasoning.encrypted_content"]}),
+        ("include", {"include": ["file_search_call.results"]}),
         ("prompt", {"prompt": {"id": "p"}}),
         ("reasoning.effort", {"reasoning": {"effort": "high"}}),
         ("text.verbosity", {"text": {"verbosity": "low"}}),

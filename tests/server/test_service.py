@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import minicpm_mlx as mm
+from minicpm_mlx.text.chat_prompt import ChatPrompt
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: [serve]")
 
@@ -38,7 +39,11 @@ def ask(service: Service, text: str, count: int = 12, **options: Any) -> Generat
     how = service.sampling(**options.pop("sampling", {}))
     ids = service.encode(text)
     return GenerationRequest(
-        prompt=ids, served=service.find_model(None), sampling=how, max_tokens=count, **options
+        prompt=ChatPrompt(ids=ids),
+        served=service.find_model(None),
+        sampling=how,
+        max_tokens=count,
+        **options,
     )
 
 
