@@ -213,7 +213,7 @@ def test_keys_the_system_text_and_the_adapter_are_heeded(
         {"role": "system", "content": "You are a parrot."},
         {"role": "user", "content": "one\ntwo"},
     ]
-    ids, _ = chat.service.chat_prompt(messages)
+    ids = chat.service.chat_prompt(messages).ids
     assert f"of {len(ids)} prompt tokens" in status(page)
     page.click("#adapter input")
     page.click("#adapter [role=option][aria-label='demo:pirate'], [aria-label='demo:pirate']")
