@@ -19,7 +19,7 @@ from minicpm_mlx.loading.store import folder_of, kept_copies, kept_folder, made_
 from minicpm_mlx.model_cards import GENERATIONS, Card, cards, resolve
 
 from .. import options, paths
-from ..render.texts import Texts
+from ..render.texts import Texts, size_text
 from ..render.theme import console
 from ..render.wrap import Wrapped
 from ..streams import confirm, print_json
@@ -84,7 +84,7 @@ def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
     table.add_column("what it is", style="quiet")
     for generation, group in groupby(rows, lambda row: row["generation"]):
         if console().is_terminal:  # in a pipe each line is a model
-            others = texts.pick("copies made here", "本机生成的副本")
+            others = texts.pick("others on this disk", "本机的其他模型")
             table.add_row(generation or others, style="title")
         for row in group:
             shown = ("" if row[key] is None else _shown(row[key]) for key in sizes)
@@ -127,30 +127,52 @@ def _card_rows() -> Iterator[dict[str, Any]]:
 
 
 def _copy_rows() -> Iterator[dict[str, Any]]:
-    """Copies that no card's row has: of .gguf files, of earlier versions, unfinished ones."""
+    """What no card has: repositories, copies of .gguf files or of earlier versions, unfinished."""
     shown = [kept_folder(card) for card in cards().values()]
+    for repo, folder in hub.kept_repositories():
+        if folder not in shown and _is_model(folder):
+            yield _row(repo, "repository", folder)
     for copy in kept_copies():
         if copy.folder in shown:
             continue
         gone = copy.source is not None and not copy.source.exists()
-        yield {
-            "name": copy.name,
-            "kind": copy.kind,
-            "download_bytes": None,
-            "kept_bytes": _bytes(copy.folder),
-            "folder": copy.folder,
-            "generation": "",
-            "note": NOTES[copy.kind][0] + (", which is gone" if gone else ""),
-            "note_zh": NOTES[copy.kind][1] + ("，原文件已不在" if gone else ""),
-        }
+        row = _row(copy.name, copy.kind, copy.folder)
+        if gone:
+            row["note"] += ", which is gone"
+            row["note_zh"] += "，原文件已不在"
+        yield row
+
+
+def _row(name: str, kind: str, folder: Path) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": kind,
+        "download_bytes": None,
+        "kept_bytes": _bytes(folder),
+        "folder": folder,
+        "generation": "",
+        "note": NOTES[kind][0],
+        "note_zh": NOTES[kind][1],
+    }
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder of the hub's cache, which other programs fill too, can be loaded."""
+    from minicpm_mlx.model.config import Config
+
+    with suppress(MiniCPMError):
+        Config.load(folder)
+        return True
+    return False
 
 
 NOTES = {
+    "repository": ("a downloaded repository", "下载的仓库"),
     "converted": ("a copy converted from a GGUF file", "由 GGUF 文件转换的副本"),
     "quantized": ("a quantized copy", "量化的副本"),
     "unfinished": ("an unfinished copy", "未完成的副本"),
 }
-"""By kind of copy, in English and Chinese."""
+"""By kind, in English and Chinese."""
 
 
 def show(model: Name, as_json: options.Json = False) -> None:
@@ -259,7 +281,7 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(size: int) -> str:
-    return f"{size / GB:.1f} GB"
+    return f"{size / GB:.1f} GB" if size >= 5e7 else size_text(size)
 
 
 def _bytes(path: Path) -> int:

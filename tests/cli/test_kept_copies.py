@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from minicpm_mlx.loading import store
+from minicpm_mlx.loading import download, store
 from minicpm_mlx.model_cards import resolve
+from support.data import GOLDEN, write_tokenizer
+from support.hub import COMMIT, REPO, Hub
 
+MODEL = ("config.json", "model.safetensors")
 Command = Callable[..., int]
 Out = pytest.CaptureFixture[str]
 
@@ -115,3 +118,34 @@ def test_quantized_copies_that_no_card_has_and_unfinished_ones_are_listed(
     assert command("rm", "minicpm-2b-dpo-3bit-g32-mixed", "--yes") == 0
     assert (cache / kept).is_dir()
     assert not (cache / "minicpm-2b-dpo-3bit-g32-mixed").exists()
+
+
+def test_downloaded_repositories_that_no_card_has_are_listed_and_deleted(
+    command: Command, capsys: Out, cache: Path, hub_server: Hub, tmp_path: Path
+) -> None:
+    write_tokenizer(tmp_path)
+    model = {name: (GOLDEN / "minicpm_2b_like" / name).read_bytes() for name in MODEL}
+    texts = {"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()}
+    other = json.dumps({"architectures": ["BertModel"]}).encode()
+    hub_server.repos |= {
+        REPO: model | texts,
+        "someone/bert": model | texts | {"config.json": other},
+        "someone/begun": model | texts,
+        "openbmb/MiniCPM5-1B": model | texts,
+    }
+    for repo in (REPO, f"{REPO}@{COMMIT}", "someone/bert", "openbmb/MiniCPM5-1B"):
+        card = resolve(repo)
+        download.fetch(str(card.repo), card.revision)
+    download.fetch_texts("someone/begun")
+    [row] = copies(command, capsys)
+    folder = download.cached(REPO)
+    assert folder is not None
+    assert (row["name"], row["kind"], row["folder"]) == (REPO, "repository", str(folder))
+    assert row["kept_bytes"] == sum(len(body) for body in (model | texts).values())
+    assert command("list", "--here") == 0
+    assert "a downloaded repository" in " ".join(capsys.readouterr().out.split())
+    assert command("rm", REPO, "--yes") == 0
+    assert " kB freed" in capsys.readouterr().out
+    assert download.cached(REPO) is None
+    assert download.cached("someone/bert") is not None
+    assert copies(command, capsys) == []

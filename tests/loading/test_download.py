@@ -300,6 +300,15 @@ def test_remove_frees_what_was_kept(hub_server: Hub, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("hub/models--*"))
 
 
+def test_remove_leaves_another_repository_of_the_same_commit(hub_server: Hub) -> None:
+    mirrors = [f"someone/mirror-{i}" for i in range(5)]
+    hub_server.repos |= dict.fromkeys(mirrors, hub_server.repos[REPO])
+    folders = {repo: download.fetch(repo) for repo in (REPO, *mirrors)}
+    assert len({folder.name for folder in folders.values()}) == 1
+    download.remove(REPO)
+    assert [repo for repo in folders if download.cached(repo)] == mirrors
+
+
 def test_remove_also_frees_an_unfinished_download(hub_server: Hub, tmp_path: Path) -> None:
     blobs = tmp_path / "hub" / "models--openbmb--tiny" / "blobs"
     blobs.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Downloads of repositories and data sets into the hub's cache; this package alone imports
 huggingface_hub, and looking at what is kept imports none of its network code."""
 
-from .cache import cached, cached_size, remove
+from .cache import cached, cached_size, kept_repositories, remove
 from .fetch import fetch, fetch_texts, remote_size
 from .gguf_files import fits, tag_of
 from .hub import fetch_data
@@ -16,6 +16,7 @@ __all__ = [
     "fetch_data",
     "fetch_texts",
     "fits",
+    "kept_repositories",
     "remote_size",
     "remove",
     "tag_of",

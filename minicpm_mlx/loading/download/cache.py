@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +67,20 @@ def snapshot(repo: str, revision: str) -> Path:
     return repository(repo) / "snapshots" / commit
 
 
+def kept_repositories() -> Iterator[tuple[str, Path]]:
+    """Every repository that is kept complete, with its folder, in the order of names; one kept at
+    another revision than main alone as `org/name@revision`."""
+    for kept in sorted(root().glob("models--*--*")):
+        repo = kept.name.removeprefix("models--").replace("--", "/", 1)
+        refs = sorted(path for path in (kept / "refs").rglob("*") if path.is_file())
+        names = [path.relative_to(kept / "refs").as_posix() for path in refs]
+        commits = [path.name for path in sorted(kept.glob("snapshots/*"))]
+        for revision in sorted({*names, *commits}, key=lambda name: name != "main"):
+            if is_complete(folder := snapshot(repo, revision), None):
+                yield repo if revision == "main" else f"{repo}@{revision}", folder
+                break
+
+
 def cached_size(repo: str, tag: str | None = None) -> int:
     """Bytes kept of `repo`, all revisions and unfinished files together; with a `tag`, of the
     .gguf files that it chooses."""
@@ -88,9 +103,10 @@ def remove(repo: str, tag: str | None = None) -> int:
         from huggingface_hub import scan_cache_dir
 
         kept = scan_cache_dir(root())
-        ours = [r for r in kept.repos if (r.repo_type, r.repo_id) == ("model", repo)]
+        ours = {r for r in kept.repos if (r.repo_type, r.repo_id) == ("model", repo)}
         commits = [revision.commit_hash for r in ours for revision in r.revisions]
-        kept.delete_revisions(*commits).execute()
+        # Of these alone: a mirror in the same cache has the same commits.
+        replace(kept, repos=frozenset(ours)).delete_revisions(*commits).execute()
         # An interrupted first download has no revision for the line above to delete.
         shutil.rmtree(repository(repo), ignore_errors=True)
     except OSError as error:
