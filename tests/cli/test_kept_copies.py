@@ -145,7 +145,7 @@ def test_downloaded_repositories_that_no_card_has_are_listed_and_deleted(
     assert command("list", "--here") == 0
     assert "a downloaded repository" in " ".join(capsys.readouterr().out.split())
     assert command("rm", REPO, "--yes") == 0
-    assert " kB freed" in capsys.readouterr().out
+    assert " MB freed" in capsys.readouterr().out
     assert download.cached(REPO) is None
     assert download.cached("someone/bert") is not None
     assert copies(command, capsys) == []

@@ -128,7 +128,7 @@ def test_rm_asks_in_a_terminal(kept: Path, keys: bytes, says: str) -> None:
     os.close(master)
     err = done.stderr.decode()
     assert done.returncode == 1
-    assert err.startswith("Delete minicpm-2b-dpo (0.0 GB)? [y/N]: ")
+    assert err.startswith("Delete minicpm-2b-dpo (1 B)? [y/N]: ")
     assert says in err
     assert kept.exists()
 
