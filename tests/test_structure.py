@@ -45,6 +45,7 @@ DOORS = {
     "huggingface_hub": "minicpm_mlx.loading.download",
     "jinja2": "minicpm_mlx.text.chat_template",
     "gguf": "minicpm_mlx.weights.gguf.package",
+    "mcp": "minicpm_mlx.cli.chat.mcp_servers",
     "safetensors": "minicpm_mlx.weights.safetensors",
     "llguidance": "minicpm_mlx.lm.structured",
     "gradio": "minicpm_mlx.server.web",

@@ -1,0 +1,196 @@
+"""Servers of tools: started, asked, and whatever can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm_mlx.cli.chat import mcp_servers
+from minicpm_mlx.cli.chat.mcp_servers import McpServer, McpServers, read_servers
+from minicpm_mlx.errors import FileError
+
+SCRIPT = Path(__file__).parents[1] / "support" / "mcp_server.py"
+
+
+@pytest.fixture(autouse=True)
+def needs_mcp() -> None:
+    pytest.importorskip("mcp", reason="needs the mcp package")
+
+
+def kind(name: str) -> McpServer:
+    return McpServer(name=name, command=sys.executable, args=[str(SCRIPT), name])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    def write(content: object) -> Path:
+        path = tmp_path / "mcp.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_a_call_gives_the_result_s_text() -> None:
+    with McpServers([kind("good")]) as servers:
+        [tool] = servers.tools
+        assert servers.problems == []
+        assert tool["function"]["name"] == "weather"
+        assert tool["function"]["parameters"]["required"] == ["place"]
+        assert servers.server_of("weather") == "good"
+        assert servers.call("weather", {"place": "Wien"}).text == "Dry in Wien"
+        assert servers.call("other", {}).text == "Error: there is no tool other"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dies", r"Error: .*\(I am out of cheese\)"),
+        pytest.param("hangs", "Error: .*(in time|[Tt]imed out)", marks=pytest.mark.slow),
+        ("fails", "Error: Dry in Wien"),
+        ("junk", "Dry in Wien"),
+    ],
+)
+def test_a_call_that_goes_wrong_is_told_to_the_model(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_servers, "CALL", 1.0)
+    with McpServers([kind(name), kind("good")]) as servers:
+        assert re.match(said, servers.call("weather", {"place": "Wien"}).text)
+        again = servers.call("weather", {"place": "Wien"})
+        assert again.failed or name == "junk"
+        assert servers.call("good_weather", {"place": "Rom"}).text == "Dry in Rom"  # the other
+
+
+@pytest.mark.slow
+def test_servers_that_do_not_start_leave_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_servers, "START", 2.0)
+    bad = [
+        McpServer(name="gone", command="no-such-program"),
+        McpServer(name="ends", command=sys.executable, args=["-c", "import sys; sys.exit('bad')"]),
+        McpServer(name="away", url="http://127.0.0.1:9/mcp"),
+        kind("silent"),
+        kind("broken"),
+    ]
+    with McpServers([*bad, kind("good")]) as servers:
+        assert [tool["function"]["name"] for tool in servers.tools] == ["weather"]
+        names = [line.partition(":")[0] for line in servers.problems]
+        assert names == [server.name for server in bad]
+        assert not any("\n" in line for line in servers.problems)
+        assert "there is no program no-such-program" in servers.problems[0]
+        assert "bad" in servers.problems[1]
+        assert "no answer in time" in servers.problems[3]
+
+
+def test_many_tools_odd_tools_and_long_results() -> None:
+    with McpServers([kind("many"), kind("odd"), kind("long")]) as servers:
+        assert len(servers.tools) == 1002
+        assert [line.count("left out") for line in servers.problems] == [1]
+        assert servers.call("tool_999", {"place": "x"}).text == "Dry in x"
+        text = servers.call("weather", {"place": "x"}).text
+        assert text.endswith("more characters]")
+        assert len(text) < mcp_servers.RESULT + 100
+
+
+def test_a_server_over_http_is_asked_alike() -> None:
+    import socket
+    import threading
+    import time
+
+    import uvicorn
+    from mcp.server import MCPServer
+
+    server = MCPServer("there")
+
+    @server.tool()
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = server.streamable_http_app()
+    web = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not web.started and time.monotonic() < deadline:
+        time.sleep(0.02)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+    try:
+        with McpServers([McpServer(name="there", url=url, headers={"X-Key": "1"})]) as servers:
+            assert servers.problems == []
+            assert servers.call("add", {"a": 2, "b": 3}).text == "5"
+            assert servers.call("add", {"a": "x"}).failed
+    finally:
+        web.should_exit = True
+        thread.join(10)
+
+
+def test_a_file_names_servers_with_variables(
+    file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", "secret")
+    path = file(
+        {
+            "mcpServers": {
+                "a": {"command": "x", "args": ["--k", "${KEY}"], "env": {"A": "${env:KEY}"}},
+                "b": {"type": "http", "url": "http://x/${NONE:-mcp}", "headers": {"H": "${KEY}"}},
+                "c": {"command": "y", "disabled": True},
+            }
+        }
+    )
+    a, b = read_servers(path)
+    assert (a.args, a.env) == (["--k", "secret"], {"A": "secret"})
+    assert (b.url, b.headers) == ("http://x/mcp", {"H": "secret"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "must be JSON"),
+        ("[" * 100_000, "must be JSON"),
+        ([], "must have servers by name"),
+        ({"mcpServers": {}}, "must have servers by name"),
+        ({"mcpServers": {"a": 1}}, "server 'a' must be an object"),
+        ({"mcpServers": {"a": {}}}, "either a command or a url"),
+        ({"mcpServers": {"a": {"command": "x", "url": "y"}}}, "either a command or a url"),
+        ({"mcpServers": {"a": {"command": 1}}}, "command must be text"),
+        ({"mcpServers": {"a": {"command": "x", "args": "y"}}}, "args must be a list"),
+        ({"mcpServers": {"a": {"command": "x", "env": {"A": 1}}}}, "env must be an object"),
+        ({"mcpServers": {"a": {"type": "sse", "url": "x"}}}, "type must be stdio or http"),
+        ({"mcpServers": {"a": {"command": "${NOT_SET_AT_ALL}"}}}, "NOT_SET_AT_ALL is not set"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where(
+    content: Any, said: str, file: Callable[..., Path]
+) -> None:
+    path = file(content)
+    with pytest.raises(FileError, match=said) as caught:
+        read_servers(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_reference_servers_answer(tmp_path: Path) -> None:
+    """Those of PyPI and npm, where they are installed."""
+    pytest.importorskip("mcp_server_time", reason="needs mcp-server-time")
+    servers = [McpServer(name="time", command=sys.executable, args=["-m", "mcp_server_time"])]
+    program = shutil.which("mcp-server-filesystem")
+    if program:
+        (tmp_path / "a.txt").write_text("hello")
+        servers.append(McpServer(name="files", command=program, args=[str(tmp_path)]))
+    with McpServers(servers) as running:
+        assert running.problems == []
+        assert "Asia/Tokyo" in running.call("get_current_time", {"timezone": "Asia/Tokyo"}).text
+        if program:
+            read = running.call("read_text_file", {"path": str(tmp_path / "a.txt")})
+            assert read.text == "hello"
+            assert running.call("read_text_file", {"path": "/etc/passwd"}).failed
