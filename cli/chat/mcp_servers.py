@@ -49,8 +49,8 @@ class McpServer:
 
 
 @dataclass(frozen=True)
-class ToolResult:
-    """What a call gave, as the model reads it."""
+class McpResult:
+    """The text that a call gave, as the model reads it."""
 
     text: str
     failed: bool = False
@@ -200,10 +200,10 @@ class McpServers:
         """The name of the server that has a tool."""
         return self._homes[name][0].entry.name
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> McpResult:
         """Call a tool and wait; whatever goes wrong is a result that says so. Ctrl-C passes."""
         if name not in self._homes:
-            return ToolResult(f"Error: there is no tool {name}", failed=True)
+            return McpResult(f"Error: there is no tool {name}", failed=True)
         server, own_name = self._homes[name]
         future = self._run(server.call(own_name, dict(arguments)))
         try:
@@ -212,7 +212,7 @@ class McpServers:
             future.cancel()
             raise
         except (Exception, CancelledError) as error:
-            return ToolResult(f"Error: {server.reason(error)}", failed=True)
+            return McpResult(f"Error: {server.reason(error)}", failed=True)
 
 
 class _Running:
@@ -318,7 +318,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _result(result: Any) -> ToolResult:
+def _result(result: Any) -> McpResult:
     """A result's text; of pictures and the like, their kind."""
     parts = [
         part.text if part.type == "text" else f"[{part.type}]" for part in result.content or ()
@@ -329,7 +329,7 @@ def _result(result: Any) -> ToolResult:
     if len(text) > RESULT:
         text = f"{text[:RESULT]}\n[cut: {len(text) - RESULT} more characters]"
     failed = bool(result.is_error)
-    return ToolResult(f"Error: {text}" if failed else text, failed)
+    return McpResult(f"Error: {text}" if failed else text, failed)
 
 
 @contextmanager
