@@ -54,7 +54,7 @@ NO_THINKING = "this model does not think before it answers"
 
 @dataclass(frozen=True, kw_only=True)
 class Thinking:
-    """What a request says of thinking."""
+    """The thinking that a request asks for."""
 
     wanted: bool | None = None
     """None: the chat template decides."""

@@ -56,7 +56,7 @@ class ToolUse(Echo):
 
 
 class Thoughts(Echo):
-    """What the model thought before it replied; another model's may have no text."""
+    """The thought of an earlier reply; another model's may have no text."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: str = ""

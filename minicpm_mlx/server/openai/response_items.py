@@ -67,7 +67,7 @@ class ReasoningText(Echo):
 
 
 class ReasoningItem(Echo):
-    """What the model thought before it replied; another model's may have no text."""
+    """The thought of an earlier reply; another model's may have no text."""
 
     type: Literal["reasoning"]
     content: list[ReasoningText] | None = None
