@@ -127,7 +127,7 @@ def _card_rows() -> Iterator[dict[str, Any]]:
 
 
 def _copy_rows() -> Iterator[dict[str, Any]]:
-    """What no card has: repositories, copies of .gguf files or of earlier versions, unfinished."""
+    """Rows of no card: repositories, copies of .gguf files, of earlier versions, unfinished."""
     shown = [kept_folder(card) for card in cards().values()]
     for repo, folder in hub.kept_repositories():
         if folder not in shown and _is_model(folder):

@@ -52,7 +52,7 @@ def check_settings(variable: str) -> None:
 
 
 def _scheme(address: str) -> str:
-    """What an address begins with, such as `http://`; empty where there is no scheme."""
+    """The beginning of an address, such as `http://`; empty where there is none."""
     scheme, mark, _ = address.partition("://")
     return scheme + mark if mark else ""
 

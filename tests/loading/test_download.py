@@ -267,6 +267,31 @@ def test_a_full_disk_during_the_download_says_so(
     one_line(caught)
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/x/hub"), OSError(30, "Read-only", "/x/y")]
+)
+@pytest.mark.parametrize("failing", ["HfApi.model_info", "snapshot_download"])
+def test_a_cache_that_cannot_be_written_says_so(
+    hub_server: Hub, monkeypatch: pytest.MonkeyPatch, failing: str, error: OSError
+) -> None:
+    def fail(*args: object, **kwargs: object) -> str:
+        raise error
+
+    monkeypatch.setattr(f"huggingface_hub.{failing}", fail)
+    with pytest.raises(StorageError, match=f"{error.filename}.*HF_HOME") as caught:
+        download.fetch(REPO)
+    one_line(caught)
+
+
+def test_a_cache_that_is_no_folder_says_so(
+    hub_server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(StorageError, match=r"Not a directory.*HF_HOME"):
+        download.fetch(REPO)
+
+
 def test_no_network_mentions_a_mirror_only_where_none_is_set(
     hub_server: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,10 @@ def explained(source: RepositorySource, repo: str, revision: str, doing: str) ->
         raise _explain(source, error, repo, revision, doing) from error
 
 
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""Of files; those of sockets, which a firewall can refuse too, name no file."""
+
+
 def _explain(
     source: RepositorySource, error: Exception, repo: str, revision: str, doing: str
 ) -> MiniCPMError:
@@ -75,6 +79,11 @@ def _explain(
             return StorageError(
                 f"{repo}: the disk of {root()} filled up during the download; "
                 "free some space, or set HF_HOME to a larger disk, and run it again"
+            )
+        if isinstance(cause, OSError) and cause.filename and cause.errno in _UNWRITABLE:
+            return StorageError(
+                f"{repo}: {cause.filename} cannot be read or written ({cause.strerror}); "
+                "set HF_HOME to a folder with room that you may write to"
             )
         if status is not None:
             return DownloadError(f"{host} answered HTTP {status} for {repo}; try again later")
