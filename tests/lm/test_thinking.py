@@ -15,7 +15,7 @@ from minicpm_mlx.lm.outputs import Stats, Transcript, collect
 from minicpm_mlx.lm.structured.grammar import grammar_of
 from minicpm_mlx.text.chat_prompt import chat_prompt
 from minicpm_mlx.text.thinking import ThinkingForm, ThoughtReader
-from support.scripted_model import scripted_lm
+from support.scripted_model import SPECIAL, scripted_lm
 
 THOUGHT, ANSWER = "Two and two.\nSo: 4?  \n yes", "It is **4**.\n\nReally <ok>."
 SCRIPT = {
@@ -151,6 +151,28 @@ def test_variables_of_the_template_are_checked(lm: mm.LM, variables: Any, said: 
         chat_prompt(lm.tokenizer, QUESTION, variables=variables)
     given = chat_prompt(lm.tokenizer, QUESTION, variables={"enable_thinking": True})
     assert given.ids == lm.chat_prompt(QUESTION, True).ids
+
+
+@pytest.mark.parametrize("tokens", [None, 3, 100])
+def test_marks_that_are_text_to_the_tokenizer_are_found_too(
+    tokens: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As MiniCPM4.1's are."""
+    special = [name for name in SPECIAL if "think" not in name]
+    script = {"opens": "<think>\nhm <b\n</think>\n\nYes </think>", "open": "hm <b\n</think>\n\nYes"}
+    folder = tmp_path_factory.mktemp("text") / "thinker"
+    lm = scripted_lm(folder, script, special=special)
+    assert lm.tokenizer.thinking
+    assert not lm.tokenizer.thinking.is_by_token
+    free = ask(lm, "opens")
+    assert (free.thinking, free.text) == ("hm <b", "Yes </think>")
+    reply = ask(lm, "open", think=True, think_tokens=tokens)
+    assert reply.thinking == ("hm" if tokens == 3 else "hm <b")
+    assert tokens == 3 or reply.text == "Yes"
+    grammar = grammar_of(lm.tokenizer, json_object=True)
+    held = ask(lm, "open", think=True, think_tokens=5, grammar=grammar)
+    assert held.thinking == "hm <b"
+    assert held.text[:1] == "{"
 
 
 TEXT_FORM = ThinkingForm(opening="<think>", closing="</think>")

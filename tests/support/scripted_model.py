@@ -80,7 +80,12 @@ class ScriptedModel(FusedModel):
         return 50.0 * (mx.arange(self.config.vocab_size) == hidden[..., :1])
 
 
-def scripted_lm(folder: Path, script: Mapping[str, str], template: str = TEMPLATE) -> mm.LM:
+def scripted_lm(
+    folder: Path,
+    script: Mapping[str, str],
+    template: str = TEMPLATE,
+    special: Sequence[str] = SPECIAL,
+) -> mm.LM:
     """A model that answers the last message whose text is a key of `script` with its text, in
     which the names of special tokens are these tokens.
 
@@ -89,7 +94,7 @@ def scripted_lm(folder: Path, script: Mapping[str, str], template: str = TEMPLAT
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
-    write_tokenizer(folder, special=SPECIAL)
+    write_tokenizer(folder, special=special)
     settings = {"chat_template": template, "bos_token": "<s>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     lm = mm.load(folder)
@@ -97,6 +102,7 @@ def scripted_lm(folder: Path, script: Mapping[str, str], template: str = TEMPLAT
     start = tokenizer.encode(HEAD, add_bos=False)
     opening, closing = (tokenizer.special_tokens.get(n) for n in ("<think>", "</think>"))
     end = tokenizer.eos_ids[0]
+    begun = tokenizer.encode("<think>\n", add_bos=False)
 
     def following(tokens: Sequence[int]) -> int:
         at = next(
@@ -118,6 +124,8 @@ def scripted_lm(folder: Path, script: Mapping[str, str], template: str = TEMPLAT
             gap = tokenizer.encode("\n\n", add_bos=False)
             if said[: len(gap)] == gap and wanted[: len(gap)] != gap:
                 said = said[len(gap) :]
+        elif said[: len(begun)] == begun and wanted[: len(begun)] != begun:
+            wanted = begun + wanted
         elif said[:1] == [opening] and wanted[:1] != [opening]:
             wanted = [opening, *wanted]
         return wanted[len(said)] if len(said) < len(wanted) else end
