@@ -27,6 +27,12 @@ from ..streams import confirm, print_json
 GB = 1e9
 SIZES = ("download_bytes", "kept_bytes")
 """Columns of `list`."""
+HEADERS = {
+    "download_bytes": ("download", "下载"),
+    "kept_bytes": ("here", "本机"),
+    "memory_bytes": ("memory", "内存"),
+}
+"""Their names in English and Chinese."""
 INTERNAL = ("offer", "shape", "width", "note_zh")
 """What `show` prints in JSON alone."""
 Name = Annotated[str, typer.Argument(help="Card, folder or hub repository.")]
@@ -77,15 +83,15 @@ def _print_table(rows: list[dict[str, Any]], sizes: tuple[str, ...]) -> None:
         console(stderr=True).print(texts("none_here"), style="quiet")
         return
     table = Table(box=None, pad_edge=False, header_style="title")
-    table.add_column("name", no_wrap=True)
+    table.add_column(texts.pick("name", "名称"), overflow="fold")
     for key in sizes:
-        header = {"kept_bytes": "here"}.get(key, key.removesuffix("_bytes"))
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("what it is", style="quiet")
+        table.add_column(texts.pick(*HEADERS[key]), justify="right", no_wrap=True, min_width=7)
+    table.add_column(texts.pick("what it is", "说明"), style="quiet")
     for generation, group in groupby(rows, lambda row: row["generation"]):
         if console().is_terminal:  # in a pipe each line is a model
             others = texts.pick("others on this disk", "本机的其他模型")
-            table.add_row(generation or others, style="title")
+            title = texts.pick("other", "其他") if generation == "other" else generation
+            table.add_row(title or others, style="title")
         for row in group:
             shown = ("" if row[key] is None else _shown(row[key]) for key in sizes)
             note = Wrapped(texts.pick(row["note"], row["note_zh"]))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.theme import Theme
 
+from minicpm_mlx.cli.render.texts import Texts
+from minicpm_mlx.cli.render.theme import STYLES
 from minicpm_mlx.loading import download, store
 from minicpm_mlx.model_cards import resolve
 from support.data import GOLDEN, write_tokenizer
@@ -149,3 +154,17 @@ def test_downloaded_repositories_that_no_card_has_are_listed_and_deleted(
     assert download.cached(REPO) is None
     assert download.cached("someone/bert") is not None
     assert copies(command, capsys) == []
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_shows_whole_names_and_sizes_in_the_user_s_language(
+    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    screen = Console(file=io.StringIO(), width=width, force_terminal=True, theme=Theme(STYLES))
+    monkeypatch.setattr("minicpm_mlx.cli.models.manage.console", lambda **_: screen)
+    monkeypatch.setattr("minicpm_mlx.cli.models.manage.Texts", lambda _: Texts("zh"))
+    assert command("list", "--here") == 0
+    shown = str(screen.file.getvalue())  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert {"kB", "MB"} & {*shown.split()}
+    assert all(word in shown for word in ("名称", "下载", "本机", "内存", "说明"))
