@@ -257,6 +257,15 @@ def test_a_split_without_a_name_is_refused(tmp_path: Path) -> None:
         tokenizer_keys(source, 300)
 
 
+def test_a_tokenizer_without_merges_is_refused_as_llama_cpp_does(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source")
+    spec = json.loads((source / "tokenizer.json").read_text())
+    spec["model"]["merges"] = []
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(TokenizerError, match="it has no merges"):
+        tokenizer_keys(source, 300)
+
+
 def test_a_normalizer_is_refused(tmp_path: Path) -> None:
     source = saved(tmp_path / "source", normalizer=normalizers.Lowercase())
     with pytest.raises(TokenizerError, match="normalises texts by Lowercase"):

@@ -255,7 +255,9 @@ def _gpt2_keys(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]:
     normalizer = (spec.get("normalizer") or {}).get("type")
     if normalizer != ("NFC" if name in COMPOSED else None):
         raise _inexpressible(f"it normalises texts by {normalizer} and cuts them as {name} does")
-    return {"model": "gpt2", "pre": name, "merges": [" ".join(pair) for pair in _pairs(spec)]}
+    if not (merges := [" ".join(pair) for pair in _pairs(spec)]):
+        raise _inexpressible("it has no merges, and readers of GGUF expect some")
+    return {"model": "gpt2", "pre": name, "merges": merges}
 
 
 def _llama_keys(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]:
