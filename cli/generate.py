@@ -11,10 +11,17 @@ from minicpm_mlx.errors import InvalidArgumentError
 
 from . import options
 from .options import REQUIRED, flag, option
-from .streams import print_json, prompt_text
+from .render.reply_display import PlainStream, ReplyDisplay
+from .render.texts import Texts
+from .render.theme import console
+from .render.thoughts import ThoughtStream
+from .streams import print_json, prompt_text, shows_progress
+from .thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
-    from minicpm_mlx import Completion
+    from collections.abc import Iterable
+
+    from minicpm_mlx import Completion, Piece
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -28,6 +35,7 @@ class GenerateOptions:
     system: options.System = None
     raw: bool = flag("Continue the text as it is, without the chat template.")
     max_tokens: int = option("Longest reply, in tokens.", default=512, limit=options.COUNT)
+    thinking: ThinkingOptions
     sampling: options.SamplingOptions
     stop: options.Stop = None
     compute: options.Compute
@@ -43,12 +51,15 @@ def generate(args: GenerateOptions) -> None:
 
     if args.raw and args.system is not None:
         raise InvalidArgumentError("--system does not apply to --raw text; leave one of them out")
+    think, think_tokens = args.thinking.think, args.thinking.think_tokens
+    if args.raw and (think is not None or think_tokens is not None):
+        raise InvalidArgumentError("--think and --think-tokens do not apply to --raw text")
     text = prompt_text(args.prompt, empty=args.raw)
     sampling = args.sampling
     sampling.check()
-    lm = options.load_model(
-        args.model, args.compute, adapter=args.adapter, draft=args.draft, shard=True
-    )
+    model = options.choose_model(args.model, [args.adapter])
+    args.thinking.check(model)
+    lm = options.load_model(model, args.compute, adapter=args.adapter, draft=args.draft, shard=True)
     alone = collectives.size() == 1
     if sampling.seed is None and not alone:  # all ranks draw the same
         seed = int.from_bytes(collectives.broadcast(os.urandom(4)), "big")
@@ -58,16 +69,35 @@ def generate(args: GenerateOptions) -> None:
         pieces = lm.stream(
             text if args.raw else [*messages, {"role": "user", "content": text}],
             max_tokens=args.max_tokens,
-            sampling=sampling.apply(lm),
+            sampling=sampling.apply(lm, False if args.raw else think),
             stop=options.unescape(args.stop),
             speculate=alone,  # each rank would decide by its own clock whether that pays
+            think=think,
+            think_tokens=think_tokens,
         )
     if args.as_json:
         print_json(_record(collect(pieces)))
         return
+    _show(pieces)
+
+
+def _show(pieces: Iterable[Piece]) -> None:
+    """Prints the answer; the thought beside it where both go to a terminal."""
+    texts, errors = Texts(), console(stderr=True)
+    display = ReplyDisplay(
+        lambda: PlainStream(safe=False),
+        (lambda: ThoughtStream(errors, lasting=True)) if shows_progress() else None,
+        lambda seconds, tokens: errors.print(texts.thought(seconds, tokens), style="quiet"),
+    )
+    answered = False
     for piece in pieces:
-        print(piece.text, end="", flush=True)
-    print()
+        display.feed(piece)
+        answered = answered or bool(piece.text)
+    display.close()
+    if not answered:
+        print()
+    if piece.in_thought:
+        errors.print(texts("no_answer"), style="warning")
 
 
 def _record(completion: Completion) -> dict[str, Any]:
@@ -75,9 +105,11 @@ def _record(completion: Completion) -> dict[str, Any]:
     stats = completion.stats
     return {
         "text": completion.text,
+        "thinking": completion.thinking,
         "token_ids": list(completion.token_ids),
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": stats.completion_tokens,
+        "thinking_tokens": stats.thinking_tokens,
         "finish_reason": completion.finish_reason,
         "ttft_s": round(stats.ttft, 4),
         "prompt_tps": round(stats.prompt_tps, 2),

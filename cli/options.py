@@ -298,11 +298,18 @@ class SamplingOptions:
 
             Sampling(**values)
 
-    def apply(self, lm: LM) -> Sampling:
-        """The model's own sampling with these values in place of its own."""
+    def apply(self, lm: LM, think: bool | None = None) -> Sampling | None:
+        """The model's own sampling for this way to think, with these values in place of its own;
+        None if none is given."""
         from minicpm_mlx.lm.lm import sampling_with
 
-        return sampling_with(lm.sampling, **asdict(self))
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if not values:
+            return None
+        base = lm.sampling
+        if lm.thinking_sampling is not None and think is not False:
+            base = lm.default_sampling(lm.chat_prompt([{"role": "user", "content": "?"}], think))
+        return sampling_with(base, **values)
 
 
 def choose_model(

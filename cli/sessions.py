@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer(invoke_without_command=True)
 
 Name = Annotated[str, typer.Argument(help="Name of a session, as the list shows it.")]
+Thoughts = Annotated[
+    bool, typer.Option("--thoughts", help="With the thoughts before answers; JSON always has them.")
+]
 
 
 @app.callback()
@@ -71,7 +74,7 @@ def _print_table(rows: list[SessionSummary]) -> None:
 
 
 @app.command("show")
-def show(name: Name, as_json: options.Json = False) -> None:
+def show(name: Name, as_json: options.Json = False, thoughts: Thoughts = False) -> None:
     """Print a conversation as Markdown, or the JSON it is saved as."""
     from minicpm_mlx.lm import sessions
 
@@ -79,7 +82,7 @@ def show(name: Name, as_json: options.Json = False) -> None:
     if as_json:
         print_json(saved.to_json())
     else:
-        print(printable(saved.to_markdown(name)), end="")
+        print(printable(saved.to_markdown(name, thoughts=thoughts)), end="")
 
 
 @app.command("export")
@@ -87,6 +90,7 @@ def export(
     name: Name,
     file: Annotated[Path, typer.Argument(help="FILE.md or FILE.json to write.")],
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the file.")] = False,
+    thoughts: Thoughts = False,
 ) -> None:
     """Write a conversation to a file, as Markdown or as JSON."""
     from minicpm_mlx.lm import sessions
@@ -95,7 +99,10 @@ def export(
     suffix = file.suffix.lower()
     if suffix not in (".md", ".json"):
         raise InvalidArgumentError(f"'{file}': expected a name that ends in .md or .json")
-    text = saved.to_markdown(file.stem) if suffix == ".md" else sessions.json_text(saved.to_json())
+    if suffix == ".md":
+        text = saved.to_markdown(file.stem, thoughts=thoughts)
+    else:
+        text = sessions.json_text(saved.to_json())
     try:
         with file.open("w" if force else "x", encoding="utf-8", errors="replace") as out:
             out.write(text)

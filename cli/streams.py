@@ -23,6 +23,11 @@ def at_terminal() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
+def shows_progress() -> bool:
+    """Whether a person sees both results and what is said beside them."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+
+
 def stdin_lines() -> Iterator[str]:
     """Lines of standard input: UTF-8 whatever the locale, without byte order mark or CR LF."""
     if sys.stdin is None:

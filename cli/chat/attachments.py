@@ -89,9 +89,11 @@ def typed_path(text: str) -> Path:
 def save(terminal: TerminalChat, text: str) -> None:
     from minicpm_mlx.lm import sessions
 
-    flag, _, rest = text.partition(" ")
-    overwrite = flag == "-f"
-    typed = rest.strip() if overwrite else text
+    flags, typed = set[str](), text
+    while (flag := typed.partition(" ")[0]) in ("-f", "-t"):
+        flags.add(flag)
+        typed = typed.removeprefix(flag).strip()
+    overwrite = "-f" in flags
     path = typed_path(typed)
     name = str(path) if typed else terminal.name or sessions.new_name()
     suffix = path.suffix.lower()
@@ -100,7 +102,7 @@ def save(terminal: TerminalChat, text: str) -> None:
     elif not terminal.chat.messages:
         terminal.note("no_turn", style="warning")
     elif suffix == ".md":
-        _export(terminal, path, typed, overwrite)
+        _export(terminal, path, typed, overwrite=overwrite, thoughts="-t" in flags)
     elif terminal.autosave.save_as(terminal.chat, name, overwrite=overwrite):
         terminal.save_cache()
         terminal.note("saved", name=terminal.name)
@@ -112,15 +114,20 @@ DOCUMENTS = (".txt", ".json", ".html", ".pdf", ".docx")
 """Suffixes of documents that cannot be exported; no session's name has them."""
 
 
-def _export(terminal: TerminalChat, path: Path, typed: str, overwrite: bool) -> None:
+def _export(
+    terminal: TerminalChat, path: Path, typed: str, *, overwrite: bool, thoughts: bool
+) -> None:
     from minicpm_mlx.lm import sessions
 
     chat = terminal.chat
-    document = sessions.markdown(path.stem, chat.lm.card.name, chat.system, chat.messages)
+    document = sessions.markdown(
+        path.stem, chat.lm.card.name, chat.system, chat.messages, thoughts=thoughts
+    )
     try:
         with path.open("w" if overwrite else "x", encoding="utf-8", errors="replace") as file:
             file.write(document)
     except FileExistsError:
+        typed = f"-t {typed}" if thoughts else typed
         terminal.note("exists", style="error", name=path, typed=typed)
     except (OSError, ValueError) as error:
         _note_failed(terminal, path, error)

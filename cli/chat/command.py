@@ -24,6 +24,7 @@ from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
 from ..streams import ask, at_terminal, prompt_text, stdin_lines
+from ..thinking_options import ThinkingOptions
 from . import keyboard, slash_commands
 from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here, offer
 from .model_picker import find_or_pick
@@ -63,6 +64,7 @@ class ChatOptions:
     max_tokens: int | None = option(
         f"Longest reply, in tokens; default {MAX_TOKENS}.", limit=options.COUNT
     )
+    thinking: ThinkingOptions
     sampling: options.SamplingOptions
     stop: options.Stop = None
     compute: options.Compute
@@ -81,13 +83,14 @@ class ChatOptions:
         """Values of Chat's fields; None for those that were not given."""
         names = ("system", "max_tokens", "on_overflow", "context", "kv_bits")
         values = {name: getattr(self, name) for name in names}
-        return values | {"stop": options.unescape(self.stop) or None}
+        return values | asdict(self.thinking) | {"stop": options.unescape(self.stop) or None}
 
     def new_chat(self, lm: LM) -> Chat:
         from minicpm_mlx import Chat
 
         settings = {name: value for name, value in self.settings().items() if value is not None}
-        return Chat(lm, sampling=self.sampling.apply(lm), **{"max_tokens": MAX_TOKENS} | settings)
+        sampling = self.sampling.apply(lm, self.thinking.think)
+        return Chat(lm, sampling=sampling, **{"max_tokens": MAX_TOKENS} | settings)
 
 
 @options.command(ChatOptions)
@@ -106,6 +109,7 @@ def chat(args: ChatOptions) -> None:
         model = _greet(model, texts)
         if args.compute.dtype or args.compute.device:
             args.compute.select()  # loading in the background prints no warning
+    args.thinking.check(model)
     questions = _lines() if args.prompt is None else [prompt_text(args.prompt)]
     terminal = _terminal_chat(args, model, texts, saved, interactive)
     if interactive:

@@ -15,9 +15,12 @@ from minicpm_mlx.lm.attachments import Files, with_files, without_files
 from minicpm_mlx.loading.store import is_kept
 
 from ..options import advise_without_template
+from ..render.reply_display import PlainStream, ReplyDisplay, TextWriter
 from ..render.spinner import SpinnerStream
-from ..render.texts import CONTROLS, Texts, gigabytes, printable
+from ..render.texts import Texts, gigabytes, printable
 from ..render.theme import console
+from ..render.thoughts import ThoughtStream
+from ..streams import shows_progress
 from . import keyboard
 from .autosave import AutoSave
 
@@ -28,25 +31,6 @@ if TYPE_CHECKING:
 LEAVE = ("/exit", "/quit", "/bye")
 LEAVE_WORDS = ("exit", "quit", "退出")
 """Leave too where they are all that is typed, as in other programs."""
-
-
-class PlainStream:
-    """Writes a reply as it comes; `safe` removes control characters."""
-
-    def __init__(self, *, safe: bool) -> None:
-        self.safe = safe
-        self.started = False
-
-    def feed(self, text: str) -> None:
-        self.started = True
-        if self.safe:
-            text = CONTROLS.sub("", text)
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        if self.started:
-            print(flush=True)
 
 
 class Loading:
@@ -178,6 +162,9 @@ class TerminalChat:
         if chat.lm.on_dense is not None:  # not while a reply is being shown
             chat.lm.on_dense = lambda: self._due.append(memory.dense_attention(chat.lm.config))
         chat.lm.room = None
+        if (chat.think or chat.think_tokens is not None) and chat.lm.tokenizer.thinking is None:
+            chat.think = chat.think_tokens = None
+            self.note("no_thinking", style="warning")
         room = max(memory.fitting_context(chat.lm.config, chat.kv_bits), 256)
         if room < chat.context_length:
             chat.lm.room = room
@@ -205,17 +192,17 @@ class TerminalChat:
             self.attached.clear()
 
     def show(self, pieces: Generator[Piece, None, None]) -> bool:
-        """Streams a reply and saves; Ctrl-C stops it. Returns whether any text came."""
+        """Streams a reply and saves; Ctrl-C stops it. Returns whether any text came, or thought."""
         last: Piece | None = None
         replied, count = False, 0
-        stream = self._stream()
+        stream = self._display()
         with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as stack:
             stack.callback(self.save)  # even if the terminal has gone and writing to it fails
             try:
                 with closing(stream), closing(pieces):
                     for piece in pieces:
-                        stream.feed(piece.text)
-                        last, replied = piece, replied or bool(piece.text)
+                        stream.feed(piece)
+                        last, replied = piece, replied or bool(piece.text or piece.thinking)
                         count += len(piece.token_ids)
             except KeyboardInterrupt:
                 if not self.interactive:
@@ -224,6 +211,8 @@ class TerminalChat:
             self.note("dense", style="warning", **self._due.pop())
         if self.interactive:
             self._conclude(last, count)
+        elif last and last.in_thought:
+            self.note("no_answer", style="warning")
         return replied
 
     def save(self) -> None:
@@ -313,7 +302,19 @@ class TerminalChat:
         self.autosave.follow(saved, chat)
         return chat
 
-    def _stream(self) -> SpinnerStream | PlainStream:
+    def _display(self) -> ReplyDisplay:
+        """Shows the thought where somebody looks; the answer alone goes into a pipe."""
+        shown = self.interactive or shows_progress()
+        return ReplyDisplay(
+            self._answer_stream,
+            (lambda: self.thought_stream(lasting=not self.interactive)) if shown else None,
+            lambda seconds, tokens: self.print(self.texts.thought(seconds, tokens)),
+        )
+
+    def thought_stream(self, *, lasting: bool) -> ThoughtStream:
+        return ThoughtStream(console(stderr=not self.interactive), lasting=lasting)
+
+    def _answer_stream(self) -> TextWriter:
         if not (self.interactive and self.markdown):
             return PlainStream(safe=self.interactive)
         return SpinnerStream(lambda seconds: self.texts("waiting", seconds=seconds))
@@ -331,8 +332,10 @@ class TerminalChat:
                 if full >= self.chat.context_length:
                     slides = self.chat.on_overflow == "slide"
                     self.note("filled" if slides else "full", style="warning")
-                else:
+                elif not last.in_thought:
                     self.note("cut", style="warning", limit=self.chat.max_tokens)
+            if last.in_thought:
+                self.note("ended_thinking", style="warning")
         if self.chat.forgotten > self._noted_forgotten:
             self.note("slid", style="warning", count=self.chat.forgotten)
             self._noted_forgotten = self.chat.forgotten
@@ -351,13 +354,12 @@ class TerminalChat:
         return " · ".join(part for part in parts if part)
 
 
-CHAT_SETTINGS = ("max_tokens", "stop", "context", "on_overflow", "kv_bits")
+CHAT_SETTINGS = ("max_tokens", "stop", "context", "on_overflow", "kv_bits", "think_tokens")
 
 
 def settings(chat: Chat) -> dict[str, Any]:
     """Settings that /set changes, by name."""
-    sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
-    return asdict(sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
+    return asdict(chat.current_sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def is_here(card: Card) -> bool:

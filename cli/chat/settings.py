@@ -9,7 +9,7 @@ from typing import Any
 
 from ..options import unescape
 
-WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits")
+WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits", "think_tokens")
 NONE = ("none", "off", "-")
 
 

@@ -54,6 +54,45 @@ def system(terminal: TerminalChat, text: str) -> None:
     terminal.note("system", text=prompt) if prompt else terminal.note("no_system")
 
 
+def think(terminal: TerminalChat, text: str) -> None:
+    """Sets whether the model thinks; a number is the longest thought, in tokens."""
+    chat, word = terminal.chat, text.strip().lower()
+    if chat.lm.tokenizer.thinking is None:
+        terminal.note("no_thinking", style="warning" if word in ("", "off") else "error")
+        return
+    if word.isdecimal():
+        chat.think, chat.think_tokens = True, int(word)
+    elif word in THINK:
+        chat.think, chat.think_tokens = THINK[word], None
+    elif word:
+        terminal.note("usage", usage="/think [on|off|auto|N]", style="error")
+        return
+    if word:
+        terminal.save()
+    state = terminal.texts(f"think.{think_text(chat.think)}")
+    if chat.think is not False and chat.think_tokens is not None:
+        tokens = terminal.texts.count("token", chat.think_tokens)
+        state += terminal.texts("think.limit", tokens=tokens)
+    terminal.print(state)
+
+
+THINK = {"on": True, "off": False, "auto": None}
+
+
+def think_text(value: bool | None) -> str:
+    return next(word for word, meant in THINK.items() if meant is value)
+
+
+def thoughts(terminal: TerminalChat, _: str) -> None:
+    if thought := terminal.chat.thought():
+        stream = terminal.thought_stream(lasting=True)
+        stream.feed(thought)
+        stream.close()
+        terminal.print("")
+    else:
+        terminal.note("no_thought", style="warning")
+
+
 SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
 ALIASES = {"temp": "temperature"}
 
@@ -84,8 +123,7 @@ def set_(terminal: TerminalChat, text: str) -> None:
 def _change(terminal: TerminalChat, name: str, value: Any) -> None:
     chat = terminal.chat
     if name not in CHAT_SETTINGS:
-        sampling = chat.lm.sampling if chat.sampling is None else chat.sampling
-        chat.sampling = replace(sampling, **{name: value})
+        chat.sampling = replace(chat.current_sampling, **{name: value})
         terminal.own.add(name)
     else:
         changed = replace(chat, **{name: value})  # which checks it, and makes a new cache
@@ -101,6 +139,7 @@ def show(terminal: TerminalChat, _: str) -> None:
     lm = chat.lm
     facts = {"model": lm.card.name, "adapter": lm.adapter, "session": terminal.name}
     facts["system"] = chat.system
+    facts["think"] = think_text(chat.think) if lm.tokenizer.thinking else None
     for name, value in facts.items():
         terminal.print(f"{name:20} {'-' if value is None else value}")
     for name, value in settings(chat).items():
@@ -220,7 +259,7 @@ def edit(terminal: TerminalChat) -> None:
 
 def copy(terminal: TerminalChat, _: str) -> None:
     replies = [m["content"] for m in terminal.chat.messages if m["role"] == "assistant"]
-    if not replies:
+    if not replies or not replies[-1]:
         terminal.note("nothing", style="warning")
         return
     for program in (["pbcopy"], ["wl-copy"], ["xclip", "-selection", "clipboard"]):
@@ -326,7 +365,7 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
-SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system}
+SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system, "think": think}
 """Commands whose settings /show lists too."""
 
 COMMANDS = {
@@ -335,7 +374,9 @@ COMMANDS = {
     "/system": Command(system, "[TEXT|off]", multiline=True),
     "/set": Command(set_, "NAME VALUE"),
     "/show": Command(show),
-    "/save": Command(save, "[-f] [NAME|FILE.md]"),
+    "/think": Command(think, "[on|off|auto|N]"),
+    "/thoughts": Command(thoughts),
+    "/save": Command(save, "[-f] [-t] [NAME|FILE.md]"),
     "/load": Command(load, "NAME"),
     "/sessions": Command(sessions_, "[delete NAME]"),
     "/resume": Command(resume, "[NAME]"),
@@ -373,5 +414,5 @@ def completions(command: str) -> Iterable[str] | None:
     if command == "/set":
         from minicpm_mlx import Sampling
 
-        return [*Sampling.__dataclass_fields__, *CHAT_SETTINGS]
-    return ["off"] if command == "/system" else []
+        return [*Sampling.__dataclass_fields__, *CHAT_SETTINGS, "think"]
+    return {"/system": ["off"], "/think": [*THINK]}.get(command, [])

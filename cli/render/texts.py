@@ -15,7 +15,10 @@ TEXTS = {
     "/system": ("set the system prompt", "设置系统提示"),
     "/set": ("change a setting", "修改设置"),
     "/show": ("model and settings", "模型与设置"),
-    "/save": ("save, or export as Markdown", "保存或导出为 Markdown"),
+    "/save": (
+        "save, or export as Markdown; -t with thoughts, -f replaces",
+        "保存或导出为 Markdown；-t 含思考，-f 覆盖",
+    ),
     "/load": ("resume a saved session", "继续指定的会话"),
     "/sessions": ("list saved sessions, or delete one", "列出或删除已保存的会话"),
     "/resume": ("resume the last session", "继续上一个会话"),
@@ -24,6 +27,11 @@ TEXTS = {
     "/retry": ("answer the last question again", "重新回答"),
     "/edit": ("change the last question", "修改上一个问题"),
     "/copy": ("copy the last reply to the clipboard", "复制上一条回复"),
+    "/think": (
+        "think before answering, at most N tokens; auto: the model decides",
+        "回答前先思考，最多 N 个词元；auto：由模型决定",
+    ),
+    "/thoughts": ("show the last reply's thought", "显示上一条回复的思考"),
     "/attach": ("attach a text file", "附上文本文件"),
     "/model": ("switch to another model", "换用其他模型"),
     "/adapter": ("apply a LoRA adapter", "换用 LoRA 适配器"),
@@ -62,6 +70,27 @@ TEXTS = {
         "cut off at {limit} tokens (/set max_tokens)",
         "达到 {limit} 个词元上限，已截断（/set max_tokens）",
     ),
+    "thought": ("thought for {seconds:.1f} s, {tokens}", "思考 {seconds:.1f} 秒，{tokens}"),
+    "ended_thinking": (
+        "the reply ended within its thought: /set max_tokens N lets it go on for longer, /think N "
+        "ends the thought after N tokens, /retry asks again",
+        "回复在思考阶段就结束了：可用 /set max_tokens N 放宽长度，"
+        "或用 /think N 让思考在 N 个词元后结束，再用 /retry 重新回答",
+    ),
+    "no_answer": (
+        "the reply ended within its thought: raise --max-tokens, or end the thought earlier with "
+        "--think-tokens",
+        "回复在思考阶段就结束了：可增大 --max-tokens，或用 --think-tokens 让思考提前结束",
+    ),
+    "no_thought": ("the last reply has no thought", "上一条回复没有思考"),
+    "no_thinking": (
+        "this model does not think before it answers",
+        "这个模型不会先思考再回答",
+    ),
+    "think.on": ("thinking: on", "思考：开"),
+    "think.off": ("thinking: off", "思考：关"),
+    "think.auto": ("thinking: the model decides", "思考：由模型决定"),
+    "think.limit": (", at most {tokens}", "，最多 {tokens}"),
     "full": (
         "the context is full: /undo, /new or /set on_overflow slide",
         "上下文已满：可用 /undo、/new 或 /set on_overflow slide",
@@ -326,6 +355,10 @@ class Texts:
         """A number with its noun: "1 reply", "2 replies"."""
         one, several, chinese = COUNTED[noun]
         return f"{number} {self.pick(one if number == 1 else several, chinese)}"
+
+    def thought(self, seconds: float, tokens: int) -> str:
+        """The line in place of a thought."""
+        return self("thought", seconds=seconds, tokens=self.count("token", tokens))
 
     def language_name(self, code: str) -> str:
         """The name of a language of a model; the code of one without a name here."""

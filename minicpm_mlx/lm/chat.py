@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..arguments import at_least_one, shown, whole
+from ..arguments import Limit, at_least_one, expect, shown, whole
 from ..engine import Sampling, Session
 from ..errors import ContextLengthError, InvalidArgumentError
 from ..text.chat_prompt import ChatPrompt
@@ -15,6 +15,7 @@ from .lm import LM
 from .outputs import Piece, reply_message, stop_list
 
 OVERFLOW = ("stop", "slide")
+_BUDGET = Limit(least=0, whole=True)
 
 
 @dataclass
@@ -66,6 +67,10 @@ class Chat:
             self.context = at_least_one("context", self.context)
         if self.kv_bits is not None:
             self.kv_bits = whole("kv_bits", self.kv_bits)
+        if self.think is not None:
+            expect("think", self.think, bool, "True, False or None")
+        if self.think_tokens is not None:
+            _BUDGET.check("think_tokens", self.think_tokens)
         self.stop = stop_list(self.stop)
         self.session = self.lm.session(self.kv_bits)
 
@@ -118,6 +123,18 @@ class Chat:
         """Forget the turns; the system text stays."""
         self.messages.clear()
         self.forgotten = 0
+
+    @property
+    def current_sampling(self) -> Sampling:
+        """The sampling of the next reply: the chat's own, or the model's for this way to think."""
+        if self.sampling is not None or self.lm.thinking_sampling is None:
+            return self.sampling or self.lm.sampling
+        return self.lm.default_sampling(self.lm.chat_prompt([_question("?")], self.think))
+
+    def thought(self) -> str:
+        """The thought of the last reply; empty where it has none."""
+        replies = [message for message in self.messages if message["role"] == "assistant"]
+        return replies[-1].get("reasoning_content", "") if replies else ""
 
     def tokens(self) -> int:
         """Tokens of the current prompt."""

@@ -50,9 +50,11 @@ class SavedSession:
     """Folder of the model's adapter."""
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
+    """Role and content; a reply's `reasoning_content` is its thought."""
     forgotten: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow."""
+    """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow, think,
+    think_tokens."""
     format: int = FORMAT
     version: Version | None = field(default=None, init=False, compare=False)
 
@@ -73,8 +75,8 @@ class SavedSession:
         del raw["version"]
         return raw
 
-    def to_markdown(self, title: str) -> str:
-        return markdown(title, self.model, self.system, self.messages)
+    def to_markdown(self, title: str, *, thoughts: bool = False) -> str:
+        return markdown(title, self.model, self.system, self.messages, thoughts=thoughts)
 
     def take_unanswered(self) -> str:
         """Remove and return a last question without an answer; "" if there is none."""
@@ -183,7 +185,10 @@ def remove(name: str, *, conversation: bool = True) -> int:
     return freed
 
 
-_CHAT_SETTINGS = ("max_tokens", "stop", "context", "kv_bits", "on_overflow")
+_CHAT_SETTINGS = (
+    *("max_tokens", "stop", "context", "kv_bits", "on_overflow", "think", "think_tokens"),
+)
+_MESSAGE_KEYS = ("role", "content", "reasoning_content")
 
 
 def load(name: str) -> SavedSession:
@@ -236,27 +241,44 @@ def restore(saved: SavedSession, lm: LM, **changes: Any) -> Chat:
     if isinstance(bias := sampling.get("logit_bias"), dict):  # JSON's keys are strings
         sampling["logit_bias"] = {int(k) if str(k).isdecimal() else k: v for k, v in bias.items()}
     try:
+        own = Sampling(**sampling)
+        follows = lm.thinking_sampling is not None and own == lm.sampling  # the way to think
         return Chat(
             lm,
             system=changes.get("system") or saved.system,
-            messages=[{key: m[key] for key in ("role", "content")} for m in saved.messages],
+            messages=[{key: m[key] for key in _MESSAGE_KEYS if key in m} for m in saved.messages],
             forgotten=saved.forgotten,
-            sampling=Sampling(**sampling),
+            sampling=None if follows else own,
             **{key: settings[key] for key in _CHAT_SETTINGS if key in settings},
         )
     except InvalidArgumentError as error:
         raise SessionError(f"{path_of(saved.name)}: {error}") from None
 
 
-def markdown(title: str, model: str, system: str | None, messages: Sequence[Message]) -> str:
-    """A conversation as a Markdown document."""
+def markdown(
+    title: str,
+    model: str,
+    system: str | None,
+    messages: Sequence[Message],
+    *,
+    thoughts: bool = False,
+) -> str:
+    """A conversation as a Markdown document, with or without the `thoughts` before answers."""
     parts = [f"# {title}", f"*{model}*"]
     if system:
-        parts.append(f"> {system}".replace("\n", "\n> "))
+        parts.append(_quoted(system))
     for message in messages:
         head = {"user": "**You**", "assistant": f"**{model}**"}[message["role"]]
-        parts += [head, message["content"].strip()]
+        parts.append(head)
+        if thoughts and (thought := message.get("reasoning_content")):
+            parts.append(_quoted(f"*thought*\n\n{thought.strip()}"))
+        if answer := message["content"].strip():
+            parts.append(answer)
     return "\n\n".join(parts) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f"> {text}".replace("\n", "\n> ")
 
 
 def cache_path(name: str) -> Path:
@@ -362,4 +384,5 @@ def _is_message(message: Any) -> bool:
         isinstance(message, dict)
         and message.get("role") in ("user", "assistant")
         and isinstance(message.get("content"), str)
+        and isinstance(message.get("reasoning_content", ""), str)
     )

@@ -223,9 +223,11 @@ def test_generate_json_keeps_its_contract_without_mlx_lm(demo_folder: Path) -> N
     assert record["text"] == "The capital of France is Paris."
     assert list(record) == [
         "text",
+        "thinking",
         "token_ids",
         "prompt_tokens",
         "completion_tokens",
+        "thinking_tokens",
         "finish_reason",
         "ttft_s",
         "prompt_tps",

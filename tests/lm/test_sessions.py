@@ -288,7 +288,8 @@ text = sys.argv[1] * int(sys.argv[2])
 lm = N(card=N(path=None, name="demo", repo=None), adapter=None)
 chat = N(lm=lm, sampling=Sampling(), system=None,
     messages=[{"role": "user", "content": text}], forgotten=0,
-    max_tokens=None, stop=[], context=None, kv_bits=None, on_overflow="stop")
+    max_tokens=None, stop=[], context=None, kv_bits=None, on_overflow="stop",
+    think=None, think_tokens=None)
 for _ in range(100):
     sessions.save(chat, "both")
 """

@@ -22,8 +22,10 @@ class FakeLM:
         self.config = mm.Config.load(GOLDEN / CASES[0])
         self.card = SimpleNamespace(name="[fake]", path=None, repo=None, note="a :smile: note")
         self.card.note_zh, self.adapter, self.room, self.draft = "", None, None, None
-        self.tokenizer = SimpleNamespace(template=None, encode=lambda text, add_bos: list(text))
-        self.sampling = mm.Sampling()
+        self.tokenizer = SimpleNamespace(
+            template=None, thinking=None, encode=lambda text, add_bos: list(text)
+        )
+        self.sampling, self.thinking_sampling = mm.Sampling(), None
         self.on_dense = None
 
     def session(self, kv_bits: int | None = None) -> object:

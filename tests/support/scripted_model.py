@@ -91,13 +91,22 @@ def scripted_lm(
 
     A thought that was closed by force, or that the prompt has closed, is skipped.
     """
+    write_scripted(folder, template)
+    return follow_script(mm.load(folder), script)
+
+
+def write_scripted(folder: Path, template: str = TEMPLATE) -> None:
+    """The folder of a model for `follow_script`."""
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
     write_tokenizer(folder, special=special)
     settings = {"chat_template": template, "bos_token": "<s>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    lm = mm.load(folder)
+
+
+def follow_script(lm: mm.LM, script: Mapping[str, str]) -> mm.LM:
+    """Has a model that `write_scripted` wrote follow a script, as of `scripted_lm`."""
     tokenizer = lm.tokenizer
     start = tokenizer.encode(HEAD, add_bos=False)
     opening, closing = (tokenizer.special_tokens.get(n) for n in ("<think>", "</think>"))
