@@ -19,6 +19,7 @@ from minicpm_mlx.errors import InvalidArgumentError, MiniCPMError
 
 from .bench import bench
 from .chat.command import chat
+from .connect import connect
 from .doctor import doctor
 from .eval.command import app as evaluate
 from .eval.perplexity import ppl
@@ -54,6 +55,7 @@ for command in (serve, web, bench, quantize, convert, ppl, fuse, export_adapter,
 app.command("dpo", help="Fine-tune on preferences: `lora` that refuses other data.")(
     may_download(lora)
 )
+app.command()(connect)
 app.command()(doctor)
 app.add_typer(evaluate, name="eval")
 app.add_typer(sessions, name="sessions")

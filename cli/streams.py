@@ -70,11 +70,13 @@ def _wait_for_line() -> None:
         os.close(write)
 
 
-def confirm(question: str) -> bool:
+def confirm(
+    question: str, unanswered: str = "nobody to ask, nothing deleted; --yes deletes without asking"
+) -> bool:
     """Whether the answer is yes; InvalidArgumentError if nobody can be asked."""
     answer = ask(f"{question} [y/N]: ", file=sys.stderr)
     if answer is None:
-        raise InvalidArgumentError("nobody to ask, nothing deleted; --yes deletes without asking")
+        raise InvalidArgumentError(unanswered)
     return answer.lower() in ("y", "yes")
 
 

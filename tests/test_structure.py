@@ -23,7 +23,7 @@ ROWS = [
     {"loading"},
     {"train"},
     {"convert", "doctor"},
-    {"evals", "bench", "server"},
+    {"evals", "bench", "server", "clients"},
     {"cli"},
 ]
 """A package imports from its own and from rows above it, never from its neighbours in a row; but
@@ -49,6 +49,8 @@ DOORS = {
     "safetensors": "minicpm_mlx.weights.safetensors",
     "llguidance": "minicpm_mlx.lm.structured",
     "gradio": "minicpm_mlx.server.web",
+    "tomlkit": "minicpm_mlx.clients.toml",
+    "yaml": "minicpm_mlx.clients.yaml",
     **dict.fromkeys(
         ("fastapi", "h11", "prometheus_client", "pydantic", "starlette", "uvicorn"),
         "minicpm_mlx.server",

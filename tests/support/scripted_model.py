@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ Call with <function name="..."><param name="...">...</param></function><|im_end|
 """A chat template as MiniCPM5's: a switch, thoughts after the last question alone, XML calls."""
 
 HEAD = "<|im_start|>assistant\n"
+SPOKEN = 64
+"""Positions of a pass, from its end, for which a next token is found: prompts may be long."""
 
 
 class ScriptedModel(FusedModel):
@@ -72,7 +76,8 @@ class ScriptedModel(FusedModel):
         for row, start in zip(text.tolist(), starts, strict=True):  # type: ignore[arg-type]
             tokens = [int(token) for token in row[int(start) :]]
             ends = range(len(tokens) - count + 1, len(tokens) + 1)
-            hidden.append([float(self.following(tokens[: max(end, 0)])) for end in ends])
+            hidden.append([float(self.following(tokens[: max(end, 0)])) for end in ends[-SPOKEN:]])
+            hidden[-1] = [0.0] * (count - len(hidden[-1])) + hidden[-1]  # of a prompt, never read
         last = mx.array(hidden)[..., None]
         return mx.broadcast_to(last, (*last.shape[:2], self.config.hidden_size))
 
@@ -85,11 +90,13 @@ def scripted_lm(
     script: Mapping[str, str],
     template: str = TEMPLATE,
     special: Sequence[str] = SPECIAL,
+    positions: int | None = None,
 ) -> mm.LM:
     """A model that answers the last message whose text is a key of `script` with its text, in
     which the names of special tokens are these tokens.
 
-    A thought that was closed by force, or that the prompt has closed, is skipped.
+    A thought that was closed by force, or that the prompt has closed, is skipped. `positions` is
+    the length of its context, where the golden case's is short.
     """
     write_scripted(folder, template)
     return follow_script(mm.load(folder), script)
@@ -100,6 +107,10 @@ def write_scripted(folder: Path, template: str = TEMPLATE) -> None:
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(GOLDEN / "minicpm_2b_like" / name, folder / name)
+    if positions is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config["max_position_embeddings"] = positions
+        (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder, special=special)
     settings = {"chat_template": template, "bos_token": "<s>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -113,14 +124,22 @@ def follow_script(lm: mm.LM, script: Mapping[str, str]) -> mm.LM:
     end = tokenizer.eos_ids[0]
     begun = tokenizer.encode("<think>\n", add_bos=False)
 
+    def begin_of_reply(tokens: Sequence[int]) -> int | None:
+        data, wanted = array("i", tokens).tobytes(), array("i", start).tobytes()
+        at = data.rfind(wanted)
+        while at > 0 and at % 4:
+            at = data.rfind(wanted, 0, at + len(wanted) - 1)
+        return None if at < 0 else at // 4 + len(start)
+
+    @lru_cache(maxsize=64)
+    def decoded(ids: tuple[int, ...]) -> str:
+        return tokenizer.decode(ids, skip_special=False)
+
     def following(tokens: Sequence[int]) -> int:
-        at = next(
-            (i for i in range(len(tokens), 0, -1) if list(tokens[i - len(start) : i]) == start),
-            None,
-        )
+        at = begin_of_reply(tokens)
         if at is None:
             return end
-        asked = tokenizer.decode(tokens[:at], skip_special=False)
+        asked = decoded(tuple(tokens[:at]))
         keys = [key for key in script if key in asked]
         if not keys:
             return end

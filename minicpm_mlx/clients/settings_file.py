@@ -1,0 +1,137 @@
+"""The settings file of a client: what would change in it, and the change itself."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from minicpm_mlx.errors import DataError, InvalidArgumentError
+from minicpm_mlx.files.atomic import named_errors, write_whole
+
+from . import jsonc, toml, yaml
+from .merge import merge
+
+FORMATS: dict[str, ModuleType] = {".json": jsonc, ".jsonc": jsonc, ".toml": toml, ".yaml": yaml}
+"""By the ending of the file."""
+LARGEST = 4_000_000  # bytes of settings that a person wrote
+
+
+def snippet(path: Path, settings: Any) -> str:
+    """The settings alone, as the file has them."""
+    return str(FORMATS[path.suffix].update("", settings)).strip("\n")
+
+
+@dataclass(frozen=True)
+class Change:
+    """The text of a file before and after."""
+
+    path: Path
+    before: str | None
+    """None where there is no file yet."""
+    after: str
+
+    @property
+    def difference(self) -> str:
+        """A unified diff; empty if nothing changes."""
+        before, after = (self.before or "").splitlines(), self.after.splitlines()
+        name = str(self.path)
+        rows = difflib.unified_diff(before, after, name, name, lineterm="")
+        return "\n".join(row.rstrip("\r") for row in rows)
+
+    def write(self, *, private: bool = False) -> Path | None:
+        """Replaces the file, or the one it links to, at once; returns the copy kept of the old.
+
+        The file keeps its mode. A new one that is `private` can be read by its owner alone.
+        DataError if the file has changed since it was read.
+        """
+        target = Path(os.path.realpath(self.path))
+        if _read(self.path) != self.before:
+            raise DataError(f"{self.path}: has changed meanwhile; run the command again")
+        copy = None
+        with named_errors(self.path, "nothing was changed"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            mode = None
+            if self.before is not None:
+                mode = target.stat().st_mode & 0o7777
+                copy = _backup(target)
+            elif private:
+                mode = 0o600
+
+            def fill(part: Path) -> None:
+                part.unlink(missing_ok=True)
+                part.touch(mode=0o600)
+                part.write_bytes(self.after.encode())
+                part.chmod(mode if mode is not None else 0o666 & ~_umask())
+
+            write_whole(target, fill)
+        return copy
+
+
+def plan_change(path: Path, settings: Any, defaults: Mapping[str, Any]) -> Change:
+    """Settings merged into a file, which may be missing; and `defaults` that it has not.
+
+    DataError where it cannot be read, or cannot be changed without touching the rest of it.
+    """
+    before = _read(path)
+    text = before or ""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    format = FORMATS[path.suffix]
+    try:
+        old = format.parse(text.removeprefix(mark))
+    except InvalidArgumentError as error:
+        raise DataError(f"{path}: cannot be read, mend it first: {error}") from None
+    if old is not None and not isinstance(old, type(settings)):
+        expected = "a list" if isinstance(settings, list) else "settings by name"
+        raise DataError(f"{path}: expected {expected}, got {type(old).__name__}; mend it first")
+    missing = {name: value for name, value in defaults.items() if name not in (old or {})}
+    settings = missing | settings if missing else settings
+    wanted = settings if old is None else merge(old, settings)
+    if wanted == old:
+        return Change(path, before, text)
+    plain = text.removeprefix(mark)
+    lines = "\r\n" if "\r\n" in plain else "\n"
+    after = format.update(plain.replace("\r\n", "\n"), settings)
+    try:
+        right = format.parse(after) == wanted
+    except InvalidArgumentError:
+        right = False
+    if not right:
+        raise DataError(
+            f"{path}: is written in a way that cannot be changed safely here; paste the settings "
+            "that are printed without --write"
+        )
+    return Change(path, before, mark + after.replace("\n", lines))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise DataError(f"{path}: is larger than settings are ({LARGEST:,} bytes at most)")
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read: no UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _backup(path: Path) -> Path:
+    stem = f"{path.name}.bak-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 1000))]
+    copy = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    shutil.copy2(path, copy)
+    return copy
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
