@@ -31,6 +31,10 @@ class ReadingGroup:
     max_seq_length: int = _data("Most tokens of a sample.", default=2048)
     overlong: str | None = _data("Longer samples: truncate, split or drop.")
     mask: str = _data("Learn every `assistant` turn, the `last`, or `all`.", default="assistant")
+    train_on: str = _data(
+        "In replies, learn `thoughts` and answers, or `answers` alone; calls always.",
+        default="thoughts",
+    )
     skip_bad: int = _data("Skip up to this many bad lines.", default=0)
     valid_fraction: float = _data(
         "Part to validate on, if there is no such file.", "--val-fraction", default=0.1

@@ -99,7 +99,7 @@ class MessageText:
             return PromptText(text)
         read = _pattern(self._read_in_replies(render, messages, tools))
         wide, narrow = self._hide_ends, self._hide
-        for hide in (wide, narrow):
+        for hide in (wide, narrow, self._hide_last):
             rendered = _try(render, *self._hidden(messages, tools, hide, read))
             for hidden in [rendered, _unescaped(rendered)] if rendered is not None else ():
                 if self._show(hidden) == text:
@@ -139,9 +139,14 @@ class MessageText:
 
         def is_read(name: str) -> bool:
             pattern = _pattern([name])
-            trace, hide = _trace(pattern), self._hide(_REPLIES, pattern)
+            trace = _trace(pattern)
+            # Both, since a template may look for a character: MiniCPM5's quotes arguments with a <.
+            hides = (self._hide(_REPLIES, pattern), self._hide_last(_REPLIES, pattern))
             # A mark of the template's own where the reply had one shows by the tracer before it.
-            return rendered() != rendered(hide) or rendered(trace) != rendered(trace, hide)
+            return all(
+                rendered() != rendered(hide) or rendered(trace) != rendered(trace, hide)
+                for hide in hides
+            )
 
         return [name for name in sorted(found) if is_read(name)]
 
@@ -175,13 +180,17 @@ class MessageText:
         """Hides every character that a name could begin or end with."""
         return lambda text: text.translate(self._hidden_ends[block])
 
-    def _hide(self, block: int, names: re.Pattern[str]) -> Change:
-        """Hides the first character of each name."""
+    def _hide_last(self, block: int, names: re.Pattern[str]) -> Change:
+        return self._hide(block, names, is_last=True)
+
+    def _hide(self, block: int, names: re.Pattern[str], *, is_last: bool = False) -> Change:
+        """Hides the first or the last character of each name."""
 
         def hidden(text: str) -> str:
             characters = list(text)
             for match in _each(names, text):
-                characters[match.start()] = text[match.start()].translate(self._hidden_ends[block])
+                at = match.end() - 1 if is_last else match.start()
+                characters[at] = text[at].translate(self._hidden_ends[block])
             return "".join(characters)
 
         return lambda text: hidden(text) if names.search(text) else text

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -38,7 +37,8 @@ from .gradients import set_parameters
 from .lora import LoRAConfig
 from .objectives import Objective, PreferenceLoss
 from .planning import TrainingPlan, objective_for
-from .tracking.events import Listener, Noted, Sampled
+from .sample_replies import sample_replies
+from .tracking.events import Listener, Noted
 from .trainer import Trainer, evaluate
 
 CHECKPOINTS = "checkpoints"
@@ -46,9 +46,6 @@ CHECKPOINTS = "checkpoints"
 
 MODEL = "model"
 """Folder of the model after full training, inside the run's folder."""
-
-REPLY_TOKENS = 64
-"""Length of the replies sampled before and after training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +123,11 @@ def finetune(
         if resume:
             trainer.resume()
         else:
-            _sample_replies(lm, prompts, 0, listener)
+            sample_replies(lm, prompts, 0, listener)
         complete = trainer.run()
         if complete:
             _load_kept(trainer, method, folder)
-            _sample_replies(lm, prompts, trainer.progress.step, listener)
+            sample_replies(lm, prompts, trainer.progress.step, listener)
             test_metrics = _test(trainer, data) if test else None
     return TrainingResult(
         complete=complete,
@@ -290,17 +287,6 @@ def _load_kept(trainer: Trainer, method: LoRAConfig, folder: Path) -> None:
 def _test(trainer: Trainer, data: Data) -> dict[str, float]:
     metrics = evaluate(trainer.model, trainer.objective, data.test, trainer.plan.batch_size)
     return metrics | ({"perplexity": math.exp(metrics["loss"])} if data.kind == "sft" else {})
-
-
-def _sample_replies(lm: LM, prompts: Sequence[Any], step: int, listener: Listener) -> None:
-    if collectives.rank() != 0:
-        return
-    lm.model.eval()
-    for prompt in prompts:
-        reply = lm.generate(prompt, max_tokens=REPLY_TOKENS, speculate=False).text
-        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        listener(Sampled(step=step, prompt=text, reply=reply.strip()))
-    lm.model.train()
 
 
 # Output files

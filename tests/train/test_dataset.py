@@ -19,6 +19,7 @@ from minicpm_mlx.train.data.batches import length
 from minicpm_mlx.train.data.counts import Counts, note_context
 from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
 from minicpm_mlx.train.data.encoding import Encoder
+from minicpm_mlx.train.data.examples import ReplyPrompt
 from minicpm_mlx.train.data.layouts import recognise
 from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
 from support.data import need_shared
@@ -90,6 +91,10 @@ def test_one_conversation_in_three_layouts_is_one_training_set() -> None:
     chat, pairs, sharegpt = map(openbmb, ("messages_jsonl", "prompt_completion", "sharegpt"))
     assert chat.train == pairs.train == sharegpt.train
     assert chat.prompts == pairs.prompts == sharegpt.prompts
+
+
+def asked(text: str) -> ReplyPrompt:
+    return ReplyPrompt([{"role": "user", "content": text}])
 
 
 # Counts
@@ -201,7 +206,7 @@ def test_a_validation_set_is_drawn_by_seed_and_shares_no_row(tmp_path: Path) -> 
     everything = loaded(path, valid_fraction=0)
     assert sorted(map(str, one.train + one.valid)) == sorted(map(str, everything.train))
     assert any("5 of 50 samples were held out as one, with seed 0" in note for note in one.notes)
-    assert one.prompts[0] in [[{"role": "user", "content": f"a{i}"}] for i in range(50)]
+    assert one.prompts[0] in [asked(f"a{i}") for i in range(50)]
 
 
 @pytest.mark.parametrize(("rows", "held"), [(9, 0), (10, 1), (25, 2), (2500, 200)])
@@ -217,7 +222,7 @@ def test_one_s_own_validation_set_is_used_as_it_is(tmp_path: Path) -> None:
     written(tmp_path, "dev.csv", "prompt,completion\nq,r\n")
     data = loaded(tmp_path)
     assert (len(data.train), len(data.valid)) == (50, 1)
-    assert data.prompts == ([{"role": "user", "content": "q"}],)
+    assert data.prompts == (asked("q"),)
     assert data.notes == ()
 
 

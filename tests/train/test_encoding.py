@@ -15,7 +15,7 @@ from minicpm_mlx.text.chat_template import CHATML
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train.data import encoding
 from minicpm_mlx.train.data.encoding import Encoded, Encoder
-from minicpm_mlx.train.data.layouts import Conversation, Document, Judged, Preference
+from minicpm_mlx.train.data.examples import Conversation, Document, Judged, Preference
 from minicpm_mlx.train.data.preview import spans
 from minicpm_mlx.train.data.samples import Labelled, Pair, Sample
 from support.data import need_shared
@@ -252,7 +252,7 @@ def test_marks_hold_in_each_piece_of_a_conversation_that_is_split() -> None:
 
 
 def test_a_pair_that_the_template_makes_equal_is_refused() -> None:
-    pair = Preference([user("q")], "b", " b\n")
+    pair = Preference([user("q")], reply("b"), reply(" b\n"))
     with pytest.raises(DataError, match=r"rejected: .* the template makes the same; remove"):
         Encoder(tiny()).encode(pair)  # whose template trims replies
     assert len(Encoder(tiny(CHATML)).encode(pair).items) == 1
@@ -278,8 +278,8 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
     [
         (Document("a"), {"mask": "last"}),
         (Judged(TALK, True), {"mask": "all"}),
-        (Preference(TALK[:1], "a", "b"), {"mask": "all"}),
-        (Preference(TALK[:1], "a", "b"), {"overlong": "split"}),
+        (Preference(TALK[:1], reply("a"), reply("b")), {"mask": "all"}),
+        (Preference(TALK[:1], reply("a"), reply("b")), {"overlong": "split"}),
     ],
 )
 def test_options_that_mean_nothing_for_the_data_are_refused(
@@ -320,7 +320,9 @@ def test_a_text_in_blocks_says_what_the_whole_does(
 
 def test_a_pair_has_one_prompt_and_counts_its_replies() -> None:
     tokenizer = real("minicpm-2b")
-    (pair,) = Encoder(tokenizer).encode(Preference([user("谁？")], "我。", "<b>")).items
+    (pair,) = (
+        Encoder(tokenizer).encode(Preference([user("谁？")], reply("我。"), reply("<b>"))).items
+    )
     assert isinstance(pair, Pair)
     assert spans(pair.chosen, tokenizer) == [("<s> <用户>谁？<AI>", False), ("我。</s>", True)]
     assert spans(pair.rejected, tokenizer) == [("<s> <用户>谁？<AI>", False), ("<b></s>", True)]
@@ -355,7 +357,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(overlong: str | Non
     for example in (
         Conversation([user("a" * 50), reply("b")]),
         Judged([user("a" * 50), reply("b")], True),
-        Preference([user("a" * 50)], "b", "c"),
+        Preference([user("a" * 50)], reply("b"), reply("c")),
     ):
         found = encoder.encode(example)
         assert found.items == []
@@ -365,20 +367,20 @@ def test_a_prompt_that_leaves_no_room_is_dropped_and_counted(overlong: str | Non
 
 def test_a_pair_keeps_its_prompt_and_is_dropped_where_the_rest_is_the_same() -> None:
     encoder = Encoder(tiny(), max_seq_length=40)
-    found = encoder.encode(Preference([user("a")], "b" * 50, "c"))
+    found = encoder.encode(Preference([user("a")], reply("b" * 50), reply("c")))
     (pair,) = found.items
     assert isinstance(pair, Pair)
     assert len(pair.chosen.ids) == 40
     assert pair.rejected.ids[-1] == 2
     assert (found.truncated, found.dropped) == (1, 0)
-    same = encoder.encode(Preference([user("a")], "b" * 50, "b" * 51))
+    same = encoder.encode(Preference([user("a")], reply("b" * 50), reply("b" * 51)))
     assert (same.items, same.dropped) == ([], 1)
 
 
 def test_overlong_drop_leaves_out_what_is_too_long_and_nothing_else() -> None:
     encoder = Encoder(tiny(), max_seq_length=40, overlong="drop")
     assert encoder.encode(Conversation([user("a"), reply("b" * 50)])).dropped == 1
-    assert encoder.encode(Preference([user("a")], "b" * 50, "c")).dropped == 1
+    assert encoder.encode(Preference([user("a")], reply("b" * 50), reply("c"))).dropped == 1
     assert encoder.encode(Document("a" * 50)).dropped == 1
     length = len(one(tiny(), [user("a"), reply("b")]).ids)
     exact = Encoder(tiny(), max_seq_length=length, overlong="drop")

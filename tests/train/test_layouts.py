@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from minicpm_mlx.errors import DataError
-from minicpm_mlx.train.data.layouts import (
+from minicpm_mlx.train.data.examples import (
     Conversation,
     Document,
     Judged,
     Preference,
-    recognise,
-    unread,
+    TemplateOptions,
 )
+from minicpm_mlx.train.data.layouts import recognise, unread
 
 
 def user(content: Any) -> dict[str, Any]:
@@ -39,6 +40,23 @@ LONGER = [ASK, REPLY, user("q2")]
 CHOSEN, REJECTED = [ASK, REPLY], [ASK, WORSE]
 PARTS = [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]
 ALPACA = {"instruction": "q", "output": "a"}
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLED = {"name": "weather", "arguments": {"city": "Oslo"}}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": CALLED}],
+}
+IDENTIFIED = {**CALL, "tool_calls": [{"id": "a", "type": "function", "function": CALLED}]}
+RESULT = {"role": "tool", "content": "rain"}
+TALK = [ASK, CALL, RESULT, REPLY]
+
+
+def written(call: dict[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as JSON text."""
+    return {**call, "arguments": json.dumps(call["arguments"])}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +107,77 @@ def test_a_conversation_is_read_from_each_layout(
     layout = recognise(row)
     assert (layout.name, layout.kind) == (name, "sft")
     assert layout.read(row) == Conversation(messages)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TALK, "tools": [TOOL]},
+        {"messages": TALK, "tools": [TOOL["function"]]},
+        {"messages": TALK, "tools": json.dumps([TOOL])},
+        {"messages": TALK, "tools": [json.dumps(TOOL)]},
+        {"messages": [ASK, {**CALL, "tool_calls": [CALLED]}, RESULT, REPLY], "tools": TOOL},
+        {
+            "messages": [
+                ASK,
+                {**CALL, "content": None, "tool_calls": [written(CALLED)]},
+                *TALK[2:],
+            ],
+            "tools": [TOOL],
+        },
+        {
+            "messages": [
+                ASK,
+                {"role": "assistant", "function_call": written(CALLED)},
+                {**RESULT, "role": "function"},
+                REPLY,
+            ],
+            "functions": [TOOL["function"]],
+        },
+        {
+            "conversations": [
+                human("q"),
+                {"from": "function_call", "value": json.dumps(CALLED)},
+                {"from": "observation", "value": "rain"},
+                gpt("a"),
+            ],
+            "system": "",
+            "tools": json.dumps([TOOL["function"]]),
+        },
+        {"prompt": TALK[:3], "completion": "a", "tools": [TOOL]},
+        {"prompt": [ASK], "completion": TALK[1:], "tools": [TOOL]},
+    ],
+)
+def test_calls_and_results_are_read_from_each_layout(row: dict[str, Any]) -> None:
+    layout = recognise(row)
+    example = layout.read(row)
+    assert example == Conversation(TALK, options=TemplateOptions((TOOL,)))
+    assert unread(row, layout, example) == set()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASK, {**REPLY, "reasoning_content": "t"}]},
+        {"messages": [ASK, {**REPLY, "thinking": "t", "reasoning": None}]},
+        {"prompt": "q", "completion": {**REPLY, "reasoning": "t"}},
+        {"question": "q", "answer": "a", "thinking": "t"},
+        {**ALPACA, "reasoning": "t"},
+    ],
+)
+def test_a_thought_is_read_from_each_of_its_names(row: dict[str, Any]) -> None:
+    layout = recognise(row)
+    example = layout.read(row)
+    assert example == Conversation([ASK, {**REPLY, "reasoning_content": "t"}])
+    assert unread(row, layout, example) == set()
+
+
+def test_a_preference_may_be_between_calls_and_thoughts() -> None:
+    thinking = {**WORSE, "reasoning_content": "t"}
+    variables = {"enable_thinking": True}
+    row = {"prompt": "q", "chosen": CALL, "rejected": [thinking], "tools": [TOOL]}
+    found = recognise(row).read({**row, "chat_template_kwargs": variables})
+    assert found == Preference([ASK], CALL, thinking, TemplateOptions((TOOL,), variables))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +263,7 @@ def test_a_preference_is_read_from_each_layout(
 ) -> None:
     layout = recognise(row)
     assert layout.kind == "preference"
-    assert layout.read(row) == Preference(prompt, "a", "b")
+    assert layout.read(row) == Preference(prompt, REPLY, WORSE)
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -235,7 +324,30 @@ def test_a_label_of_classification_makes_no_judged_reply(row: dict[str, Any]) ->
             },
             "system: .* own system message, found another text",
         ),
-        ({"messages": [ASK, REPLY], "tools": [{}]}, "tools: expected text alone"),
+        ({"messages": [ASK, REPLY], "images": ["a.png"]}, "images: expected text alone"),
+        ({"text": "q", "tools": [TOOL]}, "tools: expected no such field beside text"),
+        ({"messages": [ASK, REPLY], "thinking": "t"}, "thinking: expected no such field beside"),
+        ({"messages": [ASK, REPLY], "tools": [{}]}, r"tools\[0\].name: expected the name"),
+        ({"messages": [ASK, REPLY], "tools": "x"}, "tools: expected objects, or JSON as text"),
+        ({"messages": [ASK, REPLY], "tools": [TOOL, TOOL]}, "tools: .* found weather twice"),
+        ({"messages": [ASK, REPLY], "tools": [TOOL], "functions": [TOOL]}, "functions: .* both"),
+        (
+            {"messages": [ASK, REPLY], "tools": [{**TOOL, "type": "web_search"}]},
+            r"tools\[0\].type: expected function, found 'web_search'",
+        ),
+        (
+            {"messages": [ASK, REPLY], "chat_template_kwargs": "no"},
+            "chat_template_kwargs: expected objects",
+        ),
+        (
+            {"messages": [ASK, CALL], "tools": [{"name": "time"}]},
+            r"message 2: expected a call of one of the tools \(time\), found 'weather'",
+        ),
+        ({"prompt": "q", "chosen": CALL, "rejected": {**CALL}}, "rejected: .* found the same"),
+        (
+            {"completion": {**REPLY, "thinking": "t"}, "prompt": "q", "thinking": "u"},
+            "reasoning_content: expected the reply's own, found another",
+        ),
         ({"conversations": [ASK, REPLY], "system": 3}, "system: expected text, found a number"),
         (
             {"conversations": [SYSTEM, ASK, REPLY], "system": "t"},
@@ -300,19 +412,40 @@ def test_a_row_that_cannot_be_learned_is_named(row: dict[str, Any], message: str
         (["q"], r"messages\[0\]: expected a message \{…\}, found text"),
         ([{"content": "q"}], r"messages\[0\]: .* found no role; add it"),
         ([{"role": "user"}], r"messages\[0\]: .* found no content; add it"),
-        ([ASK, {"role": "tool", "content": "x"}], r"messages\[1\].role: expected .*, found 'tool'"),
+        ([ASK, {"role": "tool", "content": "x"}], "message 2: expected assistant, found tool"),
+        ([ASK, {"role": "critic", "content": "x"}], r"\[1\].role: expected .*, found 'critic'"),
         ([{"role": 3, "content": "x"}], r"messages\[0\].role: .*, found a number"),
         ([user(None)], r"messages\[0\].content: expected text, found null"),
         ([user(3)], r"messages\[0\].content: expected text, found a number"),
         ([user(" \n")], r"messages\[0\].content: expected text, found it empty"),
         ([user([{"type": "image_url"}])], r"content\[0\]: .*, found one of type 'image_url'"),
         ([user(["x"])], r"messages\[0\].content\[0\]: expected a part .*, found text"),
-        ([ASK, {**REPLY, "tool_calls": [{"id": 1}]}], r"messages\[1\].tool_calls: expected text"),
+        ([ASK, {**REPLY, "tool_calls": [{"id": 1}]}], r"tool_calls\[0\].name: expected the name"),
+        ([ASK, {**REPLY, "tool_calls": "x"}], r"messages\[1\].tool_calls: expected objects, or"),
+        (
+            [ASK, {**CALL, "tool_calls": [{"name": "f", "parameters": {}}]}, RESULT, REPLY],
+            r"tool_calls\[0\].parameters: expected .*, found parameters, which is not read",
+        ),
+        (
+            [ASK, {**CALL, "tool_calls": [{"name": "f", "arguments": "[1]"}]}],
+            r"tool_calls\[0\].arguments: expected an object, or its JSON text, found text",
+        ),
+        ([ASK, {**CALL, "function_call": CALLED}], "expected calls once, found tool_calls, func"),
+        ([{**ASK, "tool_calls": [CALLED]}, REPLY], r"\[0\].tool_calls: expected it in the assist"),
+        ([{**ASK, "thinking": "t"}, REPLY], r"\[0\].thinking: expected it in the assistant's"),
+        ([ASK, CALL, REPLY], "message 3: expected tool, found assistant; each message with"),
+        ([ASK, CALL, RESULT, RESULT, REPLY], "message 4: expected assistant, found tool"),
+        ([ASK, CALL, RESULT], "the assistant's reply as the last message, found tool"),
+        (
+            [ASK, IDENTIFIED, {**RESULT, "tool_call_id": "b"}, REPLY],
+            r"message 3: expected the tool_call_id of a call before it \(a\), found 'b'",
+        ),
         ([ASK, {**REPLY, "weight": 0.5}], r"\[1\].weight: expected true, .*, found 0.5; corr"),
         ([ASK, {**REPLY, "loss": "no"}], r"\[1\].loss: expected true, false, 0 or 1, found text"),
         ([{**ASK, "train": True}, REPLY], r"\[0\].train: expected only replies to be learned"),
-        ([ASK, {**REPLY, "reasoning_content": "x"}], r"\[1\].reasoning_content: expected text"),
-        ([ASK, {**REPLY, "thinking": "x"}], r"messages\[1\].thinking: expected text alone"),
+        ([ASK, {**REPLY, "reasoning_content": 3}], r"\[1\].reasoning_content: expected text"),
+        ([ASK, {**REPLY, "reasoning_content": "x", "content": ""}], r"\[1\].content: .* empty"),
+        ([ASK, {**REPLY, "reasoning": "x", "thinking": "y"}], r"\[1\].thinking: expected the text"),
         ([REPLY, ASK], "message 1: expected user, found assistant"),
         ([ASK, REPLY, WORSE], "message 3: expected user, found assistant"),
         ([ASK, ASK, REPLY], "message 2: expected assistant, found user"),

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from ...files.rows import listed
 from .batches import digest, length, sequences
 from .encoding import Encoded
-from .messages import Message
+from .examples import ReplyPrompt
 from .samples import Item
 
 LISTED = 5
 """Rows listed as examples."""
 
-Prompt = list[Message] | str
+Prompt = ReplyPrompt | str
 """Messages before a reply, or the beginning of a plain text."""
 
 
@@ -97,7 +97,22 @@ def notes_of(splits: Mapping[str, DataSplit], counts: Iterable[Counts], limit: i
             f"{several} conversations make several samples each, as the template writes earlier "
             "replies differently from the last"
         )
+    notes += _notes_on_replies(encoded)
     return notes + _notes_on_special_tokens(entries)
+
+
+def _notes_on_replies(encoded: Sequence[Encoded]) -> list[str]:
+    """Counts the calls and thoughts in replies, and says whether they are learned."""
+    notes = []
+    if calls := sum(example.calls for example in encoded):
+        notes.append(f"{calls} calls of tools in replies, which are learned")
+    if thoughts := sum(example.thoughts for example in encoded):
+        learned = all(example.learns_thoughts for example in encoded)
+        notes.append(
+            f"{thoughts} thoughts in replies, which are "
+            + ("learned" if learned else "read and not learned (train_on answers)")
+        )
+    return notes
 
 
 def _notes_on_special_tokens(entries: Sequence[Entry]) -> list[str]:

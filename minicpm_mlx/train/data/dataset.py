@@ -22,7 +22,8 @@ from .counts import (
     notes_of,
 )
 from .encoding import Encoded, Encoder, check_kind, check_options
-from .layouts import Document, Example, Format, Preference, recognise, unread
+from .examples import Document, Example, Preference, ReplyPrompt
+from .layouts import Format, recognise, unread
 from .samples import Item
 from .splits import hold_out, split_files
 
@@ -41,6 +42,9 @@ class DataOptions:
     mask: str = "assistant"
     """The tokens of a conversation that count: every reply ("assistant"), the "last" one, or
     "all"."""
+    train_on: str = "thoughts"
+    """The parts of a reply that count: "thoughts" (thoughts, answers and calls), or "answers" and
+    calls alone."""
     overlong: str | None = None
     """Samples that are too long: "truncate", "drop" or "split"; None splits plain text and
     truncates everything else."""
@@ -53,7 +57,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        check_options(self.max_seq_length, self.mask, self.overlong)
+        check_options(self.max_seq_length, self.mask, self.overlong, self.train_on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +158,8 @@ def check_data(path: str | Path, options: DataOptions | None = None) -> DataOutl
         if not split.entries:
             raise _empty_split(file, split, options.max_seq_length)
     name, kind = reader.format.name, reader.format.kind
-    check_kind("text" if reader.format.is_text else kind, options.mask, options.overlong)
+    data_kind = "text" if reader.format.is_text else kind
+    check_kind(data_kind, options.mask, options.overlong, options.train_on)
     return DataOutline(name, kind, frozenset(files))
 
 
@@ -205,6 +210,7 @@ class _DataReader:
             max_seq_length=self.options.max_seq_length,
             mask=self.options.mask,
             overlong=self.options.overlong,
+            train_on=self.options.train_on,
         )
         self._first: tuple[str, Format] | None = None
 
@@ -268,4 +274,5 @@ class _DataReader:
 def _prompt(example: Example) -> Prompt:
     if isinstance(example, Document):
         return example.text[:60]
-    return example.prompt if isinstance(example, Preference) else example.messages[:-1]
+    messages = example.prompt if isinstance(example, Preference) else example.messages[:-1]
+    return ReplyPrompt(messages, example.options)

@@ -1,10 +1,7 @@
 """Encodes examples as token ids and loss masks, with the model's own chat template.
 
-A prompt has the same ids in training that `chat_ids` gives it at inference. If a token of the whole
-text would span the end of the prompt (MiniCPM's `<AI>` and a reply that begins with `<`), the
-prompt keeps its ids and the reply is encoded on its own. Each sample ends with the token that ends
-a reply: the template's own, or the model's EOS if the template has none, as in OpenBMB's
-fine-tuning of MiniCPM 1.0.
+Each sample ends with the token that ends a reply: the template's own, or the model's EOS if the
+template has none, as in OpenBMB's fine-tuning of MiniCPM 1.0.
 """
 
 from __future__ import annotations
@@ -16,11 +13,13 @@ from ...arguments import Limit, one_of
 from ...errors import DataError, InvalidArgumentError
 from ...text.message_text import PromptText
 from ...text.tokenizer import Tokenizer
-from .layouts import Conversation, Document, Example, Judged, Preference
+from .examples import Conversation, Document, Example, Judged, Preference, TemplateOptions
 from .messages import Message
+from .replies import ReplyEncoder, encode_continuation
 from .samples import Item, Labelled, Pair, Sample
 
 MASKS = ("assistant", "last", "all")
+TRAIN_ON = ("thoughts", "answers")
 OVERLONG = ("truncate", "drop", "split")
 
 BLOCK = 1 << 20
@@ -41,14 +40,27 @@ class Encoded:
     """Whether the example was split because it is too long."""
     length: int = 0
     """Tokens of the longest sequence before truncation."""
+    calls: int = 0
+    """Calls of tools in the replies that count."""
+    thoughts: int = 0
+    """Thoughts in them."""
+    learns_thoughts: bool = True
     names: frozenset[str] = frozenset()
     """Names of special tokens in the example: ordinary text in messages, tokens in plain text."""
 
 
-def check_options(max_seq_length: int, mask: str, overlong: str | None) -> None:
+def check_options(
+    max_seq_length: int, mask: str, overlong: str | None, train_on: str = "thoughts"
+) -> None:
     """Raises InvalidArgumentError for options of an Encoder that no example can have."""
     Limit(least=2, whole=True).check("max_seq_length", max_seq_length)
     one_of("mask", mask, MASKS)
+    one_of("train_on", train_on, TRAIN_ON)
+    if mask == "all" and train_on == "answers":
+        raise InvalidArgumentError(
+            'answers contradicts mask "all", which learns every token; leave one out',
+            field="train_on",
+        )
     if overlong is not None:
         one_of("overlong", overlong, OVERLONG)
     if mask == "last" and overlong == "split":
@@ -58,11 +70,13 @@ def check_options(max_seq_length: int, mask: str, overlong: str | None) -> None:
         )
 
 
-def check_kind(kind: str, mask: str, overlong: str | None) -> None:
-    """Raises InvalidArgumentError if `mask` or `overlong` is not for data of this kind.
+def check_kind(kind: str, mask: str, overlong: str | None, train_on: str = "thoughts") -> None:
+    """Raises InvalidArgumentError if an option is not for data of this kind.
 
     `kind` is "text" for plain text, or as of `layouts.Format`.
     """
+    if kind == "text" and train_on == "answers":
+        raise InvalidArgumentError("answers is not for plain text; leave it out", field="train_on")
     if kind == "text" and mask == "last":
         raise InvalidArgumentError("last is not for plain text; leave it out", field="mask")
     if kind in ("text", "sft"):
@@ -81,8 +95,9 @@ class Encoder:
     reply, or "all" tokens but the first. In plain text every token counts; in preferences and
     judged replies the last reply does. `overlong` handles examples that are too long: "truncate"
     keeps the beginning, "drop" leaves them out, "split" makes pieces that together keep every token
-    that counts, at the boundaries of messages where those fit. None splits plain text and truncates
-    everything else. An item without a token that counts is dropped.
+    that counts, at the boundaries of exchanges where those fit. None splits plain text and
+    truncates everything else. An item without a token that counts is dropped. With `train_on`
+    "answers" the thoughts in replies do not count.
     """
 
     def __init__(
@@ -92,12 +107,14 @@ class Encoder:
         max_seq_length: int = 2048,
         mask: str = "assistant",
         overlong: str | None = None,
+        train_on: str = "thoughts",
     ) -> None:
-        check_options(max_seq_length, mask, overlong)
+        check_options(max_seq_length, mask, overlong, train_on)
         self.tokenizer = tokenizer
         self.limit = max_seq_length
         self.mask = mask
         self.overlong = overlong
+        self.train_on = train_on
         # One int object per id: a list of a million tokens then takes 8 MB instead of 36.
         self._ids = list(range(tokenizer.vocab_size))
 
@@ -105,9 +122,30 @@ class Encoder:
         """Raises TemplateError if the template cannot render `example`, InvalidArgumentError if
         mask or overlong does not apply to its kind."""
         kind = {Document: "text", Conversation: "sft"}.get(type(example), "preference")
-        check_kind(kind, self.mask, self.overlong)
+        check_kind(kind, self.mask, self.overlong, self.train_on)
         self._typed: set[str] = set()
-        return replace(self._encode(example), names=frozenset(self._typed))
+        options = TemplateOptions() if isinstance(example, Document) else example.options
+        learns_thoughts = self.train_on == "thoughts"
+        self._reply = ReplyEncoder(self.tokenizer, options, learns_thoughts=learns_thoughts)
+        replies = self._counted(example)
+        return replace(
+            self._encode(example),
+            calls=sum(len(reply.get("tool_calls", ())) for reply in replies),
+            thoughts=sum("reasoning_content" in reply for reply in replies),
+            learns_thoughts=learns_thoughts,
+            names=frozenset(self._typed),
+        )
+
+    def _counted(self, example: Example) -> list[Message]:
+        """The replies that count."""
+        match example:
+            case Conversation(messages, unlearned):
+                return [messages[i] for i in self._replies(messages) if i not in unlearned]
+            case Judged(messages):
+                return messages[-1:]
+            case Preference():
+                return [example.chosen, example.rejected]
+        return []
 
     def _encode(self, example: Example) -> Encoded:
         match example:
@@ -119,10 +157,7 @@ class Encoder:
                 sample = self._reply_sample(messages)
                 return self._fit_item([sample], lambda cut: Labelled(cut[0], good))
             case Preference(prompt, chosen, rejected):
-                samples = [
-                    self._reply_sample([*prompt, {"role": "assistant", "content": text}])
-                    for text in (chosen, rejected)
-                ]
+                samples = [self._reply_sample([*prompt, reply]) for reply in (chosen, rejected)]
                 if samples[0].ids == samples[1].ids:
                     raise DataError(
                         "rejected: expected another reply than chosen, found one that the template "
@@ -137,7 +172,7 @@ class Encoder:
         first, *others = _blocks(text)
         ids = self.tokenizer.encode(first)
         for block in others:
-            ids += self._encode_continuation(PromptText(block), "\n")
+            ids += encode_continuation(self.tokenizer, PromptText(block), "\n")
         if ids[-1] not in self.tokenizer.eos_ids:
             ids += self._eos()
         return self._fit([self._sample(ids, _all_but_first(ids))], self.overlong or "split")
@@ -186,12 +221,12 @@ class Encoder:
         mask: list[bool] = []
         counts = True
         for index in self._replies(messages):
-            prompt, reply = self._encode_reply(messages[: index + 1])
+            prompt, reply, learned = self._encode_reply(messages[: index + 1])
             if ids and prompt[: len(ids)] != ids:
                 samples.append(self._ended(ids, mask, counts))
                 ids, mask = [], []
             counts = index not in unlearned
-            mask += [False] * (len(prompt) - len(ids)) + [counts] * len(reply)
+            mask += [False] * (len(prompt) - len(ids)) + [counts and each for each in learned]
             ids = prompt + reply
             if len(ids) > self.limit:
                 break  # later replies have an even longer prompt
@@ -207,40 +242,15 @@ class Encoder:
 
     def _reply_sample(self, messages: list[Message]) -> Sample:
         """A sample in which the last reply counts."""
-        prompt, reply = self._encode_reply(messages)
-        return self._ended(prompt + reply, [False] * len(prompt) + [True] * len(reply))
+        prompt, reply, learned = self._encode_reply(messages)
+        return self._ended(prompt + reply, [False] * len(prompt) + learned)
 
-    def _encode_reply(self, messages: list[Message]) -> tuple[list[int], list[int]]:
-        """Returns the ids of the last message's prompt, as at inference, and of the message."""
-        prompt_text = self.tokenizer.render(messages[:-1])
-        prompt = self.tokenizer.encode(prompt_text)
-        whole = self.tokenizer.render(messages, add_generation_prompt=False)
-        # A template may write a past turn without the start that its generation prompt adds.
-        reply = self.tokenizer.typed(messages[-1]["content"])
-        if whole.text.startswith(prompt_text.text):
-            reply = whole.since(len(prompt_text.text))
-        self._typed |= prompt_text.names | reply.names
-        ids = self.tokenizer.encode(prompt_text + reply)
-        if ids[: len(prompt)] == prompt:
-            return prompt, self._until_end(ids[len(prompt) :])
-        return prompt, self._until_end(self._encode_continuation(reply))
-
-    def _encode_continuation(self, text: PromptText, *before: str) -> list[int]:
-        """Encodes `text` as the continuation of a text that it does not merge with; `before` is
-        tried first as that text."""
-        for anchor in (*before, *_ANCHORS):
-            ids = self.tokenizer.encode(anchor, add_bos=False)
-            both = self.tokenizer.encode(PromptText(anchor) + text, add_bos=False)
-            if both[: len(ids)] == ids:
-                return both[len(ids) :]
-        return self.tokenizer.encode(text, add_bos=False)  # at worst with a space before it
-
-    def _until_end(self, reply: list[int]) -> list[int]:
-        """Strips the blanks that a template writes after its end mark."""
-        ends = [i for i, token in enumerate(reply) if token in self.tokenizer.eos_ids]
-        if ends and not self.tokenizer.decode(reply[ends[-1] + 1 :], skip_special=False).strip():
-            return reply[: ends[-1] + 1]
-        return reply
+    def _encode_reply(self, messages: list[Message]) -> tuple[list[int], list[int], list[bool]]:
+        """Returns the ids of the last message's prompt, as at inference, and of the message, of
+        which each token is learned or not."""
+        encoded = self._reply.encode(messages)
+        self._typed |= encoded.names
+        return encoded.prompt, encoded.reply, encoded.learned
 
     def _ended(self, ids: list[int], mask: list[bool], counts: bool = True) -> Sample:
         """A sample that ends with an end mark, which counts if the reply before it does."""
@@ -253,16 +263,18 @@ class Encoder:
         """Splits a conversation into windows that fit, or that are one exchange; each starts with
         the system message, and has the indices of its replies that are not learned."""
         system = messages[:1] if messages[0]["role"] == "system" else []
-        begin = len(system)
-        while begin < len(messages):
-            end = begin + 2
-            while end < len(messages):
-                if self._length([*system, *messages[begin : end + 2]]) > self.limit:
+        starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        ends = [*starts[1:], len(messages)]
+        while starts:
+            begin, fitting = starts[0], 1
+            while fitting < len(starts):
+                if self._length([*system, *messages[begin : ends[fitting]]]) > self.limit:
                     break
-                end += 2
+                fitting += 1
+            end = ends[fitting - 1]
             marks = (i - begin + len(system) for i in unlearned if begin <= i < end)
             yield [*system, *messages[begin:end]], frozenset(marks)
-            begin = end
+            starts, ends = starts[fitting:], ends[fitting:]
 
     # Length
 
@@ -312,10 +324,6 @@ class Encoder:
 
     def _eos(self) -> list[int]:
         return list(self.tokenizer.eos_ids[:1])
-
-
-_ANCHORS = ("x", "。", "\n", ".", " ", "0", "\n\n", "Q:")
-"""Texts to continue; the first whose last token does not merge with the continuation is used."""
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -8,65 +8,32 @@ single judged reply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ...errors import DataError
 from ...files.rows import kind, listed
+from .examples import Conversation, Document, Example, Judged, Preference, TemplateOptions
 from .messages import (
     NOTHING,
+    THOUGHTS,
     UNLEARNED,
     Message,
+    check_calls,
     check_roles,
     is_blank,
     parse_message,
     parse_messages,
     parse_text,
+    parse_thought,
     split_marks,
     unread_fields,
 )
+from .tools import check_texts, parse_object, parse_tools
 
 RowValue = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation whose assistant messages are learned."""
-
-    messages: list[Message]
-    """User and assistant alternate and the assistant is last; a system message may come first."""
-    unlearned: frozenset[int] = frozenset()
-    """Indices of assistant messages that are not learned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text that is learned whole."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """Two replies to one prompt, the first preferred."""
-
-    prompt: list[Message]
-    """All messages before the reply; the user's is last."""
-    chosen: str
-    rejected: str
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A conversation whose last reply is good or bad."""
-
-    messages: list[Message]
-    good: bool
-
-
-Example = Conversation | Document | Preference | Judged
 
 
 @dataclass(frozen=True)
@@ -93,6 +60,13 @@ def recognise(row: RowValue) -> Format:
     for name in _UNSUPPORTED:
         if row.get(name) and row[name] not in NOTHING:
             raise DataError(f"{name}: expected text alone, found {name}; remove such samples")
+    layout = _recognise(row)
+    fields = _OF_TEMPLATE if not layout.is_text else ()
+    _check_read(row, layout, fields)
+    return replace(layout, fields=layout.fields.union(fields))
+
+
+def _recognise(row: RowValue) -> Format:
     if "chosen" in row or "rejected" in row:
         return _preference_format(row)
     for layout in _LAYOUTS:
@@ -114,7 +88,7 @@ def unread(row: RowValue, layout: Format, example: Example) -> set[str]:
         for name, value in row.items()
         if name not in layout.fields and value not in NOTHING and not _repeats(value, texts)
     }
-    for name in layout.fields & row.keys():
+    for name in layout.fields & row.keys() - set(_OF_TEMPLATE):
         names |= unread_fields(row[name], f"{name}[]" if isinstance(row[name], list) else name)
     return names
 
@@ -124,7 +98,7 @@ def _texts(example: Example) -> set[str]:
         return {example.text}
     if isinstance(example, Preference):
         contents = {message["content"] for message in example.prompt}
-        return contents | {example.chosen, example.rejected}
+        return contents | {example.chosen["content"], example.rejected["content"]}
     return {message["content"] for message in example.messages}
 
 
@@ -137,7 +111,39 @@ def _repeats(value: Any, texts: set[str]) -> bool:
     return isinstance(value, str) and value in texts
 
 
-_UNSUPPORTED = ("tools", "functions", "images", "videos", "audios")
+def _check_read(row: RowValue, layout: Format, fields: Collection[str]) -> None:
+    """Raises DataError for a field that would change what is learned and that is not read."""
+    for name in (*_OF_TEMPLATE, *THOUGHTS):
+        if row.get(name) not in NOTHING and name not in layout.fields.union(fields):
+            where = "write it into the messages" if name in THOUGHTS else "give conversations"
+            raise DataError(
+                f"{name}: expected no such field beside {listed(sorted(layout.fields))}, as it is "
+                f"not read there; {where}, or remove it"
+            )
+
+
+def _options(row: RowValue) -> TemplateOptions:
+    """The tools of a row, and the variables of the template that TRL has in a field of its own."""
+    tools = [(name, row[name]) for name in ("tools", "functions") if row.get(name) not in NOTHING]
+    if len(tools) > 1:
+        raise DataError("functions: expected tools or functions, found both; remove one")
+    variables = row.get("chat_template_kwargs")
+    name = "chat_template_kwargs"
+    found = {} if variables in NOTHING else parse_object(variables, name)
+    check_texts(found, name)
+    return TemplateOptions(
+        tuple(tool for field, value in tools for tool in parse_tools(value, field)),
+        {key: value for key, value in found.items() if value is not None},
+    )
+
+
+def _names(options: TemplateOptions) -> list[str]:
+    return [tool["function"]["name"] for tool in options.tools]
+
+
+_UNSUPPORTED = ("images", "image", "videos", "audios")
+_OF_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
+"""Fields that go to the template beside the messages."""
 _TAGS = ("kto_tag", "label")
 
 
@@ -217,10 +223,11 @@ class _Layout:
     """The field of the last reply, if it has its own."""
 
     def conversation(self, row: RowValue) -> Conversation:
-        messages = self.opening(row)
+        messages, options = self.opening(row), _options(row)
         if self.reply is not None:
-            messages += _reply_messages(row[self.reply], self.reply)
-        return Conversation(*split_marks(check_roles(messages)))
+            messages += _with_thought(_reply_messages(row[self.reply], self.reply), row)
+        check_calls(check_roles(messages), _names(options))
+        return Conversation(*split_marks(messages), options)
 
     def ignores(self, tag: str) -> bool:
         """Whether `tag` is an unrelated field, as `label` in data for classification."""
@@ -230,8 +237,12 @@ class _Layout:
     def plain(self) -> Format:
         if self.name == _TEXT:
             return Format(_TEXT, "sft", self.needs, _read_document)
-        fields = self.needs | self.optional
-        return Format(self.name, "sft", fields, self.conversation)
+        return Format(self.name, "sft", self.fields, self.conversation)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        thoughts = () if self.reply is None else THOUGHTS
+        return self.needs.union(self.optional, thoughts)
 
     def judged(self, tag: str) -> Format:
         def read(row: RowValue) -> Example:
@@ -243,10 +254,9 @@ class _Layout:
             conversation = self.conversation(row)
             if len(conversation.messages) - 1 in conversation.unlearned:
                 raise _unlearned("the last reply")
-            return Judged(conversation.messages, row[tag])
+            return Judged(conversation.messages, row[tag], conversation.options)
 
-        fields = self.needs | self.optional | {tag}
-        return Format(f"{self.name} with {tag} (KTO)", "kto", fields, read)
+        return Format(f"{self.name} with {tag} (KTO)", "kto", self.fields | {tag}, read)
 
 
 def _read_document(row: RowValue) -> Document:
@@ -355,13 +365,14 @@ def _read_preference(row: RowValue, opening: str) -> Preference:
             "prompt: expected the question that chosen and rejected answer, found none; add a "
             "field prompt, or write chosen and rejected as whole conversations"
         )
-    check_roles([*prompt, chosen[-1]], "chosen")
-    check_roles([*prompt, rejected[-1]], "rejected")
+    options = _options(row)
+    for name, replies in (("chosen", chosen), ("rejected", rejected)):
+        check_calls(check_roles([*prompt, replies[-1]], name), _names(options))
     if chosen[-1] == rejected[-1]:
         raise DataError(
             "rejected: expected another reply than chosen, found the same; remove such samples"
         )
-    return Preference(prompt, chosen[-1]["content"], rejected[-1]["content"])
+    return Preference(prompt, chosen[-1], rejected[-1], options)
 
 
 def _unlearned(what: str) -> DataError:
@@ -382,6 +393,14 @@ def _merge_prompts(before: list[Message], shared: list[Message], opening: str) -
             "text; correct it or remove the field"
         )
     return _with_system(before[: len(before) - len(prompt)], shared)
+
+
+def _with_thought(messages: list[Message], row: RowValue) -> list[Message]:
+    """The messages of a reply with the thought that has a field of its own in the row."""
+    thought, last = parse_thought(row), messages[-1]
+    if thought and last.get("reasoning_content", thought) != thought:
+        raise DataError("reasoning_content: expected the reply's own, found another; remove one")
+    return [*messages[:-1], {**last, "reasoning_content": thought}] if thought else messages
 
 
 def _reply_messages(value: Any, name: str) -> list[Message]:

@@ -11,10 +11,12 @@ from typing import Any
 
 from ...arguments import shown
 from ...errors import DataError
-from ...files.rows import kind
+from ...files.rows import kind, listed
+from .tools import parse_calls
 
-Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`."""
+Message = dict[str, Any]
+"""`role` (system, user, assistant or tool) and `content`; an assistant's may have `tool_calls` and
+`reasoning_content`, a tool's `tool_call_id` and `name`."""
 
 _ROLES = {
     "system": "system",
@@ -26,18 +28,29 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
+"""The last are ShareGPT's; `function` is OpenAI's older name of a tool."""
 
-_UNSUPPORTED = (
-    *("tool_calls", "function_call", "images", "audio"),
-    *("reasoning_content", "reasoning", "thinking"),
-)
+_UNSUPPORTED = ("images", "image", "videos", "video", "audios", "audio")
 """Fields of a message that would change what is learned."""
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Names of the field of a reply's thought."""
+
+_CALLS = ("tool_calls", "function_call")
+"""Names of the field of a reply's calls; the second is OpenAI's older one, of a single call."""
+
+_OF_RESULTS = ("tool_call_id", "name")
+"""Fields of a tool's message that a template may use."""
 
 _MARKS = ("loss", "train", "weight")
 """Fields that say whether a reply is learned, in ms-swift's, axolotl's and OpenAI's data."""
 
-_READ = {"role", "content", "from", "value", *_MARKS}
+_READ = {"role", "content", "from", "value", *_MARKS, *THOUGHTS, *_CALLS}
 
 UNLEARNED = "unlearned"
 """Key of a parsed reply that is marked not to be learned."""
@@ -64,18 +77,56 @@ def parse_message(value: Any, name: str) -> Message:
                 "or remove it"
             )
     role, content = ("from", "value") if "from" in value else ("role", "content")
+    parsed_role = _parse_role(value[role], f"{name}.{role}") if role in value else ""
+    replied = _parse_reply(value, parsed_role, name) if parsed_role else {}
     for field in (role, content):
-        if field not in value:
+        if field not in value and not (field == content and "tool_calls" in replied):
             raise DataError(f"{name}: expected a role and a content, found no {field}; add it")
-    parsed_role = _parse_role(value[role], f"{name}.{role}")
-    if parsed_role == "system" and is_blank(value[content]):
-        return {"role": parsed_role, "content": ""}
-    message = {
-        "role": parsed_role,
-        "content": parse_text(value[content], f"{name}.{content}"),
-    }
+    text = "" if value[role] == "function_call" else value.get(content)
+    if not is_blank(text) or not (parsed_role in ("system", "tool") or "tool_calls" in replied):
+        text = parse_text(text, f"{name}.{content}")
+    elif parsed_role != "tool" or not isinstance(text, str):
+        text = ""
+    message = {"role": parsed_role, "content": text, **replied}
+    if parsed_role == "tool":
+        message |= {key: value[key] for key in _OF_RESULTS if isinstance(value.get(key), str)}
     marks = [_parse_mark(value, field, parsed_role, name) for field in _MARKS]
     return message | ({UNLEARNED: "yes"} if False in marks else {})
+
+
+def _parse_reply(value: Mapping[str, Any], role: str, name: str) -> Message:
+    """The thought and the calls of a reply; DataError if another message has any."""
+    filled = [key for key in (*THOUGHTS, *_CALLS) if value.get(key) not in NOTHING]
+    if filled and role != "assistant":
+        raise DataError(
+            f"{name}.{filled[0]}: expected it in the assistant's messages alone, found it in the "
+            f"{role}'s; remove it"
+        )
+    message: Message = {}
+    if thought := parse_thought(value, f"{name}."):
+        message["reasoning_content"] = thought
+    calls = [(key, value[key]) for key in _CALLS if key in filled]
+    for key, content in (("from", "value"), ("role", "content")):
+        if value.get(key) == "function_call":
+            calls.append((content, value.get(content)))
+    if len(calls) > 1:
+        raise DataError(
+            f"{name}: expected calls once, found {listed(c[0] for c in calls)}; remove one"
+        )
+    for key, found in calls:
+        message["tool_calls"] = parse_calls(found, f"{name}.{key}")
+    return message
+
+
+def parse_thought(fields: Mapping[str, Any], prefix: str = "") -> str:
+    """The thought in one of the fields that hold one; "" if there is none."""
+    filled = [key for key in THOUGHTS if not is_blank(fields.get(key)) and fields[key] != []]
+    thoughts = {parse_text(fields[key], f"{prefix}{key}") for key in filled}
+    if len(thoughts) > 1:
+        raise DataError(
+            f"{prefix}{filled[1]}: expected the text of {filled[0]}, found another; remove one"
+        )
+    return next(iter(thoughts), "")
 
 
 def _parse_mark(value: Mapping[str, Any], field: str, role: str, name: str) -> bool | None:
@@ -99,7 +150,7 @@ def _parse_mark(value: Mapping[str, Any], field: str, role: str, name: str) -> b
 def split_marks(messages: list[Message]) -> tuple[list[Message], frozenset[int]]:
     """Returns messages without marks, and the indices of replies that are not learned."""
     marked = frozenset(i for i, message in enumerate(messages) if UNLEARNED in message)
-    return [{key: m[key] for key in ("role", "content")} for m in messages], marked
+    return [{key: m[key] for key in m if key != UNLEARNED} for m in messages], marked
 
 
 def unread_fields(value: Any, name: str) -> set[str]:
@@ -108,7 +159,8 @@ def unread_fields(value: Any, name: str) -> set[str]:
     for message in value if isinstance(value, list) else [value]:
         if not isinstance(message, dict):
             continue
-        names |= _filled(message, _READ, name)
+        is_result = _ROLES.get(str(message.get("role", message.get("from")))) == "tool"
+        names |= _filled(message, _READ | set(_OF_RESULTS if is_result else ()), name)
         for key in ("content", "value"):
             for part in parts if isinstance(parts := message.get(key), list) else []:
                 if isinstance(part, dict):
@@ -135,20 +187,29 @@ def is_blank(value: Any) -> bool:
 def check_roles(messages: list[Message], name: str = "") -> list[Message]:
     """Returns `messages` if user and assistant alternate after an optional system message.
 
-    Two messages of one role in a row are refused: no prompt at inference has them, and a model
-    trained on them learns to continue after its own reply. So is a conversation that does not end
-    with the assistant, which leaves nothing to learn.
+    Results of tools come after the message that calls them, at most one for each call. Two messages
+    of one role in a row are refused: no prompt at inference has them, and a model trained on them
+    learns to continue after its own reply. So is a conversation that does not end with the
+    assistant, which leaves nothing to learn.
     """
     prefix = f"{name}: " if name else ""
     turns = messages[1:] if messages[:1] and messages[0]["role"] == "system" else messages
+    calls: list[dict[str, Any]] = []
+    expected, results = "user", 0
     for index, message in enumerate(turns):
-        expected = ("user", "assistant")[index % 2]
-        if message["role"] != expected:
-            number = len(messages) - len(turns) + index + 1
-            raise DataError(
-                f"{prefix}message {number}: expected {expected}, found {message['role']}; user and "
-                "assistant must alternate, starting with the user, after an optional system message"
-            )
+        role, number = message["role"], len(messages) - len(turns) + index + 1
+        is_result = role == "tool" and (expected == "tool" or 0 < results < len(calls))
+        if role != expected and not is_result:
+            rule = "user and assistant must alternate, starting with the user, after an optional "
+            rule += "system message"
+            if "tool" in (expected, role):
+                rule = "each message with tool_calls is followed by their results, and no other is"
+            raise DataError(f"{prefix}message {number}: expected {expected}, found {role}; {rule}")
+        if role == "tool":
+            _check_result(message, calls, f"{prefix}message {number}")
+        results = results + 1 if role == "tool" else 0
+        calls = message.get("tool_calls", []) if role == "assistant" else calls
+        expected = {"user": "assistant", "tool": "assistant"}.get(role, "tool" if calls else "user")
     if not turns or turns[-1]["role"] != "assistant":
         last = turns[-1]["role"] if turns else "only a system message"
         raise DataError(
@@ -156,6 +217,26 @@ def check_roles(messages: list[Message], name: str = "") -> list[Message]:
             "add the reply or remove that message"
         )
     return messages
+
+
+def _check_result(message: Message, calls: list[dict[str, Any]], name: str) -> None:
+    found, ids = message.get("tool_call_id"), [call.get("id") for call in calls]
+    if found is not None and None not in ids and found not in ids:
+        raise DataError(
+            f"{name}: expected the tool_call_id of a call before it ({listed(map(str, ids))}), "
+            f"found {found!r:.60}; correct it"
+        )
+
+
+def check_calls(messages: list[Message], names: Collection[str]) -> None:
+    """Raises DataError for a call of a function that is not among the tools of `names`."""
+    for number, message in enumerate(messages, 1):
+        for call in message.get("tool_calls", []):
+            if names and call["function"]["name"] not in names:
+                raise DataError(
+                    f"message {number}: expected a call of one of the tools ({listed(names)}), "
+                    f"found {call['function']['name']!r:.60}; add it to tools, or correct it"
+                )
 
 
 def parse_text(value: Any, name: str) -> str:
@@ -188,7 +269,7 @@ def _parse_role(role: Any, name: str) -> str:
         return _ROLES[role]
     label = repr(role[:40]) if isinstance(role, str) else kind(role)
     raise DataError(
-        f"{name}: expected system, user or assistant (human or gpt), found {label}; "
+        f"{name}: expected system, user, assistant or tool (or human and gpt), found {label}; "
         "rename it, or remove such samples"
     )
 

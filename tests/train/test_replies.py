@@ -1,0 +1,269 @@
+"""What is learned of thoughts and calls: as the model would generate them, by its own template."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
+from minicpm_mlx.server.tool_formats import XmlToolFormat
+from minicpm_mlx.text.chat_prompt import chat_prompt
+from minicpm_mlx.text.chat_template import CHATML, MINICPM
+from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
+from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
+from minicpm_mlx.train.data.encoding import Encoder
+from minicpm_mlx.train.data.examples import Conversation, Document, Preference, TemplateOptions
+from minicpm_mlx.train.data.preview import spans
+from minicpm_mlx.train.data.samples import Pair, Sample
+from support.apis import TOOL_TEMPLATE
+from support.data import need_shared, write_tokenizer
+from support.scripted_model import SPECIAL, TEMPLATE
+
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    for name in ("weather", "time")
+)
+SCHEMAS = {
+    "weather": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    "time": {},
+}
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def reply(text: str, thought: str = "") -> dict[str, Any]:
+    return {"role": "assistant", "content": text} | (
+        {"reasoning_content": thought} if thought else {}
+    )
+
+
+def call(name: str, thought: str = "", **arguments: Any) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return reply("", thought) | {"tool_calls": [{"type": "function", "function": function}]}
+
+
+def result(text: str) -> dict[str, Any]:
+    return {"role": "tool", "content": text}
+
+
+TALK = [
+    user("Rain in Oslo?"),
+    call("weather", "I look it up.", city="Oslo", days=2),
+    result("rain"),
+    reply("Yes.", "It rains."),
+    user("Thanks"),
+    reply("Gladly.", "Be kind."),
+]
+LOOP, LATER = TALK[:4], TALK[4:]
+
+
+@functools.cache
+def tokenizer(template: str, special: tuple[str, ...] = SPECIAL) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), special=special)
+        settings = {"chat_template": template, "bos_token": "<s>"}
+        end = "<|im_end|>" if "<|im_end|>" in special else "</s>"
+        (Path(folder) / "tokenizer_config.json").write_text(
+            json.dumps(settings | {"eos_token": end})
+        )
+        return load_tokenizer(folder)
+
+
+def minicpm5() -> Tokenizer:
+    return tokenizer(need_shared("templates", "minicpm5-1b.jinja").read_text())
+
+
+def made(
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    *,
+    tools: tuple[dict[str, Any], ...] = TOOLS,
+    variables: dict[str, Any] | None = None,
+    **options: Any,
+) -> list[Sample]:
+    conversation = Conversation(messages, options=TemplateOptions(tools, variables or {}))
+    items = Encoder(tokenizer, **options).encode(conversation).items
+    return [item for item in items if isinstance(item, Sample)]
+
+
+def learned(samples: list[Sample], tokenizer: Tokenizer) -> list[list[str]]:
+    return [[text for text, counts in spans(each, tokenizer) if counts] for each in samples]
+
+
+def test_each_turn_is_learned_as_minicpm5_generates_it() -> None:
+    """A thought is in the prompt until the next question; then the turn is another sample."""
+    model = minicpm5()
+    found = made(model, TALK)
+    weather = '<function name="weather"><param name="city">Oslo</param><param name="days">2</param>'
+    assert learned(found, model) == [
+        [
+            f"<think>\nI look it up.\n</think>\n\n{weather}</function><|im_end|>",
+            "<think>\nIt rains.\n</think>\n\nYes.<|im_end|>",
+        ],
+        ["<think>\nBe kind.\n</think>\n\nGladly.<|im_end|>"],
+    ]
+    assert "It rains" not in model.decode(found[1].ids)
+    ends = {0: (1, 3), 1: (5,)}
+    for number, sample in enumerate(found):
+        for end in ends[number]:
+            prompt = chat_prompt(model, TALK[:end], tools=TOOLS).ids
+            assert sample.ids[: len(prompt)] == prompt
+            assert sample.mask[len(prompt) - 1 : len(prompt) + 1] == [False, True]
+
+
+def test_a_call_that_is_learned_reads_back() -> None:
+    """Also one whose arguments look like marks."""
+    model, form = minicpm5(), XmlToolFormat()
+    for city in ("Oslo", "a < b & c", "</param>", "<|im_end|>", "two\nlines"):
+        [sample] = made(model, [user("q"), call("weather", city=city, days=3)])
+        [[text]] = learned([sample], model)
+        read = form.read(text.removesuffix("<|im_end|>"), SCHEMAS)
+        assert read == ("weather", {"city": city, "days": 3})
+        ends = [i for i in sample.ids if i in model.eos_ids]
+        assert len(ends) == 3  # of the tools, the question and the reply: none of the argument
+
+
+@pytest.mark.parametrize("special", [SPECIAL, SPECIAL[:2]], ids=["by token", "by text"])
+def test_answers_alone_leave_the_thought_in_the_prompt(special: tuple[str, ...]) -> None:
+    model = tokenizer(TEMPLATE, special)
+    [sample, last] = made(model, TALK, train_on="answers")
+    marked, [gladly] = learned([sample, last], model)
+    assert [text.strip() for text in marked] == [
+        '<function name="weather"><param name="city">Oslo</param>'
+        '<param name="days">2</param></function><|im_end|>',
+        "Yes.<|im_end|>",
+    ]
+    assert gladly.strip() == "Gladly.<|im_end|>"
+    assert "I look it up." in model.decode(sample.ids)
+    plain = made(model, [user("q"), reply("  a <think> b")], train_on="answers")
+    assert plain == made(model, [user("q"), reply("  a <think> b")])
+
+
+@pytest.mark.parametrize(
+    ("switch", "thought", "texts"),
+    [
+        (True, "T", ["T\n</think>\n\nA<|im_end|>"]),
+        (True, "", ["\n</think>\n\nA<|im_end|>"]),
+        (False, "", ["A<|im_end|>"]),
+    ],
+)
+def test_a_row_s_switch_is_that_of_its_prompt(switch: bool, thought: str, texts: list[str]) -> None:
+    model, variables = minicpm5(), {"enable_thinking": switch}
+    messages = [user("q"), reply("A", thought)]
+    [sample] = made(model, messages, variables=variables)
+    prompt = chat_prompt(model, messages[:1], tools=TOOLS, think=switch).ids
+    assert sample.ids[: len(prompt)] == prompt
+    assert learned([sample], model) == [texts]
+
+
+def test_a_thought_is_written_where_the_template_knows_the_marks_alone() -> None:
+    template = CHATML + "{{ '<think>\n\n</think>\n\n' if enable_thinking is false else '' }}"
+    model = tokenizer(template)
+    [sample] = made(model, [user("q"), reply("A", "T")], tools=())
+    assert learned([sample], model) == [["<think>\nT\n</think>\n\nA<|im_end|>"]]
+    always = tokenizer(CHATML + "{{ '<think>\n' if add_generation_prompt else '' }}{# </think> #}")
+    samples = [made(always, [user("q"), reply("A", thought)], tools=()) for thought in ("T", "")]
+    assert [learned(each, always) for each in samples] == [
+        [["T\n</think>\n\nA<|im_end|>"]],
+        [["\n</think>\n\nA<|im_end|>"]],
+    ]
+
+
+DEAF = TEMPLATE.replace("message.tool_calls or []", "[]")
+NO_TEXT = TEMPLATE.replace(
+    "{{ message.content }}", "{{ message.content if not message.tool_calls }}"
+)
+ASKED = [user("q"), reply("A", "T")]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "options", "message"),
+    [
+        (CHATML, [user("q"), reply("A")], {}, "has no place for tools"),
+        (CHATML, ASKED, {"tools": ()}, "reasoning_content: expected a chat template with a place"),
+        (TOOL_TEMPLATE, ASKED, {}, "reasoning_content: expected a chat template with a place"),
+        (MINICPM, LOOP, {"tools": ()}, "tool_calls: expected a chat template with a place"),
+        (DEAF, LOOP, {}, "tool_calls: expected a chat template with a place for calls"),
+        (DEAF, LOOP, {"mask": "last"}, "tool_calls: expected a chat template with a place"),
+        (NO_TEXT, [user("q"), call("time") | {"content": "So"}], {}, "content: expected none"),
+        (TEMPLATE, ASKED, {"variables": {"enable_thinking": False}}, "expected no thought, as the"),
+        (TEMPLATE, ASKED, {"variables": {"thinking": True}}, "has no variable 'thinking' to set"),
+    ],
+)
+def test_what_the_template_would_leave_out_is_refused(
+    template: str, messages: list[dict[str, Any]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((DataError, TemplateError), match=message) as caught:
+        made(tokenizer(template), messages, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("example", "options"), [(Conversation(ASKED), {"mask": "all"}), (Document("text"), {})]
+)
+def test_answers_alone_are_of_conversations(example: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="answers"):
+        Encoder(tokenizer(TEMPLATE), train_on="answers", **options).encode(example)
+
+
+def test_pieces_of_a_long_conversation_keep_calls_with_their_results() -> None:
+    model = tokenizer(TEMPLATE)
+    talk = [*LOOP, *LATER, *LOOP]
+    whole = made(model, LOOP)[0]
+    found = made(model, talk, overlong="split", max_seq_length=len(whole.ids))
+    assert [learned([each], model) for each in found] == [
+        learned([each], model) for each in (whole, made(model, LATER)[0], whole)
+    ]
+
+
+def test_a_preference_between_calls_and_between_thoughts() -> None:
+    model = minicpm5()
+    pairs = {
+        "thoughts": (reply("A", "good"), reply("A", "bad")),
+        "calls": (call("weather", city="Oslo"), call("time")),
+    }
+    for name, (chosen, rejected) in pairs.items():
+        example = Preference([user("q")], chosen, rejected, TemplateOptions(TOOLS))
+        [pair] = Encoder(model).encode(example).items
+        assert isinstance(pair, Pair)
+        texts = [learned([each], model)[0][0] for each in (pair.chosen, pair.rejected)]
+        expected = ("<think>\ngood", "<think>\nbad")
+        if name == "calls":
+            expected = ('<function name="weather">', '<function name="time">')
+        assert all(text.startswith(start) for text, start in zip(texts, expected, strict=True))
+
+
+def loaded(folder: Path, rows: list[dict[str, Any]], **options: Any) -> Data:
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_data(path, tokenizer(TEMPLATE), DataOptions(**options))
+
+
+def test_a_data_set_counts_calls_and_thoughts_and_says_what_is_learned(tmp_path: Path) -> None:
+    row = {"messages": TALK, "tools": list(TOOLS)}
+    notes = loaded(tmp_path, [row, row]).notes
+    assert "2 calls of tools in replies, which are learned" in notes
+    assert "6 thoughts in replies, which are learned" in notes
+    notes = loaded(tmp_path, [row], train_on="answers").notes
+    assert "3 thoughts in replies, which are read and not learned (train_on answers)" in notes
+    assert not any("not read" in note for note in notes if "thoughts" not in note)
+
+
+def test_a_fault_in_a_call_has_file_line_and_field(tmp_path: Path) -> None:
+    wrong = call("weather") | {"tool_calls": [{"name": "weather", "args": {}}]}
+    rows = [{"messages": TALK, "tools": list(TOOLS)}, {"messages": [user("q"), wrong]}]
+    with pytest.raises(DataError, match=r"train.jsonl:2: messages\[1\].tool_calls\[0\].args"):
+        loaded(tmp_path, rows)
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    rows[1] = {"messages": [user("q"), call("weather", city=deep)]}
+    with pytest.raises(DataError, match=r"train.jsonl:2: .*(deep|levels)"):
+        loaded(tmp_path, rows)
