@@ -98,12 +98,15 @@ def scripted_lm(
     A thought that was closed by force, or that the prompt has closed, is skipped. `positions` is
     the length of its context, where the golden case's is short.
     """
-    write_scripted(folder, template, special)
+    write_scripted(folder, template, special, positions)
     return follow_script(mm.load(folder), script)
 
 
 def write_scripted(
-    folder: Path, template: str = TEMPLATE, special: Sequence[str] = SPECIAL
+    folder: Path,
+    template: str = TEMPLATE,
+    special: Sequence[str] = SPECIAL,
+    positions: int | None = None,
 ) -> None:
     """The folder of a model for `follow_script`."""
     folder.mkdir(parents=True)
