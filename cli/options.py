@@ -301,7 +301,7 @@ class SamplingOptions:
     def apply(self, lm: LM, think: bool | None = None) -> Sampling | None:
         """The model's own sampling for this way to think, with these values in place of its own;
         None if none is given."""
-        from minicpm_mlx.lm.lm import sampling_with
+        from minicpm_mlx.lm.sampling import sampling_with
 
         values = {name: value for name, value in asdict(self).items() if value is not None}
         if not values:

@@ -21,7 +21,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.arguments import limits, shown
 from minicpm_mlx.engine import Sampler, Sampling, generate
 from minicpm_mlx.errors import ConfigError, InvalidArgumentError, TemplateError
-from minicpm_mlx.lm.lm import sampling_with
+from minicpm_mlx.lm.sampling import sampling_with
 from minicpm_mlx.weights.gguf.modelfile import write_modelfile
 from support.data import GOLDEN
 from support.source import modules

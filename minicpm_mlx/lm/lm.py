@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..arguments import at_least_one, expect, is_whole, listed, shown, whole
+from ..arguments import at_least_one, is_whole, listed, shown, whole
 from ..engine import (
     WIDTH,
     DraftModel,
@@ -29,8 +29,10 @@ from ..model_cards import Card
 from ..text.chat_prompt import ChatPrompt, chat_prompt
 from ..text.tokenizer import Tokenizer
 from .batch import BatchRequest, replies
-from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list
+from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list, with_calls
+from .sampling import sampling_with
 from .thinking_grammar import thinking_grammar
+from .tools.tool_set import ToolSet, answer_grammar
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}; in a reply's, `reasoning_content` is its thought."""
@@ -110,13 +112,15 @@ class LM:
             items = listed("a prompt", prompt, expected, lambda i: is_message(i) or is_whole(i))
             if any(map(is_message, items)):
                 return chat_prompt(self.tokenizer, items, think=think, **options)
+        if isinstance(prompt, ChatPrompt):
+            options.pop("tools", None)  # it has them already
         for name, value in {"think": think, **options}.items():
             if value is not None:
                 raise InvalidArgumentError("goes with a list of messages", field=name)
-        if isinstance(prompt, ChatPrompt):
-            return prompt
         if isinstance(prompt, str):
             return ChatPrompt(ids=self.tokenizer.encode(prompt))
+        if isinstance(prompt, ChatPrompt):
+            return prompt
         return ChatPrompt(ids=[whole("a token id", item) for item in items])
 
     def stream(
@@ -131,6 +135,9 @@ class LM:
         grammar: Grammar | None = None,
         think: bool | None = None,
         think_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
     ) -> Generator[Piece, None, None]:
         """Continue text or ids, or answer messages, a piece at a time.
 
@@ -142,13 +149,21 @@ class LM:
         `think` has the model think before it answers messages, or not; None leaves it to the chat
         template. A thought of `think_tokens` is ended, and the answer follows.
 
+        `tools` are functions in OpenAI's form that the model may call in its answer to messages (a
+        ChatPrompt was made with them). `tool_choice` is "auto", "none", "required" or the name of
+        the one to call; a call that is asked for follows its schema. Nothing is called here: a
+        `Piece` has the calls that are complete.
+
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")
         """
+        tool_set = ToolSet(self.tokenizer, tools, tool_choice, parallel_tool_calls)
+        chat = self.chat_prompt(prompt, think, tools=tool_set.for_template)
         asked = self._prepare(
-            prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, think=think
+            chat, max_tokens=max_tokens, sampling=sampling, stop=[*stop_list(stop), *tool_set.stops]
         )
-        chat, ids = asked.chat, asked.chat.ids
+        ids = chat.ids
+        grammar = answer_grammar(tool_set, grammar)
         session = self.session() if session is None else session
         vocabulary, draft = self.tokenizer.vocab_size, self.draft
         drafter = DraftModel(draft.model, vocabulary) if draft else PromptLookup()
@@ -164,16 +179,17 @@ class LM:
             speculation=speculation,
             grammar=thinking_grammar(self.tokenizer, chat, think_tokens, grammar),
         )
-        # A form may be followed with a space in front, which does not belong to it.
-        continues = isinstance(prompt, str) and grammar is None
         transcript = Transcript(
             self.tokenizer,
             asked.stops,
-            continues=continues,
+            skip_special=not tool_set.keep_special,
+            # A form may be followed with a space in front, which does not belong to it.
+            continues=isinstance(prompt, str) and grammar is None,
             thinking=chat.thinking,
             in_thought=chat.in_thought,
         )
-        return self._pieces(tokens, ids, transcript, session.common(ids), speculation)
+        pieces = self._pieces(tokens, ids, transcript, session.common(ids), speculation)
+        return with_calls(pieces, tool_set.reader()) if tool_set.active else pieces
 
     def note_length(self, tokens: int) -> None:
         """Call `on_dense`, once, if a text of so many tokens is beyond the published dense mode."""
@@ -184,15 +200,13 @@ class LM:
 
     def _prepare(
         self,
-        prompt: Prompt,
+        chat: ChatPrompt,
         *,
         max_tokens: int | None,
         sampling: Sampling | None,
         stop: Sequence[str],
-        think: bool | None,
     ) -> _Asked:
         """What is asked for, checked; without `sampling` the model's default for it."""
-        chat = self.chat_prompt(prompt, think)
         self.note_length(len(chat.ids))
         room = self.context_length - len(chat.ids)
         if room < 1:
@@ -254,6 +268,9 @@ class LM:
         grammar: Grammar | None = None,
         think: bool | None = None,
         think_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
     ) -> Completion:
         """The whole reply that `stream` yields, with the same options.
 
@@ -269,6 +286,9 @@ class LM:
             grammar=grammar,
             think=think,
             think_tokens=think_tokens,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
         )
         return collect(pieces)
 
@@ -304,7 +324,10 @@ class LM:
             for prompt in prompts
             for asked in [
                 self._prepare(
-                    prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, think=think
+                    self.chat_prompt(prompt, think),
+                    max_tokens=max_tokens,
+                    sampling=sampling,
+                    stop=stop,
                 )
             ]
         ]
@@ -392,18 +415,3 @@ class _Asked:
 
 def is_message(item: object) -> bool:
     return isinstance(item, Mapping)
-
-
-def sampling_with(base: Sampling, *, do_sample: bool = True, **changes: Any) -> Sampling:
-    """`base` with `changes` applied; a value of None changes nothing."""
-    expect("sampling", base, Sampling, "a Sampling, such as Sampling(temperature=0.7)")
-    known = Sampling.__dataclass_fields__
-    for name in changes:
-        if name not in known:
-            raise InvalidArgumentError(
-                f"unknown option {name!r}; sampling has {', '.join(sorted(known))}"
-            )
-    values: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    if not do_sample:
-        values["temperature"] = 0.0
-    return replace(base, **values)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import mlx.core as mx
 from ..arguments import listed
 from ..text.thinking import Phase, ThinkingForm, ThoughtReader, overlap
 from ..text.tokenizer import Tokenizer
+from .tools.calls import CallReader, ToolCall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,12 @@ class Piece:
     """Tokens read since the last piece, end of text not counted."""
     finish_reason: str | None = None
     """"stop" (the model ended, or a stop string came) or "length"."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that are complete with it, where `tools` were given; they are no part of its text."""
     in_thought: bool = False
     """In the last piece: the reply ended before its answer began."""
+    stopped_by: str | None = None
+    """In the last piece: the stop string that came."""
     stats: Stats | None = None
 
 
@@ -103,6 +109,8 @@ class Completion:
     """The answer."""
     thinking: str = ""
     """The thought before it."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The functions that the model calls; they are no part of the text."""
     token_ids: tuple[int, ...]
     """Its tokens, end of text not counted; a stop string cuts the text but not these."""
     finish_reason: str
@@ -113,13 +121,19 @@ class Completion:
 
     def message(self) -> dict[str, Any]:
         """The reply as a message of the conversation."""
-        return reply_message(self.text, self.thinking)
+        return reply_message(self.text, self.thinking, self.tool_calls)
 
 
-def reply_message(text: str, thinking: str = "") -> dict[str, Any]:
-    """A reply as a message; chat templates take its thought, if it has one, apart."""
-    message = {"role": "assistant", "content": text}
-    return message | {"reasoning_content": thinking} if thinking else message
+def reply_message(
+    text: str, thinking: str = "", tool_calls: Sequence[ToolCall] = ()
+) -> dict[str, Any]:
+    """A reply as a message; chat templates take its thought and its calls, if any, apart."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thinking:
+        message["reasoning_content"] = thinking
+    if tool_calls:
+        message["tool_calls"] = [call.message() for call in tool_calls]
+    return message
 
 
 class Transcript:
@@ -204,8 +218,21 @@ class Transcript:
             thinking=thinking,
             finish_reason="stop" if self.ended else "length",
             in_thought=in_thought,
+            stopped_by=self.stopped_by,
             stats=stats,
         )
+
+
+def with_calls(
+    pieces: Generator[Piece, None, None], reader: CallReader
+) -> Generator[Piece, None, None]:
+    """The pieces of a stream, in which calls are told from text."""
+    with closing(pieces):
+        for piece in pieces:
+            parts = reader.read(piece)
+            text = "".join(part for part in parts if isinstance(part, str))
+            calls = tuple(part for part in parts if isinstance(part, ToolCall))
+            yield replace(piece, text=text, tool_calls=calls)
 
 
 def collect(pieces: Iterable[Piece]) -> Completion:
@@ -213,15 +240,18 @@ def collect(pieces: Iterable[Piece]) -> Completion:
     texts: list[str] = []
     thoughts: list[str] = []
     ids: list[int] = []
+    calls: list[ToolCall] = []
     for piece in pieces:
         texts.append(piece.text)
         thoughts.append(piece.thinking)
         ids.extend(piece.token_ids)
+        calls.extend(piece.tool_calls)
     assert piece.finish_reason is not None
     assert piece.stats is not None
     return Completion(
         text="".join(texts),
         thinking="".join(thoughts),
+        tool_calls=tuple(calls),
         token_ids=tuple(ids),
         finish_reason=piece.finish_reason,
         in_thought=piece.in_thought,

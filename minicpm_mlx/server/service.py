@@ -27,7 +27,8 @@ from ..engine import (
     Scheduler,
 )
 from ..errors import InvalidArgumentError, MiniCPMError, MissingTemplateError, TemplateError
-from ..lm.lm import LM, sampling_with
+from ..lm.lm import LM
+from ..lm.sampling import sampling_with
 from ..lm.thinking_grammar import thinking_grammar
 from ..model.adapters import apply_adapter, share_weights
 from ..model.fused import FusedModel

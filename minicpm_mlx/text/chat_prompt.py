@@ -9,7 +9,7 @@ from typing import Any
 from ..arguments import shown
 from ..errors import InvalidArgumentError
 from .message_text import PromptText
-from .thinking import ThinkingForm
+from .thinking import THOUGHTS_OF_CALLS, ThinkingForm
 from .tokenizer import Tokenizer
 
 _SWITCH = "enable_thinking"
@@ -63,6 +63,8 @@ def chat_prompt(
         prompt += PromptText(
             f"{form.opening}\n" if think else f"{form.opening}\n\n{form.closing}\n\n"
         )
+    if form is None and tools and tokenizer.calls_in_python:
+        form = THOUGHTS_OF_CALLS
     ids = tokenizer.encode(prompt + start)
     return ChatPrompt(
         ids=ids,

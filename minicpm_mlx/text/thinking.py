@@ -38,6 +38,10 @@ class ThinkingForm:
         return last == self.opening_id
 
 
+THOUGHTS_OF_CALLS = ThinkingForm(opening=_MARKS[1][0], closing=_MARKS[1][1])
+"""MiniCPM3's, before calls in Python, where its chat template has no thoughts."""
+
+
 def thinking_form(template: Template | None, tokens: Mapping[str, int]) -> ThinkingForm | None:
     """The form that a chat template writes, if it knows thoughts; `tokens` are those added to the
     vocabulary, by name."""

@@ -15,6 +15,8 @@ from .decode import StreamDecoder, piece_decoder
 from .encode import TypedTextEncoder
 from .message_text import MessageText, PromptText
 from .messages import prepare_messages
+from .python_tools import TOKEN as TOOL_TOKEN
+from .python_tools import with_python_tools
 from .thinking import ThinkingForm, thinking_form
 from .tokenizer_files import NAMED, TokenizerFiles, refusing
 
@@ -148,11 +150,14 @@ class Tokenizer:
             raise MissingTemplateError(
                 "the model's folder has no chat template; add a chat_template.jinja to it"
             )
+        messages = prepare_messages(messages)  # here, so that names in JSON text are found as well
+        if self.calls_in_python:
+            messages, tools = with_python_tools(messages, tools), None
         return self._message_text.render(
             lambda messages, tools: template.render(
                 messages, add_generation_prompt, tools, variables
             ),
-            prepare_messages(messages),  # here, so that names in JSON text are found as well
+            messages,
             tools,
         )
 
@@ -186,6 +191,13 @@ class Tokenizer:
             tokens = {token.content: token_id for token_id, token in self._added.items()}
             self._thinking = {source: thinking_form(self.template, tokens)}
         return self._thinking[source]
+
+    @property
+    def calls_in_python(self) -> bool:
+        """Whether the model was trained to call functions in Python and its template has no place
+        for them, so that the system message tells of them."""
+        names = (token.content for token in self._added.values())
+        return self.template is not None and not self.template.takes_tools and TOOL_TOKEN in names
 
     @property
     def _message_text(self) -> MessageText:

@@ -7,7 +7,7 @@ import pytest
 
 from minicpm_mlx.engine.sampling import NOT_A_NUMBER, Sampler, Sampling
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.lm.lm import sampling_with
+from minicpm_mlx.lm.sampling import sampling_with
 
 LOGITS = mx.log(mx.array([[0.5, 0.25, 0.15, 0.07, 0.03]]))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError
-from minicpm_mlx.lm.lm import sampling_with
 from minicpm_mlx.lm.outputs import Stats, StopStrings, Transcript, collect
+from minicpm_mlx.lm.sampling import sampling_with
 from support.tiny_tokenizer import tiny as tiny_tokenizer
 
 GREEDY = mm.Sampling()

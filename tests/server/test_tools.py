@@ -17,14 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicpm_mlx as mm
+from minicpm_mlx.lm.tools.calls import CallReader, ToolCall
+from minicpm_mlx.lm.tools.formats import JsonToolFormat, XmlToolFormat
+from minicpm_mlx.lm.tools.tool_set import detect_tool_format
 from minicpm_mlx.text.chat_template import BUILTIN, CHATML, Template
 from support.apis import TOOL_TEMPLATE, merged
 
 pytest.importorskip("fastapi")
 
 from minicpm_mlx.server.http.api_error import ApiError
-from minicpm_mlx.server.tool_calling import CallReader, Function, RequestTools, ToolCall
-from minicpm_mlx.server.tool_formats import JsonToolFormat, XmlToolFormat, detect_tool_format
+from minicpm_mlx.server.tool_calling import Function, RequestTools
 
 if TYPE_CHECKING:
     from support.serving import Live
@@ -200,7 +202,7 @@ def test_marks_that_are_special_tokens_are_held_to_by_number(demo):
     there = SimpleNamespace(lm=speaking(demo, HERMES))
     toolbox = RequestTools(there, [Function(name="time")], "required")
     assert not toolbox.keep_special
-    assert toolbox._literal('a"<|im_start|>b') == '"a\\"" <[1]> "b"'
+    assert toolbox.literal('a"<|im_start|>b') == '"a\\"" <[1]> "b"'
     toolbox.format = SimpleNamespace(opening="<|im_start|>call", closing="</call>")
     assert toolbox.keep_special
 

@@ -189,7 +189,9 @@ def test_chat_ids_are_those_of_the_rendered_text(member, tmp_path):
     folder = byte_level(tmp_path) if member == "5" else need_shared(*own)
     tokenizer = load_tokenizer(folder)
     plain = Backend.from_file(str(folder / "tokenizer.json"))
-    for name in ("two turns", "system", "many turns", "calls"):
+    # The templates of 3 and 4 leave calls out, and the tokenizer writes them as text.
+    calls = () if member in ("3", "4") else ("calls",)
+    for name in ("two turns", "system", "many turns", *calls):
         messages = json.loads(json.dumps(CONVERSATIONS[name]).replace("</s>", "</t>"))
         tools = TOOLS if member == "5" else None
         text = rendered_by_jinja(source_of(member), messages, True, tools=tools)

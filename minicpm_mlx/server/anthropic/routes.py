@@ -11,11 +11,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
+from ...lm.tools.calls import Part, Thought, ToolCall
 from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import named_sse, new_id, stream_response
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
 from ..service import Service
-from ..tool_calling import Part, Thought, ToolCall
 from .schema import ConversationBody, MessagesBody
 
 Event = dict[str, Any]

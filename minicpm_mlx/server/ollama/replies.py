@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...engine import TokenLogprob
+from ...lm.tools.calls import CallReader, Part, Thought, ToolCall
 from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError, unsupported
 from ..http.streaming import ndjson, stream_response
@@ -19,7 +20,7 @@ from ..openai.common import chat_logprobs
 from ..parameters import compile_grammar
 from ..reply_stream import Chunk, GenerationRequest, full_replies
 from ..service import Service
-from ..tool_calling import CallReader, Part, RequestTools, Thought, ToolCall
+from ..tool_calling import RequestTools
 from .models import timestamp
 from .schema import ChatBody, CommonRequest, GenerateBody, OllamaOptions
 

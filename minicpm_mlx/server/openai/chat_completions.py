@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from ...lm.tools.calls import CallReader, Part, Thought, ToolCall
 from ...text.thinking import ThinkingForm
 from ..http.api_error import ApiError, unsupported
 from ..http.schema import TEXT_ONLY_OUTPUT, Ignored, refused
@@ -18,15 +19,7 @@ from ..http.streaming import new_id
 from ..parameters import LogprobFields, run_in_thread
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
 from ..service import Effort, Service, Thinking, by_effort
-from ..tool_calling import (
-    CallReader,
-    NamedChoice,
-    Part,
-    RequestTools,
-    Thought,
-    Tool,
-    ToolCall,
-)
+from ..tool_calling import NamedChoice, RequestTools, Tool
 from .common import chat_logprobs, stream_events, usage
 from .messages import AssistantMessage, Message, template_messages
 from .options import OpenAIFields

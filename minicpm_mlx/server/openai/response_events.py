@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...lm.outputs import Stats
+from ...lm.tools.calls import Thought, ToolCall
 from ..http.api_error import ApiError
 from ..http.streaming import new_id
 from ..reply_stream import Chunk
 from ..service import Service
-from ..tool_calling import RequestTools, Thought, ToolCall
+from ..tool_calling import RequestTools
 from .common import chat_logprobs
 
 ResponseEvent = dict[str, Any]

@@ -1,0 +1,201 @@
+"""The forms in which models write tool calls, as their chat templates define them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from xml.sax.saxutils import escape, unescape
+
+from ...arguments import shown
+from ...errors import InvalidArgumentError
+from ..structured.schema_check import target
+
+Schema = Mapping[str, Any]
+"""A JSON schema: that of a function's arguments, or of one of them."""
+
+Literal = Callable[[str], str]
+"""Turns text into a Lark expression for it."""
+
+_DEEP = 20
+"""Most schemas in each other, along references, in which the type of a value is looked for."""
+
+
+Call = tuple[str, dict[str, Any]]
+"""Name and arguments."""
+
+
+class ToolFormat(Protocol):
+    """One way to write tool calls, a single one or several in a block."""
+
+    opening: str
+    """The text at the start of a block."""
+    closing: str
+    """The text at its end."""
+    before: str
+    """The text before the calls of a reply that is nothing else."""
+    after: str
+    """The text after them."""
+
+    def end(self, text: str) -> int:
+        """The end of the block at the start of `text`; -1 if it is not complete."""
+        ...
+
+    def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
+        """The calls of a block; ValueError if one calls none of `functions`."""
+        ...
+
+    def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
+        """The Lark rules of a call, `rule` the first; InvalidArgumentError if there are none."""
+        ...
+
+
+class JsonToolFormat:
+    """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen and many others."""
+
+    opening, closing = "<tool_call>", "</tool_call>"
+    before = after = ""
+
+    def end(self, text: str) -> int:
+        start = text.find(self.closing)
+        return start if start < 0 else start + len(self.closing)
+
+    def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
+        call = _parse_object(json.loads(text[len(self.opening) :].removesuffix(self.closing)))
+        if call.get("name") not in functions:
+            raise ValueError(f"no function {call.get('name')!r}")
+        return [(call["name"], _parse_object(call.get("arguments") or {}))]
+
+    def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
+        head = f'{self.opening}\n{{"name": {json.dumps(name)}, "arguments": '
+        schema = json.dumps(arguments)
+        return f"{rule}: {literal(head)} %json {schema} {literal('}' + chr(10) + self.closing)}"
+
+
+class XmlToolFormat:
+    """`<function name="..."><param name="...">...</param></function>`: MiniCPM 5."""
+
+    opening, closing = "<function", "</function>"
+    before = after = ""
+
+    def end(self, text: str) -> int:
+        at = 0
+        while True:
+            end = text.find(self.closing, at)
+            section = text.find(_CDATA_OPENING, at, end if end >= 0 else len(text))
+            if end < 0 or section < 0:
+                return end if end < 0 else end + len(self.closing)
+            if (at := text.find(_CDATA_CLOSING, section)) < 0:
+                return -1
+
+    def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
+        match = _CALL.fullmatch(text)
+        if match is None or (name := match["name"]) not in functions:
+            raise ValueError("no function of that name")
+        properties = properties_of(functions[name])
+        arguments = {
+            param["name"]: _parse_value(
+                param["inner"], properties.get(param["name"], {}), functions[name]
+            )
+            for param in _PARAMETER.finditer(match["inner"])
+        }
+        return [(name, arguments)]
+
+    def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
+        required = list_of(arguments, "required")
+        parts = [literal(f'<function name="{name}">')]
+        definitions = {key: arguments[key] for key in ("$defs", "definitions") if key in arguments}
+        for key, schema in properties_of(arguments).items():
+            if not re.fullmatch(_PLAIN, key):
+                raise InvalidArgumentError(
+                    f"parameter {shown(key)}: expected a name without quotes, <, > or &"
+                )
+            head, tail = literal(f'<param name="{key}">'), literal("</param>")
+            param = f"{head} {_value_rule(schema, definitions, literal)} {tail}"
+            parts.append(param if key in required else f"({param})?")
+        return " ".join([f"{rule}:", *parts, literal(self.closing)])
+
+
+def _parse_object(value: Any) -> dict[str, Any]:
+    """An object, or the JSON text of one, as some models write arguments."""
+    parsed = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(parsed, dict):
+        raise ValueError("a call and its arguments are objects")
+    return parsed
+
+
+# A CDATA section may hold text that looks like a tag.
+_CDATA_OPENING, _CDATA_CLOSING = "<![CDATA[", "]]>"
+# Each character has one way to be matched: with two, the time would double with every section.
+_CDATA = r"<!\[CDATA\[(?:(?!\]\]>).)*\]\]>"
+_SECTION = re.compile(r"<!\[CDATA\[((?:(?!\]\]>).)*)\]\]>", re.DOTALL)
+_INNER = rf"(?:{_CDATA}|(?!<!\[CDATA\[).)*?"
+_PLAIN = r"""[^"'<>&\n]*"""
+_NAME = rf"""\s+name\s*=\s*(?P<quote>["'])(?P<name>{_PLAIN})(?P=quote)\s*"""
+_CALL = re.compile(rf"<function{_NAME}>(?P<inner>{_INNER})</function>", re.DOTALL)
+_PARAMETER = re.compile(rf"<param{_NAME}>(?P<inner>{_INNER})</param>", re.DOTALL)
+
+
+def properties_of(schema: Schema) -> Mapping[str, Schema]:
+    properties = schema.get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
+def list_of(schema: Schema, name: str) -> list[Any]:
+    items = schema.get(name)
+    return items if isinstance(items, list) else []
+
+
+def _types(schema: object, root: Schema, depth: int = 0) -> set[str]:
+    """The JSON types that a value may have, as far as the schema says."""
+    if not isinstance(schema, Mapping) or depth > _DEEP:
+        return set()
+    if isinstance(stated := schema.get("type"), str):
+        return {stated}
+    if isinstance(stated, list):
+        return {kind for kind in stated if isinstance(kind, str)}
+    values = list_of(schema, "enum") + ([schema["const"]] if "const" in schema else [])
+    if values:
+        return {_type(value) for value in values}
+    inner = [part for key in ("anyOf", "oneOf", "allOf") for part in list_of(schema, key)]
+    if isinstance(reference := schema.get("$ref"), str):
+        inner.append(target(root, reference))
+    if inner:
+        return {kind for part in inner for kind in _types(part, root, depth + 1)}
+    return {"object"} if "properties" in schema else {"array"} if "items" in schema else {"string"}
+
+
+def _type(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "boolean"
+    kinds = {int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds.get(type(value), "")
+
+
+def _parse_value(inner: str, schema: Schema, root: Schema) -> Any:
+    sections = re.fullmatch(rf"\s*(?:{_CDATA}\s*)+", inner, re.DOTALL)
+    text = "".join(_SECTION.findall(inner)) if sections else unescape(inner)
+    types = _types(schema, root)
+    if types == {"string"}:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    kind = _type(value)
+    fits = kind in types or (kind == "integer" and "number" in types)
+    return text if "string" in types and not fits else value
+
+
+def _value_rule(schema: Schema, definitions: Schema, literal: Literal) -> str:
+    """`definitions` are what a $ref in `schema` may point at."""
+    if _types(schema, definitions) != {"string"}:
+        whole = {**schema, **definitions} if isinstance(schema, Mapping) else schema
+        return f"%json {json.dumps(whole)}"
+    if choices := list_of(schema, "enum") or ([schema["const"]] if "const" in schema else []):
+        return "(" + " | ".join(literal(escape(str(choice))) for choice in choices) + ")"
+    least, most = (schema.get(key) for key in ("minLength", "maxLength"))
+    if isinstance(least, int) or isinstance(most, int):
+        return f"/[^<&\\]]{{{least or 0},{'' if most is None else most}}}/"
+    return rf"(/[^<&\]]+/ | {literal('<![CDATA[')} /[^\]]*/ {literal(']]>')})"

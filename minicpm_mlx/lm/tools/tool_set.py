@@ -1,0 +1,186 @@
+"""The functions of one request: what the prompt says of them, and what the reply is held to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...arguments import shown
+from ...engine import Grammar
+from ...errors import InvalidArgumentError, TemplateError
+from ...text.python_tools import OPENING
+from ...text.thinking import ThinkingForm
+from ...text.tokenizer import Tokenizer
+from ..structured.closed_schema import closed
+from ..structured.grammar import grammar_of
+from .calls import CallReader, names_none
+from .formats import JsonToolFormat, ToolFormat, XmlToolFormat
+from .python_format import PythonToolFormat
+
+NO_PARAMETERS = {"type": "object", "properties": {}}
+"""What the model is told of a function without `parameters`; templates expect both fields."""
+
+TOOL_FORMATS: Sequence[ToolFormat] = (PythonToolFormat(), JsonToolFormat(), XmlToolFormat())
+
+
+def detect_tool_format(template: str) -> ToolFormat | None:
+    """The format that a chat template uses, found by the text that opens a call."""
+    return next((form for form in TOOL_FORMATS if form.opening in template), None)
+
+
+class ToolSet:
+    """The functions that a model may call.
+
+    `tools` are in OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters":
+    ...}}`, or the function alone. `choice` is "auto" (the model decides), "none", "required" (at
+    least one call) or the name of the function to call; without `parallel` there is one call at
+    most. TemplateError if the model was not trained with tools, or writes calls in an unknown form;
+    InvalidArgumentError, with the field of OpenAI's API, for tools that contradict each other.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        choice: str = "auto",
+        parallel: bool = True,
+    ):
+        self.tokenizer, self.choice, self.parallel = tokenizer, choice, parallel
+        functions = [_function(tool) for tool in tools or ()]
+        self.functions = {one["name"]: one.get("parameters") or NO_PARAMETERS for one in functions}
+        self._check(len(functions))
+        self.active = bool(functions) and choice != "none"
+        self.format = self._find_format() if self.active else None
+        self.described = [
+            {"type": "function", "function": one | {"parameters": self.functions[one["name"]]}}
+            for one in functions
+        ]
+
+    def _check(self, count: int) -> None:
+        if len(self.functions) != count:
+            raise InvalidArgumentError("must each have a name of their own", field="tools")
+        if self.choice in ("auto", "none"):
+            return
+        if not self.functions:
+            raise InvalidArgumentError(
+                f"{shown(self.choice)} needs tools; give some", field="tool_choice"
+            )
+        if self.choice != "required" and self.choice not in self.functions:
+            raise InvalidArgumentError(
+                f"must be one of {', '.join(self.functions)}, got {shown(self.choice)}",
+                field="tool_choice",
+            )
+
+    def _find_format(self) -> ToolFormat:
+        tokenizer = self.tokenizer
+        if tokenizer.calls_in_python:
+            return next(form for form in TOOL_FORMATS if form.opening == OPENING)
+        template = tokenizer.template
+        if template is None or not template.takes_tools:
+            raise TemplateError(
+                "this model's chat template does not take tools; leave them out, or use a model "
+                "that was trained with tools"
+            )
+        tool_format = detect_tool_format(template.source)
+        if tool_format is None:
+            raise TemplateError("this model's chat template writes calls in an unknown form")
+        return tool_format
+
+    @property
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """The `tools` of the prompt."""
+        return self.described if self.active else None
+
+    @property
+    def keep_special(self) -> bool:
+        """Whether the tags of a call are special tokens, which text leaves out otherwise."""
+        tags = self.format.opening + "\0" + self.format.closing if self.format else ""
+        return any(token in tags for token in self.tokenizer.special_tokens)
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop strings: the end of the first call if no parallel calls are wanted."""
+        return [self.format.closing] if self.format is not None and not self.parallel else []
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the reply must be a call."""
+        return self.active and self.choice != "auto"
+
+    def reader(self, marks: ThinkingForm | None = None) -> CallReader:
+        """Reads one reply; with `marks` its thought stays in the text, between them."""
+        return CallReader(self.format, self.functions, marks, parallel=self.parallel)
+
+    def lark(self) -> str:
+        """The grammar, in Lark, of a reply that must be calls."""
+        tool_format = self.format
+        assert tool_format is not None
+        only = self.choice in self.functions
+        names = [self.choice] if only else list(self.functions)
+        rules = [
+            tool_format.rules(
+                f"call{i}", name, _arguments_schema(self.functions[name]), self.literal
+            )
+            for i, name in enumerate(names)
+        ]
+        calls = "call" if only or not self.parallel else 'call ("\\n" call)*'
+        ends = [self.literal(text) for text in (tool_format.before, tool_format.after)]
+        return "\n".join(
+            [
+                " ".join(["start:", *ends[:1], calls, *ends[1:]]),
+                "call: " + " | ".join(f"call{i}" for i in range(len(rules))),
+                *rules,
+            ]
+        )
+
+    def literal(self, text: str) -> str:
+        """A Lark expression for `text`. Special tokens are written by id: as text they would be
+        spelled with other tokens."""
+        special = self.tokenizer.special_tokens
+        pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+        pieces = re.split(f"({pattern})", text) if special else [text]
+        return " ".join(
+            f"<[{special[piece]}]>" if piece in special else json.dumps(piece, ensure_ascii=False)
+            for piece in pieces
+            if piece
+        )
+
+
+def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
+    """The grammar of an answer: `grammar`, or that of a call which must come.
+
+    InvalidArgumentError for both tools and a grammar.
+    """
+    if not tools.active:
+        return grammar
+    if grammar is not None:
+        raise InvalidArgumentError("and tools exclude each other; leave one out", field="grammar")
+    return grammar_of(tools.tokenizer, ebnf=tools.lark()) if tools.is_forced else None
+
+
+def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A function by itself, without `strict`: required calls follow the schema in any case."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+        raise InvalidArgumentError(
+            f"expected functions with a name, description and parameters, got {shown(tool)}",
+            field="tools",
+        )
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InvalidArgumentError(
+            f"parameters of {shown(name)}: expected a JSON schema, got {shown(parameters)}",
+            field="tools",
+        )
+    kept = ("name", "description", "parameters")
+    return {key: function[key] for key in kept if function.get(key) is not None}
+
+
+def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a call's arguments: an object with the parameters that are named and no others,
+    unless `parameters` allows them."""
+    schema = {"type": "object", **parameters}
+    return closed(schema | {"properties": {}} if names_none(schema) else schema)
