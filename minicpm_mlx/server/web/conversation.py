@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from ...lm.outputs import Stats
 from ..http.api_error import ApiError
-from ..reply_stream import GenerationRequest
-from ..service import Service
-from .kept import parse
+from ..reply_stream import Chunk, GenerationRequest
+from ..service import Service, Thinking
+from .kept import Message, parse
 
 T = TypeVar("T")
 
@@ -35,13 +35,15 @@ class PageSettings:
     """None: the model's default."""
     max_tokens: int | None
     """None: as far as the context goes."""
+    think: str = "auto"
+    """"on", "off" or "auto", which leaves it to the model."""
 
 
 @dataclass(eq=False)
 class WebConversation:
     """The messages of one tab, and the result of its last question."""
 
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     """The controls of the last question, by name."""
     replying: bool = False
@@ -92,13 +94,13 @@ class WebConversation:
 
     def ask(
         self, service: Service, settings: PageSettings, text: str
-    ) -> AsyncGenerator[list[dict[str, str]], None]:
+    ) -> AsyncGenerator[list[Message], None]:
         """Yields the messages as the reply to `text` grows. Keeps errors, does not raise them."""
         return self._reply(service, settings, [*self.messages, message("user", text)], text)
 
     def regenerate(
         self, service: Service, settings: PageSettings
-    ) -> AsyncGenerator[list[dict[str, str]], None]:
+    ) -> AsyncGenerator[list[Message], None]:
         """Replies to the last question again; the old reply stays unless a new one arrives."""
         messages = [*self.messages]
         while messages and messages[-1]["role"] != "user":
@@ -110,19 +112,19 @@ class WebConversation:
         self.stats = self.finish_reason = self.error = None
 
     async def _reply(
-        self, service: Service, settings: PageSettings, messages: list[dict[str, str]], draft: str
-    ) -> AsyncGenerator[list[dict[str, str]], None]:
+        self, service: Service, settings: PageSettings, messages: list[Message], draft: str
+    ) -> AsyncGenerator[list[Message], None]:
         if self.replying or not messages:
             return
         self._reset()
         self._stop.clear()
         self.replying, self.settings = True, asdict(settings)
-        text = ""
+        reply: Message | None = None
         try:
             yield messages
-            async with aclosing(self._texts(service, settings, messages)) as texts:
-                async for text in texts:
-                    yield [*messages, message("assistant", text)]
+            async with aclosing(self._growing(service, settings, messages)) as replies:
+                async for reply in replies:
+                    yield [*messages, reply]
         except ApiError as error:
             self.error = error
         except Exception:  # the page shows it in its language and stays usable
@@ -130,42 +132,82 @@ class WebConversation:
             self.error = ApiError("the server failed; see its log", status=500)
         finally:
             self.replying = False
-            if text:
-                self.messages = [*messages, message("assistant", text)]
+            if reply is not None:
+                self.messages = [*messages, reply]
             else:
                 self.draft = draft
 
-    async def _texts(
-        self, service: Service, settings: PageSettings, messages: list[dict[str, str]]
-    ) -> AsyncGenerator[str, None]:
-        """The reply's text as it grows, at most once in INTERVAL."""
-        text, updated = "", 0.0
+    async def _growing(
+        self, service: Service, settings: PageSettings, messages: list[Message]
+    ) -> AsyncGenerator[Message, None]:
+        """The reply as it grows, at most once in INTERVAL."""
+        reply, updated = GrowingReply(), 0.0
         async with (
             service.start([build_request(service, settings, messages)]) as replies,
             aclosing(until(self._stop, replies)) as chunks,
         ):
             async for chunk in chunks:
-                text += chunk.text
+                reply.add(chunk)
                 self.stats = chunk.stats or self.stats
                 self.finish_reason = chunk.finish_reason or self.finish_reason
-                if text and (time.monotonic() - updated > INTERVAL or chunk.finish_reason):
-                    yield text
+                if reply.begun and (time.monotonic() - updated > INTERVAL or chunk.finish_reason):
+                    yield reply.message()
                     updated = time.monotonic()
         if self.finish_reason is None:
             self.finish_reason = "stopped"
-            if text:
-                yield text
+            if reply.begun:
+                yield reply.message()
 
 
-def message(role: str, text: str) -> dict[str, str]:
+class GrowingReply:
+    """A reply and the thought before it, from their chunks."""
+
+    def __init__(self) -> None:
+        self.text = self.thinking = ""
+        self._tokens = 0
+        self._began = self._ended = 0.0
+
+    @property
+    def begun(self) -> bool:
+        return bool(self.text or self.thinking)
+
+    def add(self, chunk: Chunk) -> None:
+        thinking = len(chunk.tokens) - len(chunk.answer_tokens)
+        if thinking or chunk.thinking:
+            self._ended = time.monotonic()
+            self._began = self._began or self._ended
+        self._tokens += thinking
+        self.thinking += chunk.thinking
+        self.text += chunk.text
+        if chunk.stats:
+            self._tokens = chunk.stats.thinking_tokens
+
+    def message(self) -> Message:
+        """The reply; with a thought also its seconds and tokens."""
+        if not self.thinking:
+            return message("assistant", self.text)
+        return message("assistant", self.text) | {
+            "reasoning_content": self.thinking,
+            "thought_seconds": round(self._ended - self._began, 1),
+            "thought_tokens": self._tokens,
+        }
+
+
+def message(role: str, text: str) -> Message:
     return {"role": role, "content": text}
 
 
+SAID = ("role", "content", "reasoning_content")
+"""What a chat template takes of a message."""
+
+
 def build_request(
-    service: Service, settings: PageSettings, messages: list[dict[str, str]]
+    service: Service, settings: PageSettings, messages: list[Message]
 ) -> GenerationRequest:
     system = [message("system", settings.system)] if settings.system.strip() else []
-    prompt = service.chat_prompt([*system, *messages])
+    said = [{key: m[key] for key in SAID if key in m} for m in messages]
+    thinking = Thinking(wanted={"on": True, "off": False}.get(settings.think))
+    prompt = service.chat_prompt([*system, *said], thinking=thinking)
     return GenerationRequest(
         prompt=prompt,
         served=service.find_model(settings.served),

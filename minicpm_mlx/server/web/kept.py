@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+Message = dict[str, Any]
+"""Role and content; in a reply also `reasoning_content`, its thought, with `thought_seconds` and
+`thought_tokens`."""
+
 
 class KeptConversation(NamedTuple):
     """Messages, and the page's controls by name as they were for the last question."""
 
-    messages: list[dict[str, str]]
+    messages: list[Message]
     settings: dict[str, Any]
 
 
-def dump(messages: list[dict[str, str]], settings: dict[str, Any]) -> str:
+def dump(messages: list[Message], settings: dict[str, Any]) -> str:
     """The text; empty where there is no message to keep."""
     if not messages:
         return ""
@@ -33,9 +37,18 @@ def parse(text: str | None) -> KeptConversation:
     return KeptConversation(messages, settings if isinstance(settings, dict) else {})
 
 
-def _message(raw: Any) -> dict[str, str]:
+def _message(raw: Any) -> Message:
     role, content = raw["role"], raw["content"]
     if role not in ("user", "assistant") or not isinstance(content, str):
         raise ValueError
     content.encode()  # ValueError for half a surrogate pair, which no tokenizer takes
-    return {"role": role, "content": content}
+    message: Message = {"role": role, "content": content}
+    thought = raw.get("reasoning_content")
+    if role == "assistant" and isinstance(thought, str) and thought:
+        thought.encode()
+        message["reasoning_content"] = thought
+        for name in ("thought_seconds", "thought_tokens"):
+            number = raw.get(name)
+            known = isinstance(number, int | float) and 0 <= number < 1e9
+            message[name] = number if known else 0
+    return message

@@ -25,9 +25,9 @@ os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(2**62)
 import gradio as gr
 
 from ..service import Service
+from .bubbles import bubbles_of
 from .conversation import PageSettings, WebConversation, takes_system
-from .kept import dump
-from .markdown import prepare
+from .kept import Message, dump
 from .status import status
 from .texts import LANGUAGES, TEXTS, preferred, say
 
@@ -41,6 +41,9 @@ KEPT_INTERVAL = 1.0
 """Seconds between two times that the browser gets a growing reply to keep."""
 DEFAULT_MAX_TOKENS = 2048
 """Tokens of a reply until the user moves the slider, as on MiniCPM's own page."""
+
+THINK = ("auto", "on", "off")
+"""Whether the model thinks; the first leaves it to the model."""
 
 MATH: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
@@ -169,6 +172,14 @@ class Page:
             visible=takes_system(self.service),
             elem_id="system",
         )
+        self.think = self._labelled(
+            gr.Radio,
+            {"label": "think", "info": "think_hint"},
+            choices=_think_choices("en"),
+            value=THINK[0],
+            visible=self.service.lm.tokenizer.thinking is not None,
+            elem_id="think",
+        )
         longest = self.service.context_length
         self.top_p = self._slider("top_p", 0.05, 1.0, sampling.top_p, 0.05)
         self.temperature = self._slider("temperature", 0.0, 2.0, sampling.temperature, 0.05)
@@ -188,6 +199,7 @@ class Page:
             "top_p": self.top_p,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
+            "think": self.think,
         }
         state = [self.conversation, self.kept, self.language]
         inputs = [*state, *self.controls.values()]
@@ -204,7 +216,8 @@ class Page:
         # page.js sends it once at the start: a `load` beside it could cut the connection of both.
         self.kept.blur(self._begin, state, begun, **options)
         relabelled = [component for component, _ in self.labels]
-        self.language.input(self._relabel, state, [self.status, *relabelled], **options)
+        shown = [self.chat, self.status, *relabelled, self.think]
+        self.language.input(self._relabel, state, shown, **options)
 
     @property
     def _idle_buttons(self) -> list[Any]:
@@ -241,7 +254,7 @@ class Page:
         self,
         conversation: WebConversation,
         language: str,
-        replies: AsyncGenerator[list[dict[str, str]], None],
+        replies: AsyncGenerator[list[Message], None],
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         """The outputs as a reply grows; the buttons change with the first and the last."""
         kept_at = 0.0
@@ -253,9 +266,11 @@ class Page:
                     kept, kept_at = dump(messages, conversation.settings), now
                 if begins:
                     text = say("waiting", language)
-                    yield (_bubbles(messages), text, "", kept, *self._buttons(replying=True))
+                    bubbles = bubbles_of(messages, language)
+                    yield (bubbles, text, "", kept, *self._buttons(replying=True))
                 else:
-                    yield (_bubbles(messages), "", gr.skip(), kept, *self._unchanged()[4:])
+                    bubbles = bubbles_of(messages, language, growing=True)
+                    yield (bubbles, "", gr.skip(), kept, *self._unchanged()[4:])
         yield self._idle_outputs(conversation, language) if kept_at else self._unchanged()
 
     async def _undo(
@@ -283,6 +298,9 @@ class Page:
             values[name] if name in values and _fits(control, values[name]) else gr.skip()
             for name, control in self.controls.items()
         ]
+        think = controls.pop()
+        value = {} if think == gr.skip() else {"value": think}
+        controls.append(gr.update(choices=_think_choices(language), **value))
         return (*self._idle_outputs(conversation, language), language, *controls)
 
     def _idle_outputs(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
@@ -290,7 +308,8 @@ class Page:
         line = status(conversation, language, self.service.context_length)
         draft = conversation.draft or gr.skip()
         kept = dump(conversation.messages, conversation.settings)
-        return (_bubbles(conversation.messages), line, draft, kept, *self._buttons(replying=False))
+        bubbles = bubbles_of(conversation.messages, language)
+        return (bubbles, line, draft, kept, *self._buttons(replying=False))
 
     def _buttons(self, *, replying: bool) -> list[Any]:
         shown = [gr.update(visible=not replying), gr.update(visible=replying)]
@@ -300,14 +319,18 @@ class Page:
         return tuple(gr.skip() for _ in self.outputs)
 
     async def _relabel(
-        self, conversation: WebConversation, _: str | None, language: str
+        self, conversation: WebConversation, kept: str | None, language: str
     ) -> list[Any]:
+        conversation.resume(kept)
+        messages, growing = conversation.messages, conversation.replying
+        bubbles: Any = gr.skip() if growing else bubbles_of(messages, language)
         line = status(conversation, language, self.service.context_length)
-        return [line, *(_update_texts(keys, language) for _, keys in self.labels)]
+        labels = (_update_texts(keys, language) for _, keys in self.labels)
+        return [bubbles, line, *labels, gr.update(choices=_think_choices(language))]
 
 
 def _read_controls(
-    served: str, system: str | None, top_p: Any, temperature: Any, max_tokens: Any
+    served: str, system: str | None, top_p: Any, temperature: Any, max_tokens: Any, think: Any
 ) -> PageSettings:
     """The values of the controls; an empty one is None."""
     return PageSettings(
@@ -316,6 +339,7 @@ def _read_controls(
         top_p=top_p,
         temperature=temperature,
         max_tokens=None if max_tokens is None else int(max_tokens),
+        think=think if think in THINK else THINK[0],
     )
 
 
@@ -324,25 +348,18 @@ def _fits(control: Any, value: object) -> bool:
     if isinstance(control, gr.Slider):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and control.minimum <= value <= control.maximum  # type: ignore[operator]
-    if isinstance(control, gr.Dropdown):
+    if isinstance(control, gr.Dropdown | gr.Radio):
         return value in [choice for _, choice in control.choices]
     return isinstance(value, str)
+
+
+def _think_choices(language: str) -> list[tuple[str, str]]:
+    return [(say(f"think_{value}", language), value) for value in THINK]
 
 
 def _update_texts(keys: dict[str, str], language: str) -> Any:
     texts: dict[str, Any] = {name: say(key, language) for name, key in keys.items()}
     return gr.update(**texts)
-
-
-def _bubbles(messages: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """Messages in Gradio's form; plain strings would lose their indentation."""
-    return [
-        {
-            "role": message["role"],
-            "content": [{"type": "text", "text": prepare(message["content"])}],
-        }
-        for message in messages
-    ]
 
 
 async def _stop(conversation: WebConversation) -> None:

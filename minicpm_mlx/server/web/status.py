@@ -18,7 +18,9 @@ def status(conversation: WebConversation, language: str, context: int) -> str:
     if conversation.finish_reason == "stopped":
         parts.append(say("stopped", language))
     if conversation.finish_reason == "length":
-        parts.append(say("cut", language))
+        last = conversation.messages[-1:]
+        within = bool(last) and not last[0]["content"]
+        parts.append(say("ended_thinking" if within else "cut", language))
     return " · ".join(map(escape, parts))
 
 
