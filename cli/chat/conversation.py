@@ -335,7 +335,8 @@ class TerminalChat:
                 elif not last.in_thought:
                     self.note("cut", style="warning", limit=self.chat.max_tokens)
             if last.in_thought:
-                self.note("ended_thinking", style="warning")
+                cut = last.finish_reason == "length"
+                self.note("ended_thinking" if cut else "never_answered", style="warning")
         if self.chat.forgotten > self._noted_forgotten:
             self.note("slid", style="warning", count=self.chat.forgotten)
             self._noted_forgotten = self.chat.forgotten

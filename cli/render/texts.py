@@ -77,6 +77,10 @@ TEXTS = {
         "回复在思考阶段就结束了：可用 /set max_tokens N 放宽长度，"
         "或用 /think N 让思考在 N 个词元后结束，再用 /retry 重新回答",
     ),
+    "never_answered": (
+        "the model ended within its thought: /retry asks again, /think off has it answer at once",
+        "模型在思考中就结束了：/retry 重新回答，/think off 让它直接回答",
+    ),
     "no_answer": (
         "the reply ended within its thought: raise --max-tokens, or end the thought earlier with "
         "--think-tokens",

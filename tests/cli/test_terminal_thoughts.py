@@ -17,6 +17,7 @@ from support.terminal import CTRL_C, Terminal
 SCRIPT = {
     "2 + 2": "<think>\nTwo and\n\n\n\x1b[31mtwo.\n</think>\n\nIt is four.",
     "Hello": "Hi!",
+    "Silent": "<think>\nHm.",
     "endless": "<think>\n" + "on and on " * 700,
     "Long": "<think>\n" + "".join(f"row {i} 想\n" for i in range(40)) + "</think>\n\nDone.",
     "Wide": "<think>\n" + "words that are wrapped, 还有中文字。" * 9 + "</think>\n\nDone.",
@@ -140,6 +141,7 @@ def test_think_switches_and_bounds_the_thought(opened: Open, tmp_path: Path) -> 
         ("/set think_tokens -1", "think_tokens must be 0 or more"),
         ("/show", r"think +on\n(.*\n)*think_tokens +5"),
         ("/think auto", "thinking: the model decides"),
+        ("Silent", "the model ended within its thought: /retry"),
         ("/set max_tokens 20", "max_tokens = 20"),
         ("endless", r"within its thought: /set max_tokens N .* /think N"),
         ("/copy", "there is no reply yet"),

@@ -750,3 +750,25 @@ def test_kept_caches_have_a_bound_and_the_one_used_longest_ago_goes(
     assert session_cache.save_cache(chat, "new") is None
     assert not sessions.cache_path("new").exists()
     assert sessions.cache_sizes()
+
+
+def test_thoughts_and_how_to_think_are_saved(demo: mm.LM) -> None:
+    reply = {"role": "assistant", "content": "Four.", "reasoning_content": "Two\nand two."}
+    messages = [TURNS[0], reply]
+    sessions.save(new_chat(demo, messages=messages, think=False, think_tokens=9), "a")
+    saved = sessions.load("a")
+    chat = sessions.restore(saved, demo)
+    assert (chat.messages, chat.think, chat.think_tokens) == (messages, False, 9)
+    assert chat.thought() == "Two\nand two."
+    assert "and two" not in saved.to_markdown("a")
+    assert "> *thought*\n> \n> Two\n> and two.\n\nFour." in saved.to_markdown("a", thoughts=True)
+    path = sessions.path_of("a")
+    raw = json.loads(path.read_text())
+    for damage in (
+        {"messages": [TURNS[0], reply | {"reasoning_content": 3}]},
+        {"settings": raw["settings"] | {"think": "yes"}},
+        {"settings": raw["settings"] | {"think_tokens": -1}},
+    ):
+        path.write_text(json.dumps(raw | damage))
+        with pytest.raises(SessionError):
+            sessions.restore(sessions.load("a"), demo)
