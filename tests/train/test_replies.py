@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
-from minicpm_mlx.server.tool_formats import XmlToolFormat
+from minicpm_mlx.lm.tools.formats import XmlToolFormat
 from minicpm_mlx.text.chat_prompt import chat_prompt
 from minicpm_mlx.text.chat_template import CHATML, MINICPM
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
@@ -125,7 +125,7 @@ def test_a_call_that_is_learned_reads_back() -> None:
         [sample] = made(model, [user("q"), call("weather", city=city, days=3)])
         [[text]] = learned([sample], model)
         read = form.read(text.removesuffix("<|im_end|>"), SCHEMAS)
-        assert read == ("weather", {"city": city, "days": 3})
+        assert read == [("weather", {"city": city, "days": 3})]
         ends = [i for i in sample.ids if i in model.eos_ids]
         assert len(ends) == 3  # of the tools, the question and the reply: none of the argument
 
