@@ -193,6 +193,11 @@ class Tokenizer:
         return self._thinking[source]
 
     @property
+    def takes_tools(self) -> bool:
+        """Whether the prompt can tell of tools: the template does, or the system message."""
+        return self.calls_in_python or (self.template is not None and self.template.takes_tools)
+
+    @property
     def calls_in_python(self) -> bool:
         """Whether the model was trained to call functions in Python and its template has no place
         for them, so that the system message tells of them."""

@@ -132,6 +132,13 @@ def test_text_without_calls_is_left_as_it_is(text, sizes):
         '<function name="other"></function>',
         "<function>weather</function>",
         '<function name="weather"><param name="city">Rome</param>',
+        '<function name="weather"><param name="city">Rome</function>',
+        '<function name="weather"><param name="city">' + "<![CDATA[x]]>" * 40 + "</function",
+        '<function name="weather">' + '<param name="city">' * 20_000 + "</function>",
+        '<tool_call>{"name": ["weather"], "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"days": 1e999}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"days": NaN}}</tool_call>',
     ],
     ids=lambda text: text[:30],
 )
@@ -147,6 +154,15 @@ def test_values_have_the_types_of_their_schema():
     </function>"""
     expected = {"city": "a <b> & </function> c", "days": 3}
     assert joined(read(text, XmlToolFormat(), [10] * 20)) == ("", [("weather", expected)])
+
+
+def test_sections_are_joined_and_types_follow_the_schema():
+    several = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    function = {"properties": {"a": {"type": "string"}, "n": {"type": ["integer"]}, "s": several}}
+    text = """<function name="f"><param name="a"><![CDATA[x]]]]><![CDATA[>y]]></param>\
+<param name="n">5</param><param name="s">5</param></function>"""
+    [call] = CallReader(XmlToolFormat(), {"f": function}).add(text)
+    assert json.loads(call.arguments) == {"a": "x]]>y", "n": 5, "s": "5"}
 
 
 def test_arguments_may_be_json_within_json():

@@ -63,9 +63,9 @@ class JsonToolFormat:
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
         call = _parse_object(json.loads(text[len(self.opening) :].removesuffix(self.closing)))
-        if call.get("name") not in functions:
-            raise ValueError(f"no function {call.get('name')!r}")
-        return [(call["name"], _parse_object(call.get("arguments") or {}))]
+        if not isinstance(name := call.get("name"), str) or name not in functions:
+            raise ValueError(f"no function {name!r}")
+        return [(name, _parse_object(call.get("arguments") or {}))]
 
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
         head = f'{self.opening}\n{{"name": {json.dumps(name)}, "arguments": '
@@ -80,26 +80,21 @@ class XmlToolFormat:
     before = after = ""
 
     def end(self, text: str) -> int:
-        at = 0
-        while True:
-            end = text.find(self.closing, at)
-            section = text.find(_CDATA_OPENING, at, end if end >= 0 else len(text))
-            if end < 0 or section < 0:
-                return end if end < 0 else end + len(self.closing)
-            if (at := text.find(_CDATA_CLOSING, section)) < 0:
-                return -1
+        end = _find(text, self.closing, 0)
+        return end if end < 0 else end + len(self.closing)
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
-        match = _CALL.fullmatch(text)
-        if match is None or (name := match["name"]) not in functions:
+        head = _HEAD.match(text)
+        if head is None or (name := head["name"]) not in functions:
             raise ValueError("no function of that name")
         properties = properties_of(functions[name])
-        arguments = {
-            param["name"]: _parse_value(
-                param["inner"], properties.get(param["name"], {}), functions[name]
-            )
-            for param in _PARAMETER.finditer(match["inner"])
-        }
+        arguments, at = {}, head.end()
+        while param := _PARAMETER.search(text, at):
+            if (end := _find(text, "</param>", param.end())) < 0:
+                raise ValueError("a parameter has no end")
+            schema, inner = properties.get(param["name"], {}), text[param.end() : end]
+            arguments[param["name"]] = _parse_value(inner, schema, functions[name])
+            at = end
         return [(name, arguments)]
 
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
@@ -125,16 +120,22 @@ def _parse_object(value: Any) -> dict[str, Any]:
     return parsed
 
 
-# A CDATA section may hold text that looks like a tag.
-_CDATA_OPENING, _CDATA_CLOSING = "<![CDATA[", "]]>"
-# Each character has one way to be matched: with two, the time would double with every section.
-_CDATA = r"<!\[CDATA\[(?:(?!\]\]>).)*\]\]>"
-_SECTION = re.compile(r"<!\[CDATA\[((?:(?!\]\]>).)*)\]\]>", re.DOTALL)
-_INNER = rf"(?:{_CDATA}|(?!<!\[CDATA\[).)*?"
 _PLAIN = r"""[^"'<>&\n]*"""
-_NAME = rf"""\s+name\s*=\s*(?P<quote>["'])(?P<name>{_PLAIN})(?P=quote)\s*"""
-_CALL = re.compile(rf"<function{_NAME}>(?P<inner>{_INNER})</function>", re.DOTALL)
-_PARAMETER = re.compile(rf"<param{_NAME}>(?P<inner>{_INNER})</param>", re.DOTALL)
+_NAME = rf"""\s+name\s*=\s*(?P<quote>["'])(?P<name>{_PLAIN})(?P=quote)\s*>"""
+_HEAD, _PARAMETER = re.compile(f"<function{_NAME}"), re.compile(f"<param{_NAME}")
+_SECTION = re.compile(r"<!\[CDATA\[((?:(?!\]\]>).)*)\]\]>", re.DOTALL)
+_SECTIONS = re.compile(rf"\s*(?:{_SECTION.pattern}\s*)+", re.DOTALL)
+
+
+def _find(text: str, mark: str, at: int) -> int:
+    """Where `mark` comes from `at` on, but not in a CDATA section; -1 if it does not."""
+    while True:
+        end = text.find(mark, at)
+        section = text.find("<![CDATA[", at, end) if end >= 0 else -1
+        if section < 0:
+            return end
+        if (at := text.find("]]>", section)) < 0:
+            return -1
 
 
 def properties_of(schema: Schema) -> Mapping[str, Schema]:
@@ -174,8 +175,7 @@ def _type(value: object) -> str:
 
 
 def _parse_value(inner: str, schema: Schema, root: Schema) -> Any:
-    sections = re.fullmatch(rf"\s*(?:{_CDATA}\s*)+", inner, re.DOTALL)
-    text = "".join(_SECTION.findall(inner)) if sections else unescape(inner)
+    text = "".join(_SECTION.findall(inner)) if _SECTIONS.fullmatch(inner) else unescape(inner)
     types = _types(schema, root)
     if types == {"string"}:
         return text

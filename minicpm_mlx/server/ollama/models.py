@@ -63,10 +63,9 @@ class OllamaModels:
 
     def _capabilities(self) -> list[str]:
         tokenizer = self.service.lm.tokenizer
-        template = tokenizer.template
         return [
             "completion",
-            *["tools"] * bool(template and template.takes_tools),
+            *["tools"] * tokenizer.takes_tools,
             *["thinking"] * (tokenizer.thinking is not None),
         ]
 
