@@ -103,7 +103,7 @@ def _codex(at: ServerAddress) -> dict[str, Any]:
         "model_context_window": at.window,
         # Tools that only OpenAI's own service has.
         "web_search": "disabled",
-        "features": {"multi_agent": False},
+        "agents": {"enabled": False},
         "model_providers": {ID: provider},
     }
 

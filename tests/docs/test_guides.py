@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PAIRS = [
     (f"{stem}.md", f"{stem}_zh.md")
-    for stem in ("architecture", "evaluation", "finetuning", "formats", "server")
+    for stem in ("architecture", "clients", "evaluation", "finetuning", "formats", "server")
     if (DOCS / f"{stem}_zh.md").exists()
 ]
 GUIDES = [name for pair in PAIRS for name in pair]

@@ -199,6 +199,23 @@ def test_anthropic_s_api_has_thinking_blocks(live: Live) -> None:
     assert cut["stop_reason"] == "max_tokens"
 
 
+def test_anthropic_s_api_takes_what_claude_code_always_sends(live: Live) -> None:
+    body = asked("weather") | {"max_tokens": 500, "thinking": {"type": "adaptive"}}
+    body["context_management"] = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    body["messages"] += [{"role": "system", "content": "Skills: none."}]
+    blocks = post(live, "/v1/messages", **body, output_config={"effort": "high"}).json["content"]
+    assert [block["type"] for block in blocks] == ["thinking", "text"]
+    body |= asked("endless") | {"max_tokens": 1000}
+    bounded = post(live, "/v1/messages", **body, output_config={"effort": "low"}).json
+    body["thinking"] = {"type": "adaptive", "budget_tokens": 512}
+    assert post(live, "/v1/messages", **body).json["content"] == bounded["content"]
+
+
+def test_the_responses_api_takes_codex_s_metadata(live: Live) -> None:
+    body = {"input": "weather", "client_metadata": {"session_id": "s"}}
+    assert post(live, "/v1/responses", **body).status == 200
+
+
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 @pytest.mark.parametrize(
     ("think", "thinks"), [(True, True), (False, False), ("low", True), (None, True)]

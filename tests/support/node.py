@@ -13,8 +13,11 @@ import pytest
 SECONDS = 240
 
 
-def installed(cache: pytest.Cache, *packages: str) -> Path:
-    """A folder with npm packages (openai@6) in it; skips the test where they cannot be had."""
+def installed(cache: pytest.Cache, *packages: str, scripts: bool = False) -> Path:
+    """A folder with npm packages (openai@6) in it; skips the test where they cannot be had.
+
+    `scripts`: with their own steps of installation, which fetch nothing but packages.
+    """
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("needs Node and npm")
@@ -22,7 +25,8 @@ def installed(cache: pytest.Cache, *packages: str) -> Path:
     folder = Path(cache.mkdir(name))
     done = folder / "installed"
     if not done.exists():
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages]
+        quiet = ["--no-audit", "--no-fund", *([] if scripts else ["--ignore-scripts"])]
+        command = [npm, "install", *quiet, *packages]
         (folder / "package.json").write_text('{"private": true}')
         try:
             found = subprocess.run(

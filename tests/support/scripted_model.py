@@ -52,7 +52,7 @@ Call with <function name="..."><param name="...">...</param></function><|im_end|
 
 HEAD = "<|im_start|>assistant\n"
 SPOKEN = 64
-"""Positions of a pass, from its end, for which a next token is found: prompts may be long."""
+"""Longer passes read a prompt: a next token is found for their last position alone."""
 
 
 class ScriptedModel(FusedModel):
@@ -75,9 +75,10 @@ class ScriptedModel(FusedModel):
         hidden = []
         for row, start in zip(text.tolist(), starts, strict=True):  # type: ignore[arg-type]
             tokens = [int(token) for token in row[int(start) :]]
-            ends = range(len(tokens) - count + 1, len(tokens) + 1)
-            hidden.append([float(self.following(tokens[: max(end, 0)])) for end in ends[-SPOKEN:]])
-            hidden[-1] = [0.0] * (count - len(hidden[-1])) + hidden[-1]  # of a prompt, never read
+            first = len(tokens) - count + 1 if count <= SPOKEN else len(tokens)
+            ends = range(first, len(tokens) + 1)
+            hidden.append([0.0] * (count - len(ends)))
+            hidden[-1] += [float(self.following(tokens[: max(end, 0)])) for end in ends]
         last = mx.array(hidden)[..., None]
         return mx.broadcast_to(last, (*last.shape[:2], self.config.hidden_size))
 

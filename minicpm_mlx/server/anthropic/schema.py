@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -21,7 +22,7 @@ from ..http.schema import (
     refused,
 )
 from ..parameters import SamplingFields, StopStrings
-from ..service import AS_TEMPLATE, Service, Thinking
+from ..service import AS_TEMPLATE, EFFORTS, Service, Thinking
 from ..tool_calling import Function, Name, RequestTools, template_call
 
 
@@ -177,8 +178,20 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    effort: Annotated[str | None, refused("ask for it in the messages")] = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """Bounds a thought, as reasoning_effort of OpenAI's API; `thinking.budget_tokens` wins."""
     format: OutputFormat | None = None
+
+
+class ContextEdit(Body):
+    """Leaves old thoughts out, as chat templates do themselves."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Ignored[Literal["all"] | dict[str, Any]] = None
+
+
+class ContextManagement(Body):
+    edits: list[ContextEdit] | None = None
 
 
 class ConversationBody(CacheableBody):
@@ -191,6 +204,7 @@ class ConversationBody(CacheableBody):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingField | None = None
     output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
     speed: Ignored[Literal["standard", "fast"]] = None
     user_profile_id: Ignored[str] = None
 
@@ -204,7 +218,11 @@ class ConversationBody(CacheableBody):
         )
 
     def wanted_thinking(self) -> Thinking:
-        return self.thinking.thinking() if self.thinking else AS_TEMPLATE
+        thinking = self.thinking.thinking() if self.thinking else AS_TEMPLATE
+        effort = self.output_config.effort if self.output_config else None
+        if effort is None or thinking.wanted is False or thinking.tokens is not None:
+            return thinking
+        return replace(thinking, tokens=EFFORTS.get(effort, AS_TEMPLATE).tokens)
 
     def prompt(self, service: Service, tools: RequestTools) -> ChatPrompt:
         """The prompt. An assistant's message at the end is the beginning of the reply."""
@@ -294,7 +312,8 @@ def _template_result(block: ToolResult) -> dict[str, Any]:
 def _check_order(messages: list[dict[str, Any]], continues: bool) -> None:
     """ApiError unless a reply may follow; `continues` says that the last message begins it."""
     before = messages[:-1] if continues else messages
-    if not before or before[-1]["role"] == "system":
+    # Claude Code ends a first request with a system message of its own.
+    if all(message["role"] == "system" for message in before):
         raise ApiError("messages must include one of the user", field="messages")
     text: str = messages[-1]["content"]
     if continues and ("tool_calls" in messages[-1] or text != text.rstrip()):

@@ -91,6 +91,7 @@ class ResponseBody(SamplingFields):
     """Accepted without effect; the response repeats it."""
     safety_identifier: Ignored[str] = None
     service_tier: Ignored[str] = None
+    client_metadata: Ignored[JsonDict] = None
     prompt_cache_key: Ignored[str] = None
     prompt_cache_options: Ignored[JsonDict] = None
     prompt_cache_retention: Ignored[str] = None

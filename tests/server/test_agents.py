@@ -1,0 +1,111 @@
+"""Agents from npm, set up by `minicpm-mlx connect --write`, use tools and edit files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import node
+from support.scripted_model import scripted_lm
+
+pytest.importorskip("fastapi")
+
+from support.serving import Live, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+LOOK = "echo 'Paris is sunny' | tee weather.txt"
+NOTE = "three < four & five\n"
+
+
+def call(name: str, **values: str) -> str:
+    params = "".join(f'<param name="{key}">{value}</param>' for key, value in values.items())
+    return f'<think>I act.</think><function name="{name}">{params}</function>'
+
+
+SCRIPT = {
+    "weather by codex": call("exec_command", cmd=LOOK),
+    "weather by claude": call("Bash", command=LOOK, description="weather"),
+    "weather by pi": call("bash", command=LOOK),
+    "weather by opencode": call("bash", command=LOOK, description="weather"),
+    "note by codex": call("exec_command", cmd=f"printf '{NOTE[:-1]}\\n' > note.txt; echo wrote it"),
+    "note by claude": call("Write", file_path="{folder}/note.txt", content=NOTE),
+    "note by pi": call("write", path="note.txt", content=NOTE),
+    "note by opencode": call("write", filePath="{folder}/note.txt", content=NOTE),
+    "is sunny": "<think>I know.</think>It is sunny there.",
+    **dict.fromkeys(("ote it", "created successfully"), "<think>Done.</think>The note is there."),
+}
+
+AGENTS = {
+    "codex": (
+        "@openai/codex@0.171",
+        ("codex", "exec", "--skip-git-repo-check", "--profile", "minicpm-mlx"),
+        ("--dangerously-bypass-approvals-and-sandbox",),
+    ),
+    "pi": (
+        "@earendil-works/pi-coding-agent@0.74.2",
+        ("pi", "-p", "--provider", "minicpm-mlx", "--model", "scripted"),
+        (),
+    ),
+    "opencode": ("opencode-ai@1", ("opencode", "run", "-m", "minicpm-mlx/scripted"), ()),
+    "claude": (
+        "@anthropic-ai/claude-code@2",
+        ("claude", "-p", "--settings", "{home}/.claude/minicpm-mlx.json"),
+        ("--tools", "Bash,Write", "--allowedTools", "Bash,Write"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a project")
+
+
+@pytest.fixture(scope="module")
+def live(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("scripted") / "scripted"
+    script = {key: text.replace("{folder}", str(project)) for key, text in SCRIPT.items()}
+    with serving(scripted_lm(folder, script, positions=400_000)) as served:
+        yield served
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_looks_up_the_weather_and_writes_a_file(
+    live: Live,
+    project: Path,
+    agent: str,
+    tmp_path: Path,
+    command,
+    monkeypatch: pytest.MonkeyPatch,
+    pytestconfig: pytest.Config,
+):
+    package, arguments, more = AGENTS[agent]
+    tools = node.installed(pytestconfig.cache, package, scripts=True)
+    home = tmp_path / "a home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "OPENCODE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    client = {"claude": "claude-code"}.get(agent, agent)
+    assert command("connect", client, "--url", live.url, "--write", "--yes") == 0
+    program = str(tools / "node_modules" / ".bin" / arguments[0])
+    options = [text.replace("{home}", str(home)) for text in arguments[1:]]
+    for task, answer in (("weather", "sunny there"), ("note", "note is there")):
+        done = subprocess.run(
+            [program, *options, f"{task} by {agent}", *more],
+            cwd=project,
+            env={**os.environ, "NO_PROXY": "*", "PWD": str(project)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert answer in done.stdout, (done.stdout, done.stderr, live.log)
+    for name, text in (("weather.txt", "Paris is sunny\n"), ("note.txt", NOTE)):
+        assert (project / name).read_text() == text
+        (project / name).unlink()
