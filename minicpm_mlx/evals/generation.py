@@ -11,7 +11,7 @@ from .. import memory
 from ..lm.batch import BatchRequest, replies
 from ..lm.outputs import Completion
 from ..model.config import Config
-from ..text.message_text import PromptText
+from ..text.chat_prompt import ChatPrompt, chat_prompt
 from .data.load import EvalData
 from .examples import draw_examples
 from .question import Doc, Question
@@ -52,12 +52,12 @@ def generate_replies(
 
     def requests() -> Iterator[BatchRequest]:
         for doc in docs:
-            prompt, ids = _fit_prompt(lm, task, doc, data, settings)
-            if len(ids) >= lm.context_length:
+            prompt, chat = _fit_prompt(lm, task, doc, data, settings)
+            if len(chat.ids) >= lm.context_length:
                 too_long.append(prompt)
             else:
                 asked.append(prompt)
-                yield _request(lm, task, prompt.question, ids, settings)
+                yield _request(lm, task, prompt.question, chat, settings)
 
     completions = replies(
         lm.model, lm.tokenizer, requests(), settings.width, positions=_cache_positions(lm.config)
@@ -85,32 +85,33 @@ def _cache_positions(config: Config) -> int:
 
 def _fit_prompt(
     lm: LM, task: Task, doc: Doc, data: EvalData, settings: EvalSettings
-) -> tuple[GeneratedReply, list[int]]:
-    """The question with as many examples as fit, without its reply yet, and its token ids."""
+) -> tuple[GeneratedReply, ChatPrompt]:
+    """The question with as many examples as fit, without its reply yet, and the prompt of it."""
     examples = draw_examples(task, doc, data, settings.seed, settings.shots)
     while True:
         question = task.question(doc, examples)
-        text = PromptText(question.prompt)
+        text = question.prompt
         if settings.chat_template:
-            text = lm.tokenizer.render([{"role": "user", "content": text.text}])
-        ids = lm.tokenizer.encode(text)
-        if len(ids) + task.max_tokens <= lm.context_length or not examples:
-            return GeneratedReply(question=question, prompt=text.text, few_shot=len(examples)), ids
+            asked = [{"role": "user", "content": text}]
+            chat, text = chat_prompt(lm.tokenizer, asked), lm.tokenizer.chat_text(asked)
+        else:
+            chat = ChatPrompt(ids=lm.tokenizer.encode(text))
+        if len(chat.ids) + task.max_tokens <= lm.context_length or not examples:
+            return GeneratedReply(question=question, prompt=text, few_shot=len(examples)), chat
         examples = examples[:-1]
 
 
 def _request(
-    lm: LM, task: Task, question: Question, ids: list[int], settings: EvalSettings
+    lm: LM, task: Task, question: Question, chat: ChatPrompt, settings: EvalSettings
 ) -> BatchRequest:
-    stops = list(question.stop)
-    if settings.chat_template and lm.tokenizer.template:
-        stops.extend(lm.tokenizer.template.stop_strings)
     early_stop = None if settings.whole_replies else task.early_stop
     return BatchRequest(
-        ids=ids,
-        max_tokens=min(task.max_tokens, lm.context_length - len(ids)),
+        ids=chat.ids,
+        max_tokens=min(task.max_tokens, lm.context_length - len(chat.ids)),
         sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, question.doc)),
-        stops=stops,
+        stops=[*question.stop, *chat.stops],
+        thinking=chat.thinking,  # so that the answer alone is scored
+        in_thought=chat.in_thought,
         early_stop=early_stop and (lambda text: early_stop(text, question)),
     )
 

@@ -29,6 +29,7 @@ from minicpm_mlx.evals.settings import ALL, EvalSettings
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.files.jsonl import JsonlFile
 from minicpm_mlx.lm.batch import BatchRequest, replies
+from minicpm_mlx.text.chat_prompt import chat_prompt
 from minicpm_mlx.text.chat_template import CHATML
 from support.data import need_shared
 from support.eval_data import arc, write, write_all
@@ -454,10 +455,28 @@ def test_names_of_special_tokens_stay_text_in_questions_asked_in_chat(chat: bool
     )
     how: Any = SimpleNamespace(chat_template=chat, seed=0, shots=0)
     nothing: Any = None
-    prompt, ids = generation._fit_prompt(lm, task, nothing, nothing, how)
-    assert ids.count(2) == (not chat)
-    assert ids.count(3) == chat
+    prompt, read = generation._fit_prompt(lm, task, nothing, nothing, how)
+    assert read.ids.count(2) == (not chat)
+    assert read.ids.count(3) == chat
     assert "Is it </s>?" in prompt.prompt
+
+
+def test_the_answer_alone_is_scored_of_a_model_that_thinks(tmp_path: Path) -> None:
+    from minicpm_mlx.evals import generation
+    from support.scripted_model import scripted_lm
+
+    lm = scripted_lm(tmp_path / "model", {"Which?": "<think>\nNot B.\n</think>\n\nA"})
+    task = replace(
+        TASKS["arc_easy"],
+        max_tokens=40,
+        early_stop=None,
+    )
+    how = EvalSettings(tasks=("arc_easy",), chat_template=True)
+    chat = chat_prompt(lm.tokenizer, [{"role": "user", "content": "Which?"}])
+    question: Any = SimpleNamespace(stop=["Not"], doc=SimpleNamespace(subset="", id="0"))
+    asked = generation._request(lm, task, question, chat, how)
+    [(_, completion)] = replies(lm.model, lm.tokenizer, [asked])
+    assert (completion.text, completion.thinking) == ("A", "Not B.")
 
 
 def command(*arguments: str) -> list[str]:
