@@ -8,12 +8,15 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minicpm_mlx.arguments import shown
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError, MiniCPMError, SessionError
 from minicpm_mlx.lm.attachments import Files
 from minicpm_mlx.loading.store import folder_of
@@ -23,9 +26,10 @@ from .. import options, paths
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
-from ..streams import ask, at_terminal, prompt_text, stdin_lines
+from ..streams import ask, at_terminal, notice, prompt_text, stdin_lines
 from ..thinking_options import ThinkingOptions
 from . import keyboard, slash_commands
+from .completions import completions
 from .conversation import LEAVE, LEAVE_WORDS, Loading, TerminalChat, is_here, offer
 from .model_picker import find_or_pick
 
@@ -33,7 +37,12 @@ if TYPE_CHECKING:
     from minicpm_mlx import LM, Chat
     from minicpm_mlx.lm.sessions import SavedSession
 
+    from .tools import TerminalTools
+
 MAX_TOKENS = 2048
+AllowTool = Annotated[
+    list[str] | None, typer.Option(help="Run this tool without asking. Repeatable.")
+]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -70,6 +79,8 @@ class ChatOptions:
     compute: options.Compute
     adapter: options.Adapter = None
     draft: options.Draft = None
+    mcp: Path | None = option("Offer the tools of the MCP servers that this JSON file names.")
+    allow_tool: AllowTool = None
 
     def check(self) -> None:
         """InvalidArgumentError for options that no chat can have, before a model is loaded."""
@@ -77,6 +88,8 @@ class ChatOptions:
             raise InvalidArgumentError(
                 "--no-save contradicts --resume and --continue; leave one out"
             )
+        if self.allow_tool and self.mcp is None:
+            raise InvalidArgumentError("--allow-tool goes with --mcp; give that too")
         self.sampling.check()
 
     def settings(self) -> dict[str, Any]:
@@ -111,18 +124,56 @@ def chat(args: ChatOptions) -> None:
             args.compute.select()  # loading in the background prints no warning
     args.thinking.check(model)
     questions = _lines() if args.prompt is None else [prompt_text(args.prompt)]
-    terminal = _terminal_chat(args, model, texts, saved, interactive)
-    if interactive:
-        _run_interactive(terminal, saved)
+    with _tools(args, texts, interactive) as tools:
+        terminal = _terminal_chat(args, model, texts, saved, interactive, tools)
+        if interactive:
+            _run_interactive(terminal, saved)
+            return
+        assert terminal.chat  # a model that cannot be loaded is an error even without a question
+        for question in questions:
+            terminal.ask(question)
+        terminal.save_cache()
+
+
+@contextmanager
+def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[TerminalTools | None]:
+    """The tools of --mcp, whose servers run meanwhile."""
+    if args.mcp is None:
+        yield None
         return
-    assert terminal.chat  # a model that cannot be loaded is an error even without a question
-    for question in questions:
-        terminal.ask(question)
-    terminal.save_cache()
+    from .mcp_servers import McpServers, read_servers
+    from .tools import TerminalTools, read_key
+
+    out = console(stderr=not interactive)
+
+    def say(key: str, style: str = "quiet", **values: object) -> None:
+        out.print(texts(key, **values), style=style, markup=False, highlight=False)
+
+    def ask(key: str) -> str:
+        say(key, style="title")
+        return read_key("yan")
+
+    with ExitStack() as stack:
+        with notice(texts("starting_tools")):
+            servers = stack.enter_context(McpServers(read_servers(args.mcp)))
+        for problem in servers.problems:
+            say("server_problem", style="warning", problem=problem)
+        known = {tool["function"]["name"] for tool in servers.tools}
+        if unknown := [name for name in args.allow_tool or () if name not in known]:
+            raise InvalidArgumentError(
+                f"--allow-tool: there is no tool {shown(unknown[0])}; there are "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+        yield TerminalTools(servers, say, ask if interactive else None, args.allow_tool or ())
 
 
 def _terminal_chat(
-    args: ChatOptions, model: str, texts: Texts, saved: SavedSession | None, interactive: bool
+    args: ChatOptions,
+    model: str,
+    texts: Texts,
+    saved: SavedSession | None,
+    interactive: bool,
+    tools: TerminalTools | None,
 ) -> TerminalChat:
     """The conversation; at a terminal its model loads in the background."""
     load = partial(
@@ -147,6 +198,7 @@ def _terminal_chat(
         changes=args.settings() | asdict(args.sampling),
         load=load,
         adapter=args.adapter is None,
+        tools=tools,
     )
 
 
@@ -282,7 +334,7 @@ def _reader(terminal: TerminalChat) -> Callable[[], str | None]:
     from .input.line_editor import LineEditor
 
     history = user_data() / HISTORY if terminal.name is not None else None
-    editor = LineEditor(history, slash_commands.COMMANDS, slash_commands.completions)
+    editor = LineEditor(history, slash_commands.COMMANDS, completions)
     warned = False
 
     def read() -> str | None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from minicpm_mlx import LM, Card, Chat, Piece, Stats
     from minicpm_mlx.lm.sessions import SavedSession
 
+    from .tools import TerminalTools
+
 LEAVE = ("/exit", "/quit", "/bye")
 LEAVE_WORDS = ("exit", "quit", "退出")
 """Leave too where they are all that is typed, as in other programs."""
@@ -102,6 +104,7 @@ class TerminalChat:
         changes: Mapping[str, object] | None = None,
         load: Callable[[str], LM] | None = None,
         adapter: bool = True,
+        tools: TerminalTools | None = None,
     ) -> None:
         self.load = load
         """Loads another model, with the options of the command line."""
@@ -114,6 +117,8 @@ class TerminalChat:
         """Files to send with the next message."""
         self.adapter = adapter
         """Whether a resumed session applies its own adapter."""
+        self.tools = tools
+        """Tools that every model is given, if it can call them."""
         self.broken = False
         """No model could be loaded, or no conversation restored."""
         self.draft = ""
@@ -165,10 +170,26 @@ class TerminalChat:
         if (chat.think or chat.think_tokens is not None) and chat.lm.tokenizer.thinking is None:
             chat.think = chat.think_tokens = None
             self.note("no_thinking", style="warning")
+        if self.tools is not None:
+            self._give_tools(chat, self.tools)
         room = max(memory.fitting_context(chat.lm.config, chat.kv_bits), 256)
         if room < chat.context_length:
             chat.lm.room = room
             self.note("bounded", style="warning", context=room)
+
+    def _give_tools(self, chat: Chat, tools: TerminalTools) -> None:
+        """Has the model call tools, if it can."""
+        from minicpm_mlx.lm.tools.tool_set import ToolSet
+
+        try:
+            ToolSet(chat.lm.tokenizer, tools.described)
+        except MiniCPMError as error:
+            self.note("no_tools", style="warning", error=error)
+            return
+        chat.tools = tools
+        count = chat.tool_tokens()
+        if count > chat.context_length // 2:
+            self.note("many_tools", style="warning", count=count, all=chat.context_length)
 
     def ask(self, text: str, edited: Files | None = None) -> None:
         """Answers a message and the files attached to it.
@@ -195,18 +216,25 @@ class TerminalChat:
         """Streams a reply and saves; Ctrl-C stops it. Returns whether any text came, or thought."""
         last: Piece | None = None
         replied, count = False, 0
-        stream = self._display()
+        stream: ReplyDisplay | None = self._display()
         with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as stack:
             stack.callback(self.save)  # even if the terminal has gone and writing to it fails
             try:
-                with closing(stream), closing(pieces):
+                with closing(pieces):
                     for piece in pieces:
+                        stream = stream or self._display()
                         stream.feed(piece)
+                        if piece.finish_reason:  # a call may be asked for now
+                            stream.close()
+                            stream = None
                         last, replied = piece, replied or bool(piece.text or piece.thinking)
                         count += len(piece.token_ids)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+            finally:
+                if stream is not None:
+                    stream.close()
         while self._due:
             self.note("dense", style="warning", **self._due.pop())
         if self.interactive:

@@ -12,9 +12,9 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -330,13 +330,3 @@ def _result(result: Any) -> McpResult:
         text = f"{text[:RESULT]}\n[cut: {len(text) - RESULT} more characters]"
     failed = bool(result.is_error)
     return McpResult(f"Error: {text}" if failed else text, failed)
-
-
-@contextmanager
-def running(path: Path | None) -> Iterator[McpServers | None]:
-    """The servers of a file while the block lasts; None without a file."""
-    if path is None:
-        yield None
-        return
-    with McpServers(read_servers(path)) as servers:
-        yield servers

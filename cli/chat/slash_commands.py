@@ -11,13 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from minicpm_mlx import model_cards
-from minicpm_mlx.errors import SessionError
 from minicpm_mlx.lm.attachments import without_files
 
 from ..render.texts import size_text
@@ -365,6 +363,16 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
+def tools(terminal: TerminalChat, _: str) -> None:
+    given = terminal.tools
+    if given is None or not given.described or terminal.chat.tools is None:
+        terminal.note("no_tool", style="warning")
+        return
+    for line in given.lines():
+        terminal.print(line, cut=True)
+    terminal.note("tools_end")
+
+
 SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system, "think": think}
 """Commands whose settings /show lists too."""
 
@@ -376,6 +384,7 @@ COMMANDS = {
     "/show": Command(show),
     "/think": Command(think, "[on|off|auto|N]"),
     "/thoughts": Command(thoughts),
+    "/tools": Command(tools),
     "/save": Command(save, "[-f] [-t] [NAME|FILE.md]"),
     "/load": Command(load, "NAME"),
     "/sessions": Command(sessions_, "[delete NAME]"),
@@ -393,26 +402,3 @@ COMMANDS = {
     "/clear": Command(clear),
     **{name: Command(lambda *_: None) for name in LEAVE},
 }
-
-
-def completions(command: str) -> Iterable[str] | None:
-    """Completions for a command's argument; None: a path."""
-    from minicpm_mlx.lm import sessions
-
-    if command in ("/attach", "/save", "/adapter"):
-        return None
-    if command in ("/load", "/resume"):
-        with suppress(SessionError):
-            return [saved.name for saved in sessions.listed()]
-        return []
-    if command == "/sessions":
-        with suppress(SessionError):
-            return [f"delete {saved.name}" for saved in sessions.listed()]
-        return []
-    if command == "/model":
-        return model_cards.cards()
-    if command == "/set":
-        from minicpm_mlx import Sampling
-
-        return [*Sampling.__dataclass_fields__, *CHAT_SETTINGS, "think"]
-    return {"/system": ["off"], "/think": [*THINK]}.get(command, [])

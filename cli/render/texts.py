@@ -32,6 +32,7 @@ TEXTS = {
         "回答前先思考，最多 N 个词元；auto：由模型决定",
     ),
     "/thoughts": ("show the last reply's thought", "显示上一条回复的思考"),
+    "/tools": ("list the tools of --mcp", "列出 --mcp 提供的工具"),
     "/attach": ("attach a text file", "附上文本文件"),
     "/model": ("switch to another model", "换用其他模型"),
     "/adapter": ("apply a LoRA adapter", "换用 LoRA 适配器"),
@@ -71,6 +72,30 @@ TEXTS = {
         "达到 {limit} 个词元上限，已截断（/set max_tokens）",
     ),
     "thought": ("thought for {seconds:.1f} s, {tokens}", "思考 {seconds:.1f} 秒，{tokens}"),
+    "call": ("▸ {call} · {server}", "▸ {call} · {server}"),
+    "allow": (
+        "run it? y: yes, a: always run this tool, n: no",
+        "运行吗？y：运行，a：以后都运行此工具，n：不运行",
+    ),
+    "not_allowed": ("not run", "未运行"),
+    "nobody_asked": (
+        "not run: nobody can be asked; --allow-tool {name} allows it",
+        "未运行：无法询问；可用 --allow-tool {name} 允许",
+    ),
+    "result": ("  {text}", "  {text}"),
+    "no_tools": ("without tools: {error}", "不使用工具：{error}"),
+    "no_tool": (
+        "there are no tools; chat --mcp FILE starts some",
+        "没有工具；可用 chat --mcp FILE 启动",
+    ),
+    "tools_end": ("✓ runs without being asked", "✓ 表示无需询问即可运行"),
+    "many_tools": (
+        "the tools' descriptions take {count} of the context's {all} tokens; fewer servers leave "
+        "more room",
+        "工具说明占用上下文 {all} 个词元中的 {count} 个；减少服务器可腾出空间",
+    ),
+    "server_problem": ("tools: {problem}", "工具：{problem}"),
+    "starting_tools": ("starting tools …", "正在启动工具 …"),
     "ended_thinking": (
         "the reply ended within its thought: /set max_tokens N lets it go on for longer, /think N "
         "ends the thought after N tokens, /retry asks again",

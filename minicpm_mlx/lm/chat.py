@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..arguments import Limit, at_least_one, expect, shown, whole
 from ..engine import Sampling, Session
@@ -13,9 +13,21 @@ from ..errors import ContextLengthError, InvalidArgumentError
 from ..text.chat_prompt import ChatPrompt
 from .lm import LM
 from .outputs import Piece, reply_message, stop_list
+from .tools.calls import ToolCall
 
 OVERFLOW = ("stop", "slide")
 _BUDGET = Limit(least=0, whole=True)
+
+
+class ToolRunner(Protocol):
+    """Calls functions for a conversation."""
+
+    @property
+    def described(self) -> Sequence[Mapping[str, Any]]:
+        """The functions, in OpenAI's form."""
+
+    def run(self, call: ToolCall) -> str:
+        """The result as the model reads it, or why there is none; KeyboardInterrupt ends a turn."""
 
 
 @dataclass
@@ -40,6 +52,10 @@ class Chat:
     """Whether the model thinks before it answers; None leaves it to the chat template."""
     think_tokens: int | None = None
     """Longest thought, in tokens; None: no limit."""
+    tools: ToolRunner | None = None
+    """Functions that the model may call: they are run, and it goes on with their results."""
+    max_rounds: int = 10
+    """Replies with calls to one question, at most; then it has to answer."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     """The turns so far, without the system text."""
     context: int | None = None
@@ -98,10 +114,11 @@ class Chat:
 
     def retry(self) -> Generator[Piece, None, None]:
         """Answer the last question again; the old answer stays unless a new one comes."""
-        if [message["role"] for message in self.messages[-2:]] != ["user", "assistant"]:
+        roles = [message["role"] for message in self.messages]
+        if "user" not in roles or roles[-1] == "user":
             raise InvalidArgumentError("there is no answer yet to try again")
         self._retries += 1
-        messages = self.messages[:-1]
+        messages = self.messages[: self.last_question() + 1]
         return self._turn(messages, min(self.forgotten, len(messages) - 1))
 
     def undo(self) -> str:
@@ -138,12 +155,19 @@ class Chat:
 
     def tokens(self) -> int:
         """Tokens of the current prompt."""
-        prompt = self._prompt()
-        return len(self.lm.encode(prompt)) if prompt else 0
+        return len(self._encoded().ids) if self._prompt() else 0
 
     def alone(self, text: str, *, system: bool = True) -> int:
         """Tokens of a message without any turn before it, with or without the system text."""
         return len(self.lm.encode([*(self._system() if system else ()), _question(text)]))
+
+    def tool_tokens(self) -> int:
+        """Tokens that the description of the tools takes in a prompt."""
+        if self.tools is None:
+            return 0
+        messages = [_question("")]
+        with_tools = self.lm.chat_prompt(messages, tools=self.tools.described)
+        return len(with_tools.ids) - len(self.lm.encode(messages))
 
     def system_tokens(self) -> int:
         """Tokens of the system text, without what the template puts around it."""
@@ -156,28 +180,62 @@ class Chat:
     def _turn(self, messages: list[dict[str, Any]], forgotten: int) -> Generator[Piece, None, None]:
         before = list(self.messages), self.forgotten
         self.messages[:], self.forgotten = messages, forgotten
-        texts, thoughts = list[str](), list[str]()
         try:
-            prompt = self._fit()
-            room = self.context_length - len(prompt.ids)
-            pieces = self.lm.stream(
-                prompt,
-                max_tokens=room if self.max_tokens is None else min(self.max_tokens, room),
-                sampling=self._sampling(prompt),
-                stop=self.stop,
-                session=self.session,
-                think_tokens=self.think_tokens,
-            )
+            for left in range(self.max_rounds, -1, -1):
+                calls = yield from self._answer("auto" if left else "none")
+                for call in calls:
+                    assert self.tools
+                    self._add_result(call.id, call.name, self.tools.run(call))
+                if not calls:
+                    break
+        finally:
+            if len(self.messages) == len(messages):
+                self.messages[:], self.forgotten = before
+            else:
+                self._add_missing_results()
+
+    def _answer(self, tool_choice: str) -> Generator[Piece, None, Sequence[ToolCall]]:
+        """One reply, which is added to the messages; returns its calls."""
+        texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
+        prompt = self._fit()
+        room = self.context_length - len(prompt.ids)
+        tools: dict[str, Any] = {}
+        if self.tools:
+            tools = {"tools": self.tools.described, "tool_choice": tool_choice}
+        pieces = self.lm.stream(
+            prompt,
+            max_tokens=room if self.max_tokens is None else min(self.max_tokens, room),
+            sampling=self._sampling(prompt),
+            stop=self.stop,
+            session=self.session,
+            think_tokens=self.think_tokens,
+            **tools,
+        )
+        try:
             with closing(pieces):
                 for piece in pieces:
                     texts.append(piece.text)
                     thoughts.append(piece.thinking)
+                    calls += piece.tool_calls
                     yield piece
         finally:
-            if any(texts) or any(thoughts):
-                self.messages.append(reply_message("".join(texts), "".join(thoughts)))
-            else:
-                self.messages[:], self.forgotten = before
+            if any(texts) or any(thoughts) or calls:
+                self.messages.append(reply_message("".join(texts), "".join(thoughts), calls))
+        return calls
+
+    def _add_result(self, call_id: str, name: str, text: str) -> None:
+        result = {"role": "tool", "content": text, "tool_call_id": call_id, "name": name}
+        self.messages.append(result)
+
+    def _add_missing_results(self) -> None:
+        """A call without its result would be wrong in every later prompt."""
+        turn = self.messages[self.last_question() :]
+        there = {message.get("tool_call_id") for message in turn}
+        for message in turn:
+            for call in message.get("tool_calls", ()):
+                if call["id"] not in there:
+                    name = call["function"]["name"]
+                    self._add_result(call["id"], name, "Error: the user interrupted this call.")
 
     def _fit(self) -> ChatPrompt:
         """The prompt, after dropping old turns where necessary."""
@@ -192,7 +250,8 @@ class Chat:
         return prompt
 
     def _encoded(self) -> ChatPrompt:
-        return self.lm.chat_prompt(self._prompt(), self.think)
+        tools = {"tools": self.tools.described} if self.tools else {}
+        return self.lm.chat_prompt(self._prompt(), self.think, **tools)
 
     def _too_long(self, count: int) -> str:
         """The message for a prompt of `count` tokens, which names what is to be shortened."""

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -50,7 +50,8 @@ class SavedSession:
     """Folder of the model's adapter."""
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
-    """Role and content; a reply's `reasoning_content` is its thought."""
+    """Role and content; a reply's `reasoning_content` is its thought, and `tool_calls` its calls,
+    whose results have the role "tool"."""
     forgotten: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow, think,
@@ -188,7 +189,7 @@ def remove(name: str, *, conversation: bool = True) -> int:
 _CHAT_SETTINGS = (
     *("max_tokens", "stop", "context", "kv_bits", "on_overflow", "think", "think_tokens"),
 )
-_MESSAGE_KEYS = ("role", "content", "reasoning_content")
+_MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 
 
 def load(name: str) -> SavedSession:
@@ -246,7 +247,7 @@ def restore(saved: SavedSession, lm: LM, **changes: Any) -> Chat:
         return Chat(
             lm,
             system=changes.get("system") or saved.system,
-            messages=[{key: m[key] for key in _MESSAGE_KEYS if key in m} for m in saved.messages],
+            messages=[_restored(message) for message in saved.messages],
             forgotten=saved.forgotten,
             sampling=None if follows else own,
             **{key: settings[key] for key in _CHAT_SETTINGS if key in settings},
@@ -268,12 +269,18 @@ def markdown(
     if system:
         parts.append(_quoted(system))
     for message in messages:
-        head = {"user": "**You**", "assistant": f"**{model}**"}[message["role"]]
-        parts.append(head)
+        if message["role"] == "tool":
+            parts.append(_quoted(message["content"].strip()))
+            continue
+        parts.append({"user": "**You**", "assistant": f"**{model}**"}[message["role"]])
         if thoughts and (thought := message.get("reasoning_content")):
             parts.append(_quoted(f"*thought*\n\n{thought.strip()}"))
         if answer := message["content"].strip():
             parts.append(answer)
+        calls = message.get("tool_calls", [])
+        for call in calls if _are_calls(calls) else ():
+            function = call["function"]
+            parts.append(f"`{function['name']}` `{function['arguments']}`")
     return "\n\n".join(parts) + "\n"
 
 
@@ -382,7 +389,25 @@ def _problem(raw: Any) -> str | None:
 def _is_message(message: Any) -> bool:
     return (
         isinstance(message, dict)
-        and message.get("role") in ("user", "assistant")
+        and message.get("role") in ("user", "assistant", "tool")
         and isinstance(message.get("content"), str)
         and isinstance(message.get("reasoning_content", ""), str)
+    )
+
+
+def _restored(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the fields that are read, if they are sound."""
+    kept = {key: message[key] for key in _MESSAGE_KEYS if key in message}
+    if not _are_calls(kept.get("tool_calls", [])):
+        del kept["tool_calls"]
+    return kept
+
+
+def _are_calls(calls: Any) -> bool:
+    return isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and isinstance(call.get("id"), str)
+        and isinstance(function := call.get("function"), dict)
+        and all(isinstance(function.get(key), str) for key in ("name", "arguments"))
+        for call in calls
     )

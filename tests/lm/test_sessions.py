@@ -124,7 +124,7 @@ def test_conversation_that_could_not_be_read_again_is_not_written(demo: mm.LM) -
     path = sessions.save(new_chat(demo), "a")
     before = path.read_bytes()
     with pytest.raises(SessionError, match="not saved"):
-        sessions.save(new_chat(demo, messages=[{"role": "tool", "content": "x"}]), "a")
+        sessions.save(new_chat(demo, messages=[{"role": "robot", "content": "x"}]), "a")
     assert path.read_bytes() == before
 
 
