@@ -142,7 +142,7 @@ def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[Termi
         yield None
         return
     from .mcp_servers import McpServers, read_servers
-    from .tools import TerminalTools, read_key
+    from .tools import TerminalTools, ask_key
 
     out = console(stderr=not interactive)
 
@@ -150,8 +150,7 @@ def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[Termi
         out.print(texts(key, **values), style=style, markup=False, highlight=False)
 
     def ask(key: str) -> str:
-        say(key, style="title")
-        return read_key("yan")
+        return ask_key(lambda: say(key, style="title"), "yan")
 
     with ExitStack() as stack:
         with notice(texts("starting_tools")):

@@ -227,11 +227,13 @@ class TerminalChat:
                         if piece.finish_reason:  # a call may be asked for now
                             stream.close()
                             stream = None
-                        last, replied = piece, replied or bool(piece.text or piece.thinking)
+                        last = piece
+                        replied |= bool(piece.text or piece.thinking or piece.tool_calls)
                         count += len(piece.token_ids)
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
+                last = None
             finally:
                 if stream is not None:
                     stream.close()

@@ -81,8 +81,8 @@ def _first_line(text: str) -> str:
     return lines[0][:200] + (" …" if len(lines) > 1 or len(lines[0]) > 200 else "")
 
 
-def read_key(choices: str) -> str:
-    """The next key pressed that is one of `choices`; the last of them at the end of input.
+def ask_key(show: Callable[[], None], choices: str) -> str:
+    """Shows a question; the key pressed, of `choices`, or their last at the end of input.
 
     Keys that were pressed before are dropped: they were meant for something else.
     """
@@ -90,6 +90,7 @@ def read_key(choices: str) -> str:
 
     descriptor = sys.stdin.fileno()
     termios.tcflush(descriptor, termios.TCIFLUSH)
+    show()
     while True:
         key = os.read(descriptor, 1).decode(errors="replace").lower()
         if key in ("", "\x04"):
