@@ -16,7 +16,7 @@ pytest.importorskip("fastapi")
 
 from support.serving import Live, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 LOOK = "echo 'Paris is sunny' | tee weather.txt"
 NOTE = "three < four & five\n"

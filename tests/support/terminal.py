@@ -28,13 +28,13 @@ PROMPT = r"> "
 class Terminal:
     """A process whose controlling terminal is a pseudo-terminal, wide enough for paths."""
 
-    def __init__(self, *arguments: str, code: str = CODE, **environment: str) -> None:
+    def __init__(self, *arguments: str, code: str | None = None, **environment: str) -> None:
         self.master, self.slave = os.openpty()
         self.resize(24, 160)
         own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
         env = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **environment}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", own + code, *arguments],
+            [sys.executable, "-c", own + (code or CODE), *arguments],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
