@@ -79,7 +79,9 @@ class ChatOptions:
     compute: options.Compute
     adapter: options.Adapter = None
     draft: options.Draft = None
-    mcp: Path | None = option("Offer the tools of the MCP servers that this JSON file names.")
+    mcp: Path | None = option(
+        "Offer the tools of the MCP servers that this JSON file names.", check=paths.input_file
+    )
     allow_tool: AllowTool = None
 
     def check(self) -> None:

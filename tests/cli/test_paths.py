@@ -28,6 +28,7 @@ ELSEWHERE = {
     ("bench", "compare"): "read at once, and no model is",
     ("show", "model"): "nothing is fetched",
     ("rm", "model"): "nothing is fetched",
+    ("connect", "model"): "a name that a server has",
     ("export", "file"): "nothing is fetched",
 }
 """Parameters whose command checks them itself, at once."""

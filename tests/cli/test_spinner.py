@@ -96,4 +96,4 @@ def test_it_comes_by_itself_at_most_a_few_times_a_second(
 def test_plain_replies_have_none(options: dict[str, bool]) -> None:
     loading = Loading(lambda: None, background=False)  # type: ignore[arg-type, return-value]
     talk = TerminalChat(lambda lm: None, loading, Texts("en"), **options)  # type: ignore[arg-type, return-value]
-    assert isinstance(talk._stream(), PlainStream)
+    assert isinstance(talk._answer_stream(), PlainStream)

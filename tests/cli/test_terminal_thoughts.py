@@ -87,7 +87,7 @@ def screen(raw: str) -> list[str]:
 
 
 def test_a_thought_folds_to_a_line_and_opens_again(opened: Open, tmp_path: Path) -> None:
-    shell = opened("chat", columns=200)
+    shell = opened("chat", columns=320)
     shell.say("What is 2 + 2?")
     shell.wait(r"│ Two and\n│ \n│ \[31mtwo\.")
     shell.wait(FOLDED + r"It is four\.\n\d+ tokens · ")
@@ -126,7 +126,7 @@ def test_a_thought_folds_to_a_line_and_opens_again(opened: Open, tmp_path: Path)
 
 
 def test_think_switches_and_bounds_the_thought(opened: Open, tmp_path: Path) -> None:
-    shell = opened("chat", columns=200)
+    shell = opened("chat", columns=320)
     for line, shown in [
         ("/think", "thinking: the model decides"),
         ("/think maybe", r"usage: /think \[on\|off\|auto\|N\]"),
