@@ -46,15 +46,15 @@ def ask(question: str, *, file: TextIO) -> str | None:
         return None
     if interactive := sys.stdin.isatty():
         print(question, end="", file=file, flush=True)
-        _wait_for_line()
+        _wait_for_input()
     line = next(stdin_lines(), None)
     if line is None and interactive:
         print(file=file)
     return None if line is None else line.strip()
 
 
-def _wait_for_line() -> None:
-    """Waits until a line can be read, or raises KeyboardInterrupt.
+def _wait_for_input() -> None:
+    """Waits until standard input can be read, or raises KeyboardInterrupt.
 
     A read alone would miss a Ctrl-C that comes just before it, and wait.
     """
@@ -68,6 +68,25 @@ def _wait_for_line() -> None:
         signal.set_wakeup_fd(before)
         os.close(read)
         os.close(write)
+
+
+def ask_key(show: Callable[[], None], choices: str) -> str:
+    """Shows a question; the key pressed, of `choices`, or their last at the end of input.
+
+    Keys that were pressed before are dropped: they were meant for something else.
+    """
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    termios.tcflush(descriptor, termios.TCIFLUSH)
+    show()
+    while True:
+        _wait_for_input()
+        key = os.read(descriptor, 1).decode(errors="replace").lower()
+        if key in ("", "\x04"):
+            return choices[-1]
+        if key in choices:
+            return key
 
 
 def confirm(

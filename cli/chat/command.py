@@ -26,7 +26,7 @@ from .. import options, paths
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
-from ..streams import ask, at_terminal, notice, prompt_text, stdin_lines
+from ..streams import ask, ask_key, at_terminal, notice, prompt_text, stdin_lines
 from ..thinking_options import ThinkingOptions
 from . import keyboard, slash_commands
 from .completions import completions
@@ -144,7 +144,7 @@ def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[Termi
         yield None
         return
     from .mcp_servers import McpServers, read_servers
-    from .tools import TerminalTools, ask_key
+    from .tools import TerminalTools
 
     out = console(stderr=not interactive)
 

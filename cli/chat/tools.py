@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,21 +77,3 @@ def shown_call(call: ToolCall) -> str:
 def _first_line(text: str) -> str:
     lines = printable(text).strip().splitlines() or [""]
     return lines[0][:200] + (" …" if len(lines) > 1 or len(lines[0]) > 200 else "")
-
-
-def ask_key(show: Callable[[], None], choices: str) -> str:
-    """Shows a question; the key pressed, of `choices`, or their last at the end of input.
-
-    Keys that were pressed before are dropped: they were meant for something else.
-    """
-    import termios
-
-    descriptor = sys.stdin.fileno()
-    termios.tcflush(descriptor, termios.TCIFLUSH)
-    show()
-    while True:
-        key = os.read(descriptor, 1).decode(errors="replace").lower()
-        if key in ("", "\x04"):
-            return choices[-1]
-        if key in choices:
-            return key

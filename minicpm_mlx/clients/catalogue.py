@@ -280,7 +280,7 @@ CLIENTS = (
         title="Claude Code",
         path=lambda: paths.home(".claude", f"{ID}.json", variable="CLAUDE_CONFIG_DIR"),
         settings=_claude_code,
-        start=lambda at: f"claude --settings {_tilde(find_client('claude-code'))}",
+        start=lambda at: f"claude --settings {_quoted_path(find_client('claude-code'))}",
         note=lambda at: "a file of its own: plain `claude` stays as it is",
     ),
     Client(
@@ -376,6 +376,6 @@ CLIENTS = (
 )
 
 
-def _tilde(client: Client) -> str:
+def _quoted_path(client: Client) -> str:
     assert client.path is not None
     return shlex.quote(str(client.path()))

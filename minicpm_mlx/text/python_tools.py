@@ -125,7 +125,7 @@ def _function(function: Mapping[str, Any]) -> str:
         for name in names
     )
     lines = [str(function.get("description") or "").strip()]
-    notes = [note for name in names for note in _notes(python_name(name), properties[name])]
+    notes = [note for name in names for note in _described(python_name(name), properties[name])]
     if notes:
         lines += ["", "Args:", *(f"    {note}" for note in notes)]
     body = [line for text in lines for line in text.split("\n")]
@@ -140,12 +140,8 @@ def _default(schema: Any) -> str:
     return python_value(default)
 
 
-def _notes(name: str, schema: Any) -> Iterator[str]:
+def _described(name: str, schema: Any, depth: int = 0) -> Iterator[str]:
     """A line for a parameter, and one for each field inside it, that is described."""
-    yield from _described(name, schema, 0)
-
-
-def _described(name: str, schema: Any, depth: int) -> Iterator[str]:
     if not isinstance(schema, Mapping) or depth > _DEEP:
         return
     if text := str(schema.get("description") or "").strip():

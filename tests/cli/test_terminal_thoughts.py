@@ -12,7 +12,7 @@ import pytest
 
 import minicpm_mlx as mm
 from support.scripted_model import follow_script, write_scripted
-from support.terminal import CTRL_C, Terminal
+from support.terminal import CTRL_C, Terminal, alone, scripted
 
 SCRIPT = {
     "2 + 2": "<think>\nTwo and\n\n\n\x1b[31mtwo.\n</think>\n\nIt is four.",
@@ -22,14 +22,7 @@ SCRIPT = {
     "Long": "<think>\n" + "".join(f"row {i} 想\n" for i in range(40)) + "</think>\n\nDone.",
     "Wide": "<think>\n" + "words that are wrapped, 还有中文字。" * 9 + "</think>\n\nDone.",
 }
-CODE = f"""
-import minicpm_mlx as mm
-from support.scripted_model import follow_script
-from minicpm_mlx.cli.main import main
-load = mm.load
-mm.load = lambda *a, **k: follow_script(load(*a, **k), {SCRIPT!r})
-main()
-"""
+CODE = scripted(SCRIPT)
 FOLDED = r"thought for \d+\.\d s, \d+ tokens\n"
 DIM = "\x1b[2m│ "
 
@@ -39,11 +32,7 @@ Open = Callable[..., Terminal]
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     write_scripted(tmp_path / "thinker")
-    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("LANG", "C.UTF-8")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    for name in ("LC_ALL", "LC_MESSAGES", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
+    alone(monkeypatch, tmp_path / "home")
     return str(tmp_path / "thinker")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from support.scripted_model import write_scripted
-from support.terminal import CTRL_C, Terminal
+from support.terminal import CTRL_C, Terminal, alone, scripted
 
 CALL = '<function name="weather"><param name="place">{}</param></function>'
 SCRIPT = {
@@ -24,14 +24,7 @@ SCRIPT = {
     "interrupted this": "And now?",
     "Hello": "Hi!",
 }
-CODE = f"""
-import minicpm_mlx as mm
-from support.scripted_model import follow_script
-from minicpm_mlx.cli.main import main
-load = mm.load
-mm.load = lambda *a, **k: follow_script(load(*a, **k), {SCRIPT!r})
-main()
-"""
+CODE = scripted(SCRIPT)
 SERVER = Path(__file__).parents[1] / "support" / "mcp_server.py"
 Open = Callable[..., Terminal]
 
@@ -40,11 +33,7 @@ Open = Callable[..., Terminal]
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("mcp", reason="needs the mcp package")
     write_scripted(tmp_path / "caller")
-    monkeypatch.setenv("MINICPM_MLX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("LANG", "C.UTF-8")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    for name in ("LC_ALL", "LC_MESSAGES", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
+    alone(monkeypatch, tmp_path / "home")
     return str(tmp_path / "caller")
 
 

@@ -12,6 +12,10 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
 ESCAPES = re.compile(r"\x1b\][^\x07]*\x07|\x1b[\[(][0-9;?]*[A-Za-z]|\x1b[=>]|\r")
@@ -23,6 +27,27 @@ CTRL_C, CTRL_D, CTRL_E, CTRL_R, CTRL_X = "\x03", "\x04", "\x05", "\x12", "\x18"
 ALT_ENTER = ESCAPE + ENTER
 STATS = r"(\d+) tokens? · .*first after \d+\.\d\d s · context (\d+)/8192"
 PROMPT = r"> "
+
+
+def scripted(script: Mapping[str, str]) -> str:
+    """The program, whose models say what `script` has (`scripted_model.follow_script`)."""
+    return f"""
+import minicpm_mlx as mm
+from support.scripted_model import follow_script
+from minicpm_mlx.cli.main import main
+load = mm.load
+mm.load = lambda *a, **k: follow_script(load(*a, **k), {dict(script)!r})
+main()
+"""
+
+
+def alone(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Settings of a terminal that do not hang on this machine's, and files of its own."""
+    monkeypatch.setenv("MINICPM_MLX_HOME", str(home))
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    for name in ("LC_ALL", "LC_MESSAGES", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
 
 
 class Terminal:
