@@ -283,7 +283,7 @@ def check_schema(tokenizer: Tokenizer, schema: dict[str, Any], seed: int) -> Non
     assert validator.Draft202012Validator(schema, validate_formats=True).is_valid(value), text
 
 
-@pytest.mark.parametrize("name", ["demo", "minicpm-1b"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("minicpm-1b", marks=pytest.mark.slow)])
 @many(max_examples=20)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**30))
 def test_what_is_drawn_is_valid_by_the_schema(
@@ -515,7 +515,7 @@ def test_a_schema_in_a_grammar_is_kept_and_checked(plain: Tokenizer) -> None:
 # Following a text
 
 
-@pytest.mark.parametrize("name", ["demo", "minicpm4"])
+@pytest.mark.parametrize("name", ["demo", pytest.param("minicpm4", marks=pytest.mark.slow)])
 @many(max_examples=12)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**30), data=st.data())
 def test_tokens_taken_back_leave_no_trace(
