@@ -45,7 +45,7 @@ DOORS = {
     "huggingface_hub": "minicpm_mlx.loading.download",
     "jinja2": "minicpm_mlx.text.chat_template",
     "gguf": "minicpm_mlx.weights.gguf.package",
-    "mcp": "minicpm_mlx.cli.chat.mcp_servers",
+    **dict.fromkeys(("mcp", "httpx2"), "minicpm_mlx.cli.chat.mcp"),
     "safetensors": "minicpm_mlx.weights.safetensors",
     "llguidance": "minicpm_mlx.lm.structured",
     "gradio": "minicpm_mlx.server.web",

@@ -143,7 +143,8 @@ def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[Termi
     if args.mcp is None:
         yield None
         return
-    from .mcp_servers import McpServers, read_servers
+    from .mcp.config import read_servers
+    from .mcp.servers import McpServers
     from .tools import TerminalTools
 
     out = console(stderr=not interactive)

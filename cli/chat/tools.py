@@ -11,7 +11,7 @@ from minicpm_mlx.arguments import printable
 if TYPE_CHECKING:
     from minicpm_mlx.lm.tools.calls import ToolCall
 
-    from .mcp_servers import McpServers
+    from .mcp.servers import McpServers
 
 ARGUMENTS = 400
 """Characters of a call's arguments that are shown."""

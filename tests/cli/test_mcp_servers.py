@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minicpm_mlx.cli.chat import mcp_servers
-from minicpm_mlx.cli.chat.mcp_servers import McpServer, McpServers, read_servers
+from minicpm_mlx.cli.chat.mcp import servers as mcp_servers
+from minicpm_mlx.cli.chat.mcp.config import McpServer, read_servers
+from minicpm_mlx.cli.chat.mcp.servers import McpServers
 from minicpm_mlx.errors import FileError
 
 SCRIPT = Path(__file__).parents[1] / "support" / "mcp_server.py"
@@ -56,17 +62,21 @@ def test_a_call_gives_the_result_s_text() -> None:
         pytest.param("hangs", "Error: .*(in time|[Tt]imed out)", marks=pytest.mark.slow),
         ("fails", "Error: Dry in Wien"),
         ("junk", "Dry in Wien"),
+        ("half", "Dry \ufffd$"),
+        ("nothing", r"\[nothing\]"),
+        ("parts", r"\[image/png, which .*\]\nDry\n\[resource_link: file:///b.txt\]"),
     ],
 )
-def test_a_call_that_goes_wrong_is_told_to_the_model(
-    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+def test_whatever_a_call_gives_is_told_to_the_model(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(mcp_servers, "CALL", 1.0)
     with McpServers([kind(name), kind("good")]) as servers:
         assert re.match(said, servers.call("weather", {"place": "Wien"}).text)
         again = servers.call("weather", {"place": "Wien"})
-        assert again.failed or name == "junk"
+        assert again.failed == (name in ("dies", "hangs", "fails"))
         assert servers.call("good_weather", {"place": "Rom"}).text == "Dry in Rom"  # the other
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
@@ -77,7 +87,8 @@ def test_servers_that_do_not_start_leave_the_others(monkeypatch: pytest.MonkeyPa
         McpServer(name="ends", command=sys.executable, args=["-c", "import sys; sys.exit('bad')"]),
         McpServer(name="away", url="http://127.0.0.1:9/mcp"),
         kind("silent"),
-        kind("broken"),
+        kind("keyless"),
+        McpServer(name="no folder", command=sys.executable, cwd="/no/such/folder"),
     ]
     with McpServers([*bad, kind("good")]) as servers:
         assert [tool["function"]["name"] for tool in servers.tools] == ["weather"]
@@ -87,6 +98,18 @@ def test_servers_that_do_not_start_leave_the_others(monkeypatch: pytest.MonkeyPa
         assert "there is no program no-such-program" in servers.problems[0]
         assert "bad" in servers.problems[1]
         assert "no answer in time" in servers.problems[3]
+        assert "(WEATHER_KEY must be set)" in servers.problems[4]
+        assert "/no/such/folder" in servers.problems[5]
+    key = {"WEATHER_KEY": "x"}
+    with McpServers([replace(kind("keyless"), env=key)]) as servers:
+        assert servers.problems == []
+
+
+def test_malformed_tools_leave_the_others() -> None:
+    with McpServers([kind("malformed")]) as servers:
+        assert [tool["function"]["name"] for tool in servers.tools] == ["fine"]
+        assert [line.count("is left out: ") for line in servers.problems] == [1] * 7
+        assert servers.call("fine", {"place": "x"}).text == "Dry in x"
 
 
 def test_many_tools_odd_tools_and_long_results() -> None:
@@ -100,10 +123,6 @@ def test_many_tools_odd_tools_and_long_results() -> None:
 
 
 def test_a_server_over_http_is_asked_alike() -> None:
-    import socket
-    import threading
-    import time
-
     import uvicorn
     from mcp.server import MCPServer
 
@@ -131,6 +150,42 @@ def test_a_server_over_http_is_asked_alike() -> None:
     finally:
         web.should_exit = True
         thread.join(10)
+
+
+REFUSALS = {
+    "key": (401, {"WWW-Authenticate": "Bearer"}, 'HTTP 401 Unauthorized: expected a key in "hea'),
+    "ill": (500, {}, "HTTP 500"),
+    "moved": (302, {"Location": "http://elsewhere.invalid/mcp"}, "Redirect to .* not followed"),
+    "page": (200, {"Content-Type": "text/html"}, "text/html"),
+}
+"""Status, headers, and what is said of them, by path."""
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A server that is no MCP server, or not for us."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, headers, _ = REFUSALS[self.path[1:]]
+        self.send_response(status)
+        for name, value in ({"Content-Length": "0"} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_servers_over_http_that_refuse_say_why(capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{web.server_port}"
+        entries = [McpServer(name=name, url=f"{base}/{name}") for name in REFUSALS]
+        with McpServers(entries) as servers:
+            for (_, _, said), problem in zip(REFUSALS.values(), servers.problems, strict=True):
+                assert re.search(said, problem)
+        web.shutdown()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_names_servers_with_variables(
@@ -161,6 +216,9 @@ def test_a_file_names_servers_with_variables(
         ({"mcpServers": {"a": 1}}, "server 'a' must be an object"),
         ({"mcpServers": {"a": {}}}, "either a command or a url"),
         ({"mcpServers": {"a": {"command": "x", "url": "y"}}}, "either a command or a url"),
+        ({"mcpServers": {"a": {"command": ""}}}, "either a command or a url"),
+        ({"mcpServers": {"a": {"url": "ftp://x"}}}, "url must begin with http"),
+        ({"mcpServers": {"a": {"url": "http://x", "headers": {"K": "a\nb"}}}}, "header 'K' must"),
         ({"mcpServers": {"a": {"command": 1}}}, "command must be text"),
         ({"mcpServers": {"a": {"command": "x", "args": "y"}}}, "args must be a list"),
         ({"mcpServers": {"a": {"command": "x", "env": {"A": 1}}}}, "env must be an object"),

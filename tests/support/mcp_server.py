@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
 
 KIND = sys.argv[1]
 TEXT = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+
+CONTENTS: dict[str, list[dict[str, Any]]] = {
+    "half": [{"type": "text", "text": "Dry \ud83d"}],
+    "nothing": [],
+    "parts": [
+        {"type": "image", "data": "AAAA", "mimeType": "image/png"},
+        {"type": "resource", "resource": {"uri": "file:///a.txt", "text": "Dry"}},
+        {"type": "resource_link", "uri": "file:///b.txt", "name": "b"},
+    ],
+}
+"""Results of the kinds that are named after them."""
+
+if KIND == "keyless" and "WEATHER_KEY" not in os.environ:
+    sys.exit("WEATHER_KEY must be set")
 
 
 def tools() -> list[dict[str, Any]]:
@@ -22,8 +37,14 @@ def tools() -> list[dict[str, Any]]:
             {"name": "two words", "inputSchema": TEXT},
             {"name": "fine", "inputSchema": {"type": "object"}},
         ]
-    if KIND == "broken":
-        return [{"name": "no_schema"}]
+    if KIND == "malformed":
+        schemas: list[Any] = [
+            *(None, 7, {"type": "array"}, {"properties": ["place"]}, {"properties": {"place": 7}}),
+            {"properties": {"place": {}}, "required": "place"},
+        ]
+        tools = [{"name": f"tool_{i}", "inputSchema": schemas[i]} for i in range(len(schemas))]
+        odd = {"title": 7, "outputSchema": 7, "description": ["x"], "inputSchema": {}}
+        return [*tools, {"inputSchema": TEXT}, {"name": "fine", **odd}]
     return [{"name": "weather", "description": "The weather of a place.", "inputSchema": TEXT}]
 
 
@@ -45,6 +66,9 @@ def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
         time.sleep(60)
     if KIND == "junk":
         print("this is no JSON", flush=True)
+        sys.stdout.buffer.write(b"\xff\xfe\n")
+    if KIND in CONTENTS:
+        return {"content": CONTENTS[KIND]}
     text = f"Dry in {params['arguments'].get('place')}" * (20_000 if KIND == "long" else 1)
     content = [{"type": "text", "text": text}]
     return {"content": content, "isError": KIND == "fails"}

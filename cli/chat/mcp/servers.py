@@ -1,4 +1,4 @@
-"""MCP servers: programs and addresses whose tools a conversation may call.
+"""Programs and addresses whose tools a conversation may call.
 
 They run on a thread of their own, so that calls can be waited for and given up.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
-import os
+import logging
 import re
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from minicpm_mlx.arguments import printable, shown
-from minicpm_mlx.errors import FileError, InvalidArgumentError, MiniCPMError, MissingPackageError
+from minicpm_mlx.arguments import printable
+from minicpm_mlx.errors import MiniCPMError, MissingPackageError
+
+from .config import McpServer
+from .messages import MendedStream
 
 START = 30.0
 """Seconds that a server has to list its tools."""
@@ -30,22 +32,11 @@ RESULT = 40_000
 """Characters of a result, at most; the rest is cut off, and the model is told."""
 TOOLS = 2000
 """Tools of a server, at most."""
+SILENCE = 300.0
+"""Seconds that a server over HTTP may send nothing while its stream is open."""
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 """One class from Python 3.11 on."""
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class McpServer:
-    """An entry of a file: a program to run, or an address."""
-
-    name: str
-    command: str | None = None
-    args: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    cwd: str | None = None
-    url: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,76 +45,6 @@ class McpResult:
 
     text: str
     failed: bool = False
-
-
-def read_servers(path: Path) -> list[McpServer]:
-    """The servers of a file in the usual form: `{"mcpServers": {"name": {"command": ...}}}`.
-
-    `${NAME}` in values is that variable of the environment. Raises FileError.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise FileError(f"could not be read ({error.strerror})").at(path) from None
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"must be JSON ({error})").at(path) from None
-    servers = None
-    if isinstance(content, Mapping):
-        servers = content.get("mcpServers", content.get("servers"))
-    if not isinstance(servers, Mapping) or not servers:
-        raise FileError('must have servers by name in "mcpServers"').at(path)
-    try:
-        return [
-            _entry(str(name), value)
-            for name, value in servers.items()
-            if not (isinstance(value, Mapping) and value.get("disabled") is True)
-        ]
-    except InvalidArgumentError as error:
-        raise FileError(str(error)).at(path) from None
-
-
-_TEXTS = {"command": str, "cwd": str, "url": str, "args": list, "env": dict, "headers": dict}
-
-
-def _entry(name: str, value: object) -> McpServer:
-    if not isinstance(value, Mapping):
-        raise InvalidArgumentError(f"server {shown(name)} must be an object, got {shown(value)}")
-    if (kind := value.get("type", value.get("transport"))) not in (
-        *(None, "stdio", "http", "streamable-http", "streamableHttp"),
-    ):
-        raise InvalidArgumentError(f"server {name}: type must be stdio or http, got {shown(kind)}")
-    given: dict[str, Any] = {}
-    for key, wanted in _TEXTS.items():
-        item = value.get(key, value.get("serverUrl") if key == "url" else None)
-        if item is None:
-            continue
-        parts = [item] if wanted is str else item.values() if wanted is dict else item
-        if not isinstance(item, wanted) or not all(isinstance(part, str) for part in parts):
-            what = {str: "text", list: "a list of texts", dict: "an object of texts"}[wanted]
-            raise InvalidArgumentError(f"server {name}: {key} must be {what}, got {shown(item)}")
-        given[key] = _expanded(name, item)
-    if ("command" in given) == ("url" in given):
-        raise InvalidArgumentError(f"server {name}: expected either a command or a url")
-    return McpServer(name=name, **given)
-
-
-def _expanded(server: str, item: Any) -> Any:
-    """`item` with `${NAME}` replaced by that variable of the environment."""
-    if isinstance(item, dict):
-        return {key: _expanded(server, part) for key, part in item.items()}
-    if isinstance(item, list):
-        return [_expanded(server, part) for part in item]
-
-    def variable(match: re.Match[str]) -> str:
-        value = os.environ.get(match["name"], match["default"])
-        if value is None:
-            raise InvalidArgumentError(
-                f"server {server}: the variable {match['name']} is not set; set it, or give "
-                f"${{{match['name']}:-a default}}"
-            )
-        return value
-
-    return re.sub(r"\$\{(?:env:)?(?P<name>\w+)(?::-(?P<default>[^}]*))?\}", variable, item)
 
 
 class McpServers:
@@ -140,6 +61,8 @@ class McpServers:
             raise MissingPackageError(
                 'tools of MCP servers need the mcp package: pip install "minicpm-mlx[mcp]"'
             ) from None
+        # A line that a server prints is no message, and no news: the terminal is the chat's.
+        logging.getLogger("mcp").addHandler(logging.NullHandler())
         self.tools: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self._homes: dict[str, tuple[_Running, str]] = {}
@@ -181,20 +104,18 @@ class McpServers:
     def _add(self, server: _Running, tools: Sequence[Any]) -> None:
         for tool in tools:
             name, schema = tool.name, tool.input_schema
-            if not _NAME.fullmatch(name) or schema.get("type", "object") != "object":
-                self.problems.append(
-                    f"{server.entry.name}: the tool {printable(name)[:80]} is left out: its name "
-                    "or the schema of its arguments is not one that a model can be given"
-                )
+            if not _NAME.fullmatch(name):
+                server.leave_out(name, "a name has letters, digits and _ . : / - alone")
                 continue
             if name in self._homes:
                 name = f"{server.entry.name}_{name}"
             if name in self._homes or not _NAME.fullmatch(name):
-                self.problems.append(f"{server.entry.name}: there are two tools {printable(name)}")
+                server.leave_out(name, "there are two of that name")
                 continue
             self._homes[name] = server, tool.name
             function = {"name": name, "description": tool.description or "", "parameters": schema}
             self.tools.append({"type": "function", "function": function})
+        self.problems += server.problems
 
     def server_of(self, name: str) -> str:
         """The name of the server that has a tool."""
@@ -222,6 +143,10 @@ class _Running:
         self.entry = entry
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.client: Any = None
+        self.problems: list[str] = []
+        """A line for each tool that cannot be offered."""
+        self.refusal = ""
+        """The status of the last answer over HTTP, if it was an error."""
         self.stopping: asyncio.Event | None = None
         self.task: asyncio.Task[None] | None = None
 
@@ -263,16 +188,29 @@ class _Running:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Any]:
-        from mcp import Client, StdioServerParameters
+        from mcp import Client
+
+        client = Client(self._transport(), read_timeout_seconds=CALL)
+        async with client:
+            yield client
+
+    @asynccontextmanager
+    async def _transport(self) -> AsyncIterator[Any]:
+        import httpx2  # which mcp speaks HTTP with
+        from mcp import StdioServerParameters
         from mcp.client.stdio import get_default_environment, stdio_client
         from mcp.client.streamable_http import streamable_http_client
-        from mcp.shared._httpx_utils import create_mcp_http_client
 
         entry = self.entry
         async with AsyncExitStack() as stack:
             if entry.url is not None:
-                headers = dict(entry.headers) or None
-                http = await stack.enter_async_context(create_mcp_http_client(headers=headers))
+                http = await stack.enter_async_context(
+                    httpx2.AsyncClient(
+                        headers=dict(entry.headers),
+                        timeout=httpx2.Timeout(START, read=SILENCE),
+                        event_hooks={"response": [self._note_refusal]},
+                    )
+                )
                 transport = streamable_http_client(entry.url, http_client=http)
             else:
                 program = StdioServerParameters(
@@ -280,10 +218,19 @@ class _Running:
                     args=list(entry.args),
                     env={**get_default_environment(), **entry.env},
                     cwd=entry.cwd,
+                    encoding_error_handler="replace",
                 )
                 transport = stdio_client(program, errlog=self.log)
-            client = Client(transport, read_timeout_seconds=CALL)
-            yield await stack.enter_async_context(client)
+            read, write = await stack.enter_async_context(transport)
+            yield MendedStream(read, self.leave_out), write
+
+    async def _note_refusal(self, response: Any) -> None:
+        """Keeps the status of an answer that is an error, which mcp's own errors leave out."""
+        code = response.status_code
+        self.refusal = f"HTTP {code} {response.reason_phrase}".strip() if code >= 400 else ""
+
+    def leave_out(self, name: str, reason: str) -> None:
+        self.problems.append(f"{self.entry.name}: the tool {printable(name)} is left out: {reason}")
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
         if self.client is None:
@@ -300,10 +247,17 @@ class _Running:
         """One line: why it failed, and the last line that it wrote to stderr."""
         if isinstance(error, _TIMEOUTS):
             text = "no answer in time"
-        elif isinstance(error, FileNotFoundError):
-            text = f"there is no program {self.entry.command}"
+        elif isinstance(error, FileNotFoundError) and error.filename == self.entry.command:
+            text = f"there is no program {error.filename}"
+        elif isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        elif callable(details := getattr(error, "errors", None)):  # pydantic's
+            place = ".".join(str(part) for part in details()[0]["loc"])
+            text = f"its answer breaks the protocol ({place}: {details()[0]['msg']})"
         else:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            text = self.refusal or (str(error).strip() or type(error).__name__).splitlines()[0]
+            if self.refusal[:8] in ("HTTP 401", "HTTP 403"):
+                text += ': expected a key in "headers" that the server takes'
         with suppress(OSError, ValueError):
             self.log.seek(0)
             lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
@@ -319,14 +273,24 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _result(result: Any) -> McpResult:
-    """A result's text; of pictures and the like, their kind."""
-    parts = [
-        part.text if part.type == "text" else f"[{part.type}]" for part in result.content or ()
-    ]
-    text = "\n".join(parts)
+    """A result's text; what is none is named."""
+    text = "\n".join(_part(part) for part in result.content or ())
     if not text and result.structured_content is not None:
         text = json.dumps(result.structured_content, ensure_ascii=False)
+    text = text or "[nothing]"
     if len(text) > RESULT:
         text = f"{text[:RESULT]}\n[cut: {len(text) - RESULT} more characters]"
     failed = bool(result.is_error)
     return McpResult(f"Error: {text}" if failed else text, failed)
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a result: also that of a file in it, and the address of another."""
+    inner = getattr(part, "resource", part)
+    text = getattr(inner, "text", None)
+    if text is None:
+        what = getattr(inner, "mime_type", None) or part.type
+        text = f"[{what}, which cannot be shown to the model]"
+        if uri := getattr(inner, "uri", None):
+            text = f"[{what}: {uri}]"
+    return str(text)
