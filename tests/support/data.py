@@ -35,16 +35,19 @@ def same(a: mx.array, b: mx.array, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(np.array(a), np.array(b), rtol=tolerance, atol=1e-5)
 
 
-def write_tokenizer(folder: Path, size: int = 512, special: Sequence[str] = ()) -> None:
+def write_tokenizer(
+    folder: Path, size: int = 512, special: Sequence[str] = (), words: Sequence[str] = ()
+) -> None:
     """A tokenizer.json of single bytes, padded to `size` tokens with words never met.
 
-    `special` are more special tokens.
+    `special` are more special tokens, and `words` ordinary ones.
     """
     alphabet = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    alphabet += special
-    words = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    alphabet += [*special, *words]
+    names = alphabet + [f"¤{i}" for i in range(size - len(alphabet))]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<s>", "</s>", *special])
+    tokenizer.add_tokens([*words])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -92,14 +92,16 @@ def scripted_lm(
     template: str = TEMPLATE,
     special: Sequence[str] = SPECIAL,
     positions: int | None = None,
+    words: Sequence[str] = (),
 ) -> mm.LM:
     """A model that answers the last message whose text is a key of `script` with its text, in
     which the names of special tokens are these tokens.
 
     A thought that was closed by force, or that the prompt has closed, is skipped. `positions` is
-    the length of its context, where the golden case's is short.
+    the length of its context, where the golden case's is short. All else than `words` is a token a
+    byte.
     """
-    write_scripted(folder, template, special, positions)
+    write_scripted(folder, template, special, positions, words)
     return follow_script(mm.load(folder), script)
 
 
@@ -108,6 +110,7 @@ def write_scripted(
     template: str = TEMPLATE,
     special: Sequence[str] = SPECIAL,
     positions: int | None = None,
+    words: Sequence[str] = (),
 ) -> None:
     """The folder of a model for `follow_script`."""
     folder.mkdir(parents=True)
@@ -117,7 +120,7 @@ def write_scripted(
         config = json.loads((folder / "config.json").read_text())
         config["max_position_embeddings"] = positions
         (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder, special=special)
+    write_tokenizer(folder, special=special, words=words)
     settings = {"chat_template": template, "bos_token": "<s>", "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 

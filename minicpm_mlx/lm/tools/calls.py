@@ -98,7 +98,8 @@ class CallReader:
         opening = "" if self.in_thought else f"{self.marks.opening}\n"
         ends = bool(part.text)
         self.in_thought = not ends
-        return [opening + part.thinking + (f"\n{self.marks.closing}\n\n" if ends else "")]
+        text = opening + part.thinking + (f"\n{self.marks.closing}\n\n" if ends else "")
+        return [text] if text else []
 
     def add(self, text: str) -> list[Part]:
         if self.format is None:
