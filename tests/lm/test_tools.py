@@ -17,9 +17,9 @@ from minicpm_mlx.lm.outputs import Piece, Stats, Transcript
 from minicpm_mlx.lm.tools.calls import Thought, ToolCall
 from minicpm_mlx.lm.tools.tool_set import ToolSet
 from minicpm_mlx.text.chat_template import CHATML, Template
-from minicpm_mlx.text.python_tools import python_call
 from minicpm_mlx.text.thinking import ThinkingForm
 from support.apis import TOOL_TEMPLATE
+from support.calls import as_json, as_python, as_xml
 from support.scripted_model import TEMPLATE, scripted_lm
 
 WEATHER = {
@@ -43,30 +43,6 @@ TOOLS = [
     {"type": "function", "function": {"name": "now"}},
 ]
 Arguments = dict[str, Any]
-
-
-def as_json(calls: Sequence[tuple[str, Arguments]]) -> str:
-    lines = [json.dumps({"name": name, "arguments": given}) for name, given in calls]
-    return "\n".join(f"<tool_call>\n{line}\n</tool_call>" for line in lines)
-
-
-def as_xml(calls: Sequence[tuple[str, Arguments]]) -> str:
-    return "\n".join(
-        f'<function name="{name}">'
-        + "".join(f'<param name="{key}">{_xml(value)}</param>' for key, value in given.items())
-        + "</function>"
-        for name, given in calls
-    )
-
-
-def _xml(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return f"<![CDATA[{text}]]>" if "<" in text or "&" in text or "\n" in text else text
-
-
-def as_python(calls: Sequence[tuple[str, Arguments]]) -> str:
-    lines = "\n".join(python_call(name, given) for name, given in calls)
-    return f"<|tool_call_start|>\n```python\n{lines}\n```\n<|tool_call_end|>"
 
 
 PYTHON = """{%- if tools %}<|im_start|>system

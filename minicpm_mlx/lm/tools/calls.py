@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 from uuid import uuid4
 
 from ...text.thinking import ThinkingForm, overlap
-from .formats import ToolFormat
+from .formats import CallText, Source, Steps, ToolFormat
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,20 @@ class Thought:
     text: str
 
 
-Part = str | Thought | ToolCall
-"""Of a reply: text, thought, or a whole call."""
+@dataclass(frozen=True)
+class CallDelta:
+    """The next part of a call, which the model may still write."""
+
+    id: str
+    name: str
+    arguments: str
+    """More of the JSON text, which only grows."""
+    begins: bool
+    """Whether it is the first part."""
+
+
+Part = str | Thought | CallDelta | ToolCall
+"""Of a reply: text, thought, a part of a call, or a whole call after all of its parts."""
 
 
 class ReplyPart(Protocol):
@@ -68,7 +81,8 @@ class CallReader:
     """Splits a reply into its parts as it arrives; an invalid call stays text.
 
     Without a format all of the answer is text. A thought has no calls. Of a block of several calls
-    the first alone counts where `parallel` is False.
+    the first alone counts where `parallel` is False. With `streams` the parts of a call come as it
+    is written: for replies whose calls a grammar holds valid, since nothing can be taken back.
     """
 
     def __init__(
@@ -78,9 +92,16 @@ class CallReader:
         marks: ThinkingForm | None = None,
         *,
         parallel: bool = True,
+        streams: bool = False,
     ):
         self.format, self.functions, self.marks = tool_format, functions, marks
-        self.parallel = parallel
+        self.parallel, self.streams = parallel, streams
+        self.source = Source("")
+        self.steps: Steps | None = None
+        """Of the block from which parts have come, up to its end."""
+        self.open: ToolCall | None = None
+        """The call that parts have come of, as far as it is written."""
+        self.has_called = False
         self.in_thought = False
         self.pending = ""
         self.space: str | None = None
@@ -104,12 +125,20 @@ class CallReader:
     def add(self, text: str) -> list[Part]:
         if self.format is None:
             return [text] if text else []
-        self.pending += text
         pieces: list[Part] = []
-        if self.pending.startswith(self.format.opening) and self.format.closing[-1] not in text:
+        if self.steps:
+            self.source.text += text
+            pieces += self._grow()
+        else:
+            self.pending += text
+        ends = self.streams or self.format.closing[-1] in text
+        if self.pending.startswith(self.format.opening) and not ends:
             return pieces  # still within a block: looking for its end takes time
         while (start := self.pending.find(self.format.opening)) >= 0:
             self._take_text(pieces, start)
+            if self.streams and self._begin():
+                pieces += self._grow()
+                continue
             end = self.format.end(self.pending)
             if end < 0:
                 return pieces
@@ -118,10 +147,48 @@ class CallReader:
         self._take_text(pieces, len(self.pending) - overlap(self.pending, self.format.opening))
         return pieces
 
+    def _begin(self) -> bool:
+        """Whether parts can come of the block that begins `pending`, which is taken out then."""
+        assert self.format is not None
+        source = Source(self.pending)
+        steps = self.format.steps(source, self.functions)
+        try:
+            first = next(steps, None)
+        except ValueError:
+            first = None
+        if first is None:
+            return False
+        self.source, self.steps, self.pending = source, chain([first], steps), ""
+        return True
+
+    def _grow(self) -> list[Part]:
+        """What is certain of the block of `steps`; `pending` is what follows it."""
+        pieces: list[Part] = []
+        try:
+            for step in self.steps or ():
+                if step is None:
+                    return pieces
+                if self.parallel or not self.has_called:
+                    pieces += self._grow_call(step)
+        except ValueError:
+            pass  # in another layout than the grammar's: what follows is text
+        self.steps, self.pending, self.space = None, self.source.text, ""
+        return pieces
+
+    def _grow_call(self, step: CallText) -> Iterator[Part]:
+        call, begins = self.open or ToolCall(step.name, ""), self.open is None
+        self.open = replace(call, arguments=call.arguments + step.arguments)
+        yield CallDelta(call.id, call.name, step.arguments, begins)
+        if step.ends:
+            yield self.open
+            self.open, self.has_called = None, True
+
     def finish(self, stopped_by: str | None = None) -> list[Part]:
         """The rest at the end of the reply; the stop string may have cut the end of a call off."""
         pieces: list[Part] = []
         form = self.format
+        if form and self.steps and stopped_by == form.closing:
+            return self.add(form.closing)
         if form and self.pending.startswith(form.opening) and stopped_by == form.closing:
             text, self.pending = self.pending, ""
             return [*self._parse(form, text + form.closing)]
@@ -141,12 +208,16 @@ class CallReader:
         """The calls of a block, or its text."""
         try:
             found = tool_format.read(block, self.functions)
-            calls: list[Part] = [self._call(name, arguments) for name, arguments in found]
+            calls = [self._call(name, arguments) for name, arguments in found]
         except (ValueError, RecursionError):
             space, self.space = self.space or "", None
             return [space + block]
         self.space = ""
-        return calls if self.parallel else calls[:1]
+        return [
+            part
+            for call in (calls if self.parallel else calls[:1])
+            for part in (CallDelta(call.id, call.name, call.arguments, begins=True), call)
+        ]
 
     def _call(self, name: str, arguments: dict[str, Any]) -> ToolCall:
         parameters = self.functions[name]

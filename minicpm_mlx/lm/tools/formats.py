@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 from xml.sax.saxutils import escape, unescape
 
 from ...arguments import shown
 from ...errors import InvalidArgumentError
+from ...text.thinking import overlap
 from ..structured.schema_check import target
+from .growing_json import GrowingJson, sound_json
 
 Schema = Mapping[str, Any]
 """A JSON schema: that of a function's arguments, or of one of them."""
@@ -24,6 +27,27 @@ _DEEP = 20
 
 Call = tuple[str, dict[str, Any]]
 """Name and arguments."""
+
+
+@dataclass
+class Source:
+    """The text of a block that is not read yet; more is added as it comes."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallText:
+    """The next part of a call."""
+
+    name: str
+    arguments: str
+    """More of the JSON text, which only grows."""
+    ends: bool = False
+
+
+Steps = Iterator[CallText | None]
+"""None where more text is needed. The source is left as it is before the first part."""
 
 
 class ToolFormat(Protocol):
@@ -46,6 +70,13 @@ class ToolFormat(Protocol):
         """The calls of a block; ValueError if one calls none of `functions`."""
         ...
 
+    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+        """The calls of a block that the grammar of `rules` holds valid, while they are written.
+
+        ValueError, before the first part, for a block in another layout.
+        """
+        ...
+
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
         """The Lark rules of a call, `rule` the first; InvalidArgumentError if there are none."""
         ...
@@ -66,6 +97,23 @@ class JsonToolFormat:
         if not isinstance(name := call.get("name"), str) or name not in functions:
             raise ValueError(f"no function {name!r}")
         return [(name, _parse_object(call.get("arguments") or {}))]
+
+    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+        while (head := _JSON_HEAD.match(source.text)) is None:
+            yield None
+        name = known(json.loads(head["name"]), functions)
+        source.text = source.text[head.end() :]
+        arguments = GrowingJson()
+        while not arguments.ended:
+            text, source.text = source.text, ""
+            if grown := arguments.add(text):
+                yield CallText(name, grown, arguments.ended)
+            if not arguments.ended:
+                yield None
+        source.text = arguments.rest
+        while (end := source.text.find(self.closing)) < 0:
+            yield None
+        source.text = source.text[end + len(self.closing) :]
 
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
         head = f'{self.opening}\n{{"name": {json.dumps(name)}, "arguments": '
@@ -97,6 +145,28 @@ class XmlToolFormat:
             at = end
         return [(name, arguments)]
 
+    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+        while (head := _HEAD.match(source.text)) is None:
+            yield None
+        name = known(head["name"], functions)
+        schema, before = functions[name], "{"
+        source.text = source.text[head.end() :]
+        yield CallText(name, before)
+        while True:
+            source.text = source.text.lstrip()
+            if source.text.startswith(self.closing):
+                source.text = source.text[len(self.closing) :]
+                yield CallText(name, "}", ends=True)
+                return
+            if (param := _PARAMETER.match(source.text)) is None:
+                yield None
+                continue
+            source.text = source.text[param.end() :]
+            yield CallText(name, f"{before.strip('{')}{json.dumps(param['name'])}: ")
+            for text in _value_steps(source, properties_of(schema).get(param["name"], {}), schema):
+                yield None if text is None else CallText(name, text)
+            before = ", "
+
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
         required = list_of(arguments, "required")
         parts = [literal(f'<function name="{name}">')]
@@ -112,6 +182,13 @@ class XmlToolFormat:
         return " ".join([f"{rule}:", *parts, literal(self.closing)])
 
 
+def known(name: str, functions: Container[str]) -> str:
+    """`name`; ValueError if it is none of `functions`."""
+    if name not in functions:
+        raise ValueError(f"no function {name!r}")
+    return name
+
+
 def _parse_object(value: Any) -> dict[str, Any]:
     """An object, or the JSON text of one, as some models write arguments."""
     parsed = json.loads(value) if isinstance(value, str) else value
@@ -120,9 +197,13 @@ def _parse_object(value: Any) -> dict[str, Any]:
     return parsed
 
 
+_JSON_HEAD = re.compile(
+    r'<tool_call>\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)'
+)
 _PLAIN = r"""[^"'<>&\n]*"""
 _NAME = rf"""\s+name\s*=\s*(?P<quote>["'])(?P<name>{_PLAIN})(?P=quote)\s*>"""
 _HEAD, _PARAMETER = re.compile(f"<function{_NAME}"), re.compile(f"<param{_NAME}")
+_ENTITY_START = re.compile(r"&[a-z]{0,3}\Z")
 _SECTION = re.compile(r"<!\[CDATA\[((?:(?!\]\]>).)*)\]\]>", re.DOTALL)
 _SECTIONS = re.compile(rf"\s*(?:{_SECTION.pattern}\s*)+", re.DOTALL)
 
@@ -186,6 +267,45 @@ def _parse_value(inner: str, schema: Schema, root: Schema) -> Any:
     kind = _type(value)
     fits = kind in types or (kind == "integer" and "number" in types)
     return text if "string" in types and not fits else value
+
+
+_PARAM_END, _SECTION_START, _SECTION_END = "</param>", "<![CDATA[", "]]>"
+
+
+def _value_steps(source: Source, schema: Schema, root: Schema) -> Iterator[str | None]:
+    """The JSON text of a parameter's value up to its end: text as it comes, others at once."""
+    if _types(schema, root) == {"string"}:
+        yield '"'
+        for text in _text_steps(source):
+            yield text and json.dumps(text, ensure_ascii=False)[1:-1]
+        yield '"'
+        return
+    while (end := _find(source.text, _PARAM_END, 0)) < 0:
+        yield None
+    inner, source.text = source.text[:end], source.text[end + len(_PARAM_END) :]
+    yield sound_json(_parse_value(inner, schema, root))
+
+
+def _text_steps(source: Source) -> Iterator[str | None]:
+    """The text of a parameter, plain or in sections, up to its end."""
+    within = False
+    while True:
+        marks = (_SECTION_END,) if within else (_PARAM_END, _SECTION_START)
+        found = [(at, mark) for mark in marks if (at := source.text.find(mark)) >= 0]
+        at, mark = min(found, default=(-1, ""))
+        if not mark:
+            held = max(overlap(source.text, part) for part in marks)
+            if not within and (begun := _ENTITY_START.search(source.text)):
+                held = max(held, len(source.text) - begun.start())
+            at = len(source.text) - held
+        text, source.text = source.text[:at], source.text[at + len(mark) :]
+        if text := text if within else unescape(text):
+            yield text
+        if mark == _PARAM_END:
+            return
+        within = within if not mark else mark == _SECTION_START
+        if not mark:
+            yield None
 
 
 def _value_rule(schema: Schema, definitions: Schema, literal: Literal) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...text.python_tools import CLOSING, OPENING, python_name
-from .formats import Call, Literal, Schema, properties_of
+from .formats import Call, CallText, Literal, Schema, Source, Steps, known, properties_of
+from .growing_json import sound_json
 from .python_grammar import PythonGrammar
-from .python_literals import LENGTH, PythonCall, is_within_string, read_calls
+from .python_literals import LENGTH, PythonCall, is_within_string, read_calls, value_end
 
+_HEAD = re.compile(rf"{re.escape(OPENING)}\s*```\w*[ \t]*\n")
+_CALL = re.compile(r"\s*(?P<name>[^\W\d]\w*)\(")
 _FENCE = re.compile(r"\s*```\w*[ \t]*\n(?P<source>.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
@@ -33,7 +36,7 @@ class PythonToolFormat:
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
         source = _source(text[len(self.opening) :].removesuffix(self.closing))
-        names = {python_name(name): name for name in functions} | {name: name for name in functions}
+        names = by_python_name(functions)
         calls = []
         for call in read_calls(source):
             if call.name not in names:
@@ -44,8 +47,61 @@ class PythonToolFormat:
             raise ValueError("no call")
         return calls
 
+    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+        while (head := _HEAD.match(source.text)) is None:
+            yield None
+        names, at = by_python_name(functions), head.end()
+        while True:
+            if begun := _CALL.match(source.text, at):
+                name = names[known(begun["name"], names)]
+                source.text, at = source.text[begun.end() :], 0
+                yield from _call_steps(source, name, functions[name])
+            elif (end := source.text.find(self.closing, at)) >= 0:
+                source.text = source.text[end + len(self.closing) :]
+                return
+            else:
+                yield None
+
     def rules(self, rule: str, name: str, arguments: Schema, literal: Literal) -> str:
         return PythonGrammar(rule, arguments, literal).rules(python_name(name))
+
+
+def by_python_name(names: Iterable[str]) -> dict[str, str]:
+    """Names by what a call may have for them."""
+    own = list(names)
+    return {python_name(name): name for name in own} | {name: name for name in own}
+
+
+def _call_steps(source: Source, name: str, schema: Schema) -> Steps:
+    """The arguments of a call after its bracket, each as soon as it is complete."""
+    own = list(properties_of(schema))
+    names, count = by_python_name(own), 0
+    yield CallText(name, "{")
+    while True:
+        if (end := value_end(source.text)) < 0:
+            yield None
+            continue
+        text, ends = source.text[:end].strip(), source.text[end] == ")"
+        source.text = source.text[end + 1 :]
+        if text:
+            key, value = _argument(text)
+            key = names.get(key, key) if key else own[count]
+            yield CallText(name, f"{', ' if count else ''}{sound_json(key)}: {sound_json(value)}")
+            count += 1
+        if ends:
+            yield CallText(name, "}", ends=True)
+            return
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Name, if it has one, and value; a value that JSON does not have is its text."""
+    try:
+        [call] = read_calls(f"_({text})")
+    except ValueError:
+        key, _, value = text.partition("=")
+        return key.strip(), value.strip()
+    [(key, value)] = call.named.items() or [("", call.positional[0])]
+    return key, value
 
 
 def _source(text: str) -> str:
@@ -58,7 +114,7 @@ def _source(text: str) -> str:
 def _arguments(call: PythonCall, schema: Schema) -> dict[str, Any]:
     """By the names of the schema; values without a name go to its properties in order."""
     own = list(properties_of(schema))
-    names = {python_name(name): name for name in own} | {name: name for name in own}
+    names = by_python_name(own)
     if len(call.positional) > len(own):
         raise ValueError("more values than the function has parameters")
     arguments = dict(zip(own, call.positional, strict=False))

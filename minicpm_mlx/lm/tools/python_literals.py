@@ -73,6 +73,18 @@ def is_within_string(source: str) -> bool:
     return False
 
 
+def value_end(source: str) -> int:
+    """Where the comma or bracket is that ends the argument at the start of `source`; -1 if it has
+    not come."""
+    at = depth = 0
+    while at < len(source) and (token := _TOKEN.match(source, at)):
+        if not depth and token[0] in (",", ")"):
+            return at
+        depth += (token.lastgroup == "open") - (token.lastgroup == "close")
+        at = token.end()
+    return -1
+
+
 def _checked(source: str) -> str:
     """`source` as Python's parser may have it; ValueError for what is no call with literals."""
     if len(source) > LENGTH:

@@ -101,17 +101,30 @@ class ToolSet:
 
     @property
     def stops(self) -> list[str]:
-        """Stop strings: the end of the first call if no parallel calls are wanted."""
-        return [self.format.closing] if self.format is not None and not self.parallel else []
+        """Stop strings: the end of the first call if no parallel calls are wanted.
+
+        A grammar ends the reply by itself, and lets arguments have the text of the mark.
+        """
+        stops = self.format is not None and not self.parallel and not self.is_forced
+        return [self.format.closing] if self.format is not None and stops else []
 
     @property
     def is_forced(self) -> bool:
         """Whether the reply must be a call."""
         return self.active and self.choice != "auto"
 
-    def reader(self, marks: ThinkingForm | None = None) -> CallReader:
-        """Reads one reply; with `marks` its thought stays in the text, between them."""
-        return CallReader(self.format, self.functions, marks, parallel=self.parallel)
+    def reader(self, marks: ThinkingForm | None = None, *, streams: bool = False) -> CallReader:
+        """Reads one reply; with `marks` its thought stays in the text, between them.
+
+        With `streams` calls come in parts, where a grammar holds them valid.
+        """
+        return CallReader(
+            self.format,
+            self.functions,
+            marks,
+            parallel=self.parallel,
+            streams=streams and self.is_forced,
+        )
 
     def lark(self) -> str:
         """The grammar, in Lark, of a reply that must be calls."""

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
-from ...lm.tools.calls import Part, Thought, ToolCall
+from ...lm.tools.calls import CallDelta, Part, Thought, ToolCall
+from ...lm.tools.growing_json import whole_members
 from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import named_sse, new_id, stream_response
 from ..reply_stream import Chunk, FullReply, GenerationRequest, ReplyStream, full_replies
@@ -68,7 +69,7 @@ class MessageRun:
         self.service, self.body = service, body
         self.served = service.find_model(body.model)
         self.tools = body.request_tools(service)
-        self.reader = self.tools.reader()
+        self.reader = self.tools.reader(streams=True)
         self.has_called = False
 
     async def generation(self) -> GenerationRequest:
@@ -108,8 +109,10 @@ class MessageRun:
         for piece in self.read(reply):
             if isinstance(piece, str) and content and content[-1]["type"] == "text":
                 content[-1]["text"] += piece
-            else:
+            elif not isinstance(piece, CallDelta):
                 content.append(_block(piece))
+        if call := self.reader.open:  # cut off
+            content.append({**_call_head(call), "input": whole_members(call.arguments)})
         if content[-1:] and content[-1]["type"] == "thinking":
             content.append(_block(""))
         return {
@@ -144,7 +147,7 @@ def usage(stats: Stats) -> dict[str, int]:
     }
 
 
-def _block(piece: Part) -> dict[str, Any]:
+def _block(piece: str | Thought | ToolCall) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"type": "text", "text": piece}
     if isinstance(piece, Thought):
@@ -152,7 +155,7 @@ def _block(piece: Part) -> dict[str, Any]:
     return {**_call_head(piece), "input": json.loads(piece.arguments)}
 
 
-def _call_head(call: ToolCall) -> dict[str, Any]:
+def _call_head(call: ToolCall | CallDelta) -> dict[str, Any]:
     """A call without its arguments."""
     name = f"toolu_{call.id.removeprefix('call_')}"
     return {"type": "tool_use", "id": name, "name": call.name, "input": {}}
@@ -216,10 +219,13 @@ class ContentBlockStream:
             yield from self._begin(_block(""))
             yield self._delta({"type": "text_delta", "text": piece})
             return
-        yield from self._stop()
-        yield self._start(_call_head(piece))
+        if isinstance(piece, ToolCall):
+            yield from self._stop()
+            return
+        if piece.begins:
+            yield from self._stop()
+            yield self._start(_call_head(piece))
         yield self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
-        yield from self._stop()
 
     def finish(self) -> Iterator[Event]:
         """Ends the last block; content without an answer ends in an empty text."""

@@ -153,7 +153,7 @@ class ChatRun:
         )
 
     def reader(self) -> CallReader:
-        return self.tools.reader(self.marks)
+        return self.tools.reader(self.marks, streams=True)
 
     def response(self, replies: Sequence[FullReply]) -> dict[str, Any]:
         return {
@@ -164,16 +164,17 @@ class ChatRun:
         }
 
     def _choice(self, reply: FullReply) -> dict[str, Any]:
-        pieces = self.reader().read(reply)
+        reader = self.reader()
+        pieces = reader.read(reply)
         calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         thinking = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if thinking:
             message["reasoning_content"] = thinking
-        if calls:
+        if written := [*calls, *filter(None, [reader.open])]:
             message["content"] = text if text.strip() else None
-            message["tool_calls"] = [_call(call) for call in calls]
+            message["tool_calls"] = [_call(call) for call in written]
         logprobs = None
         if self.body.logprobs:
             logprobs = {
@@ -213,6 +214,8 @@ class ChoiceStream:
     def __init__(self, index: int, reader: CallReader):
         self.index, self.reader = index, reader
         self.calls = 0
+        """Those that have begun."""
+        self.has_called = False
 
     def add(self, chunk: Chunk, logprobs: list[dict[str, Any]] | None) -> Iterable[dict[str, Any]]:
         deltas = [delta for piece in self.reader.read(chunk) for delta in self._deltas(piece)]
@@ -222,7 +225,7 @@ class ChoiceStream:
             yield self.choice(delta, logprobs)
             logprobs = None
         if chunk.finish_reason:
-            yield self.choice({}, reason="tool_calls" if self.calls else chunk.finish_reason)
+            yield self.choice({}, reason="tool_calls" if self.has_called else chunk.finish_reason)
 
     def choice(
         self,
@@ -242,11 +245,13 @@ class ChoiceStream:
             return [{"content": piece}]
         if isinstance(piece, Thought):
             return [{"reasoning_content": piece.text}]
-        index, self.calls = self.calls, self.calls + 1
-        start = _call(piece)
-        start["function"]["arguments"] = ""
-        arguments = {"index": index, "function": {"arguments": piece.arguments}}
-        return [{"tool_calls": [{"index": index, **start}]}, {"tool_calls": [arguments]}]
+        if isinstance(piece, ToolCall):
+            self.has_called = True
+            return []
+        self.calls += piece.begins
+        delta = {"index": self.calls - 1, "function": {"arguments": piece.arguments}}
+        start = delta | _call(ToolCall(piece.name, "", piece.id))
+        return [{"tool_calls": [one]} for one in ([start, delta] if piece.begins else [delta])]
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...lm.outputs import Stats
-from ...lm.tools.calls import Thought, ToolCall
+from ...lm.tools.calls import CallDelta, Thought, ToolCall
 from ..http.api_error import ApiError
 from ..http.streaming import new_id
 from ..reply_stream import Chunk
@@ -53,11 +53,13 @@ class ResponseStream:
     ):
         self.service, self.echoed, self.logprobs = service, echoed, logprobs
         self.thinks = service.lm.tokenizer.thinking is not None
-        self.reader, self.has_tools = tools.reader(), tools.active
+        self.reader, self.has_tools = tools.reader(streams=True), tools.active
         self.id, self.created = new_id("resp_"), int(time.time())
         self.output: list[dict[str, Any]] = []
         self.message: dict[str, Any] | None = None
         """The open item, a message or a thought, to which text is added."""
+        self.call: dict[str, Any] | None = None
+        """The open item that is a call."""
         self.chunk: Chunk | None = None
         self.kind = _MESSAGE
         """Of the open item."""
@@ -76,9 +78,10 @@ class ResponseStream:
         pieces = self.reader.read(chunk)
         tokens = chat_logprobs(self.service, chunk.answer_tokens) if self.logprobs else []
         for piece in pieces or ([""] if tokens and not self.has_tools else []):
-            if isinstance(piece, ToolCall):
-                yield from self._close()
-                yield from self._call(piece)
+            if isinstance(piece, CallDelta):
+                yield from self._add_arguments(piece)
+            elif isinstance(piece, ToolCall):
+                yield from self._end_call()
             elif isinstance(piece, Thought):
                 yield from self._add_text(_THOUGHT, piece.text)
             else:
@@ -174,29 +177,46 @@ class ResponseStream:
         yield self._event("response.content_part.done", **position, part=content)
         yield self._item("response.output_item.done", message)
 
-    def _call(self, call: ToolCall) -> Iterator[ResponseEvent]:
-        item = {
-            "id": new_id("fc_"),
-            "type": "function_call",
-            "status": "in_progress",
-            "call_id": call.id,
-            "name": call.name,
-            "arguments": "",
-        }
-        self.output.append(item)
-        yield self._item("response.output_item.added", item)
-        position, arguments = self._position(item), call.arguments
-        yield self._event("response.function_call_arguments.delta", **position, delta=arguments)
-        item |= {"arguments": arguments, "status": "completed"}
+    def _add_arguments(self, part: CallDelta) -> Iterator[ResponseEvent]:
+        if part.begins:
+            yield from self._close()
+            self.call = {
+                "id": new_id("fc_"),
+                "type": "function_call",
+                "status": "in_progress",
+                "call_id": part.id,
+                "name": part.name,
+                "arguments": "",
+            }
+            self.output.append(self.call)
+            yield self._item("response.output_item.added", self.call)
+        assert self.call is not None
+        self.call["arguments"] += part.arguments
         yield self._event(
-            "response.function_call_arguments.done", **position, arguments=arguments, name=call.name
+            "response.function_call_arguments.delta",
+            **self._position(self.call),
+            delta=part.arguments,
         )
-        yield self._item("response.output_item.done", item)
+
+    def _end_call(self, status: str = "completed") -> Iterator[ResponseEvent]:
+        """Ends the call, if one is open."""
+        if self.call is None:
+            return
+        call, self.call = self.call, None
+        call["status"] = status
+        yield self._event(
+            "response.function_call_arguments.done",
+            **self._position(call),
+            arguments=call["arguments"],
+            name=call["name"],
+        )
+        yield self._item("response.output_item.done", call)
 
     def _end(self, reason: str) -> Iterator[ResponseEvent]:
         status = _status(reason)
         if not self.output:
             yield from self._open(_MESSAGE)
+        yield from self._end_call(status)
         yield from self._close(status)
         yield self._event(f"response.{status}", response=self.response())
 

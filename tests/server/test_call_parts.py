@@ -1,0 +1,114 @@
+"""Calls that the APIs stream while the model writes them; whole replies have the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.apis import TOOL_TEMPLATE, sse
+from support.calls import as_json, as_xml
+from support.scripted_model import SPECIAL, TEMPLATE, scripted_lm
+from support.serving import Live, serving
+
+GIVEN = {"path": "a.py", "text": "if a < b:\n  c = '</tool_call>'", "mode": 6}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "text": {"type": "string"},
+        "mode": {"type": "integer"},
+    },
+    "required": ["path", "text", "mode"],
+}
+CUT = 45
+"""Tokens, which end within the text."""
+
+
+@pytest.fixture(scope="module", params=["json", "xml"])
+def live(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Live]:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("llguidance")
+    template, write = {"json": (TOOL_TEMPLATE, as_json), "xml": (TEMPLATE, as_xml)}[request.param]
+    special = SPECIAL if request.param == "xml" else ("<|im_start|>", "<|im_end|>")
+    call = write([("write", GIVEN)])
+    lm = scripted_lm(tmp_path_factory.mktemp("calls") / "m", {"save": call}, template, special)
+    with serving(lm) as live:
+        yield live
+
+
+def post(live: Live, path: str, body: dict[str, Any]) -> Any:
+    answer = live.ask("POST", path, {"model": "m", **body})
+    assert answer.status == 200, answer.body
+    return answer
+
+
+MESSAGES = [{"role": "user", "content": "save"}]
+
+
+def test_chat_streams_arguments_as_they_are_written(live: Live) -> None:
+    tool = {"type": "function", "function": {"name": "write", "parameters": SCHEMA}}
+    body: dict[str, Any] = {"messages": MESSAGES, "tools": [tool], "tool_choice": "required"}
+    for limit, reason in ((400, "tool_calls"), (CUT, "length")):
+        asked = body | {"max_tokens": limit, "parallel_tool_calls": False}
+        [choice] = post(live, "/v1/chat/completions", asked).json["choices"]
+        [call] = choice["message"]["tool_calls"]
+        chunks = sse(post(live, "/v1/chat/completions", asked | {"stream": True}).body)
+        deltas = [
+            call
+            for chunk in chunks
+            for choice in chunk["choices"]
+            for call in choice["delta"].get("tool_calls", ())
+        ]
+        assert deltas[0]["function"] == {"name": "write", "arguments": ""}
+        assert len(deltas) > 10
+        joined = "".join(delta["function"]["arguments"] for delta in deltas)
+        assert joined == call["function"]["arguments"]
+        reasons = chunks[-1]["choices"][0]["finish_reason"], choice["finish_reason"]
+        assert reasons == (reason, reason)
+        assert json.dumps(GIVEN).startswith(joined)
+        assert (joined == json.dumps(GIVEN)) == (reason == "tool_calls")
+
+
+def test_responses_stream_arguments_as_they_are_written(live: Live) -> None:
+    tool = {"type": "function", "name": "write", "parameters": SCHEMA}
+    body: dict[str, Any] = {"input": "save", "tools": [tool], "tool_choice": "required"}
+    for limit, status in ((400, "completed"), (CUT, "incomplete")):
+        asked = body | {"max_output_tokens": limit, "parallel_tool_calls": False}
+        [call] = post(live, "/v1/responses", asked).json["output"]
+        events = sse(post(live, "/v1/responses", asked | {"stream": True}).body)
+        deltas = [one["delta"] for one in events if one["type"].endswith("arguments.delta")]
+        assert "".join(deltas) == call["arguments"]
+        [done] = [one for one in events if one["type"] == "response.output_item.done"]
+        same = {key: call[key] for key in ("status", "name", "arguments")}
+        assert same == {key: done["item"][key] for key in same}
+        assert call["status"] == status == events[-1]["response"]["status"]
+
+
+def test_messages_stream_arguments_as_they_are_written(live: Live) -> None:
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    body: dict[str, Any] = {"messages": MESSAGES, "tool_choice": choice}
+    body["tools"] = [{"name": "write", "input_schema": SCHEMA}]
+    for limit, reason in ((400, "tool_use"), (CUT, "max_tokens")):
+        asked = body | {"max_tokens": limit}
+        whole = post(live, "/v1/messages", asked).json
+        [call] = whole["content"]
+        events = sse(post(live, "/v1/messages", asked | {"stream": True}).body)
+        deltas = [
+            one["delta"]["partial_json"] for one in events if one["type"] == "content_block_delta"
+        ]
+        assert len(deltas) > 10
+        joined = "".join(deltas)
+        assert json.dumps(GIVEN).startswith(joined)
+        expected = GIVEN if reason == "tool_use" else {"path": "a.py"}
+        assert (call["input"], whole["stop_reason"]) == (expected, reason)
+        assert [one["type"] for one in events[-3:]] == [
+            "content_block_stop",
+            "message_delta",
+            "message_stop",
+        ]
+        assert events[-2]["delta"]["stop_reason"] == reason
