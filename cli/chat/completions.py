@@ -9,7 +9,7 @@ from minicpm_mlx import model_cards
 from minicpm_mlx.errors import SessionError
 
 from .conversation import CHAT_SETTINGS
-from .slash_commands import THINK
+from .thinking import THINK
 
 
 def completions(command: str) -> Iterable[str] | None:

@@ -1,7 +1,7 @@
 """The chat's slash commands.
 
 To add one, write its function, enter it in `COMMANDS`, and describe it under its name in
-`render/texts.py`, in both languages.
+`render/command_texts.py`, in both languages.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ..render.texts import size_text
 from .attachments import attach, save, token_count, typed_path
 from .conversation import CHAT_SETTINGS, LEAVE, is_here, offer, settings
 from .settings import NONE, expected, parse_setting, setting_text
+from .thinking import think, think_text, thoughts
+from .tools import list_tools
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
@@ -50,45 +52,6 @@ def system(terminal: TerminalChat, text: str) -> None:
         terminal.save()
     prompt = terminal.chat.system
     terminal.note("system", text=prompt) if prompt else terminal.note("no_system")
-
-
-def think(terminal: TerminalChat, text: str) -> None:
-    """Sets whether the model thinks; a number is the longest thought, in tokens."""
-    chat, word = terminal.chat, text.strip().lower()
-    if chat.lm.tokenizer.thinking is None:
-        terminal.note("no_thinking", style="warning" if word in ("", "off") else "error")
-        return
-    if word.isdecimal():
-        chat.think, chat.think_tokens = True, int(word)
-    elif word in THINK:
-        chat.think, chat.think_tokens = THINK[word], None
-    elif word:
-        terminal.note("usage", usage="/think [on|off|auto|N]", style="error")
-        return
-    if word:
-        terminal.save()
-    state = terminal.texts(f"think.{think_text(chat.think)}")
-    if chat.think is not False and chat.think_tokens is not None:
-        tokens = terminal.texts.count("token", chat.think_tokens)
-        state += terminal.texts("think.limit", tokens=tokens)
-    terminal.print(state)
-
-
-THINK = {"on": True, "off": False, "auto": None}
-
-
-def think_text(value: bool | None) -> str:
-    return next(word for word, meant in THINK.items() if meant is value)
-
-
-def thoughts(terminal: TerminalChat, _: str) -> None:
-    if thought := terminal.chat.thought():
-        stream = terminal.thought_stream(lasting=True)
-        stream.feed(thought)
-        stream.close()
-        terminal.print("")
-    else:
-        terminal.note("no_thought", style="warning")
 
 
 SETTING = re.compile(r"([^\s=]*)[\s=]*(.*)", re.S)  # "name value" or "name=value"
@@ -363,16 +326,6 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
-def tools(terminal: TerminalChat, _: str) -> None:
-    given = terminal.tools
-    if given is None or not given.described or terminal.chat.tools is None:
-        terminal.note("no_tool", style="warning")
-        return
-    for line in given.lines():
-        terminal.print(line, cut=True)
-    terminal.note("tools_end")
-
-
 SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system, "think": think}
 """Commands whose settings /show lists too."""
 
@@ -384,7 +337,7 @@ COMMANDS = {
     "/show": Command(show),
     "/think": Command(think, "[on|off|auto|N]"),
     "/thoughts": Command(thoughts),
-    "/tools": Command(tools),
+    "/tools": Command(list_tools),
     "/save": Command(save, "[-f] [-t] [NAME|FILE.md]"),
     "/load": Command(load, "NAME"),
     "/sessions": Command(sessions_, "[delete NAME]"),
