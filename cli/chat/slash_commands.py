@@ -23,7 +23,6 @@ from .attachments import attach, save, token_count, typed_path
 from .conversation import CHAT_SETTINGS, LEAVE, is_here, offer, settings
 from .settings import NONE, expected, parse_setting, setting_text
 from .thinking import think, think_text, thoughts
-from .tools import list_tools
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
@@ -324,6 +323,16 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.print(terminal.texts.count("token", token_count(terminal, text)))
     else:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
+
+
+def list_tools(terminal: TerminalChat, _: str) -> None:
+    given = terminal.tools
+    if given is None or not given.described or terminal.chat.tools is None:
+        terminal.note("no_tool", style="warning")
+        return
+    for line in given.lines():
+        terminal.print(line, cut=True)
+    terminal.note("tools_end")
 
 
 SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system, "think": think}

@@ -11,7 +11,6 @@ from minicpm_mlx.arguments import printable
 if TYPE_CHECKING:
     from minicpm_mlx.lm.tools.calls import ToolCall
 
-    from .conversation import TerminalChat
     from .mcp.servers import McpServers
 
 ARGUMENTS = 400
@@ -78,13 +77,3 @@ def shown_call(call: ToolCall) -> str:
 def _first_line(text: str) -> str:
     lines = printable(text).strip().splitlines() or [""]
     return lines[0][:200] + (" …" if len(lines) > 1 or len(lines[0]) > 200 else "")
-
-
-def list_tools(terminal: TerminalChat, _: str) -> None:
-    given = terminal.tools
-    if given is None or not given.described or terminal.chat.tools is None:
-        terminal.note("no_tool", style="warning")
-        return
-    for line in given.lines():
-        terminal.print(line, cut=True)
-    terminal.note("tools_end")
