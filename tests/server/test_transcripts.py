@@ -7,6 +7,7 @@ The transcripts are in tests/data/transcripts, one file for each API. To write t
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from support.scripted_model import scripted_lm
-from support.serving import Answer, serving
+from support.serving import Answer, Live, serving
 from support.transcripts import assemble, compact, comparable, shown
 
 TRANSCRIPTS = Path(__file__).parents[1] / "data" / "transcripts"
@@ -140,7 +141,7 @@ def openai_responses() -> dict[str, Body]:
     }
 
 
-def anthropic() -> dict[str, Body]:
+def anthropic_messages() -> dict[str, Body]:
     tools = {"tools": [{"name": "look", "input_schema": SCHEMA}]}
     limit = {"max_tokens": 99}
 
@@ -248,7 +249,7 @@ APIS: Mapping[str, tuple[str, Mapping[str, Body], Body]] = {
     "openai_chat": ("/v1/chat/completions", openai_chat(), USAGE),
     "openai_completions": ("/v1/completions", openai_completions(), USAGE),
     "openai_responses": ("/v1/responses", openai_responses(), {}),
-    "anthropic": ("/v1/messages", anthropic(), {}),
+    "anthropic": ("/v1/messages", anthropic_messages(), {}),
     "ollama_chat": ("/api/chat", ollama_chat(), {}),
     "ollama_generate": ("/api/generate", ollama_generate(), {}),
     "sglang": ("/generate", sglang(), {}),
@@ -274,9 +275,16 @@ Exchanges = Callable[[str], Mapping[str, Exchange]]
 
 
 @pytest.fixture(scope="module")
-def exchanges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchanges]:
-    """Those of an API, by what they are about."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("scripted") / "thinker"
+    # Without a prefix cache no reply knows of those before it.
+    with serving(scripted_lm(folder, SCRIPT, words=WORDS), cache_bytes=0) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def exchanges(live: Live) -> Exchanges:
+    """Those of an API, by what they are about."""
 
     @cache
     def of(api: str) -> Mapping[str, Exchange]:
@@ -289,9 +297,7 @@ def exchanges(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchanges]:
             found[name] = Exchange(body, whole, stream)
         return found
 
-    # Without a prefix cache no reply knows of those before it.
-    with serving(scripted_lm(folder, SCRIPT, words=WORDS), cache_bytes=0) as live:
-        yield of
+    return of
 
 
 over_apis = pytest.mark.parametrize("api", APIS)
@@ -326,3 +332,85 @@ def simple(reply: Any) -> Any:
             if message := choice.get("message"):
                 choice["message"] = {name: value for name, value in message.items() if value}
     return reply
+
+
+@pytest.mark.slow
+def test_openai_s_client_reads_each_stream_as_the_whole_reply(live: Live) -> None:
+    openai = pytest.importorskip("openai")
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+    from openai.types.responses import Response, ResponseStreamEvent
+
+    with openai.OpenAI(api_key="x", base_url=f"{live.url}/v1") as client:
+        chats, responses = client.chat.completions, client.responses
+        for name, body in openai_chat().items():
+            how: Body = {"model": "thinker", "messages": [], "extra_body": body}
+            with chats.stream(**how, **USAGE) as parts:
+                chunks = [part.chunk for part in parts if part.type == "chunk"]
+                try:
+                    final = parts.get_final_completion()
+                except openai.LengthFinishReasonError as cut:
+                    final = cut.completion
+            whole = chats.create(**how)
+            assert filled(final) == filled(whole), name
+            check(ChatCompletion, whole)
+            check(ChatCompletionChunk, *chunks)
+        for name, body in openai_responses().items():
+            how = {"model": "thinker", "input": "", "extra_body": body}
+            events, whole = [*responses.create(**how, stream=True)], responses.create(**how)
+            assert filled(events[-1].response) == filled(whole), name
+            check(Response, whole)
+            check(ResponseStreamEvent, *events)
+
+
+@pytest.mark.slow
+def test_anthropic_s_client_reads_each_stream_as_the_whole_reply(live: Live) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    from anthropic.types import Message, RawMessageStreamEvent
+
+    with anthropic.Anthropic(api_key="x", base_url=live.url) as client:
+        for name, body in anthropic_messages().items():
+            how: Body = {"model": "thinker", "messages": [], "max_tokens": 9, "extra_body": body}
+            with client.messages.stream(**how) as stream:
+                final = stream.get_final_message()
+            whole = client.messages.create(**how)
+            assert filled(final) == filled(whole), name
+            check(Message, whole)
+            check(RawMessageStreamEvent, *client.messages.create(**how, stream=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("api", ["ollama_chat", "ollama_generate"])
+def test_ollama_s_client_reads_each_stream_as_the_whole_reply(live: Live, api: str) -> None:
+    ollama = pytest.importorskip("ollama")
+    path, bodies, _ = APIS[api]
+    with ollama.Client(live.url) as client:
+        ask = client.chat if api == "ollama_chat" else client.generate
+        for name, body in bodies.items():
+            lines = [filled(line.model_dump()) for line in ask("thinker", **body, stream=True)]
+            stream = assemble(path, "\n".join(map(json.dumps, lines)).encode())
+            whole = ask("thinker", **body).model_dump()
+            assert filled(stream) == filled(whole), name
+
+
+def check(kind: Any, *objects: Any) -> None:
+    """Asserts that a client's objects, which it does not check itself, are of a type of its."""
+    from pydantic import TypeAdapter
+
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    for found in objects:
+        adapter.validate_python(found.to_dict())
+
+
+def filled(reply: Any) -> Any:
+    """What a client's object says: all but what is empty, or differs from run to run."""
+    reply = reply.to_dict() if hasattr(reply, "to_dict") else reply
+
+    def rest(value: Any) -> Any:
+        if isinstance(value, list):
+            return [rest(inner) for inner in value]
+        if not isinstance(value, dict):
+            return value
+        inner = {name: rest(inner) for name, inner in value.items() if name != "index"}
+        return {name: value for name, value in inner.items() if value not in (None, "", [], {})}
+
+    return rest(comparable(reply))
