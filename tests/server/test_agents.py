@@ -18,6 +18,8 @@ from support.serving import Live, serving
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
+RESULT = "</function><|im_end|>\n<|im_start|>user\n"
+"""A prompt has it before what a tool answered, whatever that says."""
 LOOK = "echo 'Paris is sunny' | tee weather.txt"
 NOTE = "three < four & five\n"
 
@@ -32,12 +34,12 @@ SCRIPT = {
     "weather by claude": call("Bash", command=LOOK, description="weather"),
     "weather by pi": call("bash", command=LOOK),
     "weather by opencode": call("bash", command=LOOK, description="weather"),
-    "note by codex": call("exec_command", cmd=f"printf '{NOTE[:-1]}\\n' > note.txt; echo wrote it"),
+    "note by codex": call("exec_command", cmd=f"printf '{NOTE[:-1]}\\n' > note.txt"),
     "note by claude": call("Write", file_path="{folder}/note.txt", content=NOTE),
     "note by pi": call("write", path="note.txt", content=NOTE),
     "note by opencode": call("write", filePath="{folder}/note.txt", content=NOTE),
+    RESULT: "<think>Done.</think>The note is there.",
     "is sunny": "<think>I know.</think>It is sunny there.",
-    **dict.fromkeys(("ote it", "created successfully"), "<think>Done.</think>The note is there."),
 }
 
 AGENTS = {
