@@ -23,22 +23,21 @@ SCHEMA = {
     },
     "required": ["path", "text", "mode"],
 }
-CUT = 45
-"""Tokens, which end within the text."""
+Run = tuple[Live, int]
+"""The server, and the tokens of a reply that ends within the text."""
 
 
 @pytest.fixture(scope="module", params=["json", "xml"])
-def live(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Live]:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     pytest.importorskip("fastapi")
     pytest.importorskip("llguidance")
     template, write = {"json": (TOOL_TEMPLATE, as_json), "xml": (TEMPLATE, as_xml)}[request.param]
     special = SPECIAL if request.param == "xml" else ("<|im_start|>", "<|im_end|>")
     call = write([("write", GIVEN)])
     lm = scripted_lm(tmp_path_factory.mktemp("calls") / "m", {"save": call}, template, special)
+    until = call[: call.index("< b")]
     with serving(lm) as live:
-        yield live
+        yield live, len(lm.tokenizer.encode(until, add_bos=False))
 
 
 def post(live: Live, path: str, body: dict[str, Any]) -> Any:
@@ -50,10 +49,11 @@ def post(live: Live, path: str, body: dict[str, Any]) -> Any:
 MESSAGES = [{"role": "user", "content": "save"}]
 
 
-def test_chat_streams_arguments_as_they_are_written(live: Live) -> None:
+def test_chat_streams_arguments_as_they_are_written(run: Run) -> None:
+    live, cut = run
     tool = {"type": "function", "function": {"name": "write", "parameters": SCHEMA}}
     body: dict[str, Any] = {"messages": MESSAGES, "tools": [tool], "tool_choice": "required"}
-    for limit, reason in ((400, "tool_calls"), (CUT, "length")):
+    for limit, reason in ((400, "tool_calls"), (cut, "length")):
         asked = body | {"max_tokens": limit, "parallel_tool_calls": False}
         [choice] = post(live, "/v1/chat/completions", asked).json["choices"]
         [call] = choice["message"]["tool_calls"]
@@ -74,10 +74,11 @@ def test_chat_streams_arguments_as_they_are_written(live: Live) -> None:
         assert (joined == json.dumps(GIVEN)) == (reason == "tool_calls")
 
 
-def test_responses_stream_arguments_as_they_are_written(live: Live) -> None:
+def test_responses_stream_arguments_as_they_are_written(run: Run) -> None:
+    live, cut = run
     tool = {"type": "function", "name": "write", "parameters": SCHEMA}
     body: dict[str, Any] = {"input": "save", "tools": [tool], "tool_choice": "required"}
-    for limit, status in ((400, "completed"), (CUT, "incomplete")):
+    for limit, status in ((400, "completed"), (cut, "incomplete")):
         asked = body | {"max_output_tokens": limit, "parallel_tool_calls": False}
         [call] = post(live, "/v1/responses", asked).json["output"]
         events = sse(post(live, "/v1/responses", asked | {"stream": True}).body)
@@ -89,11 +90,12 @@ def test_responses_stream_arguments_as_they_are_written(live: Live) -> None:
         assert call["status"] == status == events[-1]["response"]["status"]
 
 
-def test_messages_stream_arguments_as_they_are_written(live: Live) -> None:
+def test_messages_stream_arguments_as_they_are_written(run: Run) -> None:
+    live, cut = run
     choice = {"type": "any", "disable_parallel_tool_use": True}
     body: dict[str, Any] = {"messages": MESSAGES, "tool_choice": choice}
     body["tools"] = [{"name": "write", "input_schema": SCHEMA}]
-    for limit, reason in ((400, "tool_use"), (CUT, "max_tokens")):
+    for limit, reason in ((400, "tool_use"), (cut, "max_tokens")):
         asked = body | {"max_tokens": limit}
         whole = post(live, "/v1/messages", asked).json
         [call] = whole["content"]

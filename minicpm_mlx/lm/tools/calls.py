@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from ...text.thinking import ThinkingForm, overlap
-from .formats import CallText, Source, Steps, ToolFormat
+from .formats import BlockText, CallText, Steps, ToolFormat
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class CallDelta:
 
 Part = str | Thought | CallDelta | ToolCall
 """Of a reply: text, thought, a part of a call, or a whole call after all of its parts."""
+
+
+def _append(parts: list[Part], part: Part) -> None:
+    """Adds a part; to the one before where both are of one call."""
+    last = parts[-1] if parts else None
+    if isinstance(last, CallDelta) and isinstance(part, CallDelta) and last.id == part.id:
+        parts[-1] = replace(last, arguments=last.arguments + part.arguments)
+    else:
+        parts.append(part)
 
 
 class ReplyPart(Protocol):
@@ -96,7 +105,7 @@ class CallReader:
     ):
         self.format, self.functions, self.marks = tool_format, functions, marks
         self.parallel, self.streams = parallel, streams
-        self.source = Source("")
+        self.source = BlockText("")
         self.steps: Steps | None = None
         """Of the block from which parts have come, up to its end."""
         self.open: ToolCall | None = None
@@ -150,7 +159,7 @@ class CallReader:
     def _begin(self) -> bool:
         """Whether parts can come of the block that begins `pending`, which is taken out then."""
         assert self.format is not None
-        source = Source(self.pending)
+        source = BlockText(self.pending)
         steps = self.format.steps(source, self.functions)
         try:
             first = next(steps, None)
@@ -169,7 +178,8 @@ class CallReader:
                 if step is None:
                     return pieces
                 if self.parallel or not self.has_called:
-                    pieces += self._grow_call(step)
+                    for part in self._grow_call(step):
+                        _append(pieces, part)
         except ValueError:
             pass  # in another layout than the grammar's: what follows is text
         self.steps, self.pending, self.space = None, self.source.text, ""

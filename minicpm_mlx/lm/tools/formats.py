@@ -30,7 +30,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 @dataclass
-class Source:
+class BlockText:
     """The text of a block that is not read yet; more is added as it comes."""
 
     text: str
@@ -70,7 +70,7 @@ class ToolFormat(Protocol):
         """The calls of a block; ValueError if one calls none of `functions`."""
         ...
 
-    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+    def steps(self, source: BlockText, functions: Mapping[str, Schema]) -> Steps:
         """The calls of a block that the grammar of `rules` holds valid, while they are written.
 
         ValueError, before the first part, for a block in another layout.
@@ -98,7 +98,7 @@ class JsonToolFormat:
             raise ValueError(f"no function {name!r}")
         return [(name, _parse_object(call.get("arguments") or {}))]
 
-    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+    def steps(self, source: BlockText, functions: Mapping[str, Schema]) -> Steps:
         while (head := _JSON_HEAD.match(source.text)) is None:
             yield None
         name = known(json.loads(head["name"]), functions)
@@ -145,7 +145,7 @@ class XmlToolFormat:
             at = end
         return [(name, arguments)]
 
-    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+    def steps(self, source: BlockText, functions: Mapping[str, Schema]) -> Steps:
         while (head := _HEAD.match(source.text)) is None:
             yield None
         name = known(head["name"], functions)
@@ -272,7 +272,7 @@ def _parse_value(inner: str, schema: Schema, root: Schema) -> Any:
 _PARAM_END, _SECTION_START, _SECTION_END = "</param>", "<![CDATA[", "]]>"
 
 
-def _value_steps(source: Source, schema: Schema, root: Schema) -> Iterator[str | None]:
+def _value_steps(source: BlockText, schema: Schema, root: Schema) -> Iterator[str | None]:
     """The JSON text of a parameter's value up to its end: text as it comes, others at once."""
     if _types(schema, root) == {"string"}:
         yield '"'
@@ -286,7 +286,7 @@ def _value_steps(source: Source, schema: Schema, root: Schema) -> Iterator[str |
     yield sound_json(_parse_value(inner, schema, root))
 
 
-def _text_steps(source: Source) -> Iterator[str | None]:
+def _text_steps(source: BlockText) -> Iterator[str | None]:
     """The text of a parameter, plain or in sections, up to its end."""
     within = False
     while True:

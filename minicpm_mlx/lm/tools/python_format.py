@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ...text.python_tools import CLOSING, OPENING, python_name
-from .formats import Call, CallText, Literal, Schema, Source, Steps, known, properties_of
+from .formats import BlockText, Call, CallText, Literal, Schema, Steps, known, properties_of
 from .growing_json import sound_json
 from .python_grammar import PythonGrammar
 from .python_literals import LENGTH, PythonCall, is_within_string, read_calls, value_end
@@ -47,7 +47,7 @@ class PythonToolFormat:
             raise ValueError("no call")
         return calls
 
-    def steps(self, source: Source, functions: Mapping[str, Schema]) -> Steps:
+    def steps(self, source: BlockText, functions: Mapping[str, Schema]) -> Steps:
         while (head := _HEAD.match(source.text)) is None:
             yield None
         names, at = by_python_name(functions), head.end()
@@ -72,7 +72,7 @@ def by_python_name(names: Iterable[str]) -> dict[str, str]:
     return {python_name(name): name for name in own} | {name: name for name in own}
 
 
-def _call_steps(source: Source, name: str, schema: Schema) -> Steps:
+def _call_steps(source: BlockText, name: str, schema: Schema) -> Steps:
     """The arguments of a call after its bracket, each as soon as it is complete."""
     own = list(properties_of(schema))
     names, count = by_python_name(own), 0

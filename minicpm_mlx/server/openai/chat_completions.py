@@ -249,8 +249,9 @@ class ChoiceStream:
             self.has_called = True
             return []
         self.calls += piece.begins
-        delta = {"index": self.calls - 1, "function": {"arguments": piece.arguments}}
-        start = delta | _call(ToolCall(piece.name, "", piece.id))
+        position = {"index": self.calls - 1}
+        start = position | _call(ToolCall(piece.name, "", piece.id))
+        delta = position | {"function": {"arguments": piece.arguments}}
         return [{"tool_calls": [one]} for one in ([start, delta] if piece.begins else [delta])]
 
 
