@@ -32,7 +32,7 @@ SCRIPT = {
     "Object?": '<think>\nAn object.\n</think>\n\n{"dry": true}',
     "Look": LOOK.format("Rome"),
     "Say, look": "It is: " + LOOK.format("Rome"),
-    "Both": LOOK.format("Rome") + "\n" + LOOK.format("a &lt; b"),
+    "Both": LOOK.format("Rome") + "\n" + LOOK.format("<![CDATA[a<b]]>"),
     "Think, look": f'<think>\nIs it <function name="look">?\n</think>\n\n{LOOK.format("Rome")}',
     "18 °C": "<think>\nIt is warm.\n</think>\n\nIt is dry today.",
 }
@@ -87,6 +87,7 @@ def openai_chat() -> dict[str, Body]:
         "a required call": said("Look") | tools | {"tool_choice": "required"},
         "a named call": said("Look") | tools | {"tool_choice": named},
         "two calls": said("Both") | tools,
+        "two required calls": said("Both") | tools | {"tool_choice": "required"},
         "two calls where one is allowed": said("Both") | tools | {"parallel_tool_calls": False},
         "text, then a call": said("Say, look") | tools,
         "a thought, then a call": said("Think, look") | tools,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .apis import sse
@@ -159,8 +160,8 @@ def _anthropic(content: bytes) -> JsonDict:
             )
         elif kind == "content_block_stop":
             block = message["content"][event["index"]]
-            if text := block.pop("json"):
-                block["input"] = json.loads(text)
+            with suppress(ValueError):  # cut off by the limit, or no call's
+                block["input"] = json.loads(block.pop("json"))
         elif kind == "message_delta":
             message |= event["delta"] | {"usage": event["usage"]}
         else:
