@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.lm.tools.calls import CallDelta, CallReader, Part, ToolCall
-from minicpm_mlx.lm.tools.formats import JsonToolFormat, ToolFormat, XmlToolFormat
+from minicpm_mlx.lm.tools.formats import JsonToolFormat, ToolFormat
 from minicpm_mlx.lm.tools.growing_json import GrowingJson, sound_json, whole_members
 from minicpm_mlx.lm.tools.python_format import PythonToolFormat
+from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
 from support.calls import as_json, as_python, as_xml
 
 FORMS: list[tuple[ToolFormat, Any]] = [

@@ -13,7 +13,7 @@ from support.calls import as_json, as_xml
 from support.scripted_model import SPECIAL, TEMPLATE, scripted_lm
 from support.serving import Live, serving
 
-GIVEN = {"path": "a.py", "text": "if a < b:\n  c = '</tool_call>'", "mode": 6}
+GIVEN = {"path": "a.py", "text": "if a < b:\n  c[0] = '</tool_call>'", "mode": 6}
 SCHEMA = {
     "type": "object",
     "properties": {

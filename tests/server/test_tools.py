@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import minicpm_mlx as mm
 from minicpm_mlx.lm.tools.calls import CallReader, ToolCall
-from minicpm_mlx.lm.tools.formats import JsonToolFormat, XmlToolFormat
+from minicpm_mlx.lm.tools.formats import JsonToolFormat
 from minicpm_mlx.lm.tools.tool_set import detect_tool_format
+from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
 from minicpm_mlx.text.chat_template import BUILTIN, CHATML, Template
 from support.apis import TOOL_TEMPLATE, merged
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
-from minicpm_mlx.lm.tools.formats import XmlToolFormat
+from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
 from minicpm_mlx.text.chat_prompt import chat_prompt
 from minicpm_mlx.text.chat_template import CHATML, MINICPM
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer

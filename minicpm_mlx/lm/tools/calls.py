@@ -171,7 +171,7 @@ class CallReader:
         return True
 
     def _grow(self) -> list[Part]:
-        """What is certain of the block of `steps`; `pending` is what follows it."""
+        """Reads on in the block of `steps`; what follows it becomes `pending`."""
         pieces: list[Part] = []
         try:
             for step in self.steps or ():

@@ -16,8 +16,9 @@ from ...text.tokenizer import Tokenizer
 from ..structured.closed_schema import closed
 from ..structured.grammar import grammar_of
 from .calls import CallReader, names_none
-from .formats import JsonToolFormat, ToolFormat, XmlToolFormat
+from .formats import JsonToolFormat, ToolFormat
 from .python_format import PythonToolFormat
+from .xml_format import XmlToolFormat
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
 """What the model is told of a function without `parameters`; templates expect both fields."""
