@@ -101,7 +101,7 @@ def _codex(at: ServerAddress) -> dict[str, Any]:
         "model": at.model,
         "model_provider": ID,
         "model_context_window": at.window,
-        # Tools that only OpenAI's own service has.
+        # Without sub-agents and a search that only OpenAI's service has: a shorter prompt.
         "web_search": "disabled",
         "agents": {"enabled": False},
         "model_providers": {ID: provider},

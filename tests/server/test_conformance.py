@@ -287,7 +287,7 @@ REFUSED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("prompt", {"prompt": {"id": "p"}}),
         ("reasoning.effort", {"reasoning": {"effort": "high"}}),
         ("text.verbosity", {"text": {"verbosity": "low"}}),
-        ("tools", {"tools": [{"type": "web_search"}]}),
+        ("tools", {"tools": [{"type": "file_search"}]}),
         ("input", {"input": []}),
         ("only text", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}),
         ("seed", {"seed": 1}),

@@ -17,6 +17,7 @@ SCRIPT = {
     "weather": f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}",
     "call": '<think>\nI may call <function name="f">.\n</think>\n\n<function name="look">'
     '<param name="place">Paris</param></function>',
+    "town": '<function name="mcp__town__look"><param name="place">Paris</param></function>',
     "json": '<think>\nAn object.\n</think>\n\n{"a": 1}',
     "endless": "<think>\n" + "on and on " * 30,
 }
@@ -211,9 +212,55 @@ def test_anthropic_s_api_takes_what_claude_code_always_sends(live: Live) -> None
     assert post(live, "/v1/messages", **body).json["content"] == bounded["content"]
 
 
-def test_the_responses_api_takes_codex_s_metadata(live: Live) -> None:
-    body = {"input": "weather", "client_metadata": {"session_id": "s"}}
-    assert post(live, "/v1/responses", **body).status == 200
+CODEX = {
+    "client_metadata": {"session_id": "s"},
+    "tools": [
+        {"type": "function", "strict": False, **LOOK},
+        {
+            "type": "namespace",
+            "name": "mcp__town",
+            "description": "Towns.",
+            "tools": [{"type": "function", "defer_loading": True, **LOOK}],
+        },
+        {"type": "web_search", "external_web_access": True},
+    ],
+}
+
+
+@pytest.mark.parametrize("choice", ["auto", {"type": "function", "name": "mcp__town__look"}])
+def test_the_responses_api_takes_codex_s_tools(live: Live, choice: object) -> None:
+    asked = {"input": [{"role": "user", "content": "town"}], **CODEX, "tool_choice": choice}
+    whole = post(live, "/v1/responses", **asked).json
+    assert [tool["type"] for tool in whole["tools"]] == ["function", "namespace"]
+    [call] = [item for item in whole["output"] if item["type"] == "function_call"]
+    assert (call["namespace"], call["name"]) == ("mcp__town", "look")
+    events = sse(post(live, "/v1/responses", **asked, stream=True).body)
+    items = [event["item"] for event in events if "item" in event]
+    assert {item["namespace"] for item in items if "name" in item} == {"mcp__town"}
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "weather"}
+    asked |= {"input": [*asked["input"], call, result], "tool_choice": "auto"}
+    again = post(live, "/v1/responses", **asked).json
+    assert again["output"][-1]["content"][0]["text"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"tools": [{"type": "mcp", "server_url": "http://h"}]}, "tools[0]: expected type"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [*CODEX["tools"], {**LOOK, "type": "function", "name": "mcp__town__look"}]}, ""),
+        ({"tools": [CODEX["tools"][1] | {"name": "n" * 126}]}, "too long together"),
+        ({"tools": [CODEX["tools"][1] | {"tools": CODEX["tools"][:1] * 128}] * 2}, "at most 128"),
+        ({"tools": [CODEX["tools"][1] | {"tools": CODEX["tools"][1:2]}]}, "tools[0].tools[0]"),
+    ],
+)
+def test_tools_that_cannot_be_left_out_are_refused(
+    live: Live, change: dict[str, Any], problem: str
+) -> None:
+    answer = live.ask("POST", "/v1/responses", {"input": "town", **CODEX, **change})
+    assert answer.status == 400
+    assert problem in answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])

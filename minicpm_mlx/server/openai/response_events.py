@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,15 @@ class ResponseStream:
     """Turns the chunks of one reply, or the full reply, into events and the response."""
 
     def __init__(
-        self, service: Service, echoed: dict[str, Any], tools: RequestTools, logprobs: bool
+        self,
+        service: Service,
+        echoed: dict[str, Any],
+        tools: RequestTools,
+        logprobs: bool,
+        namespaced: Mapping[str, tuple[str | None, str]],
     ):
+        """`namespaced` has namespace and name by the name that the model knows."""
+        self.namespaced = namespaced
         self.service, self.echoed, self.logprobs = service, echoed, logprobs
         self.thinks = service.lm.tokenizer.thinking is not None
         self.reader, self.has_tools = tools.reader(streams=True), tools.active
@@ -180,12 +187,14 @@ class ResponseStream:
     def _add_arguments(self, part: CallDelta) -> Iterator[ResponseEvent]:
         if part.begins:
             yield from self._close()
+            namespace, name = self.namespaced.get(part.name, (None, part.name))
             self.call = {
                 "id": new_id("fc_"),
                 "type": "function_call",
                 "status": "in_progress",
                 "call_id": part.id,
-                "name": part.name,
+                "name": name,
+                **({"namespace": namespace} if namespace else {}),
                 "arguments": "",
             }
             self.output.append(self.call)

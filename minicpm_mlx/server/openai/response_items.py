@@ -50,6 +50,7 @@ class CallItem(Echo):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str | None = None
     """JSON, as the model wrote it; none is an empty object."""
 
@@ -76,6 +77,11 @@ class ReasoningItem(Echo):
     @property
     def text(self) -> str:
         return "\n".join(part.text for part in self.content or self.summary or ())
+
+
+def flat_name(namespace: str, name: str) -> str:
+    """The name by which the model is told of a function in a namespace."""
+    return f"{namespace.removesuffix('__')}__{name}"
 
 
 def _tag(value: Any) -> str:
@@ -131,8 +137,9 @@ def _add_item(messages: list[dict[str, Any]], item: Item, field: str) -> None:
         content = join_text(item.output)
         messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})
     elif isinstance(item, CallItem):
+        name = flat_name(item.namespace, item.name) if item.namespace else item.name
         # Each call is an item here; in a template all calls of a reply belong to its message.
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": ""})
-        call = parse_call(item.call_id, item.name, item.arguments, f"{field}.arguments")
+        call = parse_call(item.call_id, name, item.arguments, f"{field}.arguments")
         messages[-1].setdefault("tool_calls", []).append(call)

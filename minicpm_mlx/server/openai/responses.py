@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from ..http.api_error import ApiError
-from ..http.schema import TEXT_ONLY_OUTPUT, Body, Ignored, refused
+from ..http.schema import TEXT_ONLY_OUTPUT, Body, Ignored, OneOf, refused
 from ..http.streaming import named_sse, stream_response
 from ..parameters import SamplingFields, TopLogprobs, run_in_thread
 from ..reply_stream import GenerationRequest, ReplyStream, full_replies
 from ..service import Effort, Service, by_effort
-from ..tool_calling import Function, NamedFunction, RequestTools
+from ..tool_calling import Function, Name, NamedFunction, RequestTools
 from .common import error_body
 from .options import StreamOptions
 from .reply_forms import TextFormat, TextOptionsFormat
 from .response_events import ResponseEvent, ResponseStream
-from .response_items import Item, template_messages
+from .response_items import Item, flat_name, template_messages
 
 JsonDict = dict[str, Any]
 
@@ -36,10 +37,65 @@ _INCLUDABLE: tuple[list[str], ...] = (
 _NOT_KEPT = "nothing is kept here; send the whole conversation as input"
 
 
+MOST_TOOLS = LONGEST_NAME = 128
+
+
 class FlatTool(Function):
     """A function as the responses API describes it."""
 
     type: Literal["function"]
+    defer_loading: Ignored[bool] = None
+    """The model is told of every function at once; none is looked for."""
+
+    def named(self, name: str, description: str | None) -> Function:
+        return Function(
+            name=name, description=description, parameters=self.parameters, strict=self.strict
+        )
+
+
+class Namespace(Body):
+    """Functions under a common name, as those of an MCP server."""
+
+    type: Literal["namespace"]
+    name: Name
+    description: str | None = None
+    tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)]
+
+    def check(self) -> None:
+        for tool in self.tools:
+            if len(flat_name(self.name, tool.name)) > LONGEST_NAME:
+                raise PydanticCustomError(
+                    "name", f"the names of {tool.name} and its namespace are too long together"
+                )
+
+    def functions(self) -> Iterator[tuple[str, Function]]:
+        """Each function's own name, and the function as the model is told of it.
+
+        The description of the namespace stands before that of its first function.
+        """
+        about = self.description
+        for tool in self.tools:
+            text = "\n\n".join(filter(None, (about, tool.description))) or None
+            yield tool.name, tool.named(flat_name(self.name, tool.name), text)
+            about = None
+
+
+class HostedTool(Body):
+    """A tool that OpenAI's service runs and a reply can do without: it is left out.
+
+    Agents list them in every request. Those with data of the user's (file_search, mcp,
+    code_interpreter) are refused, as a reply without that data would be wrong.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal[
+        "web_search",
+        "web_search_2025_08_26",
+        "web_search_preview",
+        "web_search_preview_2025_03_11",
+        "image_generation",
+    ]
 
 
 class FlatChoice(NamedFunction):
@@ -75,7 +131,13 @@ class ResponseBody(SamplingFields):
     ] = None
     """A thought's text is in its item; nothing of it is encrypted."""
     text: TextOptions | None = None
-    tools: Annotated[list[FlatTool], Field(max_length=128)] | None = None
+    tools: (
+        Annotated[
+            list[Annotated[FlatTool | Namespace | HostedTool, OneOf("type")]],
+            Field(max_length=MOST_TOOLS),
+        ]
+        | None
+    ) = None
     tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
@@ -123,12 +185,33 @@ class ResponseBody(SamplingFields):
     def text_format(self) -> TextOptionsFormat:
         return (self.text and self.text.format) or TextFormat(type="text")
 
+    def check(self) -> None:
+        if len(self.functions()) > MOST_TOOLS:
+            raise ApiError(f"tools: expected at most {MOST_TOOLS} functions", field="tools")
+
+    def functions(self) -> list[tuple[tuple[str | None, str], Function]]:
+        """Namespace and name of each function, and the function as the model is told of it."""
+        found: list[tuple[tuple[str | None, str], Function]] = []
+        for tool in self.tools or ():
+            if isinstance(tool, Namespace):
+                found += [((tool.name, name), function) for name, function in tool.functions()]
+            elif isinstance(tool, FlatTool):
+                found.append(((None, tool.name), tool.named(tool.name, tool.description)))
+        return found
+
     def request_tools(self, service: Service) -> RequestTools:
-        choice = self.tool_choice or "auto"
+        functions = self.functions()
+        choice: str
+        if isinstance(self.tool_choice, FlatChoice):
+            choice = self.tool_choice.name  # in a namespace, if only one has it
+            known = [function.name for (_, name), function in functions if name == choice]
+            choice = known[0] if len(known) == 1 else choice
+        else:
+            choice = self.tool_choice or "auto"
         return RequestTools(
             service,
-            [Function(**tool.model_dump(exclude={"type"})) for tool in self.tools or ()],
-            choice.name if isinstance(choice, FlatChoice) else choice,
+            [function for _, function in functions],
+            choice,
             parallel=self.parallel_tool_calls is not False,
         )
 
@@ -167,7 +250,9 @@ class ResponseBody(SamplingFields):
             "temperature": generation.sampling.temperature,
             "text": {"format": self.text_format.model_dump(by_alias=True)},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "tools": [
+                tool.model_dump() for tool in self.tools or () if not isinstance(tool, HostedTool)
+            ],
             "top_logprobs": self.top_logprobs or 0,
             "top_p": generation.sampling.top_p,
             "truncation": "disabled",
@@ -198,7 +283,12 @@ def router(service: Service) -> APIRouter:
         """Reply to a text, or to the items of a conversation."""
         tools = body.request_tools(service)
         generation = await body.generation(service, tools)
-        response = ResponseStream(service, body.echoed(generation), tools, body.wants_logprobs())
+        namespaced = {
+            function.name: path for path, function in body.functions() if path[0] is not None
+        }
+        response = ResponseStream(
+            service, body.echoed(generation), tools, body.wants_logprobs(), namespaced
+        )
         replies = service.start([generation], "input")
         if body.stream:
             events = _events(replies, response)
