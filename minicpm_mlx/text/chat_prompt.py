@@ -11,8 +11,10 @@ from ..errors import InvalidArgumentError
 from .message_text import PromptText
 from .thinking import THOUGHTS_OF_CALLS, ThinkingForm
 from .tokenizer import Tokenizer
+from .tools import describe_tools
 
 _SWITCH = "enable_thinking"
+_NOTHING = PromptText("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class ChatPrompt:
     """A conversation as a model reads it."""
 
     ids: list[int]
+    text: PromptText = _NOTHING
+    """What the chat template rendered."""
     stops: tuple[str, ...] = ()
     """The chat template's own stop strings."""
     thinking: ThinkingForm | None = None
@@ -42,9 +46,9 @@ def chat_prompt(
     """The prompt of `messages` by the model's chat template.
 
     `think` switches thinking on or off; None leaves it to the template. With `continues` the last
-    message is the beginning of the reply. `variables` are more that the template uses.
-    InvalidArgumentError where the model cannot think, or the template has no such variable; else
-    raises as `Tokenizer.render` does.
+    message is the beginning of the reply. `variables` are more that the template uses. The prompt
+    tells of `tools` as `describe_tools` has them. InvalidArgumentError where the model cannot
+    think, or for what is no tool; else raises as `Tokenizer.render` does.
     """
     form, values = tokenizer.thinking, dict(variables or {})
     think = _switch(think, values)
@@ -58,6 +62,7 @@ def chat_prompt(
     if continues:
         *messages, last = messages
         start = tokenizer.typed(last["content"])
+    tools = describe_tools(tools) if tools else None
     prompt = tokenizer.render(messages, tools=tools, variables=values)
     if think is not None and form and not form.has_switch:
         prompt += PromptText(
@@ -68,6 +73,7 @@ def chat_prompt(
     ids = tokenizer.encode(prompt + start)
     return ChatPrompt(
         ids=ids,
+        text=prompt + start,
         stops=tokenizer.template.stop_strings if tokenizer.template else (),
         thinking=form,
         in_thought=form is not None and form.is_open(ids, prompt.text) and not start.text,

@@ -42,7 +42,8 @@ PARTS = [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}]
 ALPACA = {"instruction": "q", "output": "a"}
 
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
 CALLED = {"name": "weather", "arguments": {"city": "Oslo"}}
 CALL = {
     "role": "assistant",

@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import minicpm_mlx as mm
 from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
+from minicpm_mlx.lm.outputs import Piece, Stats, Transcript, collect, with_calls
+from minicpm_mlx.lm.tools.tool_set import ToolSet
 from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
-from minicpm_mlx.text.chat_prompt import chat_prompt
+from minicpm_mlx.text.chat_prompt import ChatPrompt, chat_prompt
 from minicpm_mlx.text.chat_template import CHATML, MINICPM
 from minicpm_mlx.text.tokenizer import Tokenizer, load_tokenizer
 from minicpm_mlx.train.data.dataset import Data, DataOptions, load_data
@@ -24,14 +28,14 @@ from support.apis import TOOL_TEMPLATE
 from support.data import need_shared, write_tokenizer
 from support.scripted_model import SPECIAL, TEMPLATE
 
-TOOLS = tuple(
-    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
-    for name in ("weather", "time")
-)
-SCHEMAS = {
+SCHEMAS: dict[str, dict[str, Any]] = {
     "weather": {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     "time": {},
 }
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", **schema}}}
+    for name, schema in SCHEMAS.items()
+)
 
 
 def user(text: str) -> dict[str, Any]:
@@ -128,6 +132,148 @@ def test_a_call_that_is_learned_reads_back() -> None:
         assert read == [("weather", {"city": city, "days": 3})]
         ends = [i for i in sample.ids if i in model.eos_ids]
         assert len(ends) == 3  # of the tools, the question and the reply: none of the argument
+
+
+FORMS = {
+    "python": (CHATML, (*SPECIAL[:2], "<|tool_call|>")),
+    "json": (TOOL_TEMPLATE, SPECIAL[:2]),
+    "xml": (TEMPLATE, SPECIAL),
+}
+"""A template and special tokens for each way of writing calls."""
+OPTIONS = {"fine": True, "opt": {"unit": None}, "list": [1, 2.5]}
+FORECAST = {
+    "type": "function",
+    "function": {
+        "strict": True,
+        "name": "get-weather",
+        "description": "The weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "fine": {"type": "boolean"},
+                "opt": {"type": "object"},
+                "list": {"type": "array"},
+            },
+            "required": ["city"],
+        },
+    },
+}
+NOW = {"name": "now"}
+
+
+def taught(model: Tokenizer, talk: list[dict[str, Any]]) -> tuple[ChatPrompt, mm.Completion]:
+    """The prompt of inference and the taught reply to it, as inference reads it."""
+    tools = (FORECAST, NOW)
+    [sample] = made(model, talk, tools=tools, mask="last")
+    prompt = chat_prompt(model, talk[:-1], tools=ToolSet(model, tools).for_template)
+    assert sample.ids[: len(prompt.ids)] == prompt.ids
+    assert sample.mask == [i >= len(prompt.ids) for i in range(len(sample.ids))]
+    tool_set = ToolSet(model, tools)
+    transcript = Transcript(
+        model,
+        prompt.stops,
+        skip_special=not tool_set.keep_special,
+        thinking=prompt.thinking,
+        in_thought=prompt.in_thought,
+    )
+
+    def pieces() -> Generator[Piece, None, None]:
+        for token in sample.ids[len(prompt.ids) :]:
+            yield transcript.add(token)
+        stats = Stats.measure(
+            prompt_tokens=0, cached_tokens=0, completion_tokens=0, start=0, first=0
+        )
+        yield transcript.finish(stats)
+
+    return prompt, collect(with_calls(pieces(), tool_set.reader()))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "minicpm3-4b", "minicpm4", "minicpm5"])
+def test_a_row_of_tools_is_the_prompt_of_inference_and_what_is_read_there(form: str) -> None:
+    if form == "minicpm5":
+        model = minicpm5()
+    elif form in FORMS:
+        model = tokenizer(*FORMS[form])
+    else:
+        model = load_tokenizer(need_shared("tokenizers", form))
+    first = call("get-weather", city='O"s\n</x>' if form != "xml" else "Oslo", **OPTIONS)
+    first["tool_calls"] += call("now")["tool_calls"]
+    thought = {} if form == "json" else {"reasoning_content": "I look."}
+    prompt, reply = taught(model, [user("q"), first | thought])
+    read = [(each.name, json.loads(each.arguments)) for each in reply.tool_calls]
+    functions = [each["function"] for each in first["tool_calls"]]
+    assert read == [(each["name"], each["arguments"]) for each in functions]
+    assert (reply.text.strip(), reply.thinking) == ("", thought.get("reasoning_content", ""))
+    assert "get-weather" in prompt.text.text or "get_weather" in prompt.text.text
+    assert "strict" not in prompt.text.text
+    results = [result("rain"), result("noon")]
+    _, answer = taught(model, [user("q"), first, *results, reply_of("It rains.", thought)])
+    assert (answer.text, answer.tool_calls) == ("It rains.", ())
+
+
+def reply_of(text: str, thought: dict[str, str]) -> dict[str, Any]:
+    return reply(text) | thought
+
+
+WRITTEN = {
+    "python": "<|tool_call_start|>\n```python\nnow()\n```\n<|tool_call_end|>",
+    "json": '<tool_call>{"name": "now", "arguments": {}}</tool_call>',
+    "xml": '<function name="now"></function>',
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_call_written_into_the_content_is_refused_and_a_question_s_is_text(form: str) -> None:
+    model = tokenizer(*FORMS[form])
+    with pytest.raises(DataError, match=r"content: expected calls .* write calls into tool_calls"):
+        made(model, [user("q"), reply(WRITTEN[form])], tools=(NOW,))
+    [sample] = made(model, [user(WRITTEN[form]), reply("no")], tools=(NOW,))
+    assert learned([sample], model) == [["no<|im_end|>"]]
+
+
+@pytest.mark.parametrize("special", [SPECIAL, SPECIAL[:2]], ids=["by token", "by text"])
+def test_a_thought_that_the_content_begins_with_is_one(special: tuple[str, ...]) -> None:
+    model = tokenizer(TEMPLATE, special)
+    written = made(model, [user("q"), reply("<think>T</think>A")])
+    assert written == made(model, [user("q"), reply("A", "T")])
+    assert written == made(model, [user("q"), reply("<think>T</think>A", "T")])
+    with pytest.raises(DataError, match=r"the thought that the content begins with, found another"):
+        made(model, [user("q"), reply("<think>T</think>A", "U")])
+    with pytest.raises(DataError, match=r"content: expected text that is read as it is written"):
+        made(minicpm5(), [user("q"), reply("A <think>T</think> B")])
+
+
+def test_a_rejected_reply_and_one_that_is_not_learned_may_be_a_wrong_call(tmp_path: Path) -> None:
+    wrong, right = call("weather", town="Oslo"), call("weather", city="Oslo")
+    rows: list[dict[str, Any]] = [
+        {"prompt": "q", "chosen": right, "rejected": wrong},
+        {"messages": [user("q"), wrong], "label": False},
+        {"messages": [user("q"), wrong | {"loss": False}, result("no town"), right]},
+    ]
+    for row in rows:
+        assert loaded(tmp_path, [row | {"tools": list(TOOLS)}]).train
+    for row in ({**rows[0], "chosen": wrong, "rejected": right}, {**rows[1], "label": True}):
+        with pytest.raises(DataError, match=r"expected its parameters alone \(city, days\)"):
+            loaded(tmp_path, [row | {"tools": list(TOOLS)}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "get-weather: expected city, which is required, found nothing"),
+        ({"city": 1}, "get-weather.city: expected string, found 1"),
+        ({"city": "a", "fine": 1}, "get-weather.fine: expected boolean, found 1"),
+        ({"city": "a", "opt": []}, "get-weather.opt: expected object"),
+        ({"city": "a", "town": "b"}, r"get-weather: expected its parameters alone \(city, fine"),
+    ],
+)
+def test_arguments_that_the_schema_does_not_allow_are_named(
+    arguments: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    row = {"messages": [user("q"), call("get-weather", **arguments)], "tools": [FORECAST]}
+    with pytest.raises(DataError, match=f"train.jsonl:1: message 2: {problem}"):
+        loaded(tmp_path, [row])
 
 
 @pytest.mark.parametrize("special", [SPECIAL, SPECIAL[:2]], ids=["by token", "by text"])
@@ -264,6 +410,7 @@ def test_a_fault_in_a_call_has_file_line_and_field(tmp_path: Path) -> None:
     deep: Any = "x"
     for _ in range(900):
         deep = [deep]
-    rows[1] = {"messages": [user("q"), call("weather", city=deep)]}
+    tool = {"name": "weather", "parameters": {"properties": {"city": {}}}}
+    rows[1] = {"messages": [user("q"), call("weather", city=deep)], "tools": [tool]}
     with pytest.raises(DataError, match=r"train.jsonl:2: .*(deep|levels)"):
         loaded(tmp_path, rows)

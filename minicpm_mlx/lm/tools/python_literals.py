@@ -59,6 +59,14 @@ def read_calls(source: str) -> list[PythonCall]:
         raise ValueError(f"not calls in Python: {error}") from None
 
 
+def read_literal(source: str) -> Any:
+    """The value of a literal that is all of `source`; ValueError as of `read_calls`."""
+    calls = read_calls(f"f({source})")
+    if len(calls) != 1 or calls[0].named or len(calls[0].positional) != 1:
+        raise ValueError("not a single literal")
+    return calls[0].positional[0]
+
+
 def is_within_string(source: str) -> bool:
     """Whether `source` ends within a string that has not ended."""
     at = 0

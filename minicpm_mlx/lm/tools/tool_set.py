@@ -13,15 +13,13 @@ from ...errors import InvalidArgumentError, TemplateError
 from ...text.python_tools import OPENING
 from ...text.thinking import ThinkingForm
 from ...text.tokenizer import Tokenizer
+from ...text.tools import describe_tools
 from ..structured.closed_schema import closed
 from ..structured.grammar import grammar_of
 from .calls import CallReader, names_none
 from .formats import JsonToolFormat, ToolFormat
 from .python_format import PythonToolFormat
 from .xml_format import XmlToolFormat
-
-NO_PARAMETERS = {"type": "object", "properties": {}}
-"""What the model is told of a function without `parameters`; templates expect both fields."""
 
 TOOL_FORMATS: Sequence[ToolFormat] = (PythonToolFormat(), JsonToolFormat(), XmlToolFormat())
 
@@ -49,15 +47,12 @@ class ToolSet:
         parallel: bool = True,
     ):
         self.tokenizer, self.choice, self.parallel = tokenizer, choice, parallel
-        functions = [_function(tool) for tool in tools or ()]
-        self.functions = {one["name"]: one.get("parameters") or NO_PARAMETERS for one in functions}
+        self.described = describe_tools(tools or ())
+        functions = [tool["function"] for tool in self.described]
+        self.functions = {one["name"]: one["parameters"] for one in functions}
         self._check(len(functions))
         self.active = bool(functions) and choice != "none"
         self.format = self._find_format() if self.active else None
-        self.described = [
-            {"type": "function", "function": one | {"parameters": self.functions[one["name"]]}}
-            for one in functions
-        ]
 
     def _check(self, count: int) -> None:
         if len(self.functions) != count:
@@ -172,25 +167,6 @@ def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
     if grammar is not None:
         raise InvalidArgumentError("and tools exclude each other; leave one out", field="grammar")
     return grammar_of(tools.tokenizer, ebnf=tools.lark()) if tools.is_forced else None
-
-
-def _function(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A function by itself, without `strict`: required calls follow the schema in any case."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise InvalidArgumentError(
-            f"expected functions with a name, description and parameters, got {shown(tool)}",
-            field="tools",
-        )
-    parameters = function.get("parameters")
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise InvalidArgumentError(
-            f"parameters of {shown(name)}: expected a JSON schema, got {shown(parameters)}",
-            field="tools",
-        )
-    kept = ("name", "description", "parameters")
-    return {key: function[key] for key in kept if function.get(key) is not None}
 
 
 def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .formats import (
     properties_of,
 )
 from .growing_json import sound_json
+from .python_literals import read_literal
 from .xml_grammar import NAME, PARAM_END, SECTION_END, SECTION_START, XmlGrammar
 
 _NAME = rf"""\s+name\s*=\s*(?P<quote>["'])(?P<name>{NAME})(?P=quote)\s*>"""
@@ -100,7 +101,12 @@ def _parse_value(inner: str, schema: Schema, root: Schema) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
-        return text
+        if "string" in types:
+            return text
+        try:
+            value = read_literal(text)  # as MiniCPM5's own template writes True and {'a': 1}
+        except ValueError:
+            return text
     kind = json_type(value)
     fits = kind in types or (kind == "integer" and "number" in types)
     return text if "string" in types and not fits else value

@@ -154,10 +154,13 @@ class Encoder:
             case Conversation(messages, unlearned):
                 return self._encode_conversation(messages, unlearned)
             case Judged(messages, good):
-                sample = self._reply_sample(messages)
+                sample = self._reply_sample(messages, is_good=good)
                 return self._fit_item([sample], lambda cut: Labelled(cut[0], good))
             case Preference(prompt, chosen, rejected):
-                samples = [self._reply_sample([*prompt, reply]) for reply in (chosen, rejected)]
+                samples = [
+                    self._reply_sample([*prompt, reply], is_good=reply is chosen)
+                    for reply in (chosen, rejected)
+                ]
                 if samples[0].ids == samples[1].ids:
                     raise DataError(
                         "rejected: expected another reply than chosen, found one that the template "
@@ -221,11 +224,12 @@ class Encoder:
         mask: list[bool] = []
         counts = True
         for index in self._replies(messages):
-            prompt, reply, learned = self._encode_reply(messages[: index + 1])
+            is_learned = index not in unlearned
+            prompt, reply, learned = self._encode_reply(messages[: index + 1], is_learned)
             if ids and prompt[: len(ids)] != ids:
                 samples.append(self._ended(ids, mask, counts))
                 ids, mask = [], []
-            counts = index not in unlearned
+            counts = is_learned
             mask += [False] * (len(prompt) - len(ids)) + [counts and each for each in learned]
             ids = prompt + reply
             if len(ids) > self.limit:
@@ -240,15 +244,17 @@ class Encoder:
         replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         return replies if self.mask == "assistant" else replies[-1:]
 
-    def _reply_sample(self, messages: list[Message]) -> Sample:
+    def _reply_sample(self, messages: list[Message], is_good: bool = True) -> Sample:
         """A sample in which the last reply counts."""
-        prompt, reply, learned = self._encode_reply(messages)
+        prompt, reply, learned = self._encode_reply(messages, is_good)
         return self._ended(prompt + reply, [False] * len(prompt) + learned)
 
-    def _encode_reply(self, messages: list[Message]) -> tuple[list[int], list[int], list[bool]]:
+    def _encode_reply(
+        self, messages: list[Message], is_good: bool = True
+    ) -> tuple[list[int], list[int], list[bool]]:
         """Returns the ids of the last message's prompt, as at inference, and of the message, of
         which each token is learned or not."""
-        encoded = self._reply.encode(messages)
+        encoded = self._reply.encode(messages, is_good=is_good)
         self._typed |= encoded.names
         return encoded.prompt, encoded.reply, encoded.learned
 

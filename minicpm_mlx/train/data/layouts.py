@@ -137,10 +137,6 @@ def _options(row: RowValue) -> TemplateOptions:
     )
 
 
-def _names(options: TemplateOptions) -> list[str]:
-    return [tool["function"]["name"] for tool in options.tools]
-
-
 _UNSUPPORTED = ("images", "image", "videos", "audios")
 _OF_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
 """Fields that go to the template beside the messages."""
@@ -222,12 +218,14 @@ class _Layout:
     reply: str | None = None
     """The field of the last reply, if it has its own."""
 
-    def conversation(self, row: RowValue) -> Conversation:
+    def conversation(self, row: RowValue, is_good: bool = True) -> Conversation:
         messages, options = self.opening(row), _options(row)
         if self.reply is not None:
             messages += _with_thought(_reply_messages(row[self.reply], self.reply), row)
-        check_calls(check_roles(messages), _names(options))
-        return Conversation(*split_marks(messages), options)
+        messages, unlearned = split_marks(check_roles(messages))
+        bad = {len(messages) - 1} if not is_good else set()
+        check_calls(messages, options.tools, unlearned | bad)
+        return Conversation(messages, unlearned, options)
 
     def ignores(self, tag: str) -> bool:
         """Whether `tag` is an unrelated field, as `label` in data for classification."""
@@ -251,7 +249,7 @@ class _Layout:
                     f"{tag}: expected true or false, found {kind(row[tag])}; "
                     "correct it, or remove the field if these are no judged replies"
                 )
-            conversation = self.conversation(row)
+            conversation = self.conversation(row, row[tag])
             if len(conversation.messages) - 1 in conversation.unlearned:
                 raise _unlearned("the last reply")
             return Judged(conversation.messages, row[tag], conversation.options)
@@ -367,11 +365,12 @@ def _read_preference(row: RowValue, opening: str) -> Preference:
         )
     options = _options(row)
     for name, replies in (("chosen", chosen), ("rejected", rejected)):
-        check_calls(check_roles([*prompt, replies[-1]], name), _names(options))
+        check_roles([*prompt, replies[-1]], name)
     if chosen[-1] == rejected[-1]:
         raise DataError(
             "rejected: expected another reply than chosen, found the same; remove such samples"
         )
+    check_calls([*prompt, chosen[-1]], options.tools)  # the rejected reply may be a wrong call
     return Preference(prompt, chosen[-1], rejected[-1], options)
 
 

@@ -6,12 +6,13 @@ A DataError raised here names the field; the caller adds file and line. The rule
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...arguments import shown
 from ...errors import DataError
 from ...files.rows import kind, listed
+from .arguments import check_arguments
 from .tools import parse_calls
 
 Message = dict[str, Any]
@@ -228,15 +229,21 @@ def _check_result(message: Message, calls: list[dict[str, Any]], name: str) -> N
         )
 
 
-def check_calls(messages: list[Message], names: Collection[str]) -> None:
-    """Raises DataError for a call of a function that is not among the tools of `names`."""
-    for number, message in enumerate(messages, 1):
-        for call in message.get("tool_calls", []):
-            if names and call["function"]["name"] not in names:
+def check_calls(
+    messages: list[Message], tools: Sequence[Mapping[str, Any]], exempt: Collection[int] = ()
+) -> None:
+    """Raises DataError for a call that none of `tools` takes, but in messages that are `exempt`."""
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    for index, message in enumerate(messages):
+        for call in () if index in exempt else message.get("tool_calls", ()):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            place = f"message {index + 1}"
+            if name not in functions:
                 raise DataError(
-                    f"message {number}: expected a call of one of the tools ({listed(names)}), "
-                    f"found {call['function']['name']!r:.60}; add it to tools, or correct it"
+                    f"{place}: expected a call of one of the tools ({listed(functions) or 'none'}),"
+                    f" found {name!r:.60}; add it to tools, or correct it"
                 )
+            check_arguments(arguments, functions[name].get("parameters") or {}, f"{place}: {name}")
 
 
 def parse_text(value: Any, name: str) -> str:

@@ -1,6 +1,7 @@
 """Encodes a reply after its prompt, as the model would generate it: thoughts, text and calls.
 
-A prompt has the same ids in training that `chat_ids` gives it at inference. If a token of the whole
+A prompt is that of `chat_prompt`, as at inference, and what is taught must be read back there as
+the row has it. If a token of the whole
 text would span the end of the prompt (MiniCPM's `<AI>` and a reply that begins with `<`), the
 prompt keeps its ids and the reply is encoded on its own.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...errors import DataError, TemplateError
+from ...errors import DataError, InvalidArgumentError, TemplateError
+from ...text.chat_prompt import ChatPrompt, chat_prompt
 from ...text.message_text import PromptText
 from ...text.thinking import Phase, ThinkingForm, ThoughtReader
 from ...text.tokenizer import Tokenizer
+from ...text.tools import describe_tools
 from .examples import TemplateOptions
 from .messages import Message
+from .read_back import ReplyReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +45,58 @@ class ReplyEncoder:
         self.tokenizer = tokenizer
         self.options = options
         self.learns_thoughts = learns_thoughts
+        self._reader: ReplyReader | None = None
 
-    def encode(self, messages: list[Message]) -> EncodedReply:
+    def encode(self, messages: list[Message], *, is_good: bool = True) -> EncodedReply:
         """The last message as a reply to those before it.
 
-        DataError where the template leaves out a part of it, TemplateError where it cannot render
-        the messages.
+        DataError where the template leaves out a part of it, or where a reply that `is_good` would
+        be read back otherwise; TemplateError where the template cannot render the messages.
         """
-        prompt_text = self._render(messages[:-1])
-        prompt = self.tokenizer.encode(prompt_text)
-        reply_text = self._reply_text(messages, prompt, prompt_text)
+        chat = self._prompt(messages[:-1])
+        messages = [_with_thought(message, chat.thinking) for message in messages]
+        prompt, prompt_text = chat.ids, chat.text
+        reply_text = self._reply_text(messages, chat)
         ids = self.tokenizer.encode(prompt_text + reply_text)
         reply = ids[len(prompt) :]
         if ids[: len(prompt)] != prompt:
             reply = encode_continuation(self.tokenizer, reply_text)
         reply = self._until_end(reply)
+        if is_good:
+            self._check_read_back(chat, reply, messages[-1])
         return EncodedReply(
-            prompt,
-            reply,
-            self._learned(prompt, prompt_text, reply),
-            prompt_text.names | reply_text.names,
+            prompt, reply, self._learned(chat, reply), prompt_text.names | reply_text.names
         )
 
-    def _render(self, messages: list[Message], *, is_prompt: bool = True) -> PromptText:
+    def _prompt(self, messages: list[Message]) -> ChatPrompt:
         tools, variables = self.options.tools, self.options.variables
-        return self.tokenizer.render(messages, is_prompt, tools or None, variables)
+        try:
+            return chat_prompt(self.tokenizer, messages, tools=tools, variables=variables)
+        except InvalidArgumentError as error:
+            place = "tools" if error.field == "tools" else "chat_template_kwargs.enable_thinking"
+            raise DataError(f"{place}: {error.problem}") from None
 
-    def _reply_text(
-        self, messages: list[Message], prompt: list[int], prompt_text: PromptText
-    ) -> PromptText:
-        whole, last = self._render(messages, is_prompt=False), messages[-1]
+    def _render(self, messages: list[Message]) -> PromptText:
+        """The messages with the last reply as a past one."""
+        form, variables = self.tokenizer.thinking, dict(self.options.variables)
+        if form and not form.has_switch:
+            variables.pop("enable_thinking", None)  # the prompt has what it says
+        tools = describe_tools(self.options.tools)
+        return self.tokenizer.render(messages, False, tools or None, variables)
+
+    def _check_read_back(self, chat: ChatPrompt, reply: list[int], message: Message) -> None:
+        form = chat.thinking
+        marks = (form.opening, form.closing) if form else ()
+        has_marks = any(mark in message["content"] for mark in marks)
+        if self.options.tools or has_marks or "reasoning_content" in message:
+            self._reader = self._reader or ReplyReader(self.tokenizer, self.options.tools)
+            self._reader.check(chat, reply, message)
+
+    def _reply_text(self, messages: list[Message], chat: ChatPrompt) -> PromptText:
+        whole, last, prompt_text = self._render(messages), messages[-1], chat.text
         self._check_calls(messages, whole)
-        form, thought = self.tokenizer.thinking, last.get("reasoning_content", "")
-        is_open = form is not None and form.is_open(prompt, prompt_text.text)
+        form, thought = chat.thinking, last.get("reasoning_content", "")
+        is_open = chat.in_thought
         start = _start_of_thought(prompt_text.text, form)
         if thought and start is not None and not is_open:
             raise DataError(
@@ -135,7 +158,7 @@ class ReplyEncoder:
         changed = list(messages)
         changed[index] = {**messages[index], field: [] if field == "tool_calls" else ""}
         try:
-            return self._render(changed, is_prompt=False).text != whole.text
+            return self._render(changed).text != whole.text
         except TemplateError:
             return True
 
@@ -146,11 +169,11 @@ class ReplyEncoder:
             return reply[: ends[-1] + 1]
         return reply
 
-    def _learned(self, prompt: list[int], prompt_text: PromptText, reply: list[int]) -> list[bool]:
-        form = self.tokenizer.thinking
+    def _learned(self, chat: ChatPrompt, reply: list[int]) -> list[bool]:
+        form = chat.thinking
         if self.learns_thoughts or form is None:
             return [True] * len(reply)
-        reader = ThoughtReader(form, is_open=form.is_open(prompt, prompt_text.text))
+        reader = ThoughtReader(form, is_open=chat.in_thought)
         stream = self.tokenizer.stream(skip_special=False)
         learned: list[bool] = []
         for token in reply:
@@ -179,6 +202,26 @@ def encode_continuation(tokenizer: Tokenizer, text: PromptText, *before: str) ->
 
 _ANCHORS = ("x", "。", "\n", ".", " ", "0", "\n\n", "Q:")
 """Texts to continue; the first whose last token does not merge with the continuation is used."""
+
+
+def _with_thought(message: Message, form: ThinkingForm | None) -> Message:
+    """A message whose content begins with a thought between the model's marks, with it apart.
+
+    DataError if it has another thought too.
+    """
+    text = message["content"].lstrip()
+    if message["role"] != "assistant" or form is None or not text.startswith(form.opening):
+        return message
+    thought, closing, answer = text.removeprefix(form.opening).partition(form.closing)
+    if not closing:
+        return message
+    if message.get("reasoning_content", thought).strip() != thought.strip():
+        raise DataError(
+            "reasoning_content: expected the thought that the content begins with, found another; "
+            "remove one"
+        )
+    parts = {"reasoning_content": thought.strip()} if thought.strip() else {}
+    return message | {"content": answer.lstrip()} | parts
 
 
 def _start_of_thought(prompt: str, form: ThinkingForm | None) -> int | None:
