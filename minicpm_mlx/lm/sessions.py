@@ -263,8 +263,13 @@ def markdown(
     messages: Sequence[Message],
     *,
     thoughts: bool = False,
+    words: tuple[str, str] = ("You", "thought"),
 ) -> str:
-    """A conversation as a Markdown document, with or without the `thoughts` before answers."""
+    """A conversation as a Markdown document, with or without the `thoughts` before answers.
+
+    `words` are the names of the user and of a thought.
+    """
+    you, name = words
     parts = [f"# {title}", f"*{model}*"]
     if system:
         parts.append(_quoted(system))
@@ -272,9 +277,9 @@ def markdown(
         if message["role"] == "tool":
             parts.append(_quoted(message["content"].strip()))
             continue
-        parts.append({"user": "**You**", "assistant": f"**{model}**"}[message["role"]])
+        parts.append({"user": f"**{you}**", "assistant": f"**{model}**"}[message["role"]])
         if thoughts and (thought := message.get("reasoning_content")):
-            parts.append(_quoted(f"*thought*\n\n{thought.strip()}"))
+            parts.append(_quoted(f"*{name}*\n\n{thought.strip()}"))
         if answer := message["content"].strip():
             parts.append(answer)
         calls = message.get("tool_calls", [])

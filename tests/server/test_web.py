@@ -442,12 +442,12 @@ def test_what_was_typed_is_never_printed(
     secret = "MY PRIVATE TEXT"
     html = chat.ask("GET", "/chat/").body.decode()
     config, _ = json.JSONDecoder().raw_decode(html.partition("window.gradio_config = ")[2])
-    (ask,) = (one["id"] for one in config["dependencies"] if len(one["inputs"]) == 9)
+    (ask,) = (one["id"] for one in config["dependencies"] if len(one["inputs"]) == 11)
     # Too few values, an adapter that is none, a number of tokens that is none.
     for values in (
         [secret],
-        ["Hi", None, "", "en", secret, "", 0.8, 0.5, 8],
-        ["Hi", None, "", "en", "tiny", "", 0.8, 0.5, secret],
+        ["Hi", None, "", "en", secret, "", 0.8, 0.5, 8, "auto", 9],
+        ["Hi", None, "", "en", "tiny", "", 0.8, 0.5, secret, "auto", 9],
     ):
         event = {"data": values, "fn_index": ask, "session_hash": "s"}
         joined = chat.ask("POST", "/chat/gradio_api/queue/join", event)

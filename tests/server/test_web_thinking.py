@@ -19,7 +19,9 @@ pytest.importorskip("fastapi")
 
 from minicpm_mlx.server.service import Service
 from minicpm_mlx.server.web.bubbles import bubbles_of
+from minicpm_mlx.server.web.controls import follow_thinking, own_sampling, read_controls
 from minicpm_mlx.server.web.conversation import PageSettings, WebConversation, build_request
+from minicpm_mlx.server.web.export import markdown_of
 from minicpm_mlx.server.web.kept import Message, dump, parse
 from minicpm_mlx.server.web.status import status
 
@@ -81,6 +83,56 @@ def test_the_switch_turns_thinking_off_and_on(service: Service) -> None:
     assert on.messages[-1]["reasoning_content"] == THOUGHT
 
 
+def test_the_sliders_follow_the_switch_until_the_user_moves_them(lm: LM) -> None:
+    thinking = replace(lm.sampling, temperature=0.9, top_p=0.95)
+    own = replace(lm.sampling, temperature=0.7, top_p=0.95)
+    service = Service(replace(lm, sampling=own, thinking_sampling=thinking))
+    try:
+        assert own_sampling(service, "auto").temperature == 0.7  # the template opens no thought
+        first = {"top_p": 0.95, "temperature": 0.7}
+        on = follow_thinking(service, "on", first)
+        assert on == {"top_p": 0.95, "temperature": 0.9}
+        assert follow_thinking(service, "off", on) == first
+        assert follow_thinking(service, "on", {"top_p": 0.5, "temperature": 0.0}) == {
+            "top_p": 0.5,
+            "temperature": 0.0,
+        }
+        shown = read_controls(service, service.models[0].name, "", *on.values(), 9, "on", 4)
+        request = build_request(service, shown, [{"role": "user", "content": "2 + 2"}])
+        assert request.sampling.temperature == 0.9
+    finally:
+        asyncio.run(service.close(0))
+
+
+def test_the_longest_thought_is_bounded_and_the_answer_goes_on(service: Service) -> None:
+    settings = replace(SETTINGS, served=service.models[0].name, think="on", think_tokens=3)
+    reply = asked(service, settings, "What is 2 + 2?").messages[-1]
+    assert (reply["reasoning_content"], reply["content"]) == (THOUGHT[:3], "It is four.")
+    off = asked(service, replace(settings, think="off"), "What is 2 + 2?").messages[-1]
+    assert off == {"role": "assistant", "content": "It is four."}
+    longest = service.context_length
+    for tokens, bound in ((longest, None), (None, None), (longest - 1, longest - 1), (0, 0)):
+        read = read_controls(service, "thinker", None, 1.0, 0.0, None, "on", tokens)
+        assert read.think_tokens == bound
+
+
+@pytest.mark.parametrize(
+    ("language", "you", "thought"), [("en", "You", "thought"), ("zh", "你", "思考")]
+)
+def test_an_exported_conversation_keeps_or_drops_its_thoughts(
+    language: str, you: str, thought: str
+) -> None:
+    conversation = WebConversation([{"role": "user", "content": "2 + 2?"}, REPLY])
+    conversation.settings = {"served": "thinker", "system": "Be brief."}
+    stamp, _, text = markdown_of(conversation, language, thoughts=True).partition("\n")
+    assert stamp.isdecimal()
+    told = f"> *{thought}*\n> \n> {THOUGHT}\n\n"
+    assert text.endswith(f"> Be brief.\n\n**{you}**\n\n2 + 2?\n\n**thinker**\n\n{told}Four.\n")
+    dropped = markdown_of(conversation, language, thoughts=False)
+    assert dropped.partition("\n")[2] == text.replace(told, "")
+    assert markdown_of(WebConversation(), language, thoughts=True) == ""
+
+
 def test_a_reply_that_ends_within_its_thought_says_what_to_do(service: Service) -> None:
     settings = replace(SETTINGS, served=service.models[0].name, max_tokens=9)
     conversation = asked(service, settings, "endless")
@@ -131,6 +183,7 @@ def test_a_browser_folds_the_thought_and_has_the_switch(lm: LM, tmp_path: Path) 
     from support.serving import serving
 
     bots = "[...document.querySelectorAll('#chat .bot')].map(found => found.innerText).join(' ')"
+    lm = replace(lm, thinking_sampling=replace(lm.sampling, temperature=0.9))
     with serving(lm, mount=mount) as live, browser(tmp_path / "profile") as chrome:
         page = chrome.page(f"{live.url}/chat/")
         page.see("#box textarea")
@@ -147,7 +200,19 @@ def test_a_browser_folds_the_thought_and_has_the_switch(lm: LM, tmp_path: Path) 
         page.wait(f"{labels}.includes('自动') && {labels}.includes('关')")
         page.value("document.querySelector('#chat .bot .title').click()")
         page.wait(f"{bots}.includes('Two <b>and</b> two.')")
-        page.value("[...document.querySelectorAll('#think input')][2].click()")
+        page.value(
+            "const make = URL.createObjectURL; URL.createObjectURL = (blob) => "
+            "(blob.text().then((text) => { window.saved = text; }), make.call(URL, blob)); 0"
+        )
+        page.click("#export")
+        page.wait("window.saved?.endsWith('**thinker**\\n\\nIt is four.\\n')")
+        page.click("#with_thoughts input")
+        page.click("#export")
+        page.wait("window.saved.includes('*思考*\\n> \\n> Two <b>and</b> two.')")
+        temperature = "document.querySelector('#temperature input').value"
+        for number, shown in ((1, "0.9"), (2, "0")):
+            page.value(f"[...document.querySelectorAll('#think input')][{number}].click()")
+            page.wait(f"{temperature} === '{shown}'")
         page.click("#regenerate")
         page.wait(f"{bots}.includes('It is four.') && !{bots}.includes('思考')")
         assert page.problems() == []

@@ -37,6 +37,8 @@ class PageSettings:
     """None: as far as the context goes."""
     think: str = "auto"
     """"on", "off" or "auto", which leaves it to the model."""
+    think_tokens: int | None = None
+    """Longest thought, in tokens; None: no limit."""
 
 
 @dataclass(eq=False)
@@ -206,17 +208,23 @@ def build_request(
 ) -> GenerationRequest:
     system = [message("system", settings.system)] if settings.system.strip() else []
     said = [{key: m[key] for key in SAID if key in m} for m in messages]
-    thinking = Thinking(wanted={"on": True, "off": False}.get(settings.think))
-    prompt = service.chat_prompt([*system, *said], thinking=thinking)
+    prompt = service.chat_prompt([*system, *said], thinking=wanted(settings.think))
+    bounded = prompt.thinking and settings.think_tokens is not None
     return GenerationRequest(
         prompt=prompt,
         served=service.find_model(settings.served),
         sampling=service.sampling(
             prompt=prompt, temperature=settings.temperature, top_p=settings.top_p
         ),
+        think_tokens=settings.think_tokens if bounded else None,
         max_tokens=settings.max_tokens,
         stop=prompt.stops,
     )
+
+
+def wanted(think: str) -> Thinking:
+    """The thinking that a value of the switch asks for."""
+    return Thinking(wanted={"on": True, "off": False}.get(think))
 
 
 def takes_system(service: Service) -> bool:

@@ -16,6 +16,12 @@ _LITERAL = re.compile(
 )
 _DOLLAR_MATH = re.compile(r"(?<![\\$\w])\$(?=\S)([^$\n`]+?)(?<=\S)\$(?![\w$])")
 """Pandoc's rule: no space inside the dollar signs, and no digit after them."""
+MATH: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+"""Gradio's delimiters of mathematics, without $...$, which may also stand between two prices."""
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _PICTURE = re.compile(r"!\[([^\]\n]*)\](?=[(\[])")
 

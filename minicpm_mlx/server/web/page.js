@@ -158,3 +158,23 @@ async function followConversation() {
 }
 
 followConversation().catch(() => begin("")); // a browser that keeps nothing still shows the page
+
+// The button has the server write the conversation as Markdown into a hidden box, after a line with
+// the time; it is saved from there as a file.
+const exportedBox = () => document.querySelector("#exported textarea, #exported input");
+
+async function saveExported() {
+  const before = exportedBox().value;
+  for (let waits = 0; waits < 200 && exportedBox().value === before; waits++) await sleep(50);
+  const text = exportedBox().value;
+  if (text === before || !text) return; // nothing was said yet
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text.slice(text.indexOf("\n") + 1)], { type: "text/markdown" }));
+  link.download = `MiniCPM ${new Date().toISOString().slice(0, 16).replace(/[T:]/g, " ")}.md`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("#export")) saveExported();
+});

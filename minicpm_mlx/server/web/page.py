@@ -26,8 +26,18 @@ import gradio as gr
 
 from ..service import Service
 from .bubbles import bubbles_of
-from .conversation import PageSettings, WebConversation, takes_system
+from .controls import (
+    DEFAULT_MAX_TOKENS,
+    THINK,
+    follow_thinking,
+    own_sampling,
+    read_controls,
+    think_choices,
+)
+from .conversation import WebConversation, takes_system
+from .export import markdown_of
 from .kept import Message, dump
+from .markdown import MATH
 from .status import status
 from .texts import LANGUAGES, TEXTS, preferred, say
 
@@ -39,18 +49,6 @@ SESSIONS = 256
 """Tabs whose replies can be stopped; the least recently used is dropped first."""
 KEPT_INTERVAL = 1.0
 """Seconds between two times that the browser gets a growing reply to keep."""
-DEFAULT_MAX_TOKENS = 2048
-"""Tokens of a reply until the user moves the slider, as on MiniCPM's own page."""
-
-THINK = ("auto", "on", "off")
-"""Whether the model thinks; the first leaves it to the model."""
-
-MATH: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-]
-"""Without $...$, which may also stand between two prices: see markdown.py."""
 
 
 def theme() -> Any:
@@ -153,7 +151,9 @@ class Page:
         return self._labelled(gr.Button, {"value": key}, **options)
 
     def _settings(self) -> None:
-        models, sampling = self.service.models, self.service.lm.sampling
+        models, longest = self.service.models, self.service.context_length
+        sampling = own_sampling(self.service, THINK[0])
+        thinks = self.service.lm.tokenizer.thinking is not None
         self.served = self._labelled(
             gr.Dropdown,
             {"label": "adapter"},
@@ -175,19 +175,30 @@ class Page:
         self.think = self._labelled(
             gr.Radio,
             {"label": "think", "info": "think_hint"},
-            choices=_think_choices("en"),
+            choices=think_choices("en"),
             value=THINK[0],
-            visible=self.service.lm.tokenizer.thinking is not None,
+            visible=thinks,
             elem_id="think",
         )
-        longest = self.service.context_length
+        self.think_tokens = self._slider("think_tokens", 0, longest, longest, 1, visible=thinks)
         self.top_p = self._slider("top_p", 0.05, 1.0, sampling.top_p, 0.05)
         self.temperature = self._slider("temperature", 0.0, 2.0, sampling.temperature, 0.05)
         default = min(DEFAULT_MAX_TOKENS, longest)
         self.max_tokens = self._slider("max_tokens", 1, longest, default, 1)
+        self.export = self._button("export", size="sm")
+        self.with_thoughts = self._labelled(
+            gr.Checkbox,
+            {"label": "with_thoughts"},
+            container=False,
+            visible=thinks,
+            elem_id="with_thoughts",
+        )
+        self.exported = gr.Textbox(elem_id="exported", show_label=False, container=False)
 
-    def _slider(self, key: str, low: float, high: float, value: float, step: float) -> Any:
-        options = {"minimum": low, "maximum": high, "value": value, "step": step, "elem_id": key}
+    def _slider(
+        self, key: str, low: float, high: float, value: float, step: float, **options: Any
+    ) -> Any:
+        options |= {"minimum": low, "maximum": high, "value": value, "step": step, "elem_id": key}
         return self._labelled(gr.Slider, {"label": key, "info": f"{key}_hint"}, **options)
 
     # Events
@@ -200,6 +211,7 @@ class Page:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             "think": self.think,
+            "think_tokens": self.think_tokens,
         }
         state = [self.conversation, self.kept, self.language]
         inputs = [*state, *self.controls.values()]
@@ -212,6 +224,9 @@ class Page:
         self.stop.click(_stop, [self.conversation], None, **options)
         self.undo.click(self._undo, state, self.outputs, **options)
         self.clear.click(self._clear, state, self.outputs, **options)
+        self.export.click(self._export, [*state, self.with_thoughts], self.exported, **options)
+        sliders = [self.top_p, self.temperature]
+        self.think.input(self._follow_thinking, [self.think, *sliders], sliders, **options)
         begun = [*self.outputs, self.language, *self.controls.values()]
         # page.js sends it once at the start: a `load` beside it could cut the connection of both.
         self.kept.blur(self._begin, state, begun, **options)
@@ -236,7 +251,7 @@ class Page:
             yield self._unchanged()
             return
         conversation.resume(kept)
-        replies = conversation.ask(self.service, _read_controls(*controls), text)
+        replies = conversation.ask(self.service, read_controls(self.service, *controls), text)
         async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
                 yield outputs
@@ -245,7 +260,7 @@ class Page:
         self, conversation: WebConversation, kept: str | None, language: str, *controls: Any
     ) -> AsyncGenerator[tuple[Any, ...], None]:
         conversation.resume(kept)
-        replies = conversation.regenerate(self.service, _read_controls(*controls))
+        replies = conversation.regenerate(self.service, read_controls(self.service, *controls))
         async with aclosing(self._update(conversation, language, replies)) as steps:
             async for outputs in steps:
                 yield outputs
@@ -294,14 +309,24 @@ class Page:
         conversation.resume(kept)
         conversation.take_unanswered()
         values = conversation.settings
-        controls = [
-            values[name] if name in values and _fits(control, values[name]) else gr.skip()
+        controls = {
+            name: {"value": values[name]}
             for name, control in self.controls.items()
-        ]
-        think = controls.pop()
-        value = {} if think == gr.skip() else {"value": think}
-        controls.append(gr.update(choices=_think_choices(language), **value))
-        return (*self._idle_outputs(conversation, language), language, *controls)
+            if name in values and _fits(control, values[name])
+        }
+        controls["think"] = controls.get("think", {}) | {"choices": think_choices(language)}
+        updates = [gr.update(**controls.get(name, {})) for name in self.controls]
+        return (*self._idle_outputs(conversation, language), language, *updates)
+
+    async def _export(
+        self, conversation: WebConversation, kept: str | None, language: str, thoughts: bool
+    ) -> str:
+        conversation.resume(kept)
+        return markdown_of(conversation, language, thoughts=bool(thoughts))
+
+    async def _follow_thinking(self, think: str, top_p: Any, temperature: Any) -> list[Any]:
+        sliders = {"top_p": top_p, "temperature": temperature}
+        return [*follow_thinking(self.service, think, sliders).values()]
 
     def _idle_outputs(self, conversation: WebConversation, language: str) -> tuple[Any, ...]:
         """The outputs without a current reply."""
@@ -326,21 +351,7 @@ class Page:
         bubbles: Any = gr.skip() if growing else bubbles_of(messages, language)
         line = status(conversation, language, self.service.context_length)
         labels = (_update_texts(keys, language) for _, keys in self.labels)
-        return [bubbles, line, *labels, gr.update(choices=_think_choices(language))]
-
-
-def _read_controls(
-    served: str, system: str | None, top_p: Any, temperature: Any, max_tokens: Any, think: Any
-) -> PageSettings:
-    """The values of the controls; an empty one is None."""
-    return PageSettings(
-        served=served,
-        system=system or "",
-        top_p=top_p,
-        temperature=temperature,
-        max_tokens=None if max_tokens is None else int(max_tokens),
-        think=think if think in THINK else THINK[0],
-    )
+        return [bubbles, line, *labels, gr.update(choices=think_choices(language))]
 
 
 def _fits(control: Any, value: object) -> bool:
@@ -351,10 +362,6 @@ def _fits(control: Any, value: object) -> bool:
     if isinstance(control, gr.Dropdown | gr.Radio):
         return value in [choice for _, choice in control.choices]
     return isinstance(value, str)
-
-
-def _think_choices(language: str) -> list[tuple[str, str]]:
-    return [(say(f"think_{value}", language), value) for value in THINK]
 
 
 def _update_texts(keys: dict[str, str], language: str) -> Any:

@@ -32,15 +32,25 @@ TEXTS = {
     "think_auto": ("automatic", "自动"),
     "think_on": ("on", "开"),
     "think_off": ("off", "关"),
+    "think_tokens": ("Longest thought", "思考长度"),
+    "think_tokens_hint": (
+        "In tokens; then the answer begins. At the far end there is no limit.",
+        "以词元计，到此即开始回答；拉到最右则不限。",
+    ),
     "thinking": ("thinking …", "思考中 …"),
     "thought": (
         "thought for {seconds:.1f} s, {tokens} tokens",
         "思考 {seconds:.1f} 秒，{tokens} 个词元",
     ),
     "ended_thinking": (
-        "the reply ended within its thought: raise Max tokens, or set Thinking to off",
-        "回复在思考阶段就结束了：请增大“最大词元数”，或将“思考”设为“关”",
+        "the reply ended within its thought: raise Max tokens, lower Longest thought, or set "
+        "Thinking to off",
+        "回复在思考阶段就结束了：请增大“最大词元数”、减小“思考长度”，或将“思考”设为“关”",
     ),
+    "export": ("Export as Markdown", "导出为 Markdown"),
+    "with_thoughts": ("with thoughts", "包含思考"),
+    "you": ("You", "你"),
+    "a_thought": ("thought", "思考"),
     "waiting": ("waiting …", "等待中 …"),
     "stopped": ("stopped", "已停止"),
     "tokens": ("{count} tokens", "{count} 个词元"),
