@@ -18,7 +18,8 @@ from ..engine.session import prefill
 from ..memory import prefill_chunk
 from ..text.thinking import ThinkingForm
 from ..text.tokenizer import Tokenizer
-from .outputs import Completion, Piece, Stats, Transcript, collect
+from .outputs import Completion, Piece, Stats, Transcript, collect, with_calls
+from .tools.tool_set import ToolSet
 
 SHARED = 64
 """Shortest common prefix, in tokens, that is worth a cache of its own."""
@@ -42,8 +43,21 @@ class BatchRequest:
     """Tells thoughts from the answer."""
     in_thought: bool = False
     """The reply begins within a thought."""
+    tools: ToolSet | None = None
+    """Functions that it may call."""
     early_stop: Callable[[str], bool] | None = None
     """Called with the text so far; True ends the reply as a stop string does."""
+
+    def transcript(self, tokenizer: Tokenizer) -> Transcript:
+        """Decodes the reply."""
+        return Transcript(
+            tokenizer,
+            self.stops,
+            skip_special=self.tools is None or not self.tools.keep_special,
+            continues=self.continues,
+            thinking=self.thinking,
+            in_thought=self.in_thought,
+        )
 
     @property
     def size(self) -> int:
@@ -83,7 +97,9 @@ class _Stream:
             start=self.start,
             first=self.first,
         )
-        return collect([*self.pieces, self.transcript.finish(stats)])
+        pieces = (piece for piece in [*self.pieces, self.transcript.finish(stats)])
+        tools = self.request.tools
+        return collect(with_calls(pieces, tools.reader()) if tools else pieces)
 
 
 def replies(
@@ -129,13 +145,7 @@ def replies(
                 streams[number] = _Stream(
                     index,
                     request,
-                    Transcript(
-                        tokenizer,
-                        request.stops,
-                        continues=request.continues,
-                        thinking=request.thinking,
-                        in_thought=request.in_thought,
-                    ),
+                    request.transcript(tokenizer),
                     time.perf_counter(),
                     cache[0].offset if cache else 0,
                 )

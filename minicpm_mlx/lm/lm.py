@@ -29,7 +29,7 @@ from ..model_cards import Card
 from ..text.chat_prompt import ChatPrompt, chat_prompt
 from ..text.tokenizer import Tokenizer
 from .batch import BatchRequest, replies
-from .outputs import Completion, Piece, Stats, Transcript, collect, stop_list, with_calls
+from .outputs import Completion, Piece, Stats, collect, stop_list, with_calls
 from .sampling import sampling_with
 from .thinking_grammar import thinking_grammar
 from .tools.tool_set import ToolSet, answer_grammar
@@ -158,37 +158,32 @@ class LM:
                 print(piece.text, end="")
         """
         tool_set = ToolSet(self.tokenizer, tools, tool_choice, parallel_tool_calls)
-        chat = self.chat_prompt(prompt, think, tools=tool_set.for_template)
-        asked = self._prepare(
-            chat, max_tokens=max_tokens, sampling=sampling, stop=[*stop_list(stop), *tool_set.stops]
+        asked = self._request(
+            prompt,
+            tool_set,
+            answer_grammar(tool_set, grammar),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            think=think,
+            think_tokens=think_tokens,
         )
-        ids = chat.ids
-        grammar = answer_grammar(tool_set, grammar)
         session = self.session() if session is None else session
-        vocabulary, draft = self.tokenizer.vocab_size, self.draft
-        drafter = DraftModel(draft.model, vocabulary) if draft else PromptLookup()
+        vocabulary = self.tokenizer.vocab_size
+        drafter = DraftModel(self.draft.model, vocabulary) if self.draft else PromptLookup()
         speculation = Speculation(drafter if speculate else None)
         tokens = generate(
             self.model,
-            ids,
+            asked.ids,
             max_tokens=asked.max_tokens,
             sampling=asked.sampling,
             eos=self.tokenizer.eos_ids,
             session=session,
             vocab_size=vocabulary,
             speculation=speculation,
-            grammar=thinking_grammar(self.tokenizer, chat, think_tokens, grammar),
+            grammar=asked.grammar,
         )
-        transcript = Transcript(
-            self.tokenizer,
-            asked.stops,
-            skip_special=not tool_set.keep_special,
-            # A form may be followed with a space in front, which does not belong to it.
-            continues=isinstance(prompt, str) and grammar is None,
-            thinking=chat.thinking,
-            in_thought=chat.in_thought,
-        )
-        pieces = self._pieces(tokens, ids, transcript, session.common(ids), speculation)
+        pieces = self._pieces(tokens, asked, session.common(asked.ids), speculation)
         return with_calls(pieces, tool_set.reader()) if tool_set.active else pieces
 
     def note_length(self, tokens: int) -> None:
@@ -198,28 +193,41 @@ class LM:
             call, self.on_dense = self.on_dense, None
             call()
 
-    def _prepare(
+    def _request(
         self,
-        chat: ChatPrompt,
+        prompt: Prompt,
+        tools: ToolSet,
+        grammar: Grammar | None = None,
         *,
         max_tokens: int | None,
         sampling: Sampling | None,
         stop: Sequence[str],
-    ) -> _Asked:
-        """What is asked for, checked; without `sampling` the model's default for it."""
+        think: bool | None,
+        think_tokens: int | None,
+    ) -> BatchRequest:
+        """One reply that is asked for, checked; without `sampling` the model's default for it.
+
+        `grammar` is that of the answer.
+        """
+        chat = self.chat_prompt(prompt, think, tools=tools.for_template)
         self.note_length(len(chat.ids))
-        room = self.context_length - len(chat.ids)
-        if room < 1:
+        if (room := self.context_length - len(chat.ids)) < 1:
             raise ContextLengthError(
                 f"the prompt has {len(chat.ids)} tokens and the context is {self.context_length}; "
                 "shorten it to leave room for a reply"
             )
         limit = room if max_tokens is None else at_least_one("max_tokens", max_tokens)
-        return _Asked(
-            chat=chat,
+        return BatchRequest(
+            ids=chat.ids,
             max_tokens=min(limit, room),
             sampling=self.default_sampling(chat) if sampling is None else sampling,
-            stops=[*stop_list(stop), *chat.stops],
+            stops=[*stop_list(stop), *tools.stops, *chat.stops],
+            # A form may be followed with a space in front, which does not belong to it.
+            continues=isinstance(prompt, str) and grammar is None,
+            grammar=thinking_grammar(self.tokenizer, chat, think_tokens, grammar),
+            thinking=chat.thinking,
+            in_thought=chat.in_thought,
+            tools=tools if tools.active else None,
         )
 
     def default_sampling(self, prompt: ChatPrompt) -> Sampling:
@@ -229,13 +237,12 @@ class LM:
     def _pieces(
         self,
         tokens: Generator[int, None, None],
-        prompt: list[int],
-        transcript: Transcript,
+        asked: BatchRequest,
         cached: int,
         speculation: Speculation,
     ) -> Generator[Piece, None, None]:
-        start = time.perf_counter()
-        first = 0.0
+        start, first = time.perf_counter(), 0.0
+        transcript, length = asked.transcript(self.tokenizer), len(asked.ids)
         with closing(tokens):
             for token in tokens:
                 first = first or time.perf_counter()
@@ -244,9 +251,9 @@ class LM:
                     yield piece
                 if transcript.ended:
                     break
-        self.note_length(len(prompt) + transcript.count)
+        self.note_length(length + transcript.count)
         stats = Stats.measure(
-            prompt_tokens=len(prompt),
+            prompt_tokens=length,
             cached_tokens=cached,
             completion_tokens=transcript.count,
             thinking_tokens=transcript.thinking_count,
@@ -302,6 +309,9 @@ class LM:
         width: int = WIDTH,
         think: bool | None = None,
         think_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
     ) -> list[Completion]:
         """`generate` for many prompts, `width` at a time; the replies in order.
 
@@ -310,29 +320,23 @@ class LM:
 
             lm.generate_batch(["1 + 1 =", "The capital of France is"], max_tokens=8)
         """
+        tool_set = ToolSet(self.tokenizer, tools, tool_choice, parallel_tool_calls)
+        grammar = answer_grammar(tool_set, None)
         requests = [
-            BatchRequest(
-                ids=asked.chat.ids,
-                max_tokens=asked.max_tokens,
-                sampling=asked.sampling,
-                stops=asked.stops,
-                continues=isinstance(prompt, str),
-                grammar=thinking_grammar(self.tokenizer, asked.chat, think_tokens),
-                thinking=asked.chat.thinking,
-                in_thought=asked.chat.in_thought,
+            self._request(
+                prompt,
+                tool_set,
+                None if grammar is None else grammar.copy(),
+                max_tokens=max_tokens,
+                sampling=sampling,
+                stop=stop,
+                think=think,
+                think_tokens=think_tokens,
             )
             for prompt in prompts
-            for asked in [
-                self._prepare(
-                    self.chat_prompt(prompt, think),
-                    max_tokens=max_tokens,
-                    sampling=sampling,
-                    stop=stop,
-                )
-            ]
         ]
-        width = at_least_one("width", width)
-        completions = dict(replies(self.model, self.tokenizer, requests, width))
+        found = replies(self.model, self.tokenizer, requests, at_least_one("width", width))
+        completions = dict(found)
         return [completions[index] for index in range(len(requests))]
 
     def chat(
@@ -348,6 +352,9 @@ class LM:
         stop: Sequence[str] = (),
         think: bool | None = None,
         think_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         **sampling: Any,
     ) -> tuple[str, list[dict[str, Any]]]:
         """Answer `query`; the reply, and the history to give with the next one.
@@ -356,6 +363,9 @@ class LM:
         `max_length` counts the prompt, `max_tokens` (None: as far as the context goes) does not.
         In the form of MiniCPM's own code, `chat(tokenizer, query, history, ...)`, the tokenizer is
         ignored in favour of the model's own.
+
+        `tools` are as in `stream`. The history has the reply's calls; a result is a query of
+        `role="tool"`.
 
             reply, history = lm.chat("山东省最高的山是哪座山？", temperature=0.5, top_p=0.8)
         """
@@ -370,9 +380,10 @@ class LM:
                 f"got {shown(arguments if query is None else query)}"
             )
         expected = "a list of messages, as chat returns"
-        turns = [] if past is None else listed("history", past, expected, is_message)
+        turns = listed("history", [] if past is None else past, expected, is_message)
         messages = [*map(dict, turns), {"role": role, "content": text}]
-        prompt = self.chat_prompt(messages, think)
+        described = ToolSet(self.tokenizer, tools, tool_choice).for_template
+        prompt = self.chat_prompt(messages, think, tools=described)
         # Taken out while in use, so that a chat on another thread makes its own.
         session, self._session = self._session or self.session(), None
         completion = self.generate(
@@ -382,6 +393,9 @@ class LM:
             stop=stop,
             session=session,
             think_tokens=think_tokens,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
         )
         self._session = session
         messages.append(completion.message())
@@ -394,23 +408,12 @@ class LM:
         if max_length is None:
             return max_tokens
         length = len(prompt.ids)
-        room = whole("max_length", max_length) - length
-        if room < 1:
+        if (room := whole("max_length", max_length) - length) < 1:
             raise InvalidArgumentError(
                 f"the prompt has {length} tokens and max_length is {max_length}; "
                 "raise it to leave room for a reply"
             )
         return room if max_tokens is None else min(room, at_least_one("max_tokens", max_tokens))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What one call asks for."""
-
-    chat: ChatPrompt
-    max_tokens: int
-    sampling: Sampling
-    stops: list[str]
 
 
 def is_message(item: object) -> bool:

@@ -147,6 +147,31 @@ def test_calls_and_results_go_back_into_the_conversation(speaking: mm.LM) -> Non
     assert "Rome" in text
 
 
+def test_batches_and_chat_take_tools_as_streams_do(speaking: mm.LM) -> None:
+    questions = [asked("both"), asked("plain")]
+    batch = speaking.generate_batch(questions, tools=TOOLS)
+    for question, reply in zip(questions, batch, strict=True):
+        alone = speaking.generate(question, tools=TOOLS)
+        assert (reply.text, calls_of(reply)) == (alone.text, calls_of(alone))
+    one = speaking.generate_batch(questions[:1], tools=TOOLS, parallel_tool_calls=False)
+    assert calls_of(one[0]) == [ROME]
+    text, history = speaking.chat("rome", tools=TOOLS)
+    assert text.strip() == ""
+    [call] = history[-1]["tool_calls"]
+    assert call["function"]["name"] == "get-weather"
+    answer, history = speaking.chat("plain", history, role="tool", tools=TOOLS)
+    assert answer == "No call."
+    assert [message["role"] for message in history] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_batches_hold_to_required_calls(speaking: mm.LM) -> None:
+    pytest.importorskip("llguidance")
+    think = False if speaking.tokenizer.thinking else None
+    options: Any = {"tool_choice": "now", "parallel_tool_calls": False, "think": think}
+    batch = speaking.generate_batch([asked("plain")] * 2, tools=TOOLS, **options)
+    assert [calls_of(reply) for reply in batch] == [[NOW], [NOW]]
+
+
 def test_contradictions_are_refused(speaking: mm.LM) -> None:
     for options, field in (
         ({"tools": [TOOLS[1], TOOLS[1]]}, "tools"),
