@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicpm_mlx.errors import InvalidArgumentError
-from minicpm_mlx.lm.tools.calls import CallReader, ToolCall
+from minicpm_mlx.lm.tools.calls import CallDelta, CallReader, ToolCall
 from minicpm_mlx.lm.tools.python_format import PythonToolFormat
 from minicpm_mlx.lm.tools.python_grammar import PythonGrammar
 from minicpm_mlx.lm.tools.python_literals import DEEP, LENGTH, TOKENS, read_calls
@@ -34,6 +34,7 @@ def read(text: str) -> list[Any]:
     return [
         (part.name, json.loads(part.arguments)) if isinstance(part, ToolCall) else part
         for part in parts
+        if not isinstance(part, CallDelta)
     ]
 
 
