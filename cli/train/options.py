@@ -36,6 +36,7 @@ class ReadingGroup:
         default="thoughts",
     )
     skip_bad: int = _data("Skip up to this many bad lines.", default=0)
+    ignore_columns: str | None = _data("Fields that may stay unread, such as id,messages.name.")
     valid_fraction: float = _data(
         "Part to validate on, if there is no such file.", "--val-fraction", default=0.1
     )
@@ -126,7 +127,10 @@ class LoraOptions:
     def data_options(self) -> DataOptions:
         from minicpm_mlx.train.data.dataset import DataOptions
 
-        return DataOptions(**vars(self.reading), seed=self.training.seed)
+        names = (self.reading.ignore_columns or "").split(",")
+        ignored = tuple(name.strip() for name in names if name.strip())
+        given = vars(self.reading) | {"ignore_columns": ignored}
+        return DataOptions(**given, seed=self.training.seed)
 
     def lora_config(self) -> LoRAConfig:
         from minicpm_mlx.train.lora import LoRAConfig

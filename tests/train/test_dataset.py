@@ -146,9 +146,42 @@ def test_names_of_special_tokens_in_rows_are_counted_and_listed(tmp_path: Path) 
 
 
 def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
-    rows = lines({**GOOD, "id": 1}, {**GOOD, "source": "x"}) + json.dumps({**GOOD, "\ud800": 2})
-    path = written(tmp_path, "a.jsonl", rows)
-    assert "fields that are not read: id, source, '\\ud800'" in loaded(path).notes
+    path = written(tmp_path, "a.jsonl", lines(GOOD) + json.dumps({**GOOD, "id": 1, "\ud800": 2}))
+    known = r"\(chat_template_kwargs, functions, messages, tools\)"
+    with pytest.raises(DataError, match=rf"a.jsonl:2: id, '\\ud800': .* {known}") as caught:
+        loaded(path)
+    assert str(caught.value).endswith("--ignore-columns id,'\\ud800'")
+    notes = loaded(path, ignore_columns=("id", "\ud800")).notes
+    assert "fields left unread: id, '\\ud800'" in notes
+    for name in ("messages", "source"):
+        with pytest.raises(InvalidArgumentError, match=f"ignore_columns .*'{name}' is read, or no"):
+            loaded(path, ignore_columns=("id", "\ud800", name))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**GOOD, "tool": []} | {"tool": [{"name": "f"}]}, r"tool \(tools\?\): .* tools\), found"),
+        (
+            {"messages": [GOOD["messages"][0], {**GOOD["messages"][-1], "reasonning": "t"}]},
+            r"messages.reasonning \(reasoning\?\): .* role, thinking, tool_calls, ",
+        ),
+        (
+            {**GOOD, "tools": json.dumps([{"name": "f", "parameter": {"type": "object"}}])},
+            r"tools.parameter \(parameters\?\): .* \(description, name, parameters, strict, type",
+        ),
+        (
+            {**GOOD, "tools": [{"function": {"name": "f", "returns": {"type": "string"}}}]},
+            "tools.function.returns: ",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_an_error_that_names_what_is_read(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, "a.jsonl", lines(row))
+    with pytest.raises(DataError, match=f"a.jsonl:1: {message}"):
+        loaded(path)
 
 
 def test_samples_that_are_both_trained_and_validated_on_are_noted(tmp_path: Path) -> None:

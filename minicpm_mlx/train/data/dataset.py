@@ -6,8 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...arguments import check_limits, limited
-from ...errors import DataError, MissingTemplateError, TemplateError, TokenizerError
+from ...arguments import check_limits, limited, shown
+from ...errors import (
+    DataError,
+    InvalidArgumentError,
+    MissingTemplateError,
+    TemplateError,
+    TokenizerError,
+)
 from ...files.atomic import sha256
 from ...files.rows import Row, listed, read_rows
 from ...text.tokenizer import Tokenizer
@@ -23,9 +29,10 @@ from .counts import (
 )
 from .encoding import Encoded, Encoder, check_kind, check_options
 from .examples import Document, Example, Preference, ReplyPrompt
-from .layouts import Format, recognise, unread
+from .layouts import Format, recognise
 from .samples import Item
 from .splits import hold_out, split_files
+from .unread import Unread, check_all_read, unread_fields
 
 __all__ = ["Counts", "Data", "DataOptions", "load_data"]
 
@@ -50,6 +57,9 @@ class DataOptions:
     truncates everything else."""
     skip_bad: int = limited(0, least=0, whole=True)
     """Bad samples to skip, over all files, before one is an error."""
+    ignore_columns: tuple[str, ...] = ()
+    """Fields that are not read, as "id" or, inside a column, "messages.name"; any other such field
+    is an error."""
     valid_fraction: float = limited(0.1, least=0, below=1)
     """Share of the training samples to validate on if the data has no validation set."""
     seed: int = limited(0, whole=True)
@@ -112,7 +122,9 @@ def load_data(
     valid = splits["valid"].entries if "valid" in splits else []
     items = {name: split.items for name, split in splits.items()}
     counts = {name: count_split(split) for name, split in splits.items()}
-    unread = [f"fields that are not read: {listed(sorted(reader.unread))}"] if reader.unread else []
+    reader.check_ignored()
+    names = [listed([name]) for name in sorted(reader.ignored)]
+    ignored = [f"fields left unread: {', '.join(names)}"] if names else []
     return Data(
         train=items["train"],
         valid=items.get("valid", []),
@@ -124,7 +136,7 @@ def load_data(
             *notes,
             *note_shared(items),
             *notes_of(splits, counts.values(), options.max_seq_length),
-            *unread,
+            *ignored,
         ),
         bad=tuple(reader.bad),
         overlong=list_overlong(splits),
@@ -157,6 +169,7 @@ def check_data(path: str | Path, options: DataOptions | None = None) -> DataOutl
         split = reader.read(file)
         if not split.entries:
             raise _empty_split(file, split, options.max_seq_length)
+    reader.check_ignored()
     name, kind = reader.format.name, reader.format.kind
     data_kind = "text" if reader.format.is_text else kind
     check_kind(data_kind, options.mask, options.overlong, options.train_on)
@@ -200,8 +213,8 @@ class _DataReader:
     options: DataOptions
     progress: Callable[[int], object] | None
     bad: list[str] = field(default_factory=list)
-    unread: set[str] = field(default_factory=set)
-    """Names of fields that the layout does not use."""
+    ignored: set[str] = field(default_factory=set)
+    """Fields that rows have and that are not read, as the options say."""
     rows: int = 0
 
     def __post_init__(self) -> None:
@@ -239,13 +252,13 @@ class _DataReader:
             layout = recognise(row.value)
             self._check_layout(row.place, layout)
             example = layout.read(row.value)
+            self._check_all_read(unread_fields(row.value, layout, example))
             encoded = self.encoder.encode(example) if self.encoder else Encoded([])
         except MissingTemplateError as error:
             advice = 'give rows of plain text: {"text": …}'
             raise DataError(f"{row.place}: {error.or_else(advice)}") from None
         except (DataError, TemplateError, TokenizerError) as error:
             raise DataError(f"{row.place}: {error}") from None
-        self.unread |= unread(row.value, layout, example)
         return Entry(row.place, encoded, _prompt(example))
 
     def _check_layout(self, place: str, layout: Format) -> None:
@@ -257,6 +270,21 @@ class _DataReader:
                 f"expected {first.name} as in {first_place}, found {layout.name}; "
                 "rewrite one as the other, or train on one alone"
             )
+
+    def _check_all_read(self, unread: Unread) -> None:
+        ignored = set(self.options.ignore_columns)
+        self.ignored |= ignored & unread.keys()
+        check_all_read({name: read for name, read in unread.items() if name not in ignored})
+
+    def check_ignored(self) -> None:
+        """InvalidArgumentError for a field to ignore that is read, or that no row has."""
+        for name in self.options.ignore_columns:
+            if name not in self.ignored:
+                raise InvalidArgumentError(
+                    f"must name fields of the rows that are not read; {shown(name)} is read, or no "
+                    "row has it: leave it out",
+                    field="ignore_columns",
+                )
 
     def _skip(self, path: Path, error: DataError) -> None:
         limit = self.options.skip_bad

@@ -29,7 +29,6 @@ from .messages import (
     parse_text,
     parse_thought,
     split_marks,
-    unread_fields,
 )
 from .tools import check_texts, parse_object, parse_tools
 
@@ -45,7 +44,7 @@ class Format:
     kind: str
     """The kind of training it serves: "sft", "preference" or "kto"."""
     fields: frozenset[str]
-    """Fields that are read; others are ignored."""
+    """Fields that are read."""
     read: Callable[[RowValue], Example]
     """Reads a row. A DataError names the wrong field; the caller adds file and line."""
 
@@ -61,7 +60,7 @@ def recognise(row: RowValue) -> Format:
         if row.get(name) and row[name] not in NOTHING:
             raise DataError(f"{name}: expected text alone, found {name}; remove such samples")
     layout = _recognise(row)
-    fields = _OF_TEMPLATE if not layout.is_text else ()
+    fields = OF_TEMPLATE if not layout.is_text else ()
     _check_read(row, layout, fields)
     return replace(layout, fields=layout.fields.union(fields))
 
@@ -77,43 +76,9 @@ def _recognise(row: RowValue) -> Format:
     raise DataError(_missing(row))
 
 
-def unread(row: RowValue, layout: Format, example: Example) -> set[str]:
-    """Names of fields that hold something and are not read, in messages as "messages[].name".
-
-    A field that repeats a text of `example` is not one.
-    """
-    texts = _texts(example)
-    names = {
-        name
-        for name, value in row.items()
-        if name not in layout.fields and value not in NOTHING and not _repeats(value, texts)
-    }
-    for name in layout.fields & row.keys() - set(_OF_TEMPLATE):
-        names |= unread_fields(row[name], f"{name}[]" if isinstance(row[name], list) else name)
-    return names
-
-
-def _texts(example: Example) -> set[str]:
-    if isinstance(example, Document):
-        return {example.text}
-    if isinstance(example, Preference):
-        contents = {message["content"] for message in example.prompt}
-        return contents | {example.chosen["content"], example.rejected["content"]}
-    return {message["content"] for message in example.messages}
-
-
-def _repeats(value: Any, texts: set[str]) -> bool:
-    """Whether a text, or each message of a list, is one of `texts`."""
-    if isinstance(value, dict):
-        value = value.get("content", value.get("value"))
-    if isinstance(value, list):
-        return all(isinstance(item, dict) and _repeats(item, texts) for item in value)
-    return isinstance(value, str) and value in texts
-
-
 def _check_read(row: RowValue, layout: Format, fields: Collection[str]) -> None:
     """Raises DataError for a field that would change what is learned and that is not read."""
-    for name in (*_OF_TEMPLATE, *THOUGHTS):
+    for name in (*OF_TEMPLATE, *THOUGHTS):
         if row.get(name) not in NOTHING and name not in layout.fields.union(fields):
             where = "write it into the messages" if name in THOUGHTS else "give conversations"
             raise DataError(
@@ -138,7 +103,7 @@ def _options(row: RowValue) -> TemplateOptions:
 
 
 _UNSUPPORTED = ("images", "image", "videos", "audios")
-_OF_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
+OF_TEMPLATE = ("tools", "functions", "chat_template_kwargs")
 """Fields that go to the template beside the messages."""
 _TAGS = ("kto_tag", "label")
 

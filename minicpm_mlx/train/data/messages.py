@@ -12,7 +12,7 @@ from typing import Any
 from ...arguments import shown
 from ...errors import DataError
 from ...files.rows import kind, listed
-from .arguments import check_arguments
+from ...lm.tools.argument_check import argument_problem
 from .tools import parse_calls
 
 Message = dict[str, Any]
@@ -154,23 +154,10 @@ def split_marks(messages: list[Message]) -> tuple[list[Message], frozenset[int]]
     return [{key: m[key] for key in m if key != UNLEARNED} for m in messages], marked
 
 
-def unread_fields(value: Any, name: str) -> set[str]:
-    """Names of fields in a message, or a list of messages, that are not read and hold something."""
-    names: set[str] = set()
-    for message in value if isinstance(value, list) else [value]:
-        if not isinstance(message, dict):
-            continue
-        is_result = _ROLES.get(str(message.get("role", message.get("from")))) == "tool"
-        names |= _filled(message, _READ | set(_OF_RESULTS if is_result else ()), name)
-        for key in ("content", "value"):
-            for part in parts if isinstance(parts := message.get(key), list) else []:
-                if isinstance(part, dict):
-                    names |= _filled(part, {"type", "text"}, f"{name}.{key}[]")
-    return names
-
-
-def _filled(fields: Mapping[str, Any], read: Collection[str], name: str) -> set[str]:
-    return {f"{name}.{key}" for key in fields if key not in read and fields[key] not in NOTHING}
+def message_fields(message: Mapping[str, Any]) -> set[str]:
+    """Names of the fields that are read in a message."""
+    is_result = _ROLES.get(str(message.get("role", message.get("from")))) == "tool"
+    return _READ | set(_OF_RESULTS if is_result else ())
 
 
 NOTHING: tuple[object, ...] = (None, "", [], {}, "[]", "{}")
@@ -243,7 +230,11 @@ def check_calls(
                     f"{place}: expected a call of one of the tools ({listed(functions) or 'none'}),"
                     f" found {name!r:.60}; add it to tools, or correct it"
                 )
-            check_arguments(arguments, functions[name].get("parameters") or {}, f"{place}: {name}")
+            problem = argument_problem(arguments, functions[name].get("parameters") or {})
+            if problem is not None:
+                raise DataError(
+                    f"{place}: {name}{problem}; correct the call, or parameters in tools"
+                )
 
 
 def parse_text(value: Any, name: str) -> str:

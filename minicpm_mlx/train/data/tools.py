@@ -61,6 +61,11 @@ def _places(items: list[Any], name: str) -> list[tuple[Any, str]]:
     return [(item, f"{name}[{index}]") for index, item in enumerate(items)]
 
 
+def parse_objects(value: Any, name: str) -> list[dict[str, Any]]:
+    """Parses a list of objects, or one; a list and each in it may be JSON text."""
+    return [parse_object(*place) for place in _places(_objects(value, name), name)]
+
+
 def _objects(value: Any, name: str) -> list[Any]:
     value = _from_json(value, name)
     if isinstance(value, dict):

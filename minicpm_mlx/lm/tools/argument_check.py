@@ -1,6 +1,6 @@
 """Checks the arguments of a call against the schema of its function.
 
-What is checked is what data sets get wrong: names, types and choices. Of the rest of JSON schema
+Names, types and choices are checked, which data sets get wrong. Of the rest of JSON schema
 nothing is refused.
 """
 
@@ -10,19 +10,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ...arguments import shown
-from ...errors import DataError, InvalidArgumentError
+from ...errors import InvalidArgumentError
 from ...files.rows import listed
-from ...lm.structured.schema_check import target
+from ..structured.schema_check import target
 
 _DEEP = 100
 """Most schemas in each other that are looked into."""
 
 
-def check_arguments(arguments: Mapping[str, Any], schema: Mapping[str, Any], name: str) -> None:
-    """Raises DataError, which begins with `name`, for arguments that `schema` does not allow."""
-    problem = next(_problems(dict(arguments), {"type": "object", **schema}, schema, "", 0), None)
-    if problem is not None:
-        raise DataError(f"{name}{problem}; correct the call, or parameters in tools")
+def argument_problem(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+    """The first thing in `arguments` that `schema` does not allow; None if there is nothing.
+
+    It is to be read after the name of the function.
+    """
+    return next(_problems(dict(arguments), {"type": "object", **schema}, schema, "", 0), None)
 
 
 def _problems(
