@@ -33,10 +33,7 @@ TEXTS = {
     "think_on": ("on", "开"),
     "think_off": ("off", "关"),
     "think_tokens": ("Longest thought", "思考长度"),
-    "think_tokens_hint": (
-        "In tokens; then the answer begins. At the far end there is no limit.",
-        "以词元计，到此即开始回答；拉到最右则不限。",
-    ),
+    "think_tokens_hint": ("In tokens; at the right end, no limit.", "以词元计；拉到最右则不限。"),
     "thinking": ("thinking …", "思考中 …"),
     "thought": (
         "thought for {seconds:.1f} s, {tokens} tokens",
