@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ from minicpm_mlx.errors import InvalidArgumentError
 
 from . import options
 from .options import flag, option
+from .render.texts import Texts, printable
 from .render.theme import console
 from .streams import confirm, print_json
 
@@ -60,7 +63,7 @@ def connect(args: ConnectOptions) -> None:
     if args.write:
         _write(client, at, ask=not args.yes, as_json=args.as_json)
     elif args.as_json:
-        print_json(_record(client, at))
+        print_json(_record(client, at, Texts("en")))
     else:
         _show(client, at)
 
@@ -75,15 +78,20 @@ def _list(as_json: bool) -> None:
     if as_json:
         print_json({"clients": rows})
         return
-    out = console()
+    out, texts = console(), _texts()
     width = max(len(c.name) for c in CLIENTS) + 2
     titles = max(len(c.title) for c in CLIENTS) + 2
     for client, row in zip(CLIENTS, rows, strict=True):
-        how = row["file"] or "printed only"
+        how = row["file"] or texts.pick("printed only", "只打印")
         out.print(f"{client.name:{width}}{client.title:{titles}}{how}", soft_wrap=True)
 
 
-def _record(client: Client, at: ServerAddress) -> dict[str, Any]:
+def _texts() -> Texts:
+    """Of results: in the user's language at a terminal, in English in a pipe."""
+    return Texts(None if sys.stdout.isatty() else "en")
+
+
+def _record(client: Client, at: ServerAddress, texts: Texts) -> dict[str, Any]:
     from minicpm_mlx.clients.settings_file import snippet
 
     path = client.path() if client.path else None
@@ -101,31 +109,56 @@ def _record(client: Client, at: ServerAddress) -> dict[str, Any]:
         "environment": dict(client.variables(at)) if client.variables else {},
         "example": client.example(at) if client.example else None,
         "start": client.start(at) if client.start else None,
-        "note": (client.note(at) if client.note else "") or None,
+        "install": client.install or None,
+        "note": texts.pick(*client.note(at)) or None,
     }
 
 
 def _show(client: Client, at: ServerAddress) -> None:
-    out, record = console(), _record(client, at)
+    out, texts = console(), _texts()
+    record = _record(client, at, texts)
     blocks = []
     if record["file"]:
-        blocks.append((f"in {record['file']}", record["text"]))
+        heading = texts.pick("in {}", "写在 {} 里")
+        blocks.append((heading.format(record["file"]), record["text"]))
     if variables := record["environment"]:
         lines = (f"export {name}={_quoted(value)}" for name, value in variables.items())
-        blocks.append(("in the shell", "\n".join(lines)))
+        blocks.append((texts.pick("in the shell", "在 shell 里"), "\n".join(lines)))
     if record["example"]:
-        blocks.append(("then" if variables else "in its settings", record["example"]))
+        heading = (
+            texts.pick("then", "然后") if variables else texts.pick("its form", "填入它的设置")
+        )
+        blocks.append((heading, record["example"]))
     if record["start"]:
-        blocks.append(("start it so", record["start"]))
+        blocks.append((texts.pick("start it so", "启动命令"), record["start"]))
     for number, (heading, text) in enumerate(blocks):
         out.print(("\n" if number else "") + f"# {heading}", style="quiet", soft_wrap=True)
         out.print(text, soft_wrap=True)
     if record["note"]:
         out.print(f"\n# {record['note']}", style="quiet", soft_wrap=True)
     if record["file"]:
+        command = f"`minicpm-mlx connect {client.name} --write`"
         console(stderr=True).print(
-            f"`minicpm-mlx connect {client.name} --write` merges it into the file", style="quiet"
+            Texts().pick(f"{command} merges it into the file", f"{command} 会合并到该文件"),
+            style="quiet",
         )
+    _warn(client, at)
+
+
+def _warn(client: Client, at: ServerAddress) -> None:
+    """Says what would keep the client from working."""
+    from minicpm_mlx.clients.notes import short_context
+
+    texts, warnings = Texts(), []
+    program = shlex.split(client.start(at))[0] if client.start and client.install else ""
+    if program and shutil.which(program) is None:
+        warnings.append(texts("connect.install", program=program, command=client.install))
+    if not at.answered:
+        warnings.append(texts("connect.unanswered", url=at.url, model=at.model))
+    if client.agent:
+        warnings.append(texts.pick(*short_context(at)))
+    for line in filter(None, warnings):
+        console(stderr=True).print(line, style="warning", soft_wrap=True)
 
 
 def _quoted(value: str) -> str:
@@ -142,25 +175,35 @@ def _write(client: Client, at: ServerAddress, *, ask: bool, as_json: bool) -> No
     assert client.settings is not None
     path = client.path()
     change = plan_change(path, client.settings(at), client.defaults)
-    stderr, difference = console(stderr=True), change.difference
+    stderr, asked, difference = console(stderr=True), Texts(), change.difference
     copy = None
     if difference:
-        stderr.print(difference, soft_wrap=True)
+        stderr.print(printable(difference), soft_wrap=True)
+        question = asked.pick(f"Write {path}?", f"写入 {path}？")
         if ask and not confirm(
-            f"Write {path}?", "nobody to ask, nothing written; --yes writes without asking"
+            question, "nobody to ask, nothing written; --yes writes without asking"
         ):
-            print("nothing written", file=sys.stderr)
+            print(asked.pick("nothing written", "没有写入"), file=sys.stderr)
             raise typer.Exit(1)
         copy = change.write(private=at.key is not None)
-    record = _record(client, at) | {"changed": bool(difference), "backup": copy and str(copy)}
+    texts = Texts("en") if as_json else _texts()
+    record = _record(client, at, texts) | {
+        "changed": bool(difference),
+        "backup": copy and str(copy),
+    }
     if as_json:
         print_json(record)
         return
     out = console()
-    kept = f" (before: {copy})" if copy else ""
-    out.print(
-        f"{path} written{kept}" if difference else f"{path}: nothing to change", soft_wrap=True
-    )
-    for line in (record["start"], record["note"]):
-        if line:
-            out.print(line, soft_wrap=True)
+    if difference:
+        out.print(texts.pick(f"{path} written", f"已写入 {path}"), soft_wrap=True)
+        place = os.path.realpath(path)  # of the file that a link leads to
+        before = ["mv", str(copy), place] if copy else ["rm", place]
+        out.print(texts.pick("undo: ", "撤销：") + shlex.join(before), soft_wrap=True)
+    else:
+        out.print(texts.pick(f"{path}: nothing to change", f"{path}：无需改动"), soft_wrap=True)
+    if record["start"]:
+        out.print(texts.pick("start: ", "启动：") + record["start"], soft_wrap=True)
+    if record["note"]:
+        out.print(record["note"], style="quiet", soft_wrap=True)
+    _warn(client, at)

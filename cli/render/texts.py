@@ -300,6 +300,14 @@ TEXTS = {
         "other machines' requests come unencrypted; --tls-cert and --tls-key encrypt them",
         "来自其他机器的请求未加密；可用 --tls-cert 和 --tls-key 加密",
     ),
+    "connect.install": (
+        "no program `{program}` is found here; it is installed with `{command}`",
+        "这里没有 `{program}` 程序；安装命令：`{command}`",
+    ),
+    "connect.unanswered": (
+        "no server answers at {url}: {model} and a context of 32,768 tokens are assumed",
+        "{url} 没有服务器应答：按模型 {model}、上下文 32,768 个词元处理",
+    ),
     "serve.ending": (
         "shutting down: replies have {seconds:g} s to finish; a second Ctrl-C stops at once",
         "正在结束：回复还有 {seconds:g} 秒完成；再按一次 Ctrl-C 立即结束",

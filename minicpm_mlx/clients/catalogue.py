@@ -11,11 +11,8 @@ from typing import Any
 
 from minicpm_mlx.errors import InvalidArgumentError
 
-from . import paths
-from .server_address import KEY_VARIABLE, ServerAddress
-
-ID = "minicpm-mlx"
-"""Name of the server in settings; Zed and aichat derive the variable of its key from it."""
+from . import notes, paths
+from .server_address import ID, ServerAddress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,12 @@ class Client:
     """Code, or fields of a form."""
     start: Callable[[ServerAddress], str] | None = None
     """Command that uses the server then."""
-    note: Callable[[ServerAddress], str] | None = None
+    note: Callable[[ServerAddress], notes.Note] = lambda at: notes.NONE
+    """What else to know."""
+    install: str = ""
+    """Command that installs the program; empty where it is no program of the shell."""
+    agent: bool = False
+    """Whether long instructions go before each question."""
     not_written: str = ""
     """Why --write is refused."""
 
@@ -188,17 +190,6 @@ def _zed(at: ServerAddress) -> dict[str, Any]:
     return {"language_models": {"openai_compatible": {ID: provider}}}
 
 
-def _derived_key(at: ServerAddress) -> str:
-    """Where the client takes the variable's name from its own name for the server."""
-    if at.key is not None:
-        return f"the key is not in the file: export {KEY_VARIABLE} before it starts"
-    if at.key_variable is None:
-        return f"it wants some key: export {KEY_VARIABLE}=none before it starts"
-    if at.key_variable == KEY_VARIABLE:
-        return f"it reads the key from {KEY_VARIABLE}"
-    return f'it reads the key from one name alone: export {KEY_VARIABLE}="${at.key_variable}"'
-
-
 def _open_webui(at: ServerAddress) -> dict[str, str]:
     return {
         "OPENAI_API_BASE_URLS": at.openai,
@@ -237,13 +228,6 @@ def _llm(at: ServerAddress) -> list[dict[str, Any]]:
     return [model | ({"api_key_name": ID} if at.key or at.key_variable else {})]
 
 
-def _llm_note(at: ServerAddress) -> str:
-    if not (at.key or at.key_variable):
-        return ""
-    value = "KEY" if at.key else f'"${at.key_variable}"'
-    return f"it keeps keys itself: llm keys set {ID} --value {value}"
-
-
 def _aichat(at: ServerAddress) -> dict[str, Any]:
     model = {
         "name": at.model,
@@ -254,10 +238,6 @@ def _aichat(at: ServerAddress) -> dict[str, Any]:
     client = {"type": "openai-compatible", "name": ID, "api_base": at.openai}
     key = {} if at.key is None and at.key_variable else {"api_key": at.secret(str)}
     return {"clients": [client | key | {"models": [model]}]}
-
-
-def _aichat_note(at: ServerAddress) -> str:
-    return _derived_key(at) if at.key is None and at.key_variable else ""
 
 
 CLIENTS = (
@@ -281,7 +261,9 @@ CLIENTS = (
         path=lambda: paths.home(".claude", f"{ID}.json", variable="CLAUDE_CONFIG_DIR"),
         settings=_claude_code,
         start=lambda at: f"claude --settings {_quoted_path(find_client('claude-code'))}",
-        note=lambda at: "a file of its own: plain `claude` stays as it is",
+        note=lambda at: notes.own_file("claude"),
+        install="npm install -g @anthropic-ai/claude-code",
+        agent=True,
     ),
     Client(
         name="codex",
@@ -289,7 +271,9 @@ CLIENTS = (
         path=lambda: paths.home(".codex", f"{ID}.config.toml", variable="CODEX_HOME"),
         settings=_codex,
         start=lambda at: f"codex --profile {ID}",
-        note=lambda at: "a profile of its own: plain `codex` stays as it is",
+        note=lambda at: notes.own_file("codex"),
+        install="npm install -g @openai/codex",
+        agent=True,
     ),
     Client(
         name="opencode",
@@ -297,6 +281,8 @@ CLIENTS = (
         path=_opencode_path,
         settings=_opencode,
         start=lambda at: f"opencode --model {shlex.quote(f'{ID}/{at.model}')}",
+        install="npm install -g opencode-ai",
+        agent=True,
     ),
     Client(
         name="pi",
@@ -308,12 +294,16 @@ CLIENTS = (
         ),
         settings=_pi,
         start=lambda at: f"pi --provider {ID} --model {shlex.quote(at.model)}",
+        install="npm install -g @earendil-works/pi-coding-agent",
+        agent=True,
     ),
     Client(
         name="cline",
         title="Cline",
         example=_cline,
         start=_cline_start,
+        install="npm install -g cline",
+        agent=True,
         not_written="it keeps its settings and keys in a store of its own; fill in its form, or "
         "run the command that is printed without --write",
     ),
@@ -323,27 +313,24 @@ CLIENTS = (
         path=lambda: paths.home(".continue", "config.yaml", variable="CONTINUE_GLOBAL_DIR"),
         settings=_continue,
         defaults={"name": "Local", "version": "1.0.0", "schema": "v1"},
-        note=lambda at: (
-            f"{at.key_variable} is read from ~/.continue/.env"
-            if at.key_variable and at.key is None
-            else ""
-        ),
+        note=notes.continue_key,
+        agent=True,
     ),
     Client(
         name="zed",
         title="Zed",
         path=lambda: paths.xdg_config("zed", "settings.json"),
         settings=_zed,
-        note=_derived_key,
+        note=notes.derived_key,
+        agent=True,
     ),
     Client(
         name="open-webui",
         title="Open WebUI",
         variables=_open_webui,
         start=lambda at: "open-webui serve",
-        note=lambda at: (
-            "only its first start reads these; later: Admin Panel > Settings > Connections"
-        ),
+        note=notes.open_webui,
+        install="pip install open-webui",
         not_written="it keeps its settings in a database; set the variables before its first "
         "start, or use its Admin Panel",
     ),
@@ -359,7 +346,8 @@ CLIENTS = (
         path=_llm_path,
         settings=_llm,
         start=lambda at: f"llm -m {ID} Hello",
-        note=_llm_note,
+        note=notes.llm_key,
+        install="pip install llm",
     ),
     Client(
         name="aichat",
@@ -371,7 +359,8 @@ CLIENTS = (
         ),
         settings=_aichat,
         start=lambda at: f"aichat --model {shlex.quote(f'{ID}:{at.model}')} Hello",
-        note=_aichat_note,
+        note=notes.aichat_key,
+        install="cargo install aichat",
     ),
 )
 

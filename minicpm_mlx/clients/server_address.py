@@ -13,6 +13,8 @@ import httpx
 
 from minicpm_mlx.errors import DownloadError, InvalidArgumentError
 
+ID = "minicpm-mlx"
+"""Name of the server in settings; Zed and aichat derive the variable of its key from it."""
 KEY_VARIABLE = "MINICPM_MLX_API_KEY"
 NO_KEY = "none"
 """Sent to a server that wants no key, by clients that cannot do without one."""
@@ -34,6 +36,8 @@ class ServerAddress:
     """Environment variable that holds the key; None where no key is needed."""
     key: str | None = None
     """The key itself, where it is to be written into settings."""
+    answered: bool = True
+    """Whether the server was there to be asked."""
 
     @property
     def openai(self) -> str:
@@ -80,7 +84,7 @@ def find_server(
     except DownloadError:
         if model is None:
             raise
-        return ServerAddress(url, model, None, variable, key)
+        return ServerAddress(url, model, None, variable, key, answered=False)
     if model is None:
         model = next(iter(models))
     elif model not in models:
@@ -109,8 +113,9 @@ def _models(url: str, key: str | None) -> dict[str, int | None]:
     """Context length of each model by name."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    verify = not local or url.startswith("https:")  # certificates take 0.2 s to load
     try:
-        with httpx.Client(timeout=SECONDS, trust_env=not local) as client:
+        with httpx.Client(timeout=SECONDS, trust_env=not local, verify=verify) as client:
             response = client.get(f"{url}/v1/models", headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
         raise DownloadError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,20 +13,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minicpm_mlx.errors import DataError, InvalidArgumentError
+from minicpm_mlx.errors import DataError, InvalidArgumentError, StorageError
 from minicpm_mlx.files.atomic import named_errors, write_whole
 
 from . import jsonc, toml, yaml
-from .merge import merge
+from .merge import merge, place_of
 
-FORMATS: dict[str, ModuleType] = {".json": jsonc, ".jsonc": jsonc, ".toml": toml, ".yaml": yaml}
-"""By the ending of the file."""
+FORMATS: dict[str, ModuleType] = {".toml": toml, ".yaml": yaml}
+"""By the ending of the file; others are JSON, with or without comments."""
 LARGEST = 4_000_000  # bytes of settings that a person wrote
 
 
 def snippet(path: Path, settings: Any) -> str:
     """The settings alone, as the file has them."""
-    return str(FORMATS[path.suffix].update("", settings)).strip("\n")
+    return str(_format(path).update("", settings)).strip("\n")
+
+
+def _format(path: Path) -> ModuleType:
+    return FORMATS.get(path.suffix, jsonc)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Change:
             target.parent.mkdir(parents=True, exist_ok=True)
             mode = None
             if self.before is not None:
-                mode = target.stat().st_mode & 0o7777
+                mode = stat.S_IMODE(target.stat().st_mode)
                 copy = _backup(target)
             elif private:
                 mode = 0o600
@@ -77,19 +82,20 @@ class Change:
 def plan_change(path: Path, settings: Any, defaults: Mapping[str, Any]) -> Change:
     """Settings merged into a file, which may be missing; and `defaults` that it has not.
 
-    DataError where it cannot be read, or cannot be changed without touching the rest of it.
+    DataError where it cannot be read, or cannot be changed without touching the rest of it;
+    StorageError where it may not be written to.
     """
     before = _read(path)
     text = before or ""
     mark = "\ufeff" if text.startswith("\ufeff") else ""
-    format = FORMATS[path.suffix]
+    format = _format(path)
     try:
         old = format.parse(text.removeprefix(mark))
     except InvalidArgumentError as error:
         raise DataError(f"{path}: cannot be read, mend it first: {error}") from None
     if old is not None and not isinstance(old, type(settings)):
-        expected = "a list" if isinstance(settings, list) else "settings by name"
-        raise DataError(f"{path}: expected {expected}, got {type(old).__name__}; mend it first")
+        raise DataError(f"{path}: expected {_kind(settings)}, got {_kind(old)}; mend it first")
+    _check_kinds(path, old, settings)
     missing = {name: value for name, value in defaults.items() if name not in (old or {})}
     settings = missing | settings if missing else settings
     wanted = settings if old is None else merge(old, settings)
@@ -107,12 +113,42 @@ def plan_change(path: Path, settings: Any, defaults: Mapping[str, Any]) -> Chang
             f"{path}: is written in a way that cannot be changed safely here; paste the settings "
             "that are printed without --write"
         )
+    if before is not None and not path.stat().st_mode & 0o222:
+        raise StorageError(
+            f"{path}: is read-only; make it writable with chmod u+w, or paste the settings that "
+            "are printed without --write"
+        )
     return Change(path, before, mark + after.replace("\n", lines))
+
+
+def _check_kinds(path: Path, old: Any, new: Any, *names: str) -> None:
+    """DataError where `new` would take the place of settings of another kind."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() & new.keys():
+            _check_kinds(path, old[name], new[name], *names, name)
+    elif isinstance(old, list) and isinstance(new, list):
+        for item in new:
+            if (at := place_of(item, old)) is not None:
+                _check_kinds(path, old[at], item, *names, str(at))
+    elif old and (isinstance(old, dict | list) or isinstance(new, dict | list)):
+        raise DataError(
+            f"{path}: {'.'.join(names)}: expected {_kind(new)}, got {_kind(old)}, which is not "
+            "overwritten; mend it first"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "settings by name"
+    return "a list" if isinstance(value, list) else "a single value"
 
 
 def _read(path: Path) -> str | None:
     try:
-        if path.stat().st_size > LARGEST:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{path}: is no file; move it away")
+        if found.st_size > LARGEST:
             raise DataError(f"{path}: is larger than settings are ({LARGEST:,} bytes at most)")
         return path.read_bytes().decode()
     except FileNotFoundError:

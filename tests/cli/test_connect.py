@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import shlex
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +17,9 @@ import tomlkit
 import yaml
 
 from minicpm_mlx.clients import jsonc
-from minicpm_mlx.clients.catalogue import CLIENTS
+from minicpm_mlx.clients.catalogue import CLIENTS, find_client
+from minicpm_mlx.clients.notes import short_context
+from minicpm_mlx.clients.server_address import ServerAddress
 
 Command = Callable[..., int]
 FILES = [client.name for client in CLIENTS if client.path]
@@ -72,6 +78,11 @@ def test_a_file_is_written_once_and_says_what_is_printed(command: Command, capsy
     assert "nothing to change" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+    other = ("--url", "http://127.0.0.1:2/v1/", "--model", "org/m:6")
+    assert command("connect", name, *other, "--write", "--yes") == 0
+    assert "http://127.0.0.1:2" in path.read_text()
+    assert "http://127.0.0.1:1" not in path.read_text()
+    assert "org/m:6" in path.read_text()
 
 
 @pytest.mark.parametrize("name", [client.name for client in CLIENTS])
@@ -248,6 +259,104 @@ def test_a_file_that_cannot_be_read_is_left_alone(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("opencode", '{"provider": ["mine"]}', "provider: expected settings by name, got a list"),
+        ("opencode", '{"provider": {"minicpm-mlx": "x"}}', "provider.minicpm-mlx: expected"),
+        ("pi", '{"providers": {"minicpm-mlx": {"models": {"a": 1}}}}', "expected a list"),
+        ("codex", "agents = true\n", "agents: expected settings by name, got a single value"),
+        ("continue", "name: {a: b}\nmodels: []\n", ""),
+        ("continue", "models: {a: b}\n", "models: expected a list"),
+        ("llm", "- model_id: minicpm-mlx\n  api_base: {a: b}\n", "0.api_base: expected a single"),
+        ("aichat", "clients:\n- name: minicpm-mlx\n  models: all\n", "clients.0.models: expected"),
+    ],
+)
+def test_settings_of_another_kind_are_not_overwritten(
+    command: Command, capsys, name: str, content: str, problem: str
+):
+    path = path_of(name)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    refused = bool(problem)
+    assert command("connect", name, *NOWHERE, "--write", "--yes") == refused
+    assert problem in capsys.readouterr().err
+    assert (path.read_text() == content) == refused
+
+
+def test_what_is_read_only_or_no_file_is_left_alone(command: Command, capsys):
+    path = path_of("pi")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    path.chmod(0o444)
+    assert command("connect", "pi", *NOWHERE, "--write") == 1
+    assert "is read-only" in capsys.readouterr().err
+    path.unlink()
+    os.mkfifo(path)
+    assert command("connect", "pi", *NOWHERE, "--write") == 1
+    assert "is no file" in capsys.readouterr().err
+
+
+def test_a_file_named_by_a_variable_may_end_in_anything(
+    command: Command, person: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENCODE_CONFIG", "~/settings.conf")
+    (person / "settings.conf").write_text("// mine\n{}\n")
+    assert command("connect", "opencode", *NOWHERE, "--write", "--yes") == 0
+    text = (person / "settings.conf").read_text()
+    assert text.startswith("// mine\n")
+    assert jsonc.parse(text)["provider"]["minicpm-mlx"]["models"]["m5"]["name"] == "m5"
+
+
+def test_the_command_that_is_printed_undoes_it(command: Command, capsys, person: Path):
+    target, path = person / "real.json", path_of("pi")
+    path.parent.mkdir(parents=True)
+    path.symlink_to(target)
+    for before in (None, '{"providers": {}}'):
+        if before:
+            target.write_text(before)
+        assert command("connect", "pi", *NOWHERE, "--write", "--yes") == 0
+        [undo] = [line for line in capsys.readouterr().out.splitlines() if "undo: " in line]
+        subprocess.run(shlex.split(undo)[1:], check=True)
+        assert (target.read_text() if target.exists() else None) == before
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+
+
+def test_a_person_is_told_in_their_language(
+    command: Command, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert command("connect", "codex", *NOWHERE, "--write") == 1
+    assert "没有写入" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for name in ("openai-python", "codex", "cline", "zed", "open-webui"):
+        client = find_client(name)
+        assert command("connect", name, *NOWHERE) == 0
+        shown = capsys.readouterr()
+        heads = [line for line in (shown.out + shown.err).splitlines() if line.startswith("# ")]
+        assert all(re.search("[\u4e00-\u9fff]", line) for line in heads), heads
+        assert "没有服务器应答" in shown.err
+        assert (f"安装命令：`{client.install}`" in shown.err) == bool(client.install)
+
+
+def test_a_short_context_is_told_for_agents():
+    for context, told in ((4096, True), (131_072, False), (None, False)):
+        english, chinese = short_context(ServerAddress("http://h", "m5", context))
+        assert ("4,096 tokens" in english) == ("4,096 个词元" in chinese) == told
+
+
+def test_nothing_in_a_file_acts_on_the_terminal(command: Command, capsys):
+    path = path_of("zed")
+    path.parent.mkdir(parents=True)
+    path.write_text('{\n  "theme": "x" // \x1b]0;title\x07\n}\n')
+    assert command("connect", "zed", *NOWHERE, "--write", "--yes") == 0
+    assert "\x1b" not in capsys.readouterr().err
+    assert "\x1b]0;title\x07" in path.read_text()
+
+
 def test_a_link_is_followed_and_stays_a_link(command: Command, person: Path):
     target = person / "dotfiles" / "pi.json"
     target.parent.mkdir()
@@ -266,8 +375,6 @@ def test_a_link_is_followed_and_stays_a_link(command: Command, person: Path):
 def test_nothing_is_written_without_a_yes(
     command: Command, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    import io
-
     for answer, status in (("n\n", 1), ("", 1), ("y\n", 0)):
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         assert command("connect", "pi", *NOWHERE, "--write") == status

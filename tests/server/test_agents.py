@@ -1,8 +1,10 @@
-"""Agents from npm, set up by `minicpm-mlx connect --write`, use tools and edit files."""
+"""Agents from npm, set up by what `connect` writes or prints, use tools and edit files."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,10 @@ from support.serving import Live, serving
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
+VARIABLES = (
+    *("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "OPENCODE_CONFIG"),
+    *("PI_CODING_AGENT_DIR", "CONTINUE_GLOBAL_DIR", "MINICPM_MLX_API_KEY"),
+)
 RESULT = "</function><|im_end|>\n<|im_start|>user\n"
 """A prompt has it before what a tool answered, whatever that says."""
 LOOK = "echo 'Paris is sunny' | tee weather.txt"
@@ -33,10 +39,14 @@ SCRIPT = {
     "weather by codex": call("exec_command", cmd=LOOK),
     "weather by claude": call("Bash", command=LOOK, description="weather"),
     "weather by pi": call("bash", command=LOOK),
+    "weather by cline": call("run_commands", commands=json.dumps([LOOK])),
+    "weather by continue": call("Bash", command=LOOK),
     "weather by opencode": call("bash", command=LOOK, description="weather"),
     "note by codex": call("exec_command", cmd=f"printf '{NOTE[:-1]}\\n' > note.txt"),
     "note by claude": call("Write", file_path="{folder}/note.txt", content=NOTE),
     "note by pi": call("write", path="note.txt", content=NOTE),
+    "note by cline": call("editor", path="{folder}/note.txt", new_text=NOTE),
+    "note by continue": call("Write", filepath="note.txt", content=NOTE),
     "note by opencode": call("write", filePath="{folder}/note.txt", content=NOTE),
     RESULT: "<think>Done.</think>The note is there.",
     "is sunny": "<think>I know.</think>It is sunny there.",
@@ -51,6 +61,12 @@ AGENTS = {
     "pi": (
         "@earendil-works/pi-coding-agent@0.74.2",
         ("pi", "-p", "--provider", "minicpm-mlx", "--model", "scripted"),
+        (),
+    ),
+    "cline": ("cline@3", ("cline",), ()),
+    "continue": (
+        "@continuedev/cli@1",
+        ("cn", "-p", "--auto", "--config", "{home}/.continue/config.yaml"),
         (),
     ),
     "opencode": ("opencode-ai@1", ("opencode", "run", "-m", "minicpm-mlx/scripted"), ()),
@@ -82,6 +98,7 @@ def test_an_agent_looks_up_the_weather_and_writes_a_file(
     agent: str,
     tmp_path: Path,
     command,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     pytestconfig: pytest.Config,
 ):
@@ -90,11 +107,17 @@ def test_an_agent_looks_up_the_weather_and_writes_a_file(
     home = tmp_path / "a home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "OPENCODE_CONFIG"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    programs = tools / "node_modules" / ".bin"
     client = {"claude": "claude-code"}.get(agent, agent)
-    assert command("connect", client, "--url", live.url, "--write", "--yes") == 0
-    program = str(tools / "node_modules" / ".bin" / arguments[0])
+    if agent == "cline":  # which keeps its settings itself
+        assert command("connect", client, "--url", live.url, "--json") == 0
+        start = shlex.split(json.loads(capsys.readouterr().out)["start"])
+        subprocess.run([programs / start[0], *start[1:]], check=True, timeout=60)
+    else:
+        assert command("connect", client, "--url", live.url, "--write", "--yes") == 0
+    program = str(programs / arguments[0])
     options = [text.replace("{home}", str(home)) for text in arguments[1:]]
     for task, answer in (("weather", "sunny there"), ("note", "note is there")):
         done = subprocess.run(
