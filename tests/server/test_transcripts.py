@@ -287,9 +287,11 @@ Exchanges = Callable[[str], Mapping[str, Exchange]]
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("scripted") / "thinker"
-    # Without a prefix cache no reply knows of those before it.
-    with serving(scripted_lm(folder, SCRIPT, words=WORDS), cache_bytes=0) as live:
-        yield live
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minicpm_mlx.server.anthropic.routes.PING", 600.0)  # on a busy machine too
+        # Without a prefix cache no reply knows of those before it.
+        with serving(scripted_lm(folder, SCRIPT, words=WORDS), cache_bytes=0) as live:
+            yield live
 
 
 @pytest.fixture(scope="module")
