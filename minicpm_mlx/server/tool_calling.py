@@ -9,10 +9,10 @@ from pydantic import Field
 
 from ..engine import Grammar
 from ..errors import InvalidArgumentError, TemplateError
-from ..lm.tools.tool_set import ToolSet
+from ..lm.tools.tool_set import ToolSet, answer_grammar
 from .http.api_error import ApiError, unsupported
 from .http.schema import Body
-from .parameters import compile_grammar, compile_only_grammar, run_in_thread
+from .parameters import compile_only_grammar, run_in_thread
 from .service import Service
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
@@ -74,16 +74,11 @@ class RequestTools(ToolSet):
             raise ApiError(str(error), field=error.field) from None
 
     async def grammar(self, guides: Mapping[str, Mapping[str, Any]]) -> Grammar | None:
-        """The grammar that `guides` give by field, or that of a required call.
+        """The grammar of the reply: calls that must come, or the form that `guides` give by field,
+        in whose place calls may come.
 
-        ApiError if there are several guides, or a guide and tools.
+        ApiError if there are several guides.
         """
         guides = {name: guide for name, guide in guides.items() if guide}
-        if not self.active:
-            return await compile_only_grammar(self.service, guides)
-        for name in guides:
-            raise ApiError(f"{name} and tools exclude each other; leave one out", field=name)
-        if not self.is_forced:
-            return None
-        lark = await run_in_thread(self.lark, "tools")
-        return await compile_grammar(self.service, {"ebnf": lark}, "tools")
+        form = await compile_only_grammar(self.service, guides)
+        return await run_in_thread(lambda: answer_grammar(self, form), "tools")

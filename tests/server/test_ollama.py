@@ -240,11 +240,12 @@ LOOK = {"type": "function", "function": {"name": "look", "parameters": PLACE}}
 def test_calls_of_functions_are_told_apart_from_text(client, monkeypatch):
     pytest.importorskip("llguidance")
     from minicpm_mlx.lm.structured.grammar import grammar_of
+    from minicpm_mlx.server.tool_calling import RequestTools
 
-    async def forced(service: Any, *_: Any) -> Any:
-        return grammar_of(service.lm.tokenizer, ebnf=f"start: {json.dumps(f'Sure! {CALL}')}")
+    async def forced(tools: RequestTools, *_: Any) -> Any:
+        return grammar_of(tools.tokenizer, ebnf=f"start: {json.dumps(f'Sure! {CALL}')}")
 
-    monkeypatch.setattr("minicpm_mlx.server.ollama.replies.compile_grammar", forced)
+    monkeypatch.setattr(RequestTools, "grammar", forced)
     for stream in (False, True):
         answer = client.chat("tiny", STORY, tools=[LOOK], stream=stream)
         parts = [*answer] if stream else [answer]

@@ -132,6 +132,42 @@ def test_a_call_comes_after_the_thought_and_never_from_it(live: Live, choice: st
     )
 
 
+FORM = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("api", ["chat", "responses", "anthropic", "ollama"])
+def test_beside_a_form_calls_may_come_instead(live: Live, api: str) -> None:
+    """As agents with typed answers ask: a call, or an answer of the form, each after a thought."""
+    described = {"name": "json_schema", "schema": FORM}
+    tools: list[dict[str, Any]] = [{"type": "function", "function": LOOK}]
+
+    def ask(text: str) -> str:
+        body = asked(text)
+        if api == "chat":
+            form = {"type": "json_schema", "json_schema": described}
+            reply = post(
+                live, "/v1/chat/completions", **body, tools=tools, response_format=form
+            ).json["choices"][0]["message"]
+            return str(reply["content"] or reply["tool_calls"][0]["function"]["arguments"])
+        if api == "responses":
+            flat = [{"type": "function", **LOOK}]
+            form = {"format": {"type": "json_schema", **described}}
+            item = post(live, "/v1/responses", input=text, tools=flat, text=form).json["output"][-1]
+            return str(item["content"][0]["text"] if "content" in item else item["arguments"])
+        if api == "anthropic":
+            body |= {"output_config": {"format": {"type": "json_schema", "schema": FORM}}}
+            body["tools"] = [{"name": "look", "input_schema": LOOK["parameters"]}]
+            block = post(live, "/v1/messages", **body, max_tokens=900).json["content"][-1]
+            return str(block["text"] if "text" in block else json.dumps(block["input"]))
+        whole = post(live, "/api/chat", **body, tools=tools, format=FORM, stream=False).json
+        message = whole["message"]
+        called = message.get("tool_calls") or [{"function": {"arguments": None}}]
+        return str(message["content"] or json.dumps(called[0]["function"]["arguments"]))
+
+    assert json.loads(ask("json")) == {"a": 1}
+    assert json.loads(ask("call")) == {"place": "Paris"}
+
+
 def test_earlier_thoughts_go_to_the_template(live: Live) -> None:
     """Within a turn of calls it shows them, and after the next question not."""
     call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -170,6 +206,37 @@ def test_the_responses_api_has_reasoning_items(live: Live) -> None:
     assert [item | {"id": ""} for item in streamed] == [i | {"id": ""} for i in whole["output"]]
     later = [*whole["output"], {"role": "user", "content": "json"}]
     assert post(live, "/v1/responses", input=later).json["output"][-1]["content"][0]["text"]
+
+
+def test_a_summary_that_is_asked_for_is_the_thought(live: Live) -> None:
+    body = {"input": "weather", "reasoning": {"summary": "auto"}}
+    whole = post(live, "/v1/responses", **body).json
+    thought, _ = whole["output"]
+    assert thought["summary"] == [{"type": "summary_text", "text": THOUGHT}]
+    assert thought["content"] == []
+    assert whole["reasoning"]["summary"] == "auto"
+    events = sse(post(live, "/v1/responses", **body, stream=True).body)
+    of_summary = [event for event in events if "summary_index" in event]
+    deltas = [event for event in of_summary if event["type"].endswith("text.delta")]
+    assert "".join(event["delta"] for event in deltas) == THOUGHT
+    assert [event["type"] for event in of_summary if event not in deltas] == [
+        "response.reasoning_summary_part.added",
+        "response.reasoning_summary_text.done",
+        "response.reasoning_summary_part.done",
+    ]
+    streamed = events[-1]["response"]["output"]
+    assert [item | {"id": ""} for item in streamed] == [i | {"id": ""} for i in whole["output"]]
+    plain = post(live, "/v1/responses", input="weather", reasoning={"summary": "none"}).json
+    assert plain["output"][0]["content"][0]["text"] == THOUGHT
+
+
+def test_anthropic_s_client_learns_that_no_thread_is_kept(live: Live) -> None:
+    """Its tool runner sends `thread` first, and again without it after this very error."""
+    body = asked("weather") | {"model": "thinker", "max_tokens": 9, "thread": {"type": "create"}}
+    answer = live.ask("POST", "/v1/messages", body)
+    assert answer.status == 400
+    assert answer.json["error"]["details"]["error_code"] == "thread_unsupported_request"
+    assert "thread" in answer.json["error"]["message"]
 
 
 def test_anthropic_s_api_has_thinking_blocks(live: Live) -> None:

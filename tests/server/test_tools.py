@@ -380,7 +380,6 @@ def test_what_contradicts_itself_is_refused(tiny_server):
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "name"),
         ({"tools": [{"type": "retrieval"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [{"role": "assistant", "tool_calls": [call]}]}, "arguments"),
     ):
         body = merged({"messages": ASKED, "tools": TOOLS, "max_tokens": 2}, options)

@@ -15,6 +15,7 @@ from ...text.thinking import ThinkingForm
 from ...text.tokenizer import Tokenizer
 from ...text.tools import describe_tools
 from ..structured.closed_schema import closed
+from ..structured.either_grammar import EitherGrammar
 from ..structured.grammar import grammar_of
 from .calls import CallReader, names_none
 from .formats import JsonToolFormat, ToolFormat
@@ -123,7 +124,7 @@ class ToolSet:
         )
 
     def lark(self) -> str:
-        """The grammar, in Lark, of a reply that must be calls."""
+        """The grammar, in Lark, of a reply that is calls."""
         tool_format = self.format
         assert tool_format is not None
         only = self.choice in self.functions
@@ -158,15 +159,12 @@ class ToolSet:
 
 
 def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
-    """The grammar of an answer: `grammar`, or that of a call which must come.
-
-    InvalidArgumentError for both tools and a grammar.
-    """
-    if not tools.active:
+    """The grammar of a reply: calls where they must come, else `grammar`, with which calls may
+    come in place of the answer that it is for."""
+    if not tools.active or not (tools.is_forced or grammar):
         return grammar
-    if grammar is not None:
-        raise InvalidArgumentError("and tools exclude each other; leave one out", field="grammar")
-    return grammar_of(tools.tokenizer, ebnf=tools.lark()) if tools.is_forced else None
+    calls = grammar_of(tools.tokenizer, ebnf=tools.lark())
+    return calls if tools.is_forced or grammar is None else EitherGrammar([calls, grammar])
 
 
 def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,9 @@ _ERROR_TYPES = {**ERROR_TYPES, 413: "request_too_large", 503: "overloaded_error"
 
 def error_body(error: ApiError) -> dict[str, Any]:
     kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else None)
-    details = {"type": kind or "invalid_request_error", "message": error.message}
+    details: dict[str, Any] = {"type": kind or "invalid_request_error", "message": error.message}
+    if error.field == "thread":  # Anthropic's clients send the request again without it
+        details["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": details, "request_id": new_id("req_")}
 
 

@@ -247,6 +247,10 @@ class MessagesBody(SamplingFields, ConversationBody):
     top_k: Annotated[int, Field(ge=0)] | None = None
     """0 keeps all tokens."""
     container: Annotated[str | dict[str, Any] | None, refused("this server runs no code")] = None
+    thread: Annotated[
+        dict[str, Any] | None,
+        refused("nothing is kept here; send the whole conversation as messages"),
+    ] = None
     metadata: Ignored[dict[str, str | None]] = None
     service_tier: Ignored[Literal["auto", "standard_only"]] = None
     inference_geo: Ignored[str] = None

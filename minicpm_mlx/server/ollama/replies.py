@@ -17,7 +17,6 @@ from ...text.chat_prompt import ChatPrompt
 from ..http.api_error import ApiError, unsupported
 from ..http.streaming import ndjson, stream_response
 from ..openai.common import chat_logprobs
-from ..parameters import compile_grammar
 from ..reply_stream import Chunk, GenerationRequest, full_replies
 from ..service import Service
 from ..tool_calling import RequestTools
@@ -127,7 +126,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         prompt = service.chat_prompt(
             messages, tools.for_template, continues=continues, thinking=body.thinking()
         )
-        generation = await _generation(service, body, prompt, tools.keep_special)
+        generation = await _generation(service, body, prompt, tools)
         generation = replace(generation, continues=continues)
         return await _respond(request, reply, generation, body.stream is not False)
 
@@ -146,9 +145,10 @@ async def _generation(
     service: Service,
     body: CommonRequest,
     prompt: ChatPrompt,
-    keep_special: bool = False,
+    tools: RequestTools | None = None,
 ) -> GenerationRequest:
     options = body.options or OllamaOptions()
+    tools = tools or RequestTools(service, [])
     return GenerationRequest(
         prompt=prompt,
         served=service.find_model(body.model),
@@ -156,9 +156,9 @@ async def _generation(
         think_tokens=body.thinking().tokens,
         max_tokens=options.max_tokens(service, prompt.ids),
         stop=[*(options.stop or []), *prompt.stops],
-        keep_special=keep_special,
+        keep_special=tools.keep_special,
         top_logprobs=body.wanted_logprobs(),
-        grammar=await compile_grammar(service, body.guide(), "format"),
+        grammar=await tools.grammar({"format": body.guide()}),
     )
 
 

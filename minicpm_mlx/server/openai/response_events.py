@@ -30,10 +30,19 @@ class _Kind:
     """The type of their content."""
     lists: tuple[str, ...] = ()
     """Further fields of their content."""
+    place: str = "content"
+    """The field that their content is in."""
+    part_event: str = "content_part"
+    text_event: str = ""
+    """The events of their text; none is `part`."""
 
     def content(self) -> dict[str, Any]:
         """Their content, empty."""
         return {"type": self.part, "text": "", **{name: [] for name in self.lists}}
+
+    def name(self, end: str) -> str:
+        """The name of an event of their text."""
+        return f"response.{self.text_event or self.part}.{end}"
 
 
 _MESSAGE = _Kind(
@@ -43,6 +52,15 @@ _MESSAGE = _Kind(
     lists=("annotations", "logprobs"),
 )
 _THOUGHT = _Kind(prefix="rs_", head={"type": "reasoning", "summary": []}, part="reasoning_text")
+_SUMMARY = _Kind(
+    prefix="rs_",
+    head={"type": "reasoning", "summary": []},
+    part="summary_text",
+    place="summary",
+    part_event="reasoning_summary_part",
+    text_event="reasoning_summary_text",
+)
+"""A thought where the request wants a summary: its text, since nothing shortens it here."""
 
 
 class ResponseStream:
@@ -58,6 +76,7 @@ class ResponseStream:
     ):
         """`namespaced` has namespace and name by the name that the model knows."""
         self.namespaced = namespaced
+        self.thought = _SUMMARY if echoed["reasoning"]["summary"] else _THOUGHT
         self.service, self.echoed, self.logprobs = service, echoed, logprobs
         self.thinks = service.lm.tokenizer.thinking is not None
         self.reader, self.has_tools = tools.reader(streams=True), tools.active
@@ -90,7 +109,7 @@ class ResponseStream:
             elif isinstance(piece, ToolCall):
                 yield from self._end_call()
             elif isinstance(piece, Thought):
-                yield from self._add_text(_THOUGHT, piece.text)
+                yield from self._add_text(self.thought, piece.text)
             else:
                 yield from self._add_text(_MESSAGE, piece, tokens)
                 tokens = []
@@ -134,6 +153,10 @@ class ResponseStream:
     def _position(self, item: dict[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": len(self.output) - 1}
 
+    def _place(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The position of an item's text."""
+        return {**self._position(item), f"{self.kind.place}_index": 0}
+
     def _item(self, name: str, item: dict[str, Any]) -> ResponseEvent:
         # A copy, because the item changes later.
         return self._event(name, output_index=len(self.output) - 1, item=dict(item))
@@ -144,10 +167,11 @@ class ResponseStream:
         status = {"status": "in_progress"}
         self.message = {"id": new_id(kind.prefix), **kind.head, **status, "content": []}
         self.output.append(self.message)
-        yield self._item("response.output_item.added", self.message | {"content": []})
-        self.message["content"].append(kind.content())
-        position = self._position(self.message) | {"content_index": 0}
-        yield self._event("response.content_part.added", **position, part=kind.content())
+        yield self._item("response.output_item.added", self.message)
+        self.message[kind.place] = [kind.content()]
+        yield self._event(
+            f"response.{kind.part_event}.added", **self._place(self.message), part=kind.content()
+        )
 
     def _add_text(
         self, kind: _Kind, text: str, tokens: Sequence[dict[str, Any]] = ()
@@ -157,19 +181,13 @@ class ResponseStream:
             yield from self._close()
             yield from self._open(kind)
         assert self.message is not None
-        content = self.message["content"][0]
+        content = self.message[kind.place][0]
         content["text"] += text
         logprobs = {}
         if "logprobs" in content:
             content["logprobs"] += tokens
             logprobs["logprobs"] = list(tokens)
-        yield self._event(
-            f"response.{kind.part}.delta",
-            **self._position(self.message),
-            content_index=0,
-            delta=text,
-            **logprobs,
-        )
+        yield self._event(kind.name("delta"), **self._place(self.message), delta=text, **logprobs)
 
     def _close(self, status: str = "completed") -> Iterator[ResponseEvent]:
         """Ends the message or the thought, if one is open."""
@@ -177,11 +195,10 @@ class ResponseStream:
             return
         message, self.message = self.message, None
         message["status"] = status
-        content = message["content"][0]
-        position = self._position(message) | {"content_index": 0}
+        content, position = message[self.kind.place][0], self._place(message)
         fields = {name: content[name] for name in ("text", "logprobs") if name in content}
-        yield self._event(f"response.{self.kind.part}.done", **position, **fields)
-        yield self._event("response.content_part.done", **position, part=content)
+        yield self._event(self.kind.name("done"), **position, **fields)
+        yield self._event(f"response.{self.kind.part_event}.done", **position, part=content)
         yield self._item("response.output_item.done", message)
 
     def _add_arguments(self, part: CallDelta) -> Iterator[ResponseEvent]:

@@ -110,11 +110,17 @@ class TextOptions(Body):
     ] = None
 
 
+Summary = Literal["auto", "concise", "detailed", "none"]
+
+
 class Reasoning(Body):
     effort: Effort | None = None
     """As reasoning_effort of the chat API."""
-    summary: Ignored[str] = None
-    generate_summary: Ignored[str] = None
+    summary: Summary | None = None
+    """A thought is in `summary` of its item, where most clients look, instead of `content`; it is
+    not shortened."""
+    generate_summary: Summary | None = None
+    """The older name of `summary`."""
 
 
 class ResponseBody(SamplingFields):
@@ -177,6 +183,12 @@ class ResponseBody(SamplingFields):
     @property
     def effort(self) -> Effort | None:
         return self.reasoning.effort if self.reasoning else None
+
+    @property
+    def summary(self) -> Summary | None:
+        asked = self.reasoning or Reasoning()
+        wanted = asked.summary or asked.generate_summary
+        return None if wanted == "none" else wanted
 
     def wants_logprobs(self) -> bool:
         return self.top_logprobs is not None or _LOGPROBS in (self.include or ())
@@ -244,7 +256,7 @@ class ResponseBody(SamplingFields):
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": self.effort, "summary": None},
+            "reasoning": {"effort": self.effort, "summary": self.summary},
             "service_tier": "default",
             "store": False,
             "temperature": generation.sampling.temperature,
