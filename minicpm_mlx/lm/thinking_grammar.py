@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -34,8 +34,7 @@ def thinking_grammar(
         raise InvalidArgumentError(
             "this model does not think before it answers; leave it out", field="think_tokens"
         )
-    may_think = prompt.may_think and (prompt.in_thought or form.is_by_token)
-    if not may_think or (budget is None and answer is None):
+    if not prompt.may_think or (budget is None and answer is None):
         return answer
     return ThinkingGrammar(_Marks(tokenizer, form), budget, answer, in_thought=prompt.in_thought)
 
@@ -50,6 +49,7 @@ class _Marks:
         """Closes a thought that is too long, as a chat template does it."""
         self.gap = tuple(self._encode("\n\n"))
         """Between the mark and an answer that has a form."""
+        self.following = lru_cache(self._following)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_bos=False)
@@ -76,6 +76,14 @@ class _Marks:
         bits[token // 32] = 1 << token % 32
         return bits
 
+    def _following(self, begun: bytes) -> np.ndarray:
+        """The token that goes on with the opening mark, of which `begun` is there."""
+        form = self.form
+        if form.opening_id is not None:
+            return self.only(form.opening_id)
+        rest = form.opening.encode()[len(begun) :].decode(errors="ignore")
+        return self.only(self._encode(rest)[0])
+
     def text(self, token: int) -> bytes:
         return self.tokenizer.bytes_of(token)
 
@@ -84,17 +92,19 @@ class _Marks:
 class _State:
     """Where a reply is; each token makes the next."""
 
-    in_thought: bool
+    in_thought: bool = False
     thought: int = 0
     """Tokens of the thought so far."""
     forced: tuple[int, ...] = ()
     """Tokens that must come next."""
     tail: bytes = b""
     """The end of the thought, for a mark that is text."""
-    answered: int = 0
-    """Tokens that `answer` has followed."""
-    begun: bool = False
-    """A token of the reply has come."""
+    answered: tuple[int, int] = (0, 0)
+    """Tokens that the answer has followed: without a thought, and after one."""
+    begun: bytes | None = b""
+    """The reply so far, where it can be the beginning of the opening mark."""
+    thought_first: bool = False
+    """A thought has come."""
 
 
 class ThinkingGrammar:
@@ -107,12 +117,20 @@ class ThinkingGrammar:
     def __init__(
         self, marks: _Marks, budget: int | None, answer: Grammar | None, *, in_thought: bool
     ):
-        self.marks, self.budget, self.answer = marks, budget, answer
-        self.states = [self._bounded(_State(in_thought=in_thought))]
+        self.marks, self.budget = marks, budget
+        self.answers = None if answer is None else (answer, answer.copy())
+        """Without a thought, and after one: the mark may begin as the answer does."""
+        start = _State(in_thought=True, thought_first=True, begun=None) if in_thought else _State()
+        self.states = [self._bounded(start)]
 
     @property
     def state(self) -> _State:
         return self.states[-1]
+
+    @property
+    def answer(self) -> Grammar | None:
+        """That of the answer as it has come so far."""
+        return self.answers[self.state.thought_first] if self.answers else None
 
     @property
     def ended(self) -> bool:
@@ -120,7 +138,12 @@ class ThinkingGrammar:
         state = self.state
         if state.in_thought or state.forced or self.answer is None:
             return False
-        return self.answer.ended
+        return self._is_answer and self.answer.ended
+
+    @property
+    def _is_answer(self) -> bool:
+        """Whether what has come can begin an answer, and not the mark alone."""
+        return self.state.begun is None or self.state.answered[0] == len(self.states) - 1
 
     def allowed(self) -> np.ndarray:
         """The tokens that may come next: uint32 words, token t at bit t % 32 of word t // 32."""
@@ -131,11 +154,12 @@ class ThinkingGrammar:
             return marks.in_thought
         if self.answer is None:
             return marks.every
+        if state.begun is None:
+            return self.answer.allowed()
+        first = marks.following(state.begun)  # a thought may come first
+        if not self._is_answer:
+            return first
         bits = self.answer.allowed()
-        opening = marks.form.opening_id
-        if state.begun or opening is None:
-            return bits
-        first = marks.only(opening)  # a thought may come first
         size = max(bits.size, first.size)
         return np.pad(bits, (0, size - bits.size)) | np.pad(first, (0, size - first.size))
 
@@ -149,14 +173,45 @@ class ThinkingGrammar:
             after = self._thinking(after, token) if state.in_thought else after
         elif state.in_thought:
             after = self._bounded(self._thinking(state, token))
-        elif token == self.marks.form.opening_id and (self.answer is None or not state.begun):
-            after = self._bounded(replace(state, in_thought=True, thought=0))
-        elif self.answer is not None:
-            self.answer.accept(token)
-            after = replace(state, answered=state.answered + 1)
         else:
-            after = state
-        self.states.append(replace(after, begun=True))
+            after = self._opening(state, token)
+            if not after.in_thought:
+                after = self._answering(after, token)
+        self.states.append(after)
+
+    def _opening(self, state: _State, token: int) -> _State:
+        """The state after a token that may belong to the opening mark."""
+        form = self.marks.form
+        if form.is_by_token:
+            opens = token == form.opening_id and (self.answers is None or state.begun is not None)
+            state = replace(state, begun=None)
+        elif state.begun is None:
+            return state
+        else:
+            mark, text = form.opening.encode(), state.begun + self.marks.text(token)
+            opens = text.startswith(mark)
+            state = replace(state, begun=text if mark.startswith(text) else None)
+        if not opens:
+            return state
+        return self._bounded(
+            replace(state, in_thought=True, begun=None, thought=0, thought_first=True)
+        )
+
+    def _answering(self, state: _State, token: int) -> _State:
+        """The state after a token of the answer, or of the mark, which may begin alike."""
+        if self.answers is None:
+            return state
+        if not self._is_answer:
+            if state.begun is None:
+                raise InvalidArgumentError(f"token {token} cannot follow")
+            return state
+        answer = self.answers[state.thought_first]
+        if state.begun is not None and not _has(answer.allowed(), token):
+            return state
+        answer.accept(token)
+        direct, later = state.answered
+        answered = (direct, later + 1) if state.thought_first else (direct + 1, later)
+        return replace(state, answered=answered)
 
     def rollback(self, tokens: int) -> None:
         """Remove the last `tokens`."""
@@ -164,15 +219,16 @@ class ThinkingGrammar:
             raise InvalidArgumentError(
                 f"only {len(self.states) - 1} tokens can be taken back, got {tokens}"
             )
-        answered = self.state.answered
+        before = self.state.answered
         del self.states[len(self.states) - tokens :]
-        if self.answer is not None:
-            self.answer.rollback(answered - self.state.answered)
+        for answer, last, now in zip(self.answers or (), before, self.state.answered, strict=False):
+            answer.rollback(last - now)
 
     def copy(self) -> ThinkingGrammar:
         """An independent copy."""
-        answer = None if self.answer is None else self.answer.copy()
-        copy = ThinkingGrammar(self.marks, self.budget, answer, in_thought=False)
+        copy = ThinkingGrammar(self.marks, self.budget, None, in_thought=False)
+        if self.answers is not None:
+            copy.answers = (self.answers[0].copy(), self.answers[1].copy())
         copy.states = list(self.states)
         return copy
 
@@ -187,7 +243,7 @@ class ThinkingGrammar:
             closed, tail = mark in text, text[-len(mark) :]
         if not closed:
             return replace(state, thought=state.thought + 1, tail=tail)
-        forced = state.forced or (self.marks.gap if self.answer is not None else ())
+        forced = state.forced or (self.marks.gap if self.answers is not None else ())
         return replace(state, in_thought=False, forced=forced, tail=b"")
 
     def _bounded(self, state: _State) -> _State:
@@ -195,3 +251,8 @@ class ThinkingGrammar:
         if state.in_thought and self.budget is not None and state.thought >= self.budget:
             return replace(state, forced=self.marks.end)
         return state
+
+
+def _has(bits: np.ndarray, token: int) -> bool:
+    """Whether a mask allows a token."""
+    return token // 32 < bits.size and bool(bits[token // 32] >> (token % 32) & 1)

@@ -14,8 +14,10 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx.errors import InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.outputs import Piece, Stats, Transcript
+from minicpm_mlx.lm.thinking_grammar import thinking_grammar
 from minicpm_mlx.lm.tools.calls import Thought, ToolCall
-from minicpm_mlx.lm.tools.tool_set import ToolSet
+from minicpm_mlx.lm.tools.tool_set import ToolSet, answer_grammar
+from minicpm_mlx.text.chat_prompt import ChatPrompt
 from minicpm_mlx.text.chat_template import CHATML, Template
 from minicpm_mlx.text.thinking import ThinkingForm
 from support.apis import TOOL_TEMPLATE
@@ -108,6 +110,42 @@ def test_text_within_a_thought_is_never_a_call(speaking: mm.LM) -> None:
     assert calls_of(reply) == [NOW]
     assert reply.thinking.startswith("Shall I?")
     assert "tool_call_end" in reply.thinking
+    for choice in ("required", "now"):
+        pytest.importorskip("llguidance")
+        forced = speaking.generate(asked("thought"), tools=TOOLS, tool_choice=choice)
+        assert (forced.thinking, calls_of(forced)[0]) == (reply.thinking, NOW)
+
+
+def test_forced_calls_can_be_taken_back_with_and_without_a_thought(speaking: mm.LM) -> None:
+    """Speculation does so; text marks begin as calls do."""
+    pytest.importorskip("llguidance")
+    prompt, tools = (
+        speaking.chat_prompt(asked("plain"), tools=TOOLS),
+        ToolSet(speaking.tokenizer, TOOLS, "now", parallel=False),
+    )
+    if prompt.thinking is None:
+        pytest.skip("this form is of models that do not think")
+    call = as_xml([NOW]) if prompt.thinking.is_by_token else as_python([NOW])
+    thought = f"{prompt.thinking.opening}\nx\n{prompt.thinking.closing}\n\n"
+    for text in (call, thought + call):
+        ids = speaking.tokenizer.encode(text, add_bos=False)
+        grammar = _forced(speaking, prompt, tools)
+        masks = []
+        for token in ids:
+            masks.append(grammar.allowed().tolist())
+            grammar.accept(token)
+        assert grammar.ended
+        for back in range(1, len(ids) + 1):
+            other = grammar.copy()
+            other.rollback(back)
+            for token, mask in zip(ids[-back:], masks[-back:], strict=True):
+                assert other.allowed().tolist() == mask
+                other.accept(token)
+            assert other.ended
+
+
+def _forced(lm: mm.LM, prompt: ChatPrompt, tools: ToolSet) -> Any:
+    return thinking_grammar(lm.tokenizer, prompt, None, answer_grammar(tools, None))
 
 
 def test_choices_hold_in_each_form(speaking: mm.LM) -> None:
@@ -121,7 +159,7 @@ def test_choices_hold_in_each_form(speaking: mm.LM) -> None:
                 tools=TOOLS,
                 tool_choice=choice,
                 parallel_tool_calls=False,
-                think=False if speaking.tokenizer.thinking else None,
+                think=False,
             )
             [(name, given)] = calls_of(reply)
             assert name in names
@@ -166,8 +204,7 @@ def test_batches_and_chat_take_tools_as_streams_do(speaking: mm.LM) -> None:
 
 def test_batches_hold_to_required_calls(speaking: mm.LM) -> None:
     pytest.importorskip("llguidance")
-    think = False if speaking.tokenizer.thinking else None
-    options: Any = {"tool_choice": "now", "parallel_tool_calls": False, "think": think}
+    options: Any = {"tool_choice": "now", "parallel_tool_calls": False, "think": False}
     batch = speaking.generate_batch([asked("plain")] * 2, tools=TOOLS, **options)
     assert [calls_of(reply) for reply in batch] == [[NOW], [NOW]]
 
