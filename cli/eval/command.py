@@ -62,7 +62,7 @@ def evaluate(args: EvalOptions) -> None:
     plan = prepare(args.settings(), args.data)
     if args.output is not None:
         check_folder(args.output, plan)
-    lm = options.load_model(args.model, args.compute, adapter=args.adapter)
+    lm = options.load_model(args.checked_model(), args.compute, adapter=args.adapter)
     folder = args.output or Path(f"eval-{model_name(lm)}")
     with resumable(lambda: folder), options.advise_without_template(WITHOUT_TEMPLATE):
         report = run(lm, plan, folder, progress=_progress())

@@ -25,10 +25,12 @@ INAPPLICABLE = ("mode", "data", "subjects", "sampling", "whole_replies")
 def run_lm_eval(args: EvalOptions) -> None:
     """Loads the model, runs the tasks and prints the results."""
     from minicpm_mlx.evals.harness.run import figures, new_folder, run_harness, summary
+    from minicpm_mlx.evals.settings import check_thinking
 
+    check_thinking(args.thinking.think, args.thinking.think_tokens, args.chat_template)
     selection = _select_tasks(args)  # before a model is loaded
     folder = None if args.output is None else new_folder(args.output)
-    lm = options.load_model(args.model, args.compute, adapter=args.adapter)
+    lm = options.load_model(args.checked_model(), args.compute, adapter=args.adapter)
     folder = folder or new_folder(f"lm-eval-{lm.card.name}")
     show = progress()
     results = run_harness(
@@ -39,6 +41,7 @@ def run_lm_eval(args: EvalOptions) -> None:
         limit=args.limit,
         num_fewshot=args.shots,
         apply_chat_template=args.chat_template,
+        **vars(args.thinking),
         seed=args.seed,
         allow_code=args.allow_code,
         width=args.width,

@@ -12,6 +12,7 @@ from minicpm_mlx.arguments import limits
 
 from .. import options, paths
 from ..options import flag, option
+from ..thinking_options import ThinkingOptions
 
 if TYPE_CHECKING:
     from minicpm_mlx.evals.settings import EvalSettings
@@ -46,6 +47,7 @@ class EvalOptions:
         "--chat-template/--no-chat-template",
         default=False,
     )
+    thinking: ThinkingOptions
     whole_replies: bool = flag("Generate on after the score is decided.")
     allow_code: bool = flag("Run programs the model writes, in a sandbox.")
     output: Path | None = option(
@@ -65,12 +67,21 @@ class EvalOptions:
     def task_names(self) -> tuple[str, ...]:
         return _split(self.tasks or "")
 
+    def checked_model(self) -> str | None:
+        """The model, which is known to think if it is asked to."""
+        if vars(self.thinking) == {"think": None, "think_tokens": None}:
+            return self.model
+        model = options.choose_model(self.model, [self.adapter])
+        self.thinking.check(model)
+        return model
+
     def settings(self) -> EvalSettings:
         from minicpm_mlx.evals.settings import EvalSettings
 
         limits(EvalSettings)["width"].check("--batch", self.width)
         names = [name for name in EvalSettings.__dataclass_fields__ if hasattr(self, name)]
         values = {name: getattr(self, name) for name in names}
+        values |= vars(self.thinking)
         values |= {"tasks": self.task_names, "subjects": _split(self.subjects or "")}
         return EvalSettings(**values)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .. import memory
 from ..lm.batch import BatchRequest, replies
 from ..lm.outputs import Completion
+from ..lm.thinking_grammar import thinking_grammar
 from ..model.config import Config
 from ..text.chat_prompt import ChatPrompt, chat_prompt
 from .data.load import EvalData
@@ -32,7 +33,11 @@ class GeneratedReply:
     few_shot: int
     """Examples in the prompt; fewer than asked for where the context is too short."""
     text: str = ""
+    """The answer."""
+    thinking: str = ""
+    """The thought before it, which is not scored."""
     tokens: int = 0
+    """Those of the thought among them."""
     finish: str = "no room"
     """"stop" (it ended, or its score was decided), "length", or "no room": the question is longer
     than the context and has no reply."""
@@ -45,7 +50,8 @@ def generate_replies(
 
     Where a prompt and the longest reply exceed the model's context, its last examples are left
     out. DataError where there are too few examples, TemplateError where the settings ask for a
-    chat template and the model has none.
+    chat template and the model has none, InvalidArgumentError where they ask it to think and it
+    does not.
     """
     asked: list[GeneratedReply] = []
     too_long: list[GeneratedReply] = []
@@ -67,6 +73,7 @@ def generate_replies(
         yield replace(
             asked[index],
             text=space + completion.text,
+            thinking=completion.thinking,
             tokens=completion.stats.completion_tokens,
             finish=completion.finish_reason,
         )
@@ -93,10 +100,11 @@ def _fit_prompt(
         text = question.prompt
         if settings.chat_template:
             asked = [{"role": "user", "content": text}]
-            chat, text = chat_prompt(lm.tokenizer, asked), lm.tokenizer.chat_text(asked)
+            chat = chat_prompt(lm.tokenizer, asked, think=settings.think)
+            text = chat.text.text
         else:
             chat = ChatPrompt(ids=lm.tokenizer.encode(text))
-        if len(chat.ids) + task.max_tokens <= lm.context_length or not examples:
+        if len(chat.ids) + _longest_reply(task, settings) <= lm.context_length or not examples:
             return GeneratedReply(question=question, prompt=text, few_shot=len(examples)), chat
         examples = examples[:-1]
 
@@ -107,13 +115,19 @@ def _request(
     early_stop = None if settings.whole_replies else task.early_stop
     return BatchRequest(
         ids=chat.ids,
-        max_tokens=min(task.max_tokens, lm.context_length - len(chat.ids)),
+        max_tokens=min(_longest_reply(task, settings), lm.context_length - len(chat.ids)),
         sampling=replace(settings.sampling_of(task), seed=_seed(settings.seed, task, question.doc)),
         stops=[*question.stop, *chat.stops],
         thinking=chat.thinking,  # so that the answer alone is scored
         in_thought=chat.in_thought,
+        grammar=thinking_grammar(lm.tokenizer, chat, settings.think_tokens),
         early_stop=early_stop and (lambda text: early_stop(text, question)),
     )
+
+
+def _longest_reply(task: Task, settings: EvalSettings) -> int:
+    """Tokens of a reply: a thought takes none of the room for the answer."""
+    return task.max_tokens + (settings.think_tokens or 0)
 
 
 def _seed(seed: int, task: Task, doc: Doc) -> int:

@@ -18,6 +18,21 @@ MODES = ("gen", "ppl", "both")
 SAMPLINGS = ("greedy", "ultraeval")
 
 
+THOUGHT = 4096
+"""Tokens of the longest thought, where thinking is asked for without a limit."""
+
+
+def check_thinking(think: bool | None, think_tokens: int | None, chat_template: bool) -> None:
+    """Raises InvalidArgumentError for thinking without the template that has a place for it."""
+    given = "think" if think is not None else "think_tokens" if think_tokens is not None else None
+    if given and not chat_template:
+        raise InvalidArgumentError("goes with the chat template; ask for that too", field=given)
+    if think is False and think_tokens is not None:
+        raise InvalidArgumentError(
+            "contradicts thinking being switched off; leave one out", field="think_tokens"
+        )
+
+
 class TaskPart(NamedTuple):
     """A task in one mode: a part of a run."""
 
@@ -51,6 +66,11 @@ class EvalSettings:
     """Draws questions, examples and sampled tokens."""
     chat_template: bool = False
     """Ask each question as a user message in the model's template; UltraEval uses none."""
+    think: bool | None = None
+    """With the chat template: think before each answer, or not; None leaves it to the template. The
+    answer alone is scored."""
+    think_tokens: int | None = limited(None, whole=True, least=0)
+    """Longest thought, for which a reply has that much more room; None with `think`: THOUGHT."""
     whole_replies: bool = False
     """Generate replies to their end, also where the score is decided earlier."""
     allow_code: bool = False
@@ -63,6 +83,9 @@ class EvalSettings:
         for name, choices in (("mode", MODES), ("sampling", SAMPLINGS)):
             one_of(name, getattr(self, name), choices)
         check_limits(self)
+        check_thinking(self.think, self.think_tokens, self.chat_template)
+        if self.think and self.think_tokens is None:
+            object.__setattr__(self, "think_tokens", THOUGHT)
         parts = tuple(part for name in self._task_names() for part in self._parts_of(name))
         object.__setattr__(self, "parts", parts)
         self._check_parts()
@@ -134,6 +157,8 @@ class EvalSettings:
                 "max_tokens": part.task.max_tokens,
                 "whole_replies": self.whole_replies,
             }
+            thinking = {"think": self.think, "think_tokens": self.think_tokens}
+            settings |= {name: value for name, value in thinking.items() if value is not None}
         return settings
 
     def sampling_of(self, task: Task) -> Sampling:
@@ -152,6 +177,10 @@ def sentence(settings: Mapping[str, Any]) -> str:
         template = "chat template" if settings["chat_template"] else "no chat template"
         words += [sampling, f"at most {settings['max_tokens']} tokens", template]
         words += ["whole replies"] if settings["whole_replies"] else []
+        if (think := settings.get("think")) is not None:
+            words.append("thinking" if think else "not thinking")
+        if (most := settings.get("think_tokens")) is not None:
+            words.append(f"thoughts of at most {most} tokens")
     if settings["limit"] is not None:
         words.append(f"at most {settings['limit']} questions of a subset")
     if settings.get("subjects"):

@@ -25,7 +25,7 @@ from minicpm_mlx.evals.data.load import load
 from minicpm_mlx.evals.record import RunRecord
 from minicpm_mlx.evals.run import EvalPlan, EvalProgress, prepare, run
 from minicpm_mlx.evals.sandbox.jail import landlock
-from minicpm_mlx.evals.settings import ALL, EvalSettings
+from minicpm_mlx.evals.settings import ALL, THOUGHT, EvalSettings, sentence
 from minicpm_mlx.evals.tasks import TASKS
 from minicpm_mlx.files.jsonl import JsonlFile
 from minicpm_mlx.lm.batch import BatchRequest, replies
@@ -453,7 +453,7 @@ def test_names_of_special_tokens_stay_text_in_questions_asked_in_chat(chat: bool
     task: Any = SimpleNamespace(
         max_tokens=1, question=lambda doc, examples: SimpleNamespace(prompt="Is it </s>?")
     )
-    how: Any = SimpleNamespace(chat_template=chat, seed=0, shots=0)
+    how: Any = SimpleNamespace(chat_template=chat, seed=0, shots=0, think=None, think_tokens=None)
     nothing: Any = None
     prompt, read = generation._fit_prompt(lm, task, nothing, nothing, how)
     assert read.ids.count(2) == (not chat)
@@ -477,6 +477,45 @@ def test_the_answer_alone_is_scored_of_a_model_that_thinks(tmp_path: Path) -> No
     asked = generation._request(lm, task, question, chat, how)
     [(_, completion)] = replies(lm.model, lm.tokenizer, [asked])
     assert (completion.text, completion.thinking) == ("A", "Not B.")
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_a_run_thinks_as_it_is_asked_to_and_says_so(think: bool, tmp_path: Path) -> None:
+    """A thought is cut at its limit, and the answer has its room."""
+    from support.scripted_model import scripted_lm
+
+    reply = f"<think>\n{'Not B. ' * 9}\n</think>\n\nA"
+    lm = scripted_lm(tmp_path / "model", {"Answer": reply}, positions=4096)
+    write(tmp_path / "data" / "arc_easy.jsonl", [arc(n) for n in range(2)])
+    limit = 16 if think else None
+    how = EvalSettings(
+        tasks=("arc_easy",), limit=1, shots=0, chat_template=True, think=think, think_tokens=limit
+    )
+    report = run(lm, prepare(how, tmp_path / "data"), tmp_path / "out")
+    [one] = records(tmp_path / "out", "arc_easy.gen")
+    assert one["reply"].strip() == "A"
+    assert one["prompt"].endswith("<think>\n" if think else "</think>\n\n")
+    assert ("Not B." in one.get("thinking", "")) == think
+    assert one["tokens"] < 16 + MAX_TOKENS
+    settings = report.tasks[0].part.settings
+    assert (settings["think"], settings.get("think_tokens")) == (think, limit)
+    words = sentence(settings)
+    assert ("thinking, thoughts of at most 16 tokens" if think else "not thinking") in words
+
+
+def test_thinking_goes_with_the_chat_template_and_has_a_limit(lm: mm.LM, data: Path) -> None:
+    how = EvalSettings(tasks=("arc_easy",), chat_template=True, think=True)
+    assert how.think_tokens == THOUGHT
+    with pytest.raises(InvalidArgumentError, match="think this model does not think"):
+        run(lm, prepare(how, data), data / "out")
+    for wrong, problem in (
+        ({"think": True}, "think goes with the chat template"),
+        ({"think_tokens": 4}, "think_tokens goes with the chat template"),
+        ({"think": False, "think_tokens": 4, "chat_template": True}, "think_tokens contradicts"),
+        ({"think_tokens": -1, "chat_template": True}, "think_tokens must be"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=problem):
+            EvalSettings(tasks=("arc_easy",), **wrong)  # type: ignore[arg-type]
 
 
 def command(*arguments: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.errors import ContextLengthError, InvalidArgumentError, TemplateError
 from minicpm_mlx.text.chat_template import Template
 from support.harness import passed, prefixed
+from support.scripted_model import scripted_lm
 from support.tiny_model import write_model
 
 PAIRS = [
@@ -220,3 +222,25 @@ def test_names_of_special_tokens_stay_text_in_conversations(
     )
     # All but the last, which is no message, stay text of as many bytes.
     assert len(ids) == len(model.tok_encode(plain + " A </s>"))
+
+
+@pytest.mark.parametrize("think", [True, False, None])
+def test_thoughts_are_no_part_of_the_replies_to_conversations(
+    think: bool | None, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    from minicpm_mlx.evals.harness.model import MiniCPM
+
+    reply = "<think>\nRed. Blue.\n</think>\n\nGreen. Red."
+    lm = scripted_lm(tmp_path / "model", {"Which?": reply}, positions=512)
+    model = MiniCPM(lm, think=think, think_tokens=64 if think else None)
+    context = model.apply_chat_template([{"role": "user", "content": "Which?"}])
+    asked = requests((context, {"until": ["Red"], "max_gen_toks": 60}))
+    assert model.generate_until(asked) == ["Green. "]
+    assert (model.get_model_info()["think"], model.get_model_info()["think_tokens"]) == (
+        think,
+        64 if think else None,
+    )
+    if think:
+        with pytest.raises(InvalidArgumentError, match="think is for replies"):
+            model.loglikelihood(requests((context, "Green")))

@@ -24,8 +24,11 @@ from ...lm.batch import BatchRequest, replies
 from ...lm.fingerprint import fingerprint
 from ...lm.lm import LM
 from ...lm.outputs import stop_list
+from ...lm.thinking_grammar import thinking_grammar
+from ...text.chat_prompt import ChatPrompt, chat_prompt
 from ...text.message_text import PromptText
 from ...weights.load import parameters
+from ..settings import THOUGHT
 
 LOG = logging.getLogger("lm_eval.minicpm_mlx")
 """A child of lm-eval's logger, so that its level applies."""
@@ -53,7 +56,8 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """A loaded model for `lm_eval.simple_evaluate(model=...)`.
 
     `width` texts are computed at a time. `max_length` is the longest context and continuation
-    together, by default the model's context. `seed` is for tasks that sample replies.
+    together, by default the model's context. `seed` is for tasks that sample replies. `think` and
+    `think_tokens` are for conversations, as of `EvalSettings`: a thought is no part of a reply.
 
         lm_eval.simple_evaluate(model=MiniCPM(mm.load("demo")), tasks=["arc_easy"])
     """
@@ -65,6 +69,8 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         width: int = WIDTH,
         max_length: int | None = None,
         seed: int = 0,
+        think: bool | None = None,
+        think_tokens: int | None = None,
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         super().__init__()
@@ -75,6 +81,10 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"max_length must be between 2 and the context, {longest}; got {max_length}"
             )
         self.max_length = max_length or longest
+        self.think = think
+        self.think_tokens = THOUGHT if think and think_tokens is None else think_tokens
+        self._asks_messages = False
+        """Whether the chat template is applied, so that replies may have thoughts."""
 
     # The tokenizer.
 
@@ -131,7 +141,10 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         if add_generation_prompt:
-            return _with_typed_marks(self.lm.tokenizer.render(messages))
+            self._asks_messages = True
+            return _with_typed_marks(
+                chat_prompt(self.lm.tokenizer, messages, think=self.think).text
+            )
         *before, last = messages
         # A template that strips messages would remove the space.
         marked = {**last, "content": f"{last['content']}{END_MARK} "}
@@ -144,6 +157,12 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Likelihood]:
         """The log likelihood of each continuation after its context."""
+        if self.think and self._asks_messages and requests:
+            raise InvalidArgumentError(
+                "is for replies; a task compares likelihoods, which no thought comes before: leave "
+                "it out",
+                field="think",
+            )
         if empty := next((r.args for r in requests if not r.args[1]), None):
             raise InvalidArgumentError(
                 f"a task asks for the log likelihood of an empty text after {shown(empty[0])}; "
@@ -237,6 +256,7 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> tuple[BatchRequest, bool]:
         """A prompt, whose index is part of its seed, and whether its beginning is left out."""
         stops, max_tokens, sampling = _parse_generation_kwargs(options, self.seed + index)
+        max_tokens += self.think_tokens or 0
         room = self.max_length - max_tokens
         if room < 1 or max_tokens < 1:
             raise ContextLengthError(
@@ -244,8 +264,22 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"{self.max_length}; expected one or more, and room for a prompt"
             )
         ids = self.tok_encode(context) or [self.prefix_token_id]
+        tokenizer = self.lm.tokenizer
+        form = tokenizer.thinking if self._asks_messages else None
+        chat = ChatPrompt(
+            ids=ids[-room:],
+            thinking=form,
+            in_thought=form is not None and form.is_open(ids, context),
+            may_think=self.think is not False,
+        )
         request = BatchRequest(
-            ids=ids[-room:], max_tokens=max_tokens, sampling=sampling, stops=stops
+            ids=chat.ids,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stops=stops,
+            thinking=form,
+            in_thought=chat.in_thought,
+            grammar=thinking_grammar(tokenizer, chat, self.think_tokens),
         )
         return request, len(ids) > room
 
@@ -260,6 +294,8 @@ class MiniCPM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             "model_dtype": sorted({str(array.dtype).rpartition(".")[2] for array in arrays}),
             "adapter": self.lm.adapter and str(self.lm.adapter),
             "max_length": self.max_length,
+            "think": self.think,
+            "think_tokens": self.think_tokens,
             "minicpm_mlx_version": __version__,
         }
 

@@ -17,6 +17,7 @@ from ...arguments import at_least_one, whole
 from ...engine import WIDTH
 from ...errors import DownloadError, InvalidArgumentError, MissingPackageError
 from ...files.atomic import named_errors, write_whole
+from ..settings import check_thinking
 
 if TYPE_CHECKING:
     from ...lm.lm import LM
@@ -99,6 +100,8 @@ def run_harness(
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
     apply_chat_template: bool = False,
+    think: bool | None = None,
+    think_tokens: int | None = None,
     fewshot_as_multiturn: bool = True,
     system_instruction: str | None = None,
     seed: int = 0,
@@ -111,10 +114,11 @@ def run_harness(
 
     `limit` is the number of questions of each task, `num_fewshot` that of examples where the task
     allows any. With `apply_chat_template` the examples are turns of a conversation, or, without
-    `fewshot_as_multiturn`, one message. `seed` draws examples and sampled replies. `allow_code`
-    lets tasks run the programs that the model writes, which lm-eval does without a sandbox.
-    `width` texts are computed at a time. `output` is a folder for results.json and each task's
-    samples. `progress` is called with a kind of work, the number done, and the total.
+    `fewshot_as_multiturn`, one message; thoughts are no part of the replies that are scored, and
+    `think` and `think_tokens` are as of `EvalSettings`. `seed` draws examples and sampled replies.
+    `allow_code` lets tasks run the programs that the model writes, which lm-eval does without a
+    sandbox. `width` texts are computed at a time. `output` is a folder for results.json and each
+    task's samples. `progress` is called with a kind of work, the number done, and the total.
 
     Tasks read their data from the Hugging Face hub, or from the local files that they name.
     Raises as `choose` and `new_folder`; DownloadError where the data cannot be had or `output` not
@@ -127,11 +131,19 @@ def run_harness(
     for name, value in (("limit", limit), ("num_fewshot", num_fewshot)):
         if value is not None and whole(name, value) < (name == "limit"):
             raise InvalidArgumentError(f"{name} must be {int(name == 'limit')} or more")
+    check_thinking(think, think_tokens, apply_chat_template)
     import lm_eval
 
     from .model import MiniCPM
 
-    model = MiniCPM(lm, width=at_least_one("width", width), seed=seed, progress=progress)
+    model = MiniCPM(
+        lm,
+        width=at_least_one("width", width),
+        seed=seed,
+        think=think,
+        think_tokens=think_tokens,
+        progress=progress,
+    )
     with _in_own_process(), _user_errors():
         results: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
