@@ -154,7 +154,9 @@ def _warn(client: Client, at: ServerAddress) -> None:
     if program and shutil.which(program) is None:
         warnings.append(texts("connect.install", program=program, command=client.install))
     if not at.answered:
-        warnings.append(texts("connect.unanswered", url=at.url, model=at.model))
+        warnings.append(texts("connect.unanswered", url=at.url, model=at.model, context=at.window))
+    if at.goes_to_proxy:
+        warnings.append(texts("connect.proxy", host=at.host))
     if client.agent:
         warnings.append(texts.pick(*short_context(at)))
     for line in filter(None, warnings):

@@ -304,9 +304,15 @@ TEXTS = {
         "no program `{program}` is found here; it is installed with `{command}`",
         "这里没有 `{program}` 程序；安装命令：`{command}`",
     ),
+    "connect.proxy": (
+        "this shell sends requests through a proxy, those for {host} as well; before the client "
+        'starts: export NO_PROXY="{host},$NO_PROXY"',
+        "当前 shell 的请求都经过代理，对 {host} 的也一样；启动客户端前先 "
+        'export NO_PROXY="{host},$NO_PROXY"',
+    ),
     "connect.unanswered": (
-        "no server answers at {url}: {model} and a context of 32,768 tokens are assumed",
-        "{url} 没有服务器应答：按模型 {model}、上下文 32,768 个词元处理",
+        "no server answers at {url}: {model} and a context of {context:,} tokens are assumed",
+        "{url} 没有服务器应答：按模型 {model}、上下文 {context:,} 个词元处理",
     ),
     "serve.ending": (
         "shutting down: replies have {seconds:g} s to finish; a second Ctrl-C stops at once",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib import request
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,6 +19,7 @@ ID = "minicpm-mlx"
 KEY_VARIABLE = "MINICPM_MLX_API_KEY"
 NO_KEY = "none"
 """Sent to a server that wants no key, by clients that cannot do without one."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
 SECONDS = 5.0
 SHORT_CONTEXT = 32_768
 """Tokens stated to clients that want a number, where the server was not there to tell."""
@@ -43,6 +45,22 @@ class ServerAddress:
     def openai(self) -> str:
         """Base address of the OpenAI API."""
         return f"{self.url}/v1"
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.host in LOCAL
+
+    @property
+    def goes_to_proxy(self) -> bool:
+        """Whether clients that follow the variables of the shell ask a proxy for this machine."""
+        proxies = request.getproxies_environment()
+        used = urlsplit(self.url).scheme in proxies or "all" in proxies
+        return self.is_local and used and not request.proxy_bypass(self.host)
 
     @property
     def window(self) -> int:
@@ -112,7 +130,7 @@ def _base(url: str) -> str:
 def _models(url: str, key: str | None) -> dict[str, int | None]:
     """Context length of each model by name."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    local = urlsplit(url).hostname in LOCAL
     verify = not local or url.startswith("https:")  # certificates take 0.2 s to load
     try:
         with httpx.Client(timeout=SECONDS, trust_env=not local, verify=verify) as client:

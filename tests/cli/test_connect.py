@@ -348,6 +348,28 @@ def test_a_short_context_is_told_for_agents():
         assert ("4,096 tokens" in english) == ("4,096 个词元" in chinese) == told
 
 
+@pytest.mark.parametrize(
+    ("url", "variables", "told"),
+    [
+        ("http://127.0.0.1:1", {"http_proxy": "http://p:1"}, True),
+        ("http://127.0.0.1:1", {"ALL_PROXY": "socks5://p:1"}, True),
+        ("http://127.0.0.1:1", {"https_proxy": "http://p:1"}, False),
+        ("http://127.0.0.1:1", {"http_proxy": "http://p:1", "no_proxy": "a,127.0.0.1"}, False),
+        ("http://far:1", {"http_proxy": "http://p:1"}, False),
+        ("http://127.0.0.1:1", {}, False),
+    ],
+)
+def test_a_proxy_that_would_be_asked_for_this_machine_is_told(
+    monkeypatch: pytest.MonkeyPatch, url: str, variables: dict[str, str], told: bool
+):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ServerAddress(url, "m5").goes_to_proxy == told
+
+
 def test_nothing_in_a_file_acts_on_the_terminal(command: Command, capsys):
     path = path_of("zed")
     path.parent.mkdir(parents=True)
