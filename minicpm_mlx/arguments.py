@@ -87,9 +87,11 @@ def one_of(name: str, value: object, choices: Collection[str]) -> None:
         )
 
 
-def printable(text: object) -> str:
+def printable(text: object, length: int | None = 200) -> str:
     """Words of a file's choosing, made fit for a message: one line, no escapes, not too long."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])
+    return "".join(
+        c if c.isprintable() else " " if c.isspace() else "?" for c in str(text)[:length]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from .. import options, paths
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
-from ..streams import ask, ask_key, at_terminal, notice, prompt_text, stdin_lines
+from ..streams import ask, at_terminal, notice, prompt_text, stdin_lines
 from ..thinking_options import ThinkingOptions
 from . import keyboard, slash_commands
 from .completions import completions
@@ -83,6 +83,9 @@ class ChatOptions:
         "Offer the tools of the MCP servers that this JSON file names.", check=paths.input_file
     )
     allow_tool: AllowTool = None
+    max_rounds: int | None = option(
+        "Replies with calls to one question, at most; default 10.", limit=options.COUNT
+    )
 
     def check(self) -> None:
         """InvalidArgumentError for options that no chat can have, before a model is loaded."""
@@ -96,7 +99,7 @@ class ChatOptions:
 
     def settings(self) -> dict[str, Any]:
         """Values of Chat's fields; None for those that were not given."""
-        names = ("system", "max_tokens", "on_overflow", "context", "kv_bits")
+        names = ("system", "max_tokens", "on_overflow", "context", "kv_bits", "max_rounds")
         values = {name: getattr(self, name) for name in names}
         return values | asdict(self.thinking) | {"stop": options.unescape(self.stop) or None}
 
@@ -135,6 +138,8 @@ def chat(args: ChatOptions) -> None:
         for question in questions:
             terminal.ask(question)
         terminal.save_cache()
+        if terminal.unfinished:
+            raise typer.Exit(1)
 
 
 @contextmanager
@@ -147,26 +152,19 @@ def _tools(args: ChatOptions, texts: Texts, interactive: bool) -> Iterator[Termi
     from .mcp.servers import McpServers
     from .tools import TerminalTools
 
-    out = console(stderr=not interactive)
-
-    def say(key: str, style: str = "quiet", **values: object) -> None:
-        out.print(texts(key, **values), style=style, markup=False, highlight=False)
-
-    def ask(key: str) -> str:
-        return ask_key(lambda: say(key, style="title"), "yan")
-
     with ExitStack() as stack:
         with notice(texts("starting_tools")):
             servers = stack.enter_context(McpServers(read_servers(args.mcp)))
         for problem in servers.problems:
-            say("server_problem", style="warning", problem=problem)
+            text = texts("server_problem", problem=problem)
+            console(stderr=not interactive).print(text, style="warning")
         known = {tool["function"]["name"] for tool in servers.tools}
         if unknown := [name for name in args.allow_tool or () if name not in known]:
             raise InvalidArgumentError(
                 f"--allow-tool: there is no tool {shown(unknown[0])}; there are "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
-        yield TerminalTools(servers, say, ask if interactive else None, args.allow_tool or ())
+        yield TerminalTools(servers, texts, interactive=interactive, allowed=args.allow_tool or ())
 
 
 def _terminal_chat(

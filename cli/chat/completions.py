@@ -8,7 +8,7 @@ from contextlib import suppress
 from minicpm_mlx import model_cards
 from minicpm_mlx.errors import SessionError
 
-from .conversation import CHAT_SETTINGS
+from .settings import CHAT_SETTINGS
 from .thinking import THINK
 
 
@@ -32,4 +32,4 @@ def completions(command: str) -> Iterable[str] | None:
         from minicpm_mlx import Sampling
 
         return [*Sampling.__dataclass_fields__, *CHAT_SETTINGS, "think"]
-    return {"/system": ["off"], "/think": [*THINK]}.get(command, [])
+    return {"/system": ["off"], "/think": [*THINK], "/thoughts": ["all"]}.get(command, [])

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minicpm_mlx.errors import ContextLengthError, MiniCPMError
 from minicpm_mlx.lm.attachments import Files, with_files, without_files
@@ -20,6 +20,7 @@ from ..render.spinner import SpinnerStream
 from ..render.texts import Texts, gigabytes, printable
 from ..render.theme import console
 from ..render.thoughts import ThoughtStream
+from ..render.wrap import wrapped
 from ..streams import shows_progress
 from . import keyboard
 from .autosave import AutoSave
@@ -121,6 +122,8 @@ class TerminalChat:
         """Tools that every model is given, if it can call them."""
         self.broken = False
         """No model could be loaded, or no conversation restored."""
+        self.unfinished = False
+        """A turn was ended by its bound on calls."""
         self.draft = ""
         """Text that the next prompt starts with."""
         self.editing: Files | None = None
@@ -178,18 +181,22 @@ class TerminalChat:
             self.note("bounded", style="warning", context=room)
 
     def _give_tools(self, chat: Chat, tools: TerminalTools) -> None:
-        """Has the model call tools, if it can."""
+        """Has the model call tools, if it can and there is room to describe them."""
         from minicpm_mlx.lm.tools.tool_set import ToolSet
 
+        chat.tools = tools
         try:
             ToolSet(chat.lm.tokenizer, tools.described)
+            count, room = chat.tool_tokens(), chat.context_length
         except MiniCPMError as error:
+            chat.tools = None
             self.note("no_tools", style="warning", error=error)
             return
-        chat.tools = tools
-        count = chat.tool_tokens()
-        if count > chat.context_length // 2:
-            self.note("many_tools", style="warning", count=count, all=chat.context_length)
+        if count > room * 3 // 4:
+            chat.tools = None
+            self.note("too_many_tools", style="warning", count=count, all=room)
+        elif count > room // 2:
+            self.note("many_tools", style="warning", count=count, all=room)
 
     def ask(self, text: str, edited: Files | None = None) -> None:
         """Answers a message and the files attached to it.
@@ -215,15 +222,17 @@ class TerminalChat:
     def show(self, pieces: Generator[Piece, None, None]) -> bool:
         """Streams a reply and saves; Ctrl-C stops it. Returns whether any text came, or thought."""
         last: Piece | None = None
-        replied, count = False, 0
+        replied, count, calls = False, 0, 0
         stream: ReplyDisplay | None = self._display()
         with keyboard.one_interrupt() if self.interactive else nullcontext(), ExitStack() as stack:
             stack.callback(self.save)  # even if the terminal has gone and writing to it fails
             try:
                 with closing(pieces):
                     for piece in pieces:
-                        stream = stream or self._display()
+                        if stream is None:
+                            stream, calls = self._display(), 0
                         stream.feed(piece)
+                        calls += len(piece.tool_calls)
                         if piece.finish_reason:  # a call may be asked for now
                             stream.close()
                             stream = None
@@ -233,12 +242,16 @@ class TerminalChat:
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
-                last = None
+                last, calls = None, 0
             finally:
                 if stream is not None:
                     stream.close()
         while self._due:
             self.note("dense", style="warning", **self._due.pop())
+        if calls:
+            self.unfinished = True
+            key = "many_calls" if self.interactive else "many_calls_asked"
+            self.note(key, style="warning", count=self.chat.max_rounds)
         if self.interactive:
             self._conclude(last, count)
         elif last and last.in_thought:
@@ -295,7 +308,10 @@ class TerminalChat:
     def print(self, text: str, style: str = "quiet", *, cut: bool = False) -> None:
         """Prints lines without control characters; `cut`: to the terminal's width."""
         out = console(stderr=not self.interactive)
-        out.print(printable(text), style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
+        text = printable(text)
+        if not cut:  # rich would break Chinese at spaces alone
+            text = wrapped(text, out.width - 1)
+        out.print(text, style=style, no_wrap=cut, overflow="ellipsis" if cut else None)
 
     def _offer(self, question: str) -> None:
         """Makes a draft of a question that was never answered, as the program was killed."""
@@ -383,14 +399,6 @@ class TerminalChat:
             texts("memory", size=stats.peak_memory / 1e9, unit="GB"),
         ]
         return " · ".join(part for part in parts if part)
-
-
-CHAT_SETTINGS = ("max_tokens", "stop", "context", "on_overflow", "kv_bits", "think_tokens")
-
-
-def settings(chat: Chat) -> dict[str, Any]:
-    """Settings that /set changes, by name."""
-    return asdict(chat.current_sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def is_here(card: Card) -> bool:

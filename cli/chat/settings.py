@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from ..options import unescape
 
-WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits", "think_tokens")
+if TYPE_CHECKING:
+    from minicpm_mlx import Chat
+
+CHAT_SETTINGS = (
+    *("max_tokens", "stop", "context", "on_overflow", "kv_bits", "think_tokens", "max_rounds"),
+)
+WHOLE = ("top_k", "seed", "max_tokens", "context", "kv_bits", "think_tokens", "max_rounds")
 NONE = ("none", "off", "-")
+
+
+def settings(chat: Chat) -> dict[str, Any]:
+    """Settings that /set changes, by name."""
+    return asdict(chat.current_sampling) | {name: getattr(chat, name) for name in CHAT_SETTINGS}
 
 
 def setting_text(value: object) -> str:

@@ -19,13 +19,21 @@ from minicpm_mlx import model_cards
 from minicpm_mlx.lm.attachments import without_files
 
 from ..render.texts import size_text
+from ..render.theme import console
+from ..render.wrap import wrap
 from .attachments import attach, save, token_count, typed_path
-from .conversation import CHAT_SETTINGS, LEAVE, is_here, offer, settings
-from .settings import NONE, expected, parse_setting, setting_text
+from .conversation import LEAVE, is_here, offer
+from .settings import CHAT_SETTINGS, NONE, expected, parse_setting, setting_text, settings
 from .thinking import think, think_text, thoughts
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
+
+
+USAGE = 25
+"""Columns of a command and its argument."""
+LISTED = 30
+"""Lines of a list that are shown; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,17 @@ class Command:
 
 
 def help_(terminal: TerminalChat, _: str) -> None:
+    """Prints two columns; a long usage has a line of its own."""
+    width = max(console().width - USAGE - 1, USAGE)
     for name, command in COMMANDS.items():
         usage = f"{name} {command.argument}".strip()
-        terminal.print(f"{usage:24} {terminal.texts(name)}")
+        rows = wrap(terminal.texts(name), width)
+        if len(usage) >= USAGE:
+            terminal.print(usage)
+            usage = ""
+        for row in rows:
+            terminal.print(f"{usage:{USAGE}}{row}")
+            usage = ""
     terminal.print("")
 
 
@@ -142,14 +158,14 @@ def _list_sessions(terminal: TerminalChat) -> None:
     if not (rows := [row for row in summaries() if row.problem is None]):
         terminal.note("none")
         return
-    for row in rows[:30]:
+    for row in rows[:LISTED]:
         count = terminal.texts.count("message", row.messages)
         size = size_text(row.bytes + row.cache_bytes)
         when = row.saved[:16].replace("T", " ")
         line = f"{when}  {row.name:20}  {count:>12}  {size:>7}  {row.title}"
         terminal.print(" ".join(line.split("\n")), cut=True)
-    if len(rows) > 30:
-        terminal.note("more", count=len(rows) - 30)
+    if len(rows) > LISTED:
+        terminal.note("more", count=len(rows) - LISTED)
     used = sum(sessions.cache_sizes().values())
     terminal.note("kept", used=size_text(used), limit=size_text(sessions.CACHE_LIMIT))
     terminal.print("")
@@ -325,14 +341,20 @@ def tokens(terminal: TerminalChat, text: str) -> None:
         terminal.note("context", used=chat.tokens(), all=chat.context_length)
 
 
-def list_tools(terminal: TerminalChat, _: str) -> None:
+def list_tools(terminal: TerminalChat, text: str) -> None:
+    """Lists the tools, or those whose name has a text in it."""
     given = terminal.tools
     if given is None or not given.described or terminal.chat.tools is None:
         terminal.note("no_tool", style="warning")
         return
-    for line in given.lines():
+    lines = list(given.lines(text))
+    for line in lines[:LISTED]:
         terminal.print(line, cut=True)
-    terminal.note("tools_end")
+    if len(lines) > LISTED:
+        terminal.note("more_tools", count=len(lines) - LISTED)
+    if given.allowed:
+        terminal.note("tools_end")
+    terminal.print("")
 
 
 SHOWN_COMMANDS = {"model": model, "adapter": adapter, "system": system, "think": think}
@@ -345,8 +367,8 @@ COMMANDS = {
     "/set": Command(set_, "NAME VALUE"),
     "/show": Command(show),
     "/think": Command(think, "[on|off|auto|N]"),
-    "/thoughts": Command(thoughts),
-    "/tools": Command(list_tools),
+    "/thoughts": Command(thoughts, "[N|all]"),
+    "/tools": Command(list_tools, "[TEXT]"),
     "/save": Command(save, "[-f] [-t] [NAME|FILE.md]"),
     "/load": Command(load, "NAME"),
     "/sessions": Command(sessions_, "[delete NAME]"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from minicpm_mlx.lm.attachments import without_files
 
 if TYPE_CHECKING:
     from .conversation import TerminalChat
@@ -37,11 +40,29 @@ def think_text(value: bool | None) -> str:
     return next(word for word, meant in THINK.items() if meant is value)
 
 
-def thoughts(terminal: TerminalChat, _: str) -> None:
-    if thought := terminal.chat.thought():
+def thoughts(terminal: TerminalChat, text: str) -> None:
+    """Shows the thoughts of the last turn, of turn N, or of all turns under their questions."""
+    turns, word = terminal.chat.thoughts(), text.strip().lower()
+    if word.isdecimal() and not 1 <= int(word) <= len(turns):
+        terminal.note("no_such_turn", style="error", count=len(turns))
+    elif word and word != "all" and not word.isdecimal():
+        terminal.note("usage", usage="/thoughts [N|all]", style="error")
+    else:
+        numbers = range(1, len(turns) + 1) if word == "all" else [int(word or len(turns))]
+        _show_thoughts(terminal, [n for n in numbers if n and turns[n - 1]], named=bool(word))
+
+
+def _show_thoughts(terminal: TerminalChat, numbers: Sequence[int], *, named: bool) -> None:
+    chat = terminal.chat
+    questions = [message["content"] for message in chat.messages if message["role"] == "user"]
+    for number in numbers:
+        if named:
+            question = without_files(questions[number - 1])[1].strip()
+            line = " ".join(question.split("\n"))
+            terminal.print(f"{number}. {line}", style="title", cut=True)
         stream = terminal.thought_stream(lasting=True)
-        stream.feed(thought)
+        stream.feed("\n\n".join(chat.thoughts()[number - 1]))
         stream.close()
         terminal.print("")
-    else:
-        terminal.note("no_thought", style="warning")
+    if not numbers:
+        terminal.note("no_thoughts" if named else "no_thought", style="warning")

@@ -22,8 +22,14 @@ COMMAND_TEXTS = {
         "think before answering, at most N tokens; auto: the model decides",
         "回答前先思考，最多 N 个词元；auto：由模型决定",
     ),
-    "/thoughts": ("show the last reply's thought", "显示上一条回复的思考"),
-    "/tools": ("list the tools of --mcp", "列出 --mcp 提供的工具"),
+    "/thoughts": (
+        "show the last turn's thoughts, turn N's, or all",
+        "显示上一轮、第 N 轮或全部的思考",
+    ),
+    "/tools": (
+        "list the tools of --mcp, or those with TEXT in their name",
+        "列出 --mcp 提供的工具，或名称含该文字的工具",
+    ),
     "/attach": ("attach a text file", "附上文本文件"),
     "/model": ("switch to another model", "换用其他模型"),
     "/adapter": ("apply a LoRA adapter", "换用 LoRA 适配器"),

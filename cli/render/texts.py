@@ -14,8 +14,8 @@ TEXTS = {
     **COMMAND_TEXTS,
     # The chat
     "tips": (
-        "/help lists commands · /exit or Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",
-        "/help 列出命令 · /exit 或 Ctrl-D 退出 · Ctrl-C 停止 · Alt-Enter 换行",
+        "/help lists commands · Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",
+        "/help 列出命令 · Ctrl-D 退出 · Ctrl-C 停止 · Alt-Enter 换行",
     ),
     "waiting": ("⋯ {seconds} s", "⋯ {seconds} 秒"),
     "loading": ("the model is still loading …", "模型仍在加载 …"),
@@ -42,21 +42,44 @@ TEXTS = {
         "达到 {limit} 个词元上限，已截断（/set max_tokens）",
     ),
     "thought": ("thought for {seconds:.1f} s, {tokens}", "思考 {seconds:.1f} 秒，{tokens}"),
-    "call": ("▸ {call} · {server}", "▸ {call} · {server}"),
+    "argument_cut": ("{start} … ({count} characters)", "{start} …（共 {count} 个字符）"),
     "allow": (
-        "run it? y: yes, a: always run this tool, n: no",
-        "运行吗？y：运行，a：以后都运行此工具，n：不运行",
+        "run it? [y]es · [a]lways this tool · [n]o:",
+        "运行吗？[y] 是 · [a] 始终允许此工具 · [n] 否：",
+    ),
+    "allow_or_view": (
+        "run it? [y]es · [a]lways this tool · [n]o · [v]iew it whole:",
+        "运行吗？[y] 是 · [a] 始终允许此工具 · [n] 否 · [v] 查看完整内容：",
     ),
     "not_allowed": ("not run", "未运行"),
     "nobody_asked": (
         "not run: nobody can be asked; --allow-tool {name} allows it",
         "未运行：无法询问；可用 --allow-tool {name} 允许",
     ),
-    "result": ("  {text}", "  {text}"),
+    "more_lines": (" … {count} more lines", " … 另有 {count} 行"),
+    "many_calls": (
+        "stopped: {count} rounds of calls and no answer yet; any message lets it go on, "
+        "/set max_rounds N allows more",
+        "已停止：连续调用了 {count} 轮工具仍没有回答；发送任意消息可让它继续，"
+        "/set max_rounds N 可放宽上限",
+    ),
+    "many_calls_asked": (
+        "stopped: {count} rounds of calls and no answer yet; --max-rounds N allows more",
+        "已停止：连续调用了 {count} 轮工具仍没有回答；--max-rounds N 可放宽上限",
+    ),
+    "too_many_tools": (
+        "without tools: their descriptions take {count} tokens, and the context has {all}; fewer "
+        "servers leave room",
+        "不使用工具：工具说明需要 {count} 个词元，而上下文只有 {all} 个；可减少服务器",
+    ),
     "no_tools": ("without tools: {error}", "不使用工具：{error}"),
     "no_tool": (
         "there are no tools; chat --mcp FILE starts some",
         "没有工具；可用 chat --mcp FILE 启动",
+    ),
+    "more_tools": (
+        "… and {count} more; /tools TEXT lists those with TEXT in their name",
+        "… 另有 {count} 个；/tools 文字 只列出名称含该文字的工具",
     ),
     "tools_end": ("✓ runs without being asked", "✓ 表示无需询问即可运行"),
     "many_tools": (
@@ -80,6 +103,11 @@ TEXTS = {
         "the reply ended within its thought: raise --max-tokens, or end the thought earlier with "
         "--think-tokens",
         "回复在思考阶段就结束了：可增大 --max-tokens，或用 --think-tokens 让思考提前结束",
+    ),
+    "no_thoughts": ("there is no thought", "没有思考"),
+    "no_such_turn": (
+        "expected the number of a turn, 1 to {count}, or all",
+        "应为轮次编号（1 到 {count}）或 all",
     ),
     "no_thought": ("the last reply has no thought", "上一条回复没有思考"),
     "no_thinking": (

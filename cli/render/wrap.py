@@ -32,6 +32,17 @@ def wrap(text: str, width: int) -> list[str]:
     return [line.strip() for line in lines if line.strip()] or [""]
 
 
+def wrapped(text: str, width: int) -> str:
+    """Text whose lines of more than `width` cells are wrapped."""
+    from rich.cells import cell_len
+
+    return "\n".join(
+        row
+        for line in text.split("\n")
+        for row in (wrap(line, width) if cell_len(line) > width else [line])
+    )
+
+
 @dataclass(frozen=True)
 class Wrapped:
     """A cell of a rich table, wrapped to the column."""

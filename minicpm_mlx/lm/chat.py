@@ -55,7 +55,8 @@ class Chat:
     tools: ToolRunner | None = None
     """Functions that the model may call: they are run, and it goes on with their results."""
     max_rounds: int = 10
-    """Replies with calls to one question, at most; then it has to answer."""
+    """Replies with calls to one question, at most. The calls of a further one are not run, and the
+    turn ends with them: "go on" as the next message continues it."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     """The turns so far, without the system text."""
     context: int | None = None
@@ -79,6 +80,7 @@ class Chat:
             )
         if self.max_tokens is not None:
             self.max_tokens = at_least_one("max_tokens", self.max_tokens)
+        self.max_rounds = at_least_one("max_rounds", self.max_rounds)
         if self.context is not None:
             self.context = at_least_one("context", self.context)
         if self.kv_bits is not None:
@@ -148,10 +150,15 @@ class Chat:
             return self.sampling or self.lm.sampling
         return self.lm.default_sampling(self.lm.chat_prompt([_question("?")], self.think))
 
-    def thought(self) -> str:
-        """The thought of the last reply; empty where it has none."""
-        replies = [message for message in self.messages if message["role"] == "assistant"]
-        return replies[-1].get("reasoning_content", "") if replies else ""
+    def thoughts(self) -> list[list[str]]:
+        """The thoughts of each turn, one for each of its replies that has one."""
+        turns: list[list[str]] = []
+        for message in self.messages:
+            if message["role"] == "user":
+                turns.append([])
+            elif turns and (thought := message.get("reasoning_content")):
+                turns[-1].append(thought)
+        return turns
 
     def tokens(self) -> int:
         """Tokens of the current prompt."""
@@ -182,10 +189,11 @@ class Chat:
         self.messages[:], self.forgotten = messages, forgotten
         try:
             for left in range(self.max_rounds, -1, -1):
-                calls = yield from self._answer("auto" if left else "none")
+                calls = yield from self._answer()
                 for call in calls:
                     assert self.tools
-                    self._add_result(call.id, call.name, self.tools.run(call))
+                    text = self._cut(self.tools.run(call)) if left else _NOT_RUN
+                    self._add_result(call.id, call.name, text)
                 if not calls:
                     break
         finally:
@@ -194,14 +202,11 @@ class Chat:
             else:
                 self._add_missing_results()
 
-    def _answer(self, tool_choice: str) -> Generator[Piece, None, Sequence[ToolCall]]:
+    def _answer(self) -> Generator[Piece, None, Sequence[ToolCall]]:
         """One reply, which is added to the messages; returns its calls."""
         texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
         prompt = self._fit()
         room = self.context_length - len(prompt.ids)
-        tools: dict[str, Any] = {}
-        if self.tools:
-            tools = {"tools": self.tools.described, "tool_choice": tool_choice}
         pieces = self.lm.stream(
             prompt,
             max_tokens=room if self.max_tokens is None else min(self.max_tokens, room),
@@ -209,7 +214,7 @@ class Chat:
             stop=self.stop,
             session=self.session,
             think_tokens=self.think_tokens,
-            **tools,
+            tools=self._described,
         )
         try:
             with closing(pieces):
@@ -222,6 +227,20 @@ class Chat:
             if any(texts) or any(thoughts) or calls:
                 self.messages.append(reply_message("".join(texts), "".join(thoughts), calls))
         return calls
+
+    def _cut(self, result: str) -> str:
+        """A result, or as much of it as leaves half of the free context."""
+        tokenizer, turn = self.lm.tokenizer, self.messages[self.last_question() :]
+        # Older turns make room where they may be dropped.
+        kept = turn if self.on_overflow == "slide" else self.messages[self.forgotten :]
+        messages = [*self._system(), *kept]
+        used = len(self.lm.chat_prompt(messages, self.think, tools=self._described).ids)
+        room = max((self.context_length - used) // 2, 0)
+        ids = tokenizer.encode(result, add_bos=False)
+        if len(ids) <= room:
+            return result
+        start = tokenizer.decode(ids[:room], skip_special=False).rstrip("\ufffd")
+        return f"{start}\n[cut: {len(ids) - room} of {len(ids)} tokens do not fit the context]"
 
     def _add_result(self, call_id: str, name: str, text: str) -> None:
         result = {"role": "tool", "content": text, "tool_call_id": call_id, "name": name}
@@ -250,8 +269,11 @@ class Chat:
         return prompt
 
     def _encoded(self) -> ChatPrompt:
-        tools = {"tools": self.tools.described} if self.tools else {}
-        return self.lm.chat_prompt(self._prompt(), self.think, **tools)
+        return self.lm.chat_prompt(self._prompt(), self.think, tools=self._described)
+
+    @property
+    def _described(self) -> Sequence[Mapping[str, Any]] | None:
+        return self.tools.described if self.tools else None
 
     def _too_long(self, count: int) -> str:
         """The message for a prompt of `count` tokens, which names what is to be shortened."""
@@ -289,6 +311,9 @@ class Chat:
         if sampling.seed is None or not self._retries:
             return sampling
         return replace(sampling, seed=(sampling.seed + self._retries) % 2**64)
+
+
+_NOT_RUN = "Error: not run, as there were too many calls without an answer."
 
 
 def _question(text: str) -> dict[str, str]:

@@ -54,8 +54,8 @@ class SavedSession:
     whose results have the role "tool"."""
     forgotten: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow, think,
-    think_tokens."""
+    """Sampling by field, and max_tokens, stop, context, kv_bits, on_overflow, think, think_tokens,
+    max_rounds."""
     format: int = FORMAT
     version: Version | None = field(default=None, init=False, compare=False)
 
@@ -188,6 +188,7 @@ def remove(name: str, *, conversation: bool = True) -> int:
 
 _CHAT_SETTINGS = (
     *("max_tokens", "stop", "context", "kv_bits", "on_overflow", "think", "think_tokens"),
+    "max_rounds",
 )
 _MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
 

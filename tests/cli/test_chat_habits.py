@@ -16,9 +16,9 @@ from prompt_toolkit.output import DummyOutput
 
 import minicpm_mlx as mm
 from minicpm_mlx.cli.chat import command, slash_commands
-from minicpm_mlx.cli.chat.conversation import Loading, TerminalChat, settings
+from minicpm_mlx.cli.chat.conversation import Loading, TerminalChat
 from minicpm_mlx.cli.chat.input.line_editor import LineEditor
-from minicpm_mlx.cli.chat.settings import parse_setting, setting_text
+from minicpm_mlx.cli.chat.settings import parse_setting, setting_text, settings
 from minicpm_mlx.cli.render import theme
 from minicpm_mlx.cli.render.texts import Texts
 from minicpm_mlx.errors import ContextLengthError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
 import sys
 import threading
@@ -72,8 +71,8 @@ def test_whatever_a_call_gives_is_told_to_the_model(
 ) -> None:
     monkeypatch.setattr(mcp_servers, "CALL", 1.0)
     with McpServers([kind(name), kind("good")]) as servers:
-        assert re.match(said, servers.call("weather", {"place": "Wien"}).text)
-        again = servers.call("weather", {"place": "Wien"})
+        assert re.match(said, servers.call(f"{name}_weather", {"place": "Wien"}).text)
+        again = servers.call(f"{name}_weather", {"place": "Wien"})
         assert again.failed == (name in ("dies", "hangs", "fails"))
         assert servers.call("good_weather", {"place": "Rom"}).text == "Dry in Rom"  # the other
     assert capfd.readouterr() == ("", "")
@@ -103,6 +102,18 @@ def test_servers_that_do_not_start_leave_the_others(monkeypatch: pytest.MonkeyPa
     key = {"WEATHER_KEY": "x"}
     with McpServers([replace(kind("keyless"), env=key)]) as servers:
         assert servers.problems == []
+
+
+def test_a_name_that_two_servers_have_is_neither_s_alone() -> None:
+    """Otherwise one could take the place of a tool that is trusted."""
+    twin = replace(kind("fails"), name="a b")
+    with McpServers([kind("good"), twin, kind("twice")]) as servers:
+        names = [tool["function"]["name"] for tool in servers.tools]
+        assert names == ["good_weather", "a_b_weather", "twice_weather"]
+        assert servers.problems == []
+        assert not servers.call("good_weather", {"place": "x"}).failed
+        assert servers.call("a_b_weather", {"place": "x"}).failed
+        assert servers.server_of("a_b_weather") == "a b"
 
 
 def test_malformed_tools_leave_the_others() -> None:
@@ -234,21 +245,3 @@ def test_a_file_that_is_wrong_says_where(
         read_servers(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.slow
-def test_reference_servers_answer(tmp_path: Path) -> None:
-    """Those of PyPI and npm, where they are installed."""
-    pytest.importorskip("mcp_server_time", reason="needs mcp-server-time")
-    servers = [McpServer(name="time", command=sys.executable, args=["-m", "mcp_server_time"])]
-    program = shutil.which("mcp-server-filesystem")
-    if program:
-        (tmp_path / "a.txt").write_text("hello")
-        servers.append(McpServer(name="files", command=program, args=[str(tmp_path)]))
-    with McpServers(servers) as running:
-        assert running.problems == []
-        assert "Asia/Tokyo" in running.call("get_current_time", {"timezone": "Asia/Tokyo"}).text
-        if program:
-            read = running.call("read_text_file", {"path": str(tmp_path / "a.txt")})
-            assert read.text == "hello"
-            assert running.call("read_text_file", {"path": "/etc/passwd"}).failed

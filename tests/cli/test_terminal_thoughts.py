@@ -150,6 +150,14 @@ def test_think_switches_and_bounds_the_thought(opened: Open, tmp_path: Path) -> 
         ("/think", "思考：开，最多 9 个词元"),
         ("/thoughts", "│ on and"),
         ("What is 2 + 2?", r"思考 \d+\.\d 秒，\d+ 个词元\nIt"),
+        ("/thoughts 1", "没有思考"),
+        ("/thoughts 3", r"3\. Silent\n│ Hm\.\n\n"),
+        (
+            "/thoughts all",
+            r"2\. What is 2 \+ 2\?\n│ T.+\n\n3\. Silent\n(.*\n)+5\. What is 2 \+ 2\?\n│ T",
+        ),
+        ("/thoughts 6", "应为轮次编号（1 到 5）或 all"),
+        ("/thoughts x", r"用法：/thoughts \[N\|all\]"),
     ]:
         again.say(line)
         again.wait(shown)

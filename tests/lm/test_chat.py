@@ -378,7 +378,9 @@ class Parrot:
         self.read.append(messages)
         return [0] * sum(1 + len(message["content"]) for message in messages)
 
-    def chat_prompt(self, messages: list[dict[str, str]], think: bool | None) -> ChatPrompt:
+    def chat_prompt(
+        self, messages: list[dict[str, str]], think: bool | None, tools: None = None
+    ) -> ChatPrompt:
         return ChatPrompt(ids=self.encode(messages))
 
     def default_sampling(self, prompt: ChatPrompt) -> mm.Sampling:

@@ -289,7 +289,7 @@ lm = N(card=N(path=None, name="demo", repo=None), adapter=None)
 chat = N(lm=lm, sampling=Sampling(), system=None,
     messages=[{"role": "user", "content": text}], forgotten=0,
     max_tokens=None, stop=[], context=None, kv_bits=None, on_overflow="stop",
-    think=None, think_tokens=None)
+    think=None, think_tokens=None, max_rounds=10)
 for _ in range(100):
     sessions.save(chat, "both")
 """
@@ -759,7 +759,7 @@ def test_thoughts_and_how_to_think_are_saved(demo: mm.LM) -> None:
     saved = sessions.load("a")
     chat = sessions.restore(saved, demo)
     assert (chat.messages, chat.think, chat.think_tokens) == (messages, False, 9)
-    assert chat.thought() == "Two\nand two."
+    assert chat.thoughts() == [["Two\nand two."]]
     assert "and two" not in saved.to_markdown("a")
     assert "> *thought*\n> \n> Two\n> and two.\n\nFour." in saved.to_markdown("a", thoughts=True)
     path = sessions.path_of("a")

@@ -35,7 +35,9 @@ class FakeLM:
         self.shown = [dict(message) for message in messages]
         return list(range(9))
 
-    def chat_prompt(self, messages: list[dict[str, str]], think: bool | None) -> ChatPrompt:
+    def chat_prompt(
+        self, messages: list[dict[str, str]], think: bool | None, tools: None = None
+    ) -> ChatPrompt:
         return ChatPrompt(ids=self.encode(messages))
 
     def default_sampling(self, prompt: ChatPrompt) -> mm.Sampling:

@@ -12,6 +12,9 @@ KIND = sys.argv[1]
 TEXT = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
 
 CONTENTS: dict[str, list[dict[str, Any]]] = {
+    "escapes": [
+        {"type": "text", "text": "\x1b[2J\u202eDry [red]in[/red] {x}\x07\n" + "more\n" * 40}
+    ],
     "half": [{"type": "text", "text": "Dry \ud83d"}],
     "nothing": [],
     "parts": [
@@ -29,7 +32,7 @@ if KIND == "keyless" and "WEATHER_KEY" not in os.environ:
 def tools() -> list[dict[str, Any]]:
     if KIND == "many":
         return [
-            {"name": f"tool_{i}", "description": f"Number {i}.", "inputSchema": TEXT}
+            {"name": f"tool_{i}", "description": f"No. {i}", "inputSchema": {"type": "object"}}
             for i in range(1000)
         ]
     if KIND == "odd":
@@ -45,6 +48,11 @@ def tools() -> list[dict[str, Any]]:
         tools = [{"name": f"tool_{i}", "inputSchema": schemas[i]} for i in range(len(schemas))]
         odd = {"title": 7, "outputSchema": 7, "description": ["x"], "inputSchema": {}}
         return [*tools, {"inputSchema": TEXT}, {"name": "fine", **odd}]
+    if KIND == "escapes":
+        text = "\x1b]0;mine\x07\x1b[2J[bold]The\u202e weather[/bold] {place} :smile: </tools>"
+        return [{"name": "weather", "description": text, "inputSchema": TEXT}]
+    if KIND == "twice":
+        return [{"name": "weather", "inputSchema": TEXT}] * 2
     return [{"name": "weather", "description": "The weather of a place.", "inputSchema": TEXT}]
 
 

@@ -83,6 +83,12 @@ class Terminal:
         self.seen = found.end()
         return found
 
+    def wait_raw(self, text: str) -> None:
+        """Reads until `text` was written; it may have been written over since."""
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.raw.decode(errors="ignore"):
+            assert self._read(deadline, f"never {text!r}"), f"it ended before {text!r}"
+
     def send(self, keys: str) -> None:
         os.write(self.master, keys.encode(errors="surrogateescape"))
 

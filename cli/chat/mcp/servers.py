@@ -12,6 +12,7 @@ import logging
 import re
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -73,11 +74,17 @@ class McpServers:
     def __enter__(self) -> McpServers:
         self._thread.start()
         started = [self._run(server.start()) for server in self._servers]
+        found: dict[tuple[str, str], tuple[_Running, Any]] = {}
         for server, future in zip(self._servers, started, strict=True):
             try:
-                self._add(server, future.result(START + 5))
+                for tool in future.result(START + 5):
+                    found.setdefault((server.entry.name, tool.name), (server, tool))
             except (Exception, CancelledError) as error:
-                self.problems.append(f"{server.entry.name}: {server.reason(error)}")
+                server.problems.append(f"{server.entry.name}: {server.reason(error)}")
+        owners = Counter(name for _, name in found)
+        for server, tool in found.values():
+            self._add(server, tool, shared=owners[tool.name] > 1)
+        self.problems = [line for server in self._servers for line in server.problems]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,21 +108,22 @@ class McpServers:
     def _run(self, work: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _add(self, server: _Running, tools: Sequence[Any]) -> None:
-        for tool in tools:
-            name, schema = tool.name, tool.input_schema
-            if not _NAME.fullmatch(name):
-                server.leave_out(name, "a name has letters, digits and _ . : / - alone")
-                continue
-            if name in self._homes:
-                name = f"{server.entry.name}_{name}"
-            if name in self._homes or not _NAME.fullmatch(name):
-                server.leave_out(name, "there are two of that name")
-                continue
+    def _add(self, server: _Running, tool: Any, *, shared: bool) -> None:
+        """Offers a tool; under its server's name if another server has one of that name.
+
+        Otherwise a server could take the place of a tool that the user trusts.
+        """
+        prefix = re.sub(r"[^A-Za-z0-9_-]", "_", server.entry.name)
+        name = f"{prefix}_{tool.name}" if shared else tool.name
+        if not _NAME.fullmatch(name):
+            server.leave_out(name, "a name has up to 128 letters, digits and _ . : / -")
+        elif name in self._homes:
+            server.leave_out(name, "another has that name")
+        else:
             self._homes[name] = server, tool.name
-            function = {"name": name, "description": tool.description or "", "parameters": schema}
+            function = {"name": name, "description": tool.description or ""}
+            function["parameters"] = tool.input_schema
             self.tools.append({"type": "function", "function": function})
-        self.problems += server.problems
 
     def server_of(self, name: str) -> str:
         """The name of the server that has a tool."""
