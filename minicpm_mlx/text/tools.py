@@ -15,8 +15,8 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 def describe_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tools in OpenAI's form, with `name`, `description` and `parameters` alone, in this order.
 
-    Each is in that form or the function alone. `strict` is left out: calls that are asked for
-    follow their schema in any case. InvalidArgumentError, field "tools", for anything else.
+    Each is in that form or the function alone. `strict` is left out: it is no concern of
+    the model's. InvalidArgumentError, field "tools", for anything else.
     """
     functions = [_function(tool) for tool in tools]
     return [

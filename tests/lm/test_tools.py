@@ -148,6 +148,22 @@ def _forced(lm: mm.LM, prompt: ChatPrompt, tools: ToolSet) -> Any:
     return thinking_grammar(lm.tokenizer, prompt, None, answer_grammar(tools, None))
 
 
+STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+
+
+def test_calls_of_strict_tools_are_held_to_their_schema_in_free_text(speaking: mm.LM) -> None:
+    pytest.importorskip("llguidance")
+    for question in ("both", "plain", "rome"):
+        free = speaking.generate(asked(question), tools=TOOLS)
+        strict = speaking.generate(asked(question), tools=STRICT)
+        assert (strict.text, calls_of(strict)) == (free.text, calls_of(free))
+    one = speaking.generate(asked("both"), tools=STRICT, parallel_tool_calls=False)
+    assert calls_of(one) == [ROME]
+    for tool in (STRICT[1:], [{**STRICT[1], "function": {"name": "other", "strict": True}}]):
+        other = speaking.generate(asked("rome"), tools=tool, max_tokens=120)
+        assert {name for name, _ in calls_of(other)} <= {"now", "other"}
+
+
 def test_choices_hold_in_each_form(speaking: mm.LM) -> None:
     pytest.importorskip("llguidance")
     for question in ("plain", "rome"):

@@ -74,6 +74,22 @@ def test_chat_streams_arguments_as_they_are_written(run: Run) -> None:
         assert (joined == json.dumps(GIVEN)) == (reason == "tool_calls")
 
 
+def test_calls_of_strict_tools_are_streamed_as_they_are_written(run: Run) -> None:
+    live, _ = run
+    function = {"name": "write", "parameters": SCHEMA, "strict": True}
+    tool = {"type": "function", "function": function}
+    body = {"messages": MESSAGES, "tools": [tool], "stream": True}
+    chunks = sse(post(live, "/v1/chat/completions", body).body)
+    parts = [
+        call["function"]["arguments"]
+        for chunk in chunks
+        for choice in chunk["choices"]
+        for call in choice["delta"].get("tool_calls", ())
+    ]
+    assert len(parts) > 10
+    assert json.loads("".join(parts)) == GIVEN
+
+
 def test_responses_stream_arguments_as_they_are_written(run: Run) -> None:
     live, cut = run
     tool = {"type": "function", "name": "write", "parameters": SCHEMA}

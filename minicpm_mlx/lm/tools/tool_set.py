@@ -34,10 +34,11 @@ class ToolSet:
     """The functions that a model may call.
 
     `tools` are in OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters":
-    ...}}`, or the function alone. `choice` is "auto" (the model decides), "none", "required" (at
-    least one call) or the name of the function to call; without `parallel` there is one call at
-    most. TemplateError if the model was not trained with tools, or writes calls in an unknown form;
-    InvalidArgumentError, with the field of OpenAI's API, for tools that contradict each other.
+    ...}}`, or the function alone; with `strict` true in one of them, all calls follow their
+    schemas. `choice` is "auto" (the model decides), "none", "required" (at least one call) or the
+    name of the function to call; without `parallel` there is one call at most. TemplateError if
+    the model was not trained with tools, or writes calls in an unknown form; InvalidArgumentError,
+    with the field of OpenAI's API, for tools that contradict each other.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ToolSet:
         functions = [tool["function"] for tool in self.described]
         self.functions = {one["name"]: one["parameters"] for one in functions}
         self._check(len(functions))
+        self.is_strict = any(_is_strict(tool) for tool in tools or ())
         self.active = bool(functions) and choice != "none"
         self.format = self._find_format() if self.active else None
 
@@ -102,13 +104,18 @@ class ToolSet:
 
         A grammar ends the reply by itself, and lets arguments have the text of the mark.
         """
-        stops = self.format is not None and not self.parallel and not self.is_forced
+        stops = self.format is not None and not self.parallel and not self.is_held
         return [self.format.closing] if self.format is not None and stops else []
 
     @property
     def is_forced(self) -> bool:
         """Whether the reply must be a call."""
         return self.active and self.choice != "auto"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a grammar holds all calls to their schemas."""
+        return self.is_forced or (self.active and self.is_strict)
 
     def reader(self, marks: ThinkingForm | None = None, *, streams: bool = False) -> CallReader:
         """Reads one reply; with `marks` its thought stays in the text, between them.
@@ -120,30 +127,46 @@ class ToolSet:
             self.functions,
             marks,
             parallel=self.parallel,
-            streams=streams and self.is_forced,
+            streams=streams and self.is_held,
         )
 
-    def lark(self) -> str:
-        """The grammar, in Lark, of a reply that is calls."""
-        tool_format = self.format
-        assert tool_format is not None
+    def lark(self, within_text: bool = False) -> str:
+        """The grammar, in Lark, of a reply that is calls; or of text in which they may come."""
+        form = self.format
+        assert form is not None
         only = self.choice in self.functions
         names = [self.choice] if only else list(self.functions)
+        literal = self._after_opening if within_text else self.literal
         rules = [
-            tool_format.rules(
-                f"call{i}", name, _arguments_schema(self.functions[name]), self.literal
-            )
+            form.rules(f"call{i}", name, _arguments_schema(self.functions[name]), literal)
             for i, name in enumerate(names)
         ]
-        calls = "call" if only or not self.parallel else 'call ("\\n" call)*'
-        ends = [self.literal(text) for text in (tool_format.before, tool_format.after)]
+        rules.append("call: " + " | ".join(f"call{i}" for i in range(len(names))))
+        several = self.parallel and not only
+        before, after = literal(form.before) if form.before else "", self.literal(form.after)
+        calls = 'call ("\\n" call)*' if several and (form.before or not within_text) else "call"
+        calls = f"{before} {calls} {after}"
+        if not within_text:
+            return "\n".join([f"start: {calls}", *rules])
+        opening, regex = self.literal(form.opening), re.escape(form.opening)
+        if opening == json.dumps(form.opening):
+            begin = f"OPENING\nOPENING: /(?s:.*){regex}/", "[lazy]"
+        else:  # the mark is told by its token, and no text spells it
+            begin = f"TEXT? {opening}", ""
         return "\n".join(
             [
-                " ".join(["start:", *ends[:1], calls, *ends[1:]]),
-                "call: " + " | ".join(f"call{i}" for i in range(len(rules))),
+                "start: (begin block)* TEXT?" if several else "start: TEXT? | begin block",
+                f"block: {calls}",
+                f"begin{begin[1]}: {begin[0]}",
+                f"TEXT: /(?s:.*)/ & ~/(?s:.*){regex}(?s:.*)/",
                 *rules,
             ]
         )
+
+    def _after_opening(self, text: str) -> str:
+        """As `literal`, without the mark that has come already."""
+        assert self.format is not None
+        return self.literal(text.removeprefix(self.format.opening))
 
     def literal(self, text: str) -> str:
         """A Lark expression for `text`. Special tokens are written by id: as text they would be
@@ -160,11 +183,17 @@ class ToolSet:
 
 def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
     """The grammar of a reply: calls where they must come, else `grammar`, with which calls may
-    come in place of the answer that it is for."""
-    if not tools.active or not (tools.is_forced or grammar):
+    come in place of the answer that it is for; of strict tools, text in which calls may come."""
+    if not tools.active or not (tools.is_held or grammar):
         return grammar
-    calls = grammar_of(tools.tokenizer, ebnf=tools.lark())
+    within_text = not tools.is_forced and grammar is None
+    calls = grammar_of(tools.tokenizer, ebnf=tools.lark(within_text))
     return calls if tools.is_forced or grammar is None else EitherGrammar([calls, grammar])
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    function = tool.get("function", tool)
+    return isinstance(function, Mapping) and function.get("strict") is True
 
 
 def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class CustomTool(CacheableBody):
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
     strict: bool | None = None
-    """Accepted: required calls follow the schema in any case."""
+    """True: all calls follow their schemas; those that are required do so in any case."""
     eager_input_streaming: Ignored[bool] = None
     defer_loading: Annotated[bool | None, refused("leave it out")] = None
     input_examples: Annotated[list[dict[str, Any]] | None, refused("leave it out")] = None
@@ -120,7 +120,12 @@ class CustomTool(CacheableBody):
     ] = None
 
     def function(self) -> Function:
-        return Function(name=self.name, description=self.description, parameters=self.input_schema)
+        return Function(
+            name=self.name,
+            description=self.description,
+            parameters=self.input_schema,
+            strict=self.strict,
+        )
 
 
 class ServerTool(Body):
