@@ -6,10 +6,12 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from support import node
 from support.scripted_model import scripted_lm
@@ -20,6 +22,7 @@ from support.serving import Live, serving
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
+MCP_SERVER = Path(node.__file__).with_name("mcp_server.py")
 VARIABLES = (
     *("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "OPENCODE_CONFIG"),
     *("PI_CODING_AGENT_DIR", "CONTINUE_GLOBAL_DIR", "MINICPM_MLX_API_KEY"),
@@ -48,6 +51,8 @@ SCRIPT = {
     "note by cline": call("editor", path="{folder}/note.txt", new_text=NOTE),
     "note by continue": call("Write", filepath="note.txt", content=NOTE),
     "note by opencode": call("write", filePath="{folder}/note.txt", content=NOTE),
+    "town by codex": call("mcp__town__weather", place="Rome"),
+    "Dry in Rome": "<think>I know.</think>It is dry there.",
     RESULT: "<think>Done.</think>The note is there.",
     "is sunny": "<think>I know.</think>It is sunny there.",
 }
@@ -91,37 +96,27 @@ def live(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
         yield served
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-def test_an_agent_looks_up_the_weather_and_writes_a_file(
-    live: Live,
-    project: Path,
-    agent: str,
-    tmp_path: Path,
-    command,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    pytestconfig: pytest.Config,
-):
-    package, arguments, more = AGENTS[agent]
-    tools = node.installed(pytestconfig.cache, package, scripts=True)
-    home = tmp_path / "a home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "a home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    programs = tools / "node_modules" / ".bin"
-    client = {"claude": "claude-code"}.get(agent, agent)
-    if agent == "cline":  # which keeps its settings itself
-        assert command("connect", client, "--url", live.url, "--json") == 0
-        start = shlex.split(json.loads(capsys.readouterr().out)["start"])
-        subprocess.run([programs / start[0], *start[1:]], check=True, timeout=60)
-    else:
-        assert command("connect", client, "--url", live.url, "--write", "--yes") == 0
-    program = str(programs / arguments[0])
-    options = [text.replace("{home}", str(home)) for text in arguments[1:]]
-    for task, answer in (("weather", "sunny there"), ("note", "note is there")):
+    return folder
+
+
+Ask = Callable[[str, str], str]
+"""Runs an agent (its name in AGENTS) on a task; gives what it prints."""
+
+
+@pytest.fixture
+def ask(live: Live, project: Path, home: Path, pytestconfig: pytest.Config) -> Ask:
+    def run(agent: str, task: str) -> str:
+        package, arguments, more = AGENTS[agent]
+        options = [text.replace("{home}", str(home)) for text in arguments[1:]]
         done = subprocess.run(
-            [program, *options, f"{task} by {agent}", *more],
+            [programs(pytestconfig, package) / arguments[0], *options, f"{task} by {agent}", *more],
             cwd=project,
             env={**os.environ, "NO_PROXY": "*", "PWD": str(project)},
             stdin=subprocess.DEVNULL,
@@ -130,7 +125,43 @@ def test_an_agent_looks_up_the_weather_and_writes_a_file(
             timeout=240,
             check=False,
         )
-        assert answer in done.stdout, (done.stdout, done.stderr, live.log)
+        assert done.returncode == 0, (done.stdout, done.stderr, live.log)
+        return done.stdout
+
+    return run
+
+
+def programs(config: pytest.Config, package: str) -> Path:
+    return node.installed(config.cache, package, scripts=True) / "node_modules" / ".bin"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_agent_looks_up_the_weather_and_writes_a_file(
+    live: Live, project: Path, ask: Ask, agent: str, command, capsys, pytestconfig: pytest.Config
+):
+    bin = programs(pytestconfig, AGENTS[agent][0])
+    client = {"claude": "claude-code"}.get(agent, agent)
+    if agent == "cline":  # which keeps its settings itself
+        assert command("connect", client, "--url", live.url, "--json") == 0
+        start = shlex.split(json.loads(capsys.readouterr().out)["start"])
+        subprocess.run([bin / start[0], *start[1:]], check=True, timeout=60)
+    else:
+        assert command("connect", client, "--url", live.url, "--write", "--yes") == 0
+    assert "sunny there" in ask(agent, "weather")
+    assert "note is there" in ask(agent, "note")
     for name, text in (("weather.txt", "Paris is sunny\n"), ("note.txt", NOTE)):
         assert (project / name).read_text() == text
         (project / name).unlink()
+
+
+def test_codex_with_all_its_own_tools_calls_an_mcp_server(
+    live: Live, home: Path, ask: Ask, command
+):
+    assert command("connect", "codex", "--url", live.url, "--write", "--yes") == 0
+    path = home / ".codex" / "minicpm-mlx.config.toml"
+    settings = tomlkit.parse(path.read_text())
+    del settings["web_search"], settings["agents"]
+    server = {"command": sys.executable, "args": [str(MCP_SERVER), "good"], "required": True}
+    settings["mcp_servers"] = {"town": server}
+    path.write_text(tomlkit.dumps(settings))
+    assert "dry there" in ask("codex", "town")
