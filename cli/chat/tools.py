@@ -130,7 +130,7 @@ class TerminalTools:
         if result.failed:
             self._print(printable(first), "warning", indent=2)
             return
-        rest = self._texts("more_lines", count=len(more)) if more else ""
+        rest = self._texts("more_lines", lines=self._texts.count("line", len(more))) if more else ""
         room = max(self._out.width - 3 - _cells(rest), 8)
         first = printable(first, 4 * room)
         if _cells(first) > room:

@@ -28,7 +28,7 @@ COMMAND_TEXTS = {
     ),
     "/tools": (
         "list the tools of --mcp, or those with TEXT in their name",
-        "列出 --mcp 提供的工具，或名称含该文字的工具",
+        "列出 --mcp 提供的工具，或名称含 TEXT 的工具",
     ),
     "/attach": ("attach a text file", "附上文本文件"),
     "/model": ("switch to another model", "换用其他模型"),
