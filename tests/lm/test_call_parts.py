@@ -66,7 +66,7 @@ def drawn(draw: random.Random) -> list[tuple[str, dict[str, Any]]]:
 
 
 def parts_of(form: ToolFormat, pieces: list[str], **options: Any) -> tuple[list[Part], CallReader]:
-    reader = CallReader(form, FUNCTIONS, streams=True, **options)
+    reader = CallReader(form, FUNCTIONS, **{"streams": True, **options})
     parts = [part for piece in pieces for part in reader.add(piece)]
     return [*parts, *reader.finish()], reader
 
@@ -105,6 +105,8 @@ def test_parts_add_up_to_the_call_wherever_replies_are_cut(form: ToolFormat, wri
             assert [(one.name, one.arguments) for one in check_parts(parts)] == expected, pieces
             assert "".join(part for part in parts if isinstance(part, str)) == "I look.\n"
             assert reader.open is None
+            late, _ = parts_of(form, pieces, streams=False)
+            assert [(one.name, one.arguments) for one in check_parts(late)] == expected, pieces
 
 
 @pytest.mark.parametrize(("form", "write"), FORMS, ids=["json", "xml", "python"])
@@ -147,6 +149,14 @@ def test_another_layout_is_read_when_it_is_complete(form: ToolFormat, write: Any
     parts, _ = parts_of(form, list(two))
     assert [call.name for call in check_parts(parts)] == ["now"]
     assert "nope" in "".join(part for part in parts if isinstance(part, str))
+
+
+def test_a_broken_call_does_not_hide_the_next() -> None:
+    for broken in ('{"name": "x}', "[", '{"a": "</tool_call>" x', '{"name": 5}'):
+        text = f"<tool_call>\n{broken}\n</tool_call>\n{as_json([('now', {})])}"
+        for pieces in ([text], list(text)):
+            parts, _ = parts_of(JsonToolFormat(), pieces, streams=False)
+            assert [call.name for call in check_parts(parts)] == ["now"]
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,19 @@ class JsonToolFormat:
     before = after = ""
 
     def end(self, text: str) -> int:
-        start = text.find(self.closing)
+        if (start := text.find(self.closing)) < 0:
+            return -1
+        call = text[len(self.opening) :].lstrip()
+        try:  # a text in it may have the mark
+            _, at = _DECODER.raw_decode(call)
+        except json.JSONDecodeError as error:
+            if error.msg.startswith("Unterminated string"):
+                return -1
+            # A line that ends within a text is no JSON: the mark before it counts.
+            at = 0 if error.msg.startswith("Invalid control") else error.pos
+        except (ValueError, RecursionError):
+            at = 0  # beyond the limits of Python's reader
+        start = text.find(self.closing, max(start, len(text) - len(call) + at))
         return start if start < 0 else start + len(self.closing)
 
     def read(self, text: str, functions: Mapping[str, Schema]) -> list[Call]:
@@ -132,6 +144,7 @@ def _parse_object(value: Any) -> dict[str, Any]:
     return parsed
 
 
+_DECODER = json.JSONDecoder()
 _JSON_HEAD = re.compile(
     r'<tool_call>\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)'
 )
