@@ -151,6 +151,8 @@ def test_fields_that_are_not_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"a.jsonl:2: id, '\\ud800': .* {known}") as caught:
         loaded(path)
     assert str(caught.value).endswith("--ignore-columns id,'\\ud800'")
+    with pytest.raises(DataError, match=r"2: '\\ud800': .* --ignore-columns id,'\\ud800'$"):
+        loaded(path, ignore_columns=("id",))
     notes = loaded(path, ignore_columns=("id", "\ud800")).notes
     assert "fields left unread: id, '\\ud800'" in notes
     for name in ("messages", "source"):

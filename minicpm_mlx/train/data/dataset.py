@@ -272,9 +272,9 @@ class _DataReader:
             )
 
     def _check_all_read(self, unread: Unread) -> None:
-        ignored = set(self.options.ignore_columns)
-        self.ignored |= ignored & unread.keys()
-        check_all_read({name: read for name, read in unread.items() if name not in ignored})
+        ignored = self.options.ignore_columns
+        self.ignored |= unread.keys() & set(ignored)
+        check_all_read(unread, ignored)
 
     def check_ignored(self) -> None:
         """InvalidArgumentError for a field to ignore that is read, or that no row has."""

@@ -22,13 +22,14 @@ Unread = dict[str, Collection[str]]
 the names that are read there."""
 
 
-def check_all_read(unread: Unread) -> None:
-    """Raises DataError if there is a field that is not read."""
+def check_all_read(unread: Unread, ignored: Collection[str]) -> None:
+    """Raises DataError if there is a field that is not read and not `ignored`."""
+    unread = {name: fields for name, fields in unread.items() if name not in ignored}
     if not unread:
         return
     known = next(iter(unread.values()))
     found = [name + _meant(name, fields) for name, fields in unread.items()]
-    names = ",".join(listed([name]) for name in unread)
+    names = ",".join(listed([name]) for name in (*ignored, *unread))
     raise DataError(
         f"{listed(found)}: expected fields that are read ({', '.join(sorted(known))}), found "
         f"others; rename or remove them, or leave them unread: --ignore-columns {names}"
