@@ -345,9 +345,13 @@ def list_tools(terminal: TerminalChat, text: str) -> None:
     """Lists the tools, or those whose name has a text in it."""
     given = terminal.tools
     if given is None or not given.described or terminal.chat.tools is None:
-        terminal.note("no_tool", style="warning")
+        offered = given is not None and given.described
+        terminal.note("not_offered" if offered else "no_tool", style="warning")
         return
     lines = list(given.lines(text))
+    if not lines:
+        terminal.note("no_such_tool", style="warning", text=text)
+        return
     for line in lines[:LISTED]:
         terminal.print(line, cut=True)
     if len(lines) > LISTED:

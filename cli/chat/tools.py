@@ -135,7 +135,7 @@ class TerminalTools:
         first = printable(first, 4 * room)
         if _cells(first) > room:
             first = _cells_of(first, room - 1) + "…"
-        self._print(f"{first}{rest}", "quiet", indent=2)
+        self._out.print(f"  {first}{rest}", style="quiet", no_wrap=True)
 
     def _print(self, text: str, style: str, indent: int = 0) -> None:
         """Prints a line, and further ones for what does not fit, under its first word."""

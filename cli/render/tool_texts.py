@@ -36,6 +36,11 @@ TOOL_TEXTS = {
         "there are no tools; chat --mcp FILE starts some",
         "没有工具；可用 chat --mcp FILE 启动",
     ),
+    "not_offered": (
+        "this model is offered no tools",
+        "没有向这个模型提供工具",
+    ),
+    "no_such_tool": ("no tool has {text} in its name", "没有名称含 {text} 的工具"),
     "more_tools": (
         "… and {count} more; /tools TEXT lists those with TEXT in their name",
         "… 另有 {count} 个；/tools TEXT 只列出名称含 TEXT 的工具",

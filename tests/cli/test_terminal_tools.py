@@ -202,11 +202,15 @@ def test_one_of_a_thousand_tools_is_called(opened: Open) -> None:
     shell.wait(r"\n  tool_29 \(many\)  No\. 29\n… and 970 more; /tools TEXT lists those")
     shell.say("/tools TOOL_99")
     shell.wait(r"  tool_99 \(many\)(.*\n)+✓ tool_999 \(many\)  No\. 999\n✓ runs")
+    shell.say("/tools nothing")
+    shell.wait("no tool has nothing in its name")
     shell.say("Thousand?")
     shell.wait(r"▸ tool_999\(\) · many\n  Dry in None\nThe last of them\.")
     again = opened("many", "--context", "4000")
     again.say("Thousand?")
     again.wait("without tools: their descriptions take \\d+ tokens, and the context has 4000;")
+    again.say("/tools")
+    again.wait("this model is offered no tools")
 
 
 @pytest.mark.slow
