@@ -10,7 +10,7 @@ from ...text.python_tools import CLOSING, OPENING, python_name
 from .formats import BlockText, Call, CallText, Literal, Schema, Steps, known, properties_of
 from .growing_json import sound_json
 from .python_grammar import PythonGrammar
-from .python_literals import LENGTH, PythonCall, is_within_string, read_calls, value_end
+from .python_literals import LENGTH, ArgumentScan, PythonCall, is_within_string, read_calls
 
 _HEAD = re.compile(rf"{re.escape(OPENING)}\s*```\w*[ \t]*\n")
 _CALL = re.compile(r"\s*(?P<name>[^\W\d]\w*)\(")
@@ -77,10 +77,12 @@ def _call_steps(source: BlockText, name: str, schema: Schema) -> Steps:
     own = list(properties_of(schema))
     names, count = by_python_name(own), 0
     yield CallText(name, "{")
+    scan = ArgumentScan()
     while True:
-        if (end := value_end(source.text)) < 0:
+        if (end := scan.end(source.text)) < 0:
             yield None
             continue
+        scan = ArgumentScan()
         text, ends = source.text[:end].strip(), source.text[end] == ")"
         source.text = source.text[end + 1 :]
         if text:

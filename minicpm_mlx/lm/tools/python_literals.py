@@ -81,16 +81,38 @@ def is_within_string(source: str) -> bool:
     return False
 
 
-def value_end(source: str) -> int:
-    """Where the comma or bracket is that ends the argument at the start of `source`; -1 if it has
-    not come."""
-    at = depth = 0
-    while at < len(source) and (token := _TOKEN.match(source, at)):
-        if not depth and token[0] in (",", ")"):
-            return at
-        depth += (token.lastgroup == "open") - (token.lastgroup == "close")
-        at = token.end()
-    return -1
+_WORD = re.compile(r"""(?P<plain>[^"'()\[\]{},]+)|(?P<sign>.)""", re.DOTALL)
+_TEXT = {quote: re.compile(rf"(?:[^{quote}\\]+|\\.)+", re.DOTALL) for quote in ("'", '"')}
+
+
+class ArgumentScan:
+    """Finds the end of an argument that is still written; no text in it has three quotes."""
+
+    def __init__(self) -> None:
+        self.at = self.depth = 0
+        self.quote = ""
+        """The mark that ends the text at `at`, within one."""
+
+    def end(self, source: str) -> int:
+        """Where the comma or bracket after it is; -1 if it has not come. `source` only grows."""
+        while self.at < len(source):
+            if self.quote:
+                if text := _TEXT[self.quote].match(source, self.at):
+                    self.at = text.end()
+                elif source[self.at] == "\\":
+                    return -1
+                else:
+                    self.at, self.quote = self.at + 1, ""
+                continue
+            word = _WORD.match(source, self.at)
+            assert word is not None
+            sign = word["sign"]
+            if not self.depth and sign in (",", ")"):
+                return self.at
+            self.at = word.end()
+            self.quote = sign if sign in ("'", '"') else ""
+            self.depth += (sign in _SIDES.values()) - (sign in _SIDES)
+        return -1
 
 
 def _checked(source: str) -> str:
