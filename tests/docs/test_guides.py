@@ -72,6 +72,25 @@ def test_every_option_named_in_a_guide_exists(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("clients.md", ("yes", "–")), ("clients_zh.md", ("是", "–"))]
+)
+def test_the_list_of_libraries_is_that_of_their_test(name: str, words: tuple[str, str]) -> None:
+    from support.client_libraries import LIBRARIES, THOUGHTS, TOOLS
+
+    yes, none = words
+    shown = {row[0]: row[1:4] for row in rows(name, r".+?") if len(row) == 5}
+    for library in LIBRARIES:
+        version, *marks = shown.pop(library.name)
+        assert version == library.version
+        for mark, checks in zip(marks, (THOUGHTS, TOOLS), strict=True):
+            works = not {*checks} & library.cannot.keys()
+            there = {*checks} <= {*library.checks}
+            assert (mark == yes) == (works and there), library.name
+            assert (mark == none) == (not there), library.name
+    assert len(shown) == 1, shown.keys()  # the head
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_links_within_the_guides_lead_somewhere(name: str) -> None:
     for file, heading in re.findall(r"\]\(([\w./]*)(?:#([^)]+))?\)", text(name)):
