@@ -289,6 +289,7 @@ class Anthropic(Driver):
 
     def join(self, content: bytes) -> Any:
         answer: dict[str, Any] = {}
+        arguments = ""
         for event in sse(content):
             kind = event["type"]
             if kind == "message_start":
@@ -298,9 +299,10 @@ class Anthropic(Driver):
             elif kind == "content_block_delta" and event["delta"]["type"] == "text_delta":
                 answer["content"][event["index"]]["text"] += event["delta"]["text"]
             elif kind == "content_block_delta":
-                answer["content"][event["index"]]["input"] = json.loads(
-                    event["delta"]["partial_json"]
-                )
+                arguments += event["delta"]["partial_json"]
+            elif kind == "content_block_stop" and arguments:
+                answer["content"][event["index"]]["input"] = json.loads(arguments)
+                arguments = ""
             elif kind == "message_delta":
                 answer |= event["delta"] | {"usage": event["usage"]}
         return answer
