@@ -12,7 +12,7 @@ pytest.importorskip("llguidance")
 
 from minicpm_mlx.errors import InvalidArgumentError
 from minicpm_mlx.lm.structured.grammar import grammar_of
-from minicpm_mlx.lm.tools.tool_set import ToolSet
+from minicpm_mlx.lm.tools.tool_set import ToolSet, answer_grammar
 from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
 from minicpm_mlx.text.tokenizer import Tokenizer
 from support.apis import TOOL_TEMPLATE
@@ -78,6 +78,13 @@ def test_texts_follow_their_schema(
 ) -> None:
     assert [text for text in good if not fits(tokenizer, schema, text)] == []
     assert [text for text in bad if fits(tokenizer, schema, text)] == []
+
+
+def test_many_tools_have_room(tokenizer: Tokenizer) -> None:
+    texts = {f"p{i}": {"type": "string", "description": "x" * 400} for i in range(8)}
+    parameters = {"type": "object", "properties": texts, "required": list(texts)}
+    tools = [{"name": f"tool{i}", "parameters": parameters, "strict": True} for i in range(64)]
+    assert answer_grammar(ToolSet(tokenizer, tools), None) is not None
 
 
 @pytest.mark.parametrize(

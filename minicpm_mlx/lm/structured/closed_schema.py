@@ -19,6 +19,11 @@ COPIES = 200
 Names = dict[tuple[str, str], None]
 """Properties by keyword and name, in order."""
 
+_WORDS = {
+    *("title", "description", "default", "example", "examples", "$comment"),
+    *("deprecated", "readOnly", "writeOnly"),
+}
+"""Keywords that are for readers: they would make the schemas of many tools too large."""
 _OPEN = ("additionalProperties", "")
 """Among Names: further properties are allowed."""
 _NAMING = ("properties", "patternProperties")
@@ -29,6 +34,7 @@ _IN_PLACE = ("allOf", "anyOf", "oneOf")
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which objects have no properties but those named, unless the schema says so.
 
+    Descriptions and the like are left out.
     Schemas of one object (in `allOf`, behind `$ref` and so on) allow each other's properties. An
     object for which none is named stays open. InvalidArgumentError for too many combinations.
     """
@@ -52,7 +58,11 @@ class _Closing:
         groups = list(self._groups(schema))
         named = [beside | _own_names(schema)]
         named += [self._names(schemas, set()) for _, schemas in groups]
-        result = {keyword: self._close_inner(keyword, value) for keyword, value in schema.items()}
+        result = {
+            keyword: self._close_inner(keyword, value)
+            for keyword, value in schema.items()
+            if keyword not in _WORDS
+        }
         for number, (keyword, schemas) in enumerate(groups, 1):
             others = _union(named[:number] + named[number + 1 :])
             if keyword == "$ref":

@@ -21,11 +21,12 @@ RULES = 400
 """Most rules of GBNF: the cost of converting them to Lark grows with their square."""
 
 _WORDS = re.compile(
-    r"""(?P<skip>//[^\n]*|\#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/)"""
+    r"""(?P<skip>//[^\n]*|\#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/"""
+    r"""|<\[[\d, -]*\]>)"""
     r"""|(?P<json>%json\b\s*)|(?P<attribute>\b(?:max_tokens|temperature|stop)\b(?=\s*=))"""
     r"""|(?P<part>[(\[:])"""
 )
-"""Tokens of Lark to check; comments, strings and regular expressions are skipped."""
+"""Tokens of Lark to check; comments, strings, regular expressions and token ids are skipped."""
 
 _GBNF = re.compile(r"(?m)^\s*[\w-]+\s*::=")
 

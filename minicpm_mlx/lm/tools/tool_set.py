@@ -146,6 +146,7 @@ class ToolSet:
         before, after = literal(form.before) if form.before else "", self.literal(form.after)
         calls = 'call ("\\n" call)*' if several and (form.before or not within_text) else "call"
         calls = f"{before} {calls} {after}"
+        rules = [*dict.fromkeys("\n".join(rules).splitlines())]  # calls share terminals
         if not within_text:
             return "\n".join([f"start: {calls}", *rules])
         opening, regex = self.literal(form.opening), re.escape(form.opening)

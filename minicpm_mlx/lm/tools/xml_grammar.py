@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import Any
 
 from ...arguments import is_whole, shown
@@ -92,8 +93,8 @@ class XmlGrammar:
         return f"{self._terminal(f'({plain}) | {section}')} {end}"
 
     def _terminal(self, expression: str) -> str:
-        """The name of a new terminal."""
-        name = f"{self.rule}_{len(self.made)}".upper()
+        """The name of a terminal, which many parameters of many calls may have."""
+        name = f"TEXT_{sha256(expression.encode()).hexdigest()[:16].upper()}"
         self.made.append(f"{name}: {expression}")
         return name
 
