@@ -20,6 +20,8 @@ TOKEN = "<|tool_call|>"
 
 _DEEP = 8
 """Most types in each other that are spelled out."""
+_MOST = 1000
+"""Most types that are spelled out of one function's parameters: references multiply them."""
 _TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 
 _INTRODUCTION = """# Functions
@@ -85,7 +87,21 @@ def with_python_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
 ) -> list[dict[str, Any]]:
     """`messages` for a template without a place for tools: functions in the system message, and
-    calls in the text of replies."""
+    calls in the text of replies.
+
+    TemplateError for values that are nested too deeply, or as `python_tools` raises it.
+    """
+    try:
+        return _with_python_tools(messages, tools)
+    except RecursionError:
+        raise TemplateError(
+            "tools, or arguments of calls, are nested too deeply; send flatter ones"
+        ) from None
+
+
+def _with_python_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
     written = [_with_calls(message) for message in messages]
     if not tools:
         return written
@@ -119,8 +135,9 @@ def _function(function: Mapping[str, Any]) -> str:
     required = required if isinstance(required, list) else []
     # Python wants parameters with a default behind the others.
     names = sorted(properties, key=lambda name: name not in required)
+    types = _Types(schema)
     stated = ", ".join(
-        f"{python_name(str(name))}: {_type(properties[name], schema)}"
+        f"{python_name(str(name))}: {types.type(properties[name])}"
         + ("" if name in required else f" = {_default(properties[name])}")
         for name in names
     )
@@ -152,38 +169,44 @@ def _described(name: str, schema: Any, depth: int = 0) -> Iterator[str]:
     yield from _described(f"{name}[i]", schema.get("items"), depth + 1)
 
 
-def _type(schema: Any, root: Mapping[str, Any], depth: int = 0) -> str:
-    """The type of a value, as Python writes it."""
-    if not isinstance(schema, Mapping) or depth > _DEEP:
-        return "Any"
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if isinstance(values, list) and values:
-        return f"Literal[{', '.join(map(python_value, values))}]"
-    if isinstance(reference := schema.get("$ref"), str):
-        return _type(_target(root, reference), root, depth + 1)
-    for key in ("anyOf", "oneOf", "allOf"):
-        if isinstance(schema.get(key), list) and schema[key]:
-            return _union(_type(inner, root, depth + 1) for inner in schema[key])
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return _union(_type({**schema, "type": one}, root, depth + 1) for one in kind)
-    if kind == "array":
-        return f"list[{_type(schema.get('items'), root, depth + 1)}]"
-    if kind == "object" or isinstance(schema.get("properties"), Mapping):
-        return _object(schema, root, depth)
-    return _TYPES.get(kind, "Any") if isinstance(kind, str) else "Any"
+class _Types:
+    """The types of a function's parameters, as Python writes them."""
 
+    def __init__(self, root: Mapping[str, Any]):
+        self.root, self.left = root, _MOST
 
-def _object(schema: Mapping[str, Any], root: Mapping[str, Any], depth: int) -> str:
-    """An object with its fields, as a dict literal of types."""
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping) or not properties:
-        return "dict[str, Any]"
-    fields = (
-        f"{python_value(str(key))}: {_type(field, root, depth + 1)}"
-        for key, field in properties.items()
-    )
-    return f"{{{', '.join(fields)}}}"
+    def type(self, schema: Any, depth: int = 0) -> str:
+        """The type of a value."""
+        if not isinstance(schema, Mapping) or depth > _DEEP or not self.left:
+            return "Any"
+        self.left -= 1
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if isinstance(values, list) and values:
+            return f"Literal[{', '.join(map(python_value, values))}]"
+        if isinstance(reference := schema.get("$ref"), str):
+            return self.type(_target(self.root, reference), depth + 1)
+        for key in ("anyOf", "oneOf", "allOf"):
+            if isinstance(schema.get(key), list) and schema[key]:
+                return _union(self.type(inner, depth + 1) for inner in schema[key])
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return _union(self.type({**schema, "type": one}, depth + 1) for one in kind)
+        if kind == "array":
+            return f"list[{self.type(schema.get('items'), depth + 1)}]"
+        if kind == "object" or isinstance(schema.get("properties"), Mapping):
+            return self._object(schema, depth)
+        return _TYPES.get(kind, "Any") if isinstance(kind, str) else "Any"
+
+    def _object(self, schema: Mapping[str, Any], depth: int) -> str:
+        """An object with its fields, as a dict literal of types."""
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping) or not properties:
+            return "dict[str, Any]"
+        fields = (
+            f"{python_value(str(key))}: {self.type(field, depth + 1)}"
+            for key, field in properties.items()
+        )
+        return f"{{{', '.join(fields)}}}"
 
 
 def _union(types: Iterator[str]) -> str:

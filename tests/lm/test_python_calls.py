@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicpm_mlx.errors import InvalidArgumentError
+from minicpm_mlx.errors import InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.tools.calls import CallDelta, CallReader, ToolCall
 from minicpm_mlx.lm.tools.python_format import PythonToolFormat
 from minicpm_mlx.lm.tools.python_grammar import PythonGrammar
 from minicpm_mlx.lm.tools.python_literals import DEEP, LENGTH, TOKENS, read_calls
-from minicpm_mlx.text.python_tools import CLOSING, OPENING, python_call, python_name, python_tools
+from minicpm_mlx.text.python_tools import (
+    CLOSING,
+    OPENING,
+    python_call,
+    python_name,
+    python_tools,
+    with_python_tools,
+)
 
 FUNCTIONS: dict[str, Any] = {
     "f": {"type": "object", "properties": {"a": {}, "b": {}, "from": {}}},
@@ -198,6 +205,26 @@ def test_descriptions_of_odd_schemas_are_written() -> None:
     for odd in (None, True, 5, "x", [], [1], {"a": None}, {"type": 5}, {"enum": 5}, {"$ref": "#"}):
         for schema in (odd, {"properties": odd}, {"properties": {"p": odd}}, {"required": odd}):
             assert "def f(" in python_tools([{"name": "f", "parameters": schema}])
+
+
+def test_descriptions_stay_short_whatever_refers_to_what() -> None:
+    fields = {"properties": {f"p{i}": {"$ref": "#/$defs/f"} for i in range(40)}}
+    either = {"anyOf": [{"$ref": "#/$defs/e"}] * 40}
+    named = {"a": {"$ref": "#/$defs/f"}, "b": {"$ref": "#/$defs/e"}}
+    parameters = {"properties": named, "$defs": {"f": fields, "e": either}}
+    assert len(python_tools([{"name": "f", "parameters": parameters}])) < 100_000
+
+
+def test_values_that_are_too_deep_are_refused() -> None:
+    deep: Any = []
+    for _ in range(600):
+        deep = [deep]
+    tool = {"name": "f", "parameters": {"properties": {"a": {"default": deep}}}}
+    with pytest.raises(TemplateError, match="too deeply"):
+        with_python_tools([], [tool])
+    calls = [{"name": "f", "arguments": {"a": deep}}]
+    with pytest.raises(TemplateError, match="too deeply"):
+        with_python_tools([{"role": "assistant", "content": "", "tool_calls": calls}], None)
 
 
 @pytest.mark.parametrize(

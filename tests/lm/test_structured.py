@@ -619,6 +619,7 @@ def test_an_end_is_known_as_soon_as_nothing_else_may_follow(plain: Tokenizer) ->
             "$ref must point into the schema itself",
         ),
         ("json_schema", {"$ref": "#/$defs/none"}, "does not exist"),
+        ("json_schema", {"anyOf": [{}, {"$ref": f"#/anyOf/{'9' * 5000}"}]}, "array index"),
         ("json_schema", {"$ref": "#"}, "no text fits"),
         ("json_schema", {"properties": {"a": {"$id": "b"}}}, "$id"),
         ("json_schema", {"minProperties": 3}, "minProperties"),

@@ -14,6 +14,7 @@ import pytest
 import minicpm_mlx as mm
 from minicpm_mlx.errors import DataError, InvalidArgumentError, TemplateError
 from minicpm_mlx.lm.outputs import Piece, Stats, Transcript, collect, with_calls
+from minicpm_mlx.lm.tools.argument_check import argument_problem
 from minicpm_mlx.lm.tools.tool_set import ToolSet
 from minicpm_mlx.lm.tools.xml_format import XmlToolFormat
 from minicpm_mlx.text.chat_prompt import ChatPrompt, chat_prompt
@@ -274,6 +275,17 @@ def test_arguments_that_the_schema_does_not_allow_are_named(
     row = {"messages": [user("q"), call("get-weather", **arguments)], "tools": [FORECAST]}
     with pytest.raises(DataError, match=f"train.jsonl:1: message 2: {problem}"):
         loaded(tmp_path, [row])
+
+
+def test_schemas_that_refer_to_themselves_or_are_malformed_check_what_they_say() -> None:
+    twice = [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]
+    parameters = {
+        "properties": {"a": {"anyOf": twice}, "b": {"type": [{}, []]}, "c": {"$ref": "#"}},
+        "$defs": {"a": {"anyOf": [*map(dict, twice)], "type": "string"}},
+    }
+    assert argument_problem({"a": "x", "b": 1, "c": {"b": True}}, parameters) is None
+    assert argument_problem({"a": 1}, parameters) == ".a: expected string, found 1"
+    assert argument_problem({"c": {"a": 1}}, parameters) == ".c.a: expected string, found 1"
 
 
 @pytest.mark.parametrize("special", [SPECIAL, SPECIAL[:2]], ids=["by token", "by text"])

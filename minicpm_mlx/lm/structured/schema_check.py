@@ -8,6 +8,7 @@ memory as they ask for. `format` constrains only the shape: a date may be 30 Feb
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from math import lcm
@@ -54,6 +55,9 @@ MULTIPLES = 100_000
 
 WHITESPACE = r" {1,2}|\t|\r?\n( {0,32}|\t{0,8})"
 """White space allowed wherever JSON takes some: enough for indentation, but not endless lines."""
+
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
+"""The place of an item, in a reference."""
 
 Path = tuple[str, ...]
 
@@ -156,7 +160,7 @@ def target(schema: object, reference: str) -> object:
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(schema, dict):
             schema = schema.get(name)
-        elif isinstance(schema, list) and name.isdecimal() and int(name) < len(schema):
+        elif isinstance(schema, list) and _INDEX.fullmatch(name) and int(name) < len(schema):
             schema = schema[int(name)]
         else:
             return None
