@@ -106,8 +106,8 @@ def kernels_per_token(config: Config) -> int:
     return 13 + config.num_hidden_layers * layer
 
 
-def decode_step(config: dict[str, Any]) -> Counter[str]:
-    """Kernels for one greedy token of a fused model of this config in 4 bits."""
+def decode_step(config: dict[str, Any], sampling: Sampling | None = None) -> Counter[str]:
+    """Kernels for one token, by default greedy, of a fused model of this config in 4 bits."""
     model = Model(Config.from_dict(config))
     model.set_dtype(mx.float16)
     quantize(model, Quantization(bits=4, group_size=64))
@@ -116,11 +116,12 @@ def decode_step(config: dict[str, Any]) -> Counter[str]:
     with _count_fast_operations(kernels) as inputs, _as_on_a_gpu():
         fused = fuse(model)
         session = Session(fused.config)
-        sampler = Sampler(Sampling(), [1], fused.config.vocab_size)
+        sampler = Sampler(sampling or Sampling(), [1], fused.config.vocab_size)
+        mx.eval(sampler.arrays)
         next(session.prefill(fused, [1, 2, 3], length=3, chunk=3))
         kernels.clear()
         inputs.clear()
         logits = fused.logits(fused.hidden(mx.array([[5]]), session.cache))
         token = sampler(logits[:, -1])
         states = [array for layer in session.cache for array in layer.state]
-        return kernels + _count_graph([token, *states, *inputs])
+        return kernels + _count_graph([token, *sampler.arrays, *states, *inputs])

@@ -12,6 +12,7 @@ from ..arguments import at_least_one, expect
 from ..errors import InvalidArgumentError, NumericsError
 from ..memory import prefill_chunk
 from ..model.config import Config
+from .draw import UNDECIDED
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .session import LanguageModel, Session
 from .speculative import Speculation
@@ -114,6 +115,8 @@ class Stream:
             has_room = len(self.text) + 1 < self.max_length
             next_token = self._step(token) if run_ahead and not draft and has_room else None
             value = int(token.item())  # type: ignore[arg-type]
+            if value == UNDECIDED:
+                value, next_token = self._decide(next_token is not None), None
             if next_token is not None:
                 self.session.ids.append(value)
                 if self.speculation:
@@ -148,6 +151,13 @@ class Stream:
         if self.speculation:
             self.speculation.passes += 1
         return next_token
+
+    def _decide(self, is_read: bool) -> int:
+        """Draw an undecided token again; `is_read` where a step has been launched that reads it."""
+        for layer in self.session.cache:
+            layer.trim(int(is_read))
+        token = self.sampler(self.sampler.rewind(1 + is_read), decide=True)
+        return int(token.item())  # type: ignore[arg-type]
 
     def _draft_tokens(self) -> list[int]:
         threshold = self.session.threshold

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from .. import device
 from ..arguments import check_limits, is_whole, limited, number, shown
 from ..errors import InvalidArgumentError
+from .draw import UNDECIDED, Draw
 from .token_mask import Grammar, masked
 
 NOT_A_NUMBER = -1
@@ -71,11 +75,22 @@ class SamplerState(NamedTuple):
     """(V,) how often a token is in the reply; None without the penalties that need it."""
 
 
+class PastDraw(NamedTuple):
+    """What a token was drawn from."""
+
+    logits: mx.array
+    """(1, V)"""
+    state: SamplerState
+
+
 class Sampler:
     """Draws the tokens of one stream.
 
     No token of `eos` is drawn before `min_tokens` others were. With a `grammar`, tokens that it
     does not allow are never drawn; it must not be given to a second stream.
+
+    A token may be UNDECIDED, which is known once it is computed, when the caller has drawn one more
+    that it must drop: `rewind` returns the logits to draw from again, with `decide`.
     """
 
     def __init__(
@@ -90,7 +105,15 @@ class Sampler:
     ):
         self.sampling, self.vocab_size, self.grammar = sampling, vocab_size, grammar
         self.eos, self.min_tokens = frozenset(eos), min_tokens
-        self.ids = mx.arange(vocab_size)
+        self.draw = Draw(
+            vocab_size,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+        )
+        self.past: deque[PastDraw] = deque(maxlen=2)
+        """The last two draws: one more is made before it is known that one was undecided."""
         seed = int.from_bytes(os.urandom(8), "little") if sampling.seed is None else sampling.seed
         seen = counts = None
         if sampling.repetition_penalty != 1.0:
@@ -118,16 +141,24 @@ class Sampler:
         """The arrays to evaluate with each token; lazy ones bind the next to this thread."""
         return [array for array in self.state if isinstance(array, mx.array)]
 
-    def __call__(self, logits: mx.array) -> mx.array:
+    def __call__(self, logits: mx.array, decide: bool = False) -> mx.array:
         """Draw the next token (1,) from logits (1, V); NOT_A_NUMBER where they hold NaN."""
         bits = None
+        self.past.append(PastDraw(logits, self.state))
         if self.grammar is not None:
             mx.async_eval(logits)  # the device computes while the grammar waits for the last token
             self._accept_last()
             bits = self.grammar.allowed()
-        token, self.state = self._next(logits[0], self.state, bits)
+        token, self.state = self._next(logits[0], self.state, bits, decide)
         self.last = token.reshape(1)
         return self.last
+
+    def rewind(self, draws: int) -> mx.array:
+        """Undo the last `draws`, 1 or 2; return the logits (1, V) of the first of them."""
+        for _ in range(draws):
+            logits, self.state = self.past.pop()
+        self.last = None
+        return logits
 
     def _accept_last(self) -> None:
         """Advance the grammar by the last token."""
@@ -138,7 +169,7 @@ class Sampler:
         self.last = None
 
     def _is_text(self, token: int) -> bool:
-        return token != NOT_A_NUMBER and token not in self.eos
+        return token >= 0 and token not in self.eos
 
     def verify(self, logits: mx.array, draft: Sequence[int]) -> list[int]:
         """Draw from logits (1 + draft, V) of a pass that read `draft`.
@@ -148,12 +179,13 @@ class Sampler:
         """
         self._accept_last()
         # states[i] is the state before row i, if all draft tokens before it are accepted.
-        states, rows = [self.state], list[mx.array]()
+        states, rows, masks = [self.state], list[mx.array](), list[np.ndarray | None]()
         advanced = 0  # draft tokens that the grammar has accepted
         for row, draft_token in enumerate((*draft, None)):
             bits = self.grammar.allowed() if self.grammar is not None else None
             token, after = self._next(logits[row], states[-1], bits)
             rows.append(token)
+            masks.append(bits)
             if draft_token is None:
                 states.append(after)
                 break
@@ -165,6 +197,10 @@ class Sampler:
                 self.grammar.accept(draft_token)
                 advanced += 1
         drawn: list[int] = mx.stack(rows).tolist()  # type: ignore[assignment]
+        for row, token_id in enumerate(drawn):
+            if token_id == UNDECIDED:
+                rows[row], _ = self._next(logits[row], states[row], masks[row], decide=True)
+                drawn[row] = int(rows[row].item())  # type: ignore[arg-type]
         pairs = enumerate(zip(drawn, draft, strict=False))
         accepted = next((i for i, (token, drafted) in pairs if token != drafted), len(drawn) - 1)
         if self.grammar is not None:
@@ -175,7 +211,11 @@ class Sampler:
         return drawn[: accepted + 1]
 
     def _next(
-        self, logits: mx.array, state: SamplerState, bits: np.ndarray | None
+        self,
+        logits: mx.array,
+        state: SamplerState,
+        bits: np.ndarray | None,
+        decide: bool = False,
     ) -> tuple[mx.array, SamplerState]:
         """Draw from logits (V,); return the token and the state after it."""
         has_nan = mx.isnan(logits).any()
@@ -186,8 +226,14 @@ class Sampler:
         if self.sampling.temperature == 0:
             token = mx.argmax(logits)
         else:
-            key, subkey = mx.random.split(key)
-            token = self._draw(logits, subkey)
+            key, random = self.draw.split(key)
+            if decide or device.on_cpu():
+                mx.eval(has_nan, logits, random)
+                token = mx.array(
+                    0 if has_nan else self.draw.on_host(np.array(logits), np.array(random))
+                )
+            else:
+                token = self.draw.on_device(logits, random).reshape(())
         token = mx.where(has_nan, NOT_A_NUMBER, token.astype(mx.int32))
         return token, self._count(state._replace(key=key), state, token)
 
@@ -195,9 +241,7 @@ class Sampler:
         """Apply penalties and biases to logits (V,)."""
         sampling = self.sampling
         if state.seen is not None:
-            penalty = sampling.repetition_penalty
-            penalized = mx.where(logits > 0, logits / penalty, logits * penalty)
-            logits = mx.where(state.seen, penalized, logits)
+            logits = _penalize(logits, state.seen, sampling.repetition_penalty)
         if state.counts is not None:
             logits = logits - sampling.frequency_penalty * state.counts
             logits = logits - sampling.presence_penalty * (state.counts > 0)
@@ -209,25 +253,25 @@ class Sampler:
 
     def _count(self, state: SamplerState, before: SamplerState, token: mx.array) -> SamplerState:
         """Return `state` with the counts of `before` and `token`."""
-        is_token = self.ids == token
+        ids = self.draw.ids
         return state._replace(
             num_tokens=before.num_tokens + 1,
-            seen=None if before.seen is None else before.seen | is_token,
-            counts=None if before.counts is None else before.counts + is_token,
+            seen=None if before.seen is None else _add(before.seen, ids, token),
+            counts=None if before.counts is None else _add(before.counts, ids, token),
         )
 
-    def _draw(self, logits: mx.array, key: mx.array) -> mx.array:
-        sampling = self.sampling
-        # Less the largest first, so that a tiny temperature makes the others -inf, not all inf.
-        logits = (logits - logits.max()) / max(sampling.temperature, 1e-30)
-        if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-            return mx.random.categorical(logits, key=key)
-        order = mx.argsort(-logits)
-        if sampling.top_k:
-            order = order[: min(sampling.top_k, self.vocab_size)]
-        ranked = logits[order]
-        probabilities = mx.softmax(ranked)
-        # Of the tokens before each: the token that crosses top_p is kept.
-        cumulative = mx.cumsum(probabilities) - probabilities
-        keep = (cumulative < sampling.top_p) & (probabilities >= sampling.min_p * probabilities[0])
-        return order[mx.random.categorical(mx.where(keep, ranked, -mx.inf), key=key)]
+
+@partial(mx.compile, shapeless=True)
+def _penalize(logits: mx.array, seen: mx.array, penalty: float) -> mx.array:
+    """Divide positive and multiply negative logits (V,) of the tokens seen (V,)."""
+    factor = 1 + seen * (penalty - 1)
+    # Of the two the lower, or with a penalty below 1 the higher: a CPU takes longer to `where`.
+    stronger = mx.minimum if penalty > 1 else mx.maximum
+    return stronger(logits / factor, logits * factor)
+
+
+@partial(mx.compile, shapeless=True)
+def _add(tokens: mx.array, ids: mx.array, token: mx.array) -> mx.array:
+    """Add a token () to those seen, or to the counts of tokens (V,)."""
+    is_token = ids == token
+    return tokens | is_token if tokens.dtype == mx.bool_ else tokens + is_token

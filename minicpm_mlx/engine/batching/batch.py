@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ...errors import NumericsError
 from ...memory import PREFILL_CHUNK
+from ..draw import UNDECIDED
 from ..logprobs import LogprobRows, TokenLogprob
 from ..sampling import NOT_A_NUMBER, Sampler, Sampling
 from ..session import LanguageModel
@@ -72,6 +75,8 @@ class Batch:
         self.vocab_size = vocab_size or model.config.vocab_size
         self.synchronize = synchronize
         self.samplers: dict[int, _StreamSampler] = {}
+        """By BatchGenerator's number, which changes where a stream is inserted again."""
+        self.numbers = count()
         self.generator: Any = BatchGenerator(
             model,  # type: ignore[arg-type]
             completion_batch_size=width,
@@ -98,27 +103,32 @@ class Batch:
         `cache` holds keys and values of the prompt's first tokens, not of all (mlx-lm's caches,
         which are not changed).
         """
-        from mlx_lm.generate import StopSequences
-
-        cached = cache[0].offset if cache else 0
         sampler = _StreamSampler(
             Sampler(
                 sampling, prompt, self.vocab_size, grammar=grammar, eos=eos, min_tokens=min_tokens
             ),
+            next(self.numbers),
+            max_tokens,
             top_logprobs,
             self.synchronize,
         )
-        (stream,) = self.generator.insert(
-            [list(prompt[cached:])],
-            max_tokens=[max_tokens],
+        self._insert(sampler, prompt, cache)
+        return sampler.stream
+
+    def _insert(self, sampler: _StreamSampler, ids: Sequence[int], cache: list[Any] | None) -> None:
+        from mlx_lm.generate import StopSequences
+
+        cached = cache[0].offset if cache else 0
+        (uid,) = self.generator.insert(
+            [list(ids[cached:])],
+            max_tokens=[sampler.max_tokens],
             caches=[cache],
-            all_tokens=[list(prompt[:cached])],
+            all_tokens=[list(ids[:cached])],
             samplers=[sampler],
             logits_processors=[[sampler.process_logits]],
-            stop_sequences=[StopSequences([[token] for token in eos])],
+            stop_sequences=[StopSequences([[token] for token in sampler.sampler.eos])],
         )
-        self.samplers[int(stream)] = sampler
-        return int(stream)
+        self.samplers[int(uid)] = sampler
 
     def step(self) -> list[StreamToken]:
         """Draw the next token of each running stream, and read more of each waiting prompt.
@@ -130,6 +140,9 @@ class Batch:
 
     def _stream_token(self, response: Any) -> StreamToken:
         sampler = self.samplers[response.uid]
+        sampler.max_tokens -= 1
+        if response.token == UNDECIDED:
+            response = self._decide(response, sampler)
         token_logprob = cache = None
         if sampler.top_logprobs is not None:
             (token_logprob,) = sampler.logprobs.popleft().to_list([response.token])
@@ -139,7 +152,25 @@ class Batch:
         # The sampler is a step ahead: its error belongs to the token that could not be drawn.
         error = sampler.error if response.token == NOT_A_NUMBER else None
         return StreamToken(
-            response.uid, response.token, response.finish_reason, token_logprob, cache, error
+            sampler.stream, response.token, response.finish_reason, token_logprob, cache, error
+        )
+
+    def _decide(self, response: Any, sampler: _StreamSampler) -> Any:
+        """Draw an undecided token again, and insert its stream again without the step after it."""
+        token = sampler.decide()
+        reason, ids, cache = response.finish_reason, response.all_tokens, response.prompt_cache
+        if reason is None:
+            cache, ids = self.generator.extract_cache([response.uid])[response.uid]
+            self.generator.remove([response.uid])
+        ids = ids[:-1]
+        for layer in cache:
+            layer.trim(1)
+        reason = "stop" if token in sampler.sampler.eos else reason
+        if reason is None:
+            del self.samplers[response.uid]
+            self._insert(sampler, [*ids, token], cache)
+        return replace(
+            response, token=token, finish_reason=reason, all_tokens=ids, prompt_cache=cache
         )
 
     def tokens(self) -> Iterator[StreamToken]:
@@ -151,13 +182,20 @@ class Batch:
 
     def extract(self, stream: int) -> StreamCache:
         """Return a copy of what a stream has read so far."""
-        cache, ids = self.generator.extract_cache([stream])[stream]
+        uid = self._uid(stream)
+        cache, ids = self.generator.extract_cache([uid])[uid]
         return StreamCache(list(ids), cache)
 
     def remove(self, stream: int) -> None:
-        """End a stream early."""
-        self.generator.remove([stream])
-        self.samplers.pop(stream, None)
+        """End a stream early; nothing where it has ended."""
+        uid = self._uid(stream)
+        if uid is not None:
+            self.generator.remove([uid])
+            del self.samplers[uid]
+
+    def _uid(self, stream: int) -> int | None:
+        """BatchGenerator's number of a stream; None where it has ended."""
+        return next((uid for uid, s in self.samplers.items() if s.stream == stream), None)
 
     def close(self) -> None:
         self.generator.close()
@@ -173,18 +211,25 @@ class _StreamSampler:
     def __init__(
         self,
         sampler: Sampler,
+        stream: int,
+        max_tokens: int,
         top_logprobs: int | None,
         synchronize: Callable[[mx.array], mx.array] | None,
     ):
         self.sampler, self.top_logprobs, self.synchronize = sampler, top_logprobs, synchronize
+        self.stream = stream
+        self.max_tokens = max_tokens
+        """Tokens that may still be returned."""
         self.logprobs: deque[LogprobRows] = deque()
         """Of the tokens drawn and not returned yet."""
         self.error: Exception | None = None
         """Raised by the grammar; the other streams continue."""
 
-    def process_logits(self, _: mx.array, logits: mx.array) -> mx.array:
+    def process_logits(
+        self, _: mx.array | None, logits: mx.array, decide: bool = False
+    ) -> mx.array:
         """Draw the next token from logits (1, V); the logits returned are not used."""
-        self.token = self._draw(logits)
+        self.token = self._draw(logits, decide)
         if self.synchronize:
             self.token = self.synchronize(self.token)
         if self.top_logprobs is not None:
@@ -192,10 +237,16 @@ class _StreamSampler:
             self.logprobs.append(LogprobRows(logits, mx.maximum(self.token, 0), self.top_logprobs))
         return mx.zeros((1, 1))
 
-    def _draw(self, logits: mx.array) -> mx.array:
+    def decide(self) -> int:
+        """Draw the last token but one again, which was undecided, and drop the last."""
+        self.logprobs.clear()
+        self.process_logits(None, self.sampler.rewind(2), decide=True)
+        return int(self.token.item())  # type: ignore[arg-type]
+
+    def _draw(self, logits: mx.array, decide: bool) -> mx.array:
         if self.error is None:
             try:
-                return self.sampler(logits)
+                return self.sampler(logits, decide)
             except Exception as error:
                 self.error = error
         # Still depends on the logits: the sums between ranks in them must run on every rank.
