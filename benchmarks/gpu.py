@@ -1,21 +1,42 @@
 """pp512 and tg128 of a shape in 4 bits on a GPU: ours against mlx-lm's model of that kind.
 
     python benchmarks/gpu.py [--rounds 5] [--shape 2b-shape] [--json results/NAME.json]
+    python benchmarks/gpu.py --all [--minutes 8] --folder results/gpu
 
 Random weights, since none are needed to be fast: no download. mlx-lm runs MiniCPM3's shape by its
 minicpm3, all others by its Llama, which is the faster of its two for MiniCPM. Both models are in
 one process and take turns, at 1 and at 8 streams. Runs wherever MLX does (Metal, CUDA, and,
 slowly, a CPU).
+
+`--all` does everything that a GPU is to be asked, within the minutes given: whether it computes
+right (`doctor --verify`), three shapes as above, sampled against greedy, and a LoRA step against
+mlx-lm's. Each runs in a process of its own and writes to the folder as it goes, so that what was
+finished in time is kept.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import report
 
 PROMPT, NEW = 512, 128
+
+HERE = Path(__file__).parent
+PART = [str(HERE / "gpu.py"), "--rounds", "2", "--shape"]
+PARTS = {
+    "verify": ["-c", "from minicpm_mlx.cli.start import main; main()", "doctor", "--verify"],
+    "2b": [*PART, "2b-shape"],
+    "sampling": [str(HERE / "sampling.py"), "--rounds", "3", "--layers", "40", "--new", "64"],
+    "lora": [str(HERE / "finetune.py"), "--only", "wide", "--rounds", "1"],
+    "3-4b": [*PART, "3-4b-shape"],
+    "5-2b": [*PART, "5-2b-shape"],
+}
+"""What --all runs, the most telling first."""
 
 
 def theirs(model: Any, batch: int) -> tuple[float, float]:
@@ -60,10 +81,36 @@ def ours(model: Any, batch: int) -> tuple[float, float]:
     return read.rates[0], made.rates[0]
 
 
+def run_all(folder: Path, seconds: float) -> None:
+    """Run the parts one after the other, each until the time for all of them is up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    for name, command in PARTS.items():
+        left, start = end - time.monotonic(), time.monotonic()
+        if left < 5:
+            print(f"{name}: no time left", flush=True)
+            continue
+        with (folder / f"{name}.txt").open("w", encoding="utf-8") as file:
+            streams: Any = {"stdout": file, "stderr": subprocess.STDOUT}
+            try:
+                status = subprocess.run([sys.executable, *command], timeout=left, **streams)
+                done = "done" if status.returncode == 0 else f"status {status.returncode}"
+            except subprocess.TimeoutExpired:
+                done = "not finished in time"
+        print(f"{name}: {done}, {time.monotonic() - start:.0f} s", flush=True)
+        print((folder / f"{name}.txt").read_text(encoding="utf-8"), flush=True)
+
+
 def main() -> None:
     parser = report.options(__doc__, rounds=5)
     parser.add_argument("--shape", default="2b-shape")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--folder", type=Path, default=HERE / "results" / "gpu")
     options = parser.parse_args()
+    if options.all:
+        run_all(options.folder, options.minutes * 60)
+        return
 
     import mlx.core as mx
     from mlx_lm_models import mlx_lm_model

@@ -1,6 +1,6 @@
-"""Decode speed with a card's sampling against greedy: 4 layers of MiniCPM-2B's shape, and the demo.
+"""Decode speed with a card's sampling against greedy: layers of MiniCPM-2B's shape, and the demo.
 
-    python benchmarks/sampling.py [--rounds 7] [--new 32] [--json results/NAME.json]
+    python benchmarks/sampling.py [--rounds 7] [--new 32] [--layers 4] [--json results/NAME.json]
 
 The two alternate on the same model in one process. Tokens are counted after the first.
 """
@@ -8,6 +8,7 @@ The two alternate on the same model in one process. Tokens are counted after the
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import report
 import minicpm_mlx as mm
 from minicpm_mlx.bench.shapes import packed_config, random_model
 from minicpm_mlx.engine import Sampling, generate
+from minicpm_mlx.errors import MiniCPMError
 
 WAYS = {
     "greedy": Sampling(),
@@ -37,15 +39,15 @@ def tokens_per_second(model: Any, prompt: list[int], sampling: Sampling, new: in
 def main() -> None:
     parser = report.options(__doc__, rounds=7)
     parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--layers", type=int, default=4)
     options = parser.parse_args()
     record = report.Report(rounds=options.rounds, new=options.new)
-    demo = mm.load("demo")
-    shape = random_model(replace(packed_config("2b-shape"), num_hidden_layers=4))
-    text = "<|im_start|>user\nTell a story.<|im_end|>\n<|im_start|>assistant\n"
-    models = {
-        "4 layers of 2b": (shape, [1, 5, 9, 200]),
-        "demo": (demo.model, demo.tokenizer.encode(text)),
-    }
+    config = replace(packed_config("2b-shape"), num_hidden_layers=options.layers)
+    models = {f"{options.layers} layers of 2b": (random_model(config), [1, 5, 9, 200])}
+    with suppress(MiniCPMError):
+        demo = mm.load("demo")
+        text = "<|im_start|>user\nTell a story.<|im_end|>\n<|im_start|>assistant\n"
+        models["demo"] = (demo.model, demo.tokenizer.encode(text))
     for name, (model, prompt) in models.items():
         speeds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(options.rounds):
