@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import TemplateError
+from .parameters import list_of, parameters_of, properties_of, target
 
 OPENING, CLOSING = "<|tool_call_start|>", "<|tool_call_end|>"
 TOKEN = "<|tool_call|>"
@@ -129,10 +130,8 @@ def _function(function: Mapping[str, Any]) -> str:
     """A function as Python declares it."""
     schema = function.get("parameters")
     schema = schema if isinstance(schema, Mapping) else {}
-    properties = schema.get("properties")
-    properties = properties if isinstance(properties, Mapping) else {}
-    required = schema.get("required")
-    required = required if isinstance(required, list) else []
+    whole = parameters_of(schema)
+    properties, required = properties_of(whole), list_of(whole, "required")
     # Python wants parameters with a default behind the others.
     names = sorted(properties, key=lambda name: name not in required)
     types = _Types(schema)
@@ -184,7 +183,7 @@ class _Types:
         if isinstance(values, list) and values:
             return f"Literal[{', '.join(map(python_value, values))}]"
         if isinstance(reference := schema.get("$ref"), str):
-            return self.type(_target(self.root, reference), depth + 1)
+            return self.type(target(self.root, reference), depth + 1)
         for key in ("anyOf", "oneOf", "allOf"):
             if isinstance(schema.get(key), list) and schema[key]:
                 return _union(self.type(inner, depth + 1) for inner in schema[key])
@@ -211,12 +210,3 @@ class _Types:
 
 def _union(types: Iterator[str]) -> str:
     return " | ".join(dict.fromkeys(types))
-
-
-def _target(root: Mapping[str, Any], reference: str) -> Any:
-    """The schema that a reference within `root` names."""
-    value: Any = root
-    for part in reference.removeprefix("#/").split("/"):
-        name = part.replace("~1", "/").replace("~0", "~")
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ...text.parameters import list_of
 from ..structured.schema_check import target
 from .growing_json import GrowingJson
 
@@ -148,16 +149,6 @@ _DECODER = json.JSONDecoder()
 _JSON_HEAD = re.compile(
     r'<tool_call>\s*\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)'
 )
-
-
-def properties_of(schema: Schema) -> Mapping[str, Schema]:
-    properties = schema.get("properties")
-    return properties if isinstance(properties, Mapping) else {}
-
-
-def list_of(schema: Schema, name: str) -> list[Any]:
-    items = schema.get(name)
-    return items if isinstance(items, list) else []
 
 
 def json_types(schema: object, root: Schema, depth: int = 0) -> set[str]:

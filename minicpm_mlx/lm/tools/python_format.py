@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ...text.parameters import parameters_of, properties_of
 from ...text.python_tools import CLOSING, OPENING, python_name
-from .formats import BlockText, Call, CallText, Literal, Schema, Steps, known, properties_of
+from .formats import BlockText, Call, CallText, Literal, Schema, Steps, known
 from .growing_json import sound_json
 from .python_grammar import PythonGrammar
 from .python_literals import LENGTH, ArgumentScan, PythonCall, is_within_string, read_calls
@@ -74,7 +75,7 @@ def by_python_name(names: Iterable[str]) -> dict[str, str]:
 
 def _call_steps(source: BlockText, name: str, schema: Schema) -> Steps:
     """The arguments of a call after its bracket, each as soon as it is complete."""
-    own = list(properties_of(schema))
+    own = list(properties_of(parameters_of(schema)))
     names, count = by_python_name(own), 0
     yield CallText(name, "{")
     scan = ArgumentScan()
@@ -115,7 +116,7 @@ def _source(text: str) -> str:
 
 def _arguments(call: PythonCall, schema: Schema) -> dict[str, Any]:
     """By the names of the schema; values without a name go to its properties in order."""
-    own = list(properties_of(schema))
+    own = list(properties_of(parameters_of(schema)))
     names = by_python_name(own)
     if len(call.positional) > len(own):
         raise ValueError("more values than the function has parameters")

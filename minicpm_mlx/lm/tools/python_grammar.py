@@ -8,9 +8,10 @@ from typing import Any
 
 from ...arguments import shown
 from ...errors import InvalidArgumentError
+from ...text.parameters import alternatives, are_apart, list_of, properties_of
 from ...text.python_tools import python_name, python_value
 from ..structured.schema_check import NOTES, target, written
-from .formats import Literal, Schema, list_of, properties_of
+from .formats import Literal, Schema
 
 _TEXT = r"""/"([^"\\\x00-\x1f\x7f]|\\["\\nt])*"/"""
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -48,25 +49,17 @@ class PythonGrammar:
 
     def rules(self, name: str) -> str:
         """All rules; the first is a call of the function `name`."""
-        arguments = self._fields(self._resolved(self.schema), python_name, "=")
-        call = f"{self.literal(name + '(')} {arguments} {self.literal(')')}"
-        return "\n".join([f"{self.rule}: {call}", *self.made])
+        calls = (
+            f"{self.literal(name + '(')} {self._fields(one, python_name, '=')} {self.literal(')')}"
+            for one in alternatives(self.schema)
+        )
+        return "\n".join([f"{self.rule}: {' | '.join(calls)}", *self.made])
 
     def _new(self, expression: str) -> str:
         """The name of a new rule."""
         name = f"{self.rule}_{len(self.made)}"
         self.made.append(f"{name}: {expression}")
         return name
-
-    def _resolved(self, schema: Schema) -> Schema:
-        """The schema of the arguments, behind a reference."""
-        for _ in range(10):
-            reference = schema.get("$ref")
-            if not isinstance(reference, str):
-                return schema
-            found = target(self.schema, reference)
-            schema = found if isinstance(found, Mapping) else {}
-        raise _refused("$ref", "leads to itself")
 
     def _value(self, schema: Any) -> str:
         """The expression of a value."""
@@ -105,7 +98,7 @@ class PythonGrammar:
             raise _refused(keyword, "expected a list of schemas")
         if keyword == "allOf" and len(value) > 1:
             raise _refused(keyword, "several schemas for one value are not supported here")
-        if keyword == "oneOf" and not _are_apart(value, self.schema):
+        if keyword == "oneOf" and not are_apart(value, self.schema):
             raise _refused(keyword, "a value could fit several; use anyOf")
         return _either(self._value(inner) for inner in value)
 
@@ -232,32 +225,6 @@ def _is_of(value: Any, kinds: Any) -> bool:
     kind = names[type(value)]
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return kind in kinds or (kind == "integer" and "number" in kinds)
-
-
-def _are_apart(schemas: Sequence[Any], root: Schema) -> bool:
-    """Whether no value can fit two of `schemas`, by type or by a field with its own constant."""
-    seen: set[Any] = set()
-    for schema in schemas:
-        if isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
-            schema = target(root, reference)
-        marks = _marks(schema) if isinstance(schema, Mapping) else set()
-        if not marks or marks & seen:
-            return False
-        seen |= marks
-    objects = {mark[0] for mark in seen if isinstance(mark, tuple)}
-    return not (("object" in seen and objects) or len(objects) > 1)
-
-
-def _marks(schema: Schema) -> set[Any]:
-    required = list_of(schema, "required")
-    for name, inner in properties_of(schema).items():
-        if name in required and isinstance(inner, Mapping):
-            values = list_of(inner, "enum") + ([inner["const"]] if "const" in inner else [])
-            if values:
-                return {(name, json.dumps(value)) for value in values}
-    kind = schema.get("type")
-    kinds = {kind} if isinstance(kind, str) else set(kind or ())
-    return kinds | ({"integer"} if "number" in kinds else set())
 
 
 def _refused(keyword: str, problem: str) -> InvalidArgumentError:

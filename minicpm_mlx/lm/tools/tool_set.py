@@ -200,5 +200,11 @@ def _is_strict(tool: Mapping[str, Any]) -> bool:
 def _arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a call's arguments: an object with the parameters that are named and no others,
     unless `parameters` allows them."""
-    schema = {"type": "object", **parameters}
+    stated = parameters.get("type", "object")
+    if "object" not in (stated if isinstance(stated, list) else [stated]):
+        raise InvalidArgumentError(
+            f"parameters must be the JSON schema of an object, got type {shown(stated)}",
+            field="tools",
+        )
+    schema = {**parameters, "type": "object"}
     return closed(schema | {"properties": {}} if names_none(schema) else schema)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.sax.saxutils import unescape
 
+from ...text.parameters import parameters_of, properties_of
 from ...text.thinking import overlap
 from .formats import (
     BlockText,
@@ -19,7 +20,6 @@ from .formats import (
     json_type,
     json_types,
     known,
-    properties_of,
 )
 from .growing_json import sound_json
 from .python_literals import read_literal
@@ -46,7 +46,7 @@ class XmlToolFormat:
         head = _HEAD.match(text)
         if head is None or (name := head["name"]) not in functions:
             raise ValueError("no function of that name")
-        properties = properties_of(functions[name])
+        properties = properties_of(parameters_of(functions[name]))
         arguments, at = {}, head.end()
         while param := _PARAMETER.search(text, at):
             if (end := _find(text, PARAM_END, param.end())) < 0:
@@ -61,6 +61,7 @@ class XmlToolFormat:
             yield None
         name = known(head["name"], functions)
         schema, before = functions[name], "{"
+        properties = properties_of(parameters_of(schema))
         source.text = source.text[head.end() :]
         yield CallText(name, before)
         while True:
@@ -74,7 +75,7 @@ class XmlToolFormat:
                 continue
             source.text = source.text[param.end() :]
             yield CallText(name, f"{before.strip('{')}{json.dumps(param['name'])}: ")
-            for text in _value_steps(source, properties_of(schema).get(param["name"], {}), schema):
+            for text in _value_steps(source, properties.get(param["name"], {}), schema):
                 yield None if text is None else CallText(name, text)
             before = ", "
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from ...arguments import is_whole, shown
 from ...errors import InvalidArgumentError
+from ...text.parameters import alternatives, properties_of
 from ..structured.grammar import library
 from ..structured.schema_check import NOTES, target, written
-from .formats import Literal, Schema, json_types, list_of, properties_of
+from .formats import Literal, Schema, json_types
 
 NAME = r"""[^"'<>&\n]*"""
 """Names of functions and parameters: a model does not escape them."""
@@ -64,18 +65,20 @@ class XmlGrammar:
 
     def rules(self, name: str) -> str:
         """All rules; the first is a call of the function `name`."""
-        required = list_of(self.schema, "required")
+        calls = " | ".join(self._call(name, one) for one in alternatives(self.schema))
+        return "\n".join([f"{self.rule}: {calls}", *self.made])
+
+    def _call(self, name: str, schema: Schema) -> str:
         parts = [self.literal(f'<function name="{name}">')]
-        for key, schema in properties_of(self.schema).items():
+        for key, value in properties_of(schema).items():
             if not re.fullmatch(NAME, key):
                 raise InvalidArgumentError(
                     f"parameter {shown(key)}: expected a name without quotes, <, > or &"
                 )
             head = self.literal(f'<param name="{key}">')
-            param = f"{head} {self._value(schema, key)}"
-            parts.append(param if key in required else f"({param})?")
-        call = " ".join([f"{self.rule}:", *parts, self.literal("</function>")])
-        return "\n".join([call, *self.made])
+            param = f"{head} {self._value(value, key)}"
+            parts.append(param if key in schema["required"] else f"({param})?")
+        return " ".join([*parts, self.literal("</function>")])
 
     def _value(self, schema: Any, key: str) -> str:
         """A value and the end of its parameter."""
