@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class BenchOptions:
     plot: Path | None = option("Also draw a chart to this PNG file.", check=check_chart_path)
     compare: tuple[Path, Path] | None = option("Only compare two files that --json wrote.")
     predict: bool = flag("Only predict the speed of --model on Apple's chips.")
+    kernels: bool = flag("With --predict: the Metal kernel of each product of a token.")
     compute: options.Compute
     as_json: bool = flag("Print a JSON array; the same as -o json.", "--json")
 
@@ -88,12 +90,10 @@ def bench(args: BenchOptions) -> None:
     format = _format(args)
     if args.unmeasured:
         _refuse_others(args.context, args.unmeasured)
-        print(
-            _prediction(args.model, format)
-            if args.predict
-            else _comparison(format, *args.compare or ())
-        )
+        print(_unmeasured(args, format))
         return
+    if args.kernels:
+        raise InvalidArgumentError("--kernels goes with --predict; give both")
     works = _works(args)
     subject = _load(args)
     if args.guess and not subject.quote:
@@ -165,7 +165,7 @@ def _refuse_others(context: typer.Context, unmeasured: str) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         applies = parameter.name in (unmeasured, "output", "as_json") or (
-            unmeasured == "predict" and parameter.name == "model"
+            unmeasured == "predict" and parameter.name in ("model", "kernels")
         )
         if source is not None and source.name != "DEFAULT" and not applies:
             raise InvalidArgumentError(
@@ -212,6 +212,40 @@ def _comparison(format: str, before: Path, after: Path) -> str:
     ]
     head = ["| model | test | before | after | faster |", "|---|---|---:|---:|---:|"]
     return "\n".join([*head, *lines])
+
+
+def _unmeasured(args: BenchOptions, format: str) -> str:
+    if args.predict and args.kernels:
+        return _kernels(args.model, format)
+    if args.predict:
+        return _prediction(args.model, format)
+    return _comparison(format, *args.compare or ())
+
+
+def _kernels(model: str, format: str) -> str:
+    from minicpm_mlx.bench import products
+    from minicpm_mlx.model.kernels import qmv_rule
+
+    config, mlx = _config_to_predict(model), qmv_rule.installed()
+    if warning := qmv_rule.warning(mlx):
+        print(warning, file=sys.stderr)
+    rows = products.rows(config, mlx)
+    if format == "json":
+        return json.dumps(rows, indent=2)
+    head = ["product", "outputs x inputs", "bits", "kernel", "a token", "of the bytes"]
+    cells = [
+        [
+            row["product"],
+            f"{row['outputs']} x {row['inputs']}",
+            str(row["bits"]),
+            row["kernel"],
+            str(row["count"]),
+            f"{row['share']:.0%}",
+        ]
+        for row in rows
+    ]
+    table = markdown_table(head, cells, text_columns=4)
+    return f"{table}\n\n{products.summary(config, mlx)}"
 
 
 def _prediction(model: str, format: str) -> str:

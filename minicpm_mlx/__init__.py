@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .device import preload_blas
+from .device import limit_command_buffers, preload_blas
 
 if TYPE_CHECKING:
     from .engine import Sampling, Session
@@ -72,8 +72,9 @@ _HOMES = {
     "weights": ("load_model",),
 }
 
-# Here, since it must come before the first import of MLX, and every import of ours comes by here.
+# Here, since they must come before the first import of MLX, and every import of ours comes by here.
 preload_blas()
+limit_command_buffers()
 
 
 def __getattr__(name: str) -> Any:

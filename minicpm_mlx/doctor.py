@@ -12,6 +12,7 @@ from . import device
 from .errors import MiniCPMError
 from .loading.plan import kept_config
 from .memory import MemoryEstimate, estimate
+from .model.kernels import qmv_rule
 from .model_cards import cache_dir, cards, data_dir
 from .weights.lazy_tensor import dtype_name
 
@@ -29,6 +30,7 @@ def examine() -> dict[str, str | int | None]:
         "chip": device.chip(),
         "device": "cpu" if device.on_cpu() else "gpu",
         "blas": (device.blas or "MLX's own") if device.on_cpu() else None,
+        "command_buffers": device.command_buffers,
         "dtype": dtype_name(device.choose_dtype(stored)),
         "memory_bytes": device.total_memory(),
         "available_bytes": device.available_memory(),
@@ -50,7 +52,9 @@ def kept_plans() -> dict[str, MemoryEstimate]:
 
 def advice(facts: dict[str, str | int | None]) -> list[str]:
     """Hints for more speed, a line each."""
-    hints = []
+    hints: list[str] = []
+    if facts["device"] == "gpu" and platform.system() == "Darwin":
+        hints += filter(None, [qmv_rule.warning(str(facts["mlx"] or ""))])
     if facts["device"] == "cpu" and platform.system() == "Darwin":
         hints.append("MLX sees no Metal GPU here; a Mac with Apple silicon has one.")
     if facts["device"] == "cpu" and platform.system() == "Linux":

@@ -106,6 +106,7 @@ def _adapted(
 ) -> AdaptedLinear:
     """Merge the deltas of a layer into one pair of matrices."""
     out, inputs = shape_of(layer)
+    deltas = [(p, replace(d, a=mx.pad(d.a, [(0, inputs - p.inputs), (0, 0)]))) for p, d in deltas]
     a = mx.concatenate([delta.a for _, delta in deltas], axis=1)
     b, gain = mx.zeros((a.shape[1], out)), mx.ones((out,))
     row = 0
@@ -130,13 +131,21 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
     """Return where `model` holds each projection of the checkpoint, by its path there."""
     projections: dict[str, ProjectionSlice] = {}
 
-    def add(path: str, layer: nn.Module, names: dict[str, int], scale: float = 1.0) -> None:
+    def add(
+        path: str,
+        layer: nn.Module,
+        names: dict[str, int],
+        scale: float = 1.0,
+        inputs: int | None = None,
+    ) -> None:
+        outputs, width = shape_of(layer)
+        padding = max(outputs - sum(names.values()), 0) // len(names)  # see layout.py
         start = 0
         for name, rows in names.items():
             projections[name] = ProjectionSlice(
-                path, slice(start, start + rows), rows, shape_of(layer)[1], scale
+                path, slice(start, start + rows), rows, inputs or width, scale
             )
-            start += rows
+            start += rows + padding
 
     if isinstance(model, Model):
         adapted = tuple(f"{p}." for p, m in model.named_modules() if type(m) is AdaptedLinear)
@@ -147,7 +156,8 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
         return projections
     config = model.config
     if not config.tie_word_embeddings:
-        add("lm_head", model.lm_head, {"lm_head": config.vocab_size})
+        head = {"lm_head": config.vocab_size}
+        add("lm_head", model.lm_head, head, inputs=config.hidden_size)
     scale = config.residual_scale / config.scale_emb
     for number, block in enumerate(model.layers):
         for place in ("self_attn", "mlp"):
@@ -158,6 +168,7 @@ def find_projections(model: Model | FusedModel) -> dict[str, ProjectionSlice]:
                     at(block[place], joined),
                     {f"model.layers.{number}.{name}": out for name, (_, out) in names.items()},
                     scale if parts[0] in ("o_proj", "down_proj") else 1.0,
+                    names[f"{place}.{parts[0]}"][0],
                 )
         if isinstance(up := block.self_attn, FusedLatentAttention):
             name = f"model.layers.{number}.self_attn.kv_b_proj"

@@ -62,9 +62,9 @@ class FusedModel(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The head: hidden states (..., hidden) to logits (..., V)."""
-        if self.config.tie_word_embeddings:
-            return self.embed_tokens.as_linear(hidden)
-        return self.lm_head(hidden)
+        head = self.embed_tokens.as_linear if self.config.tie_word_embeddings else self.lm_head
+        logits: mx.array = head(hidden)
+        return logits[..., : self.config.vocab_size]  # without the rows of a padded layout
 
 
 def fuse(model: Model) -> FusedModel:
