@@ -90,7 +90,9 @@ class Draw:
         inverse_temperature, min_p, dropped = self.settings
         weights, allowed = _weigh(logits, logits.max(), inverse_temperature, min_p)
         if self.top_k:
-            weights, allowed = _cut(weights, allowed, _top(logits, self.top_k))
+            above, equal = _compare(logits, _largest(logits, self.top_k))
+            room = self.top_k - above.sum(keepdims=True)
+            weights, allowed = _cut(weights, allowed, above, equal, mx.cumsum(equal), room)
         sums = mx.cumsum(allowed)
         drawn = _share(random[: self.tries], sums[-1:])
         tokens = (sums[:-1] <= drawn[:, None]).sum(axis=-1)  # (tries,)
@@ -120,17 +122,20 @@ def _first_above(sums: np.ndarray, target: float) -> int:
     return int(np.searchsorted(sums, min(target, np.nextafter(sums[-1], 0)), side="right"))
 
 
-def _top(logits: mx.array, k: int) -> mx.array:
-    """Whether each of the logits (V,) is one of the k first."""
+def _largest(logits: mx.array, k: int) -> mx.array:
+    """The kth largest (1,) of the logits (V,)."""
     blocks = logits.size // BLOCK
     candidates = logits
     if k < blocks:  # the k blocks with the largest maxima hold the k largest logits
         grid = logits[: blocks * BLOCK].reshape(BLOCK, blocks)
         chosen = mx.argpartition(grid.max(axis=0), blocks - k)[blocks - k :]
         candidates = mx.concatenate([grid[:, chosen].flatten(), logits[blocks * BLOCK :]])
-    kth = mx.sort(candidates)[-k]
-    above, equal = logits > kth, logits == kth
-    return above | (equal & (mx.cumsum(equal.astype(mx.int32)) <= k - above.sum()))
+    return mx.sort(candidates)[candidates.size - k :][:1]
+
+
+@partial(mx.compile, shapeless=True)
+def _compare(logits: mx.array, value: mx.array) -> tuple[mx.array, mx.array]:
+    return (logits > value).astype(mx.int32), (logits == value).astype(mx.int32)
 
 
 @partial(mx.compile, shapeless=True)
@@ -147,7 +152,16 @@ def _weigh(
 
 
 @partial(mx.compile, shapeless=True)
-def _cut(weights: mx.array, allowed: mx.array, keep: mx.array) -> tuple[mx.array, mx.array]:
+def _cut(
+    weights: mx.array,
+    allowed: mx.array,
+    above: mx.array,
+    equal: mx.array,
+    number: mx.array,
+    room: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """Both weights, 0 but for tokens above the kth and the first of those equal to it."""
+    keep = (above + equal * (number <= room)) > 0
     return weights * keep, allowed * keep
 
 
