@@ -76,7 +76,7 @@ class SamplerState(NamedTuple):
 
 
 class PastDraw(NamedTuple):
-    """What a token was drawn from."""
+    """The logits of a draw, and the state before it."""
 
     logits: mx.array
     """(1, V)"""
