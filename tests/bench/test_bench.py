@@ -340,6 +340,7 @@ def test_what_is_predicted_of_a_token_is_what_a_built_model_reads_caches_and_run
     assert found.kernels == sum(decode_step(small(shape)).values())
 
 
+@pytest.mark.slow
 def test_kernels_are_fewer_than_mlx_lm_s() -> None:
     folder = Path(__file__).parents[2] / "benchmarks"
     sys.path.insert(0, str(folder))

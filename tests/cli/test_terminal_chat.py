@@ -157,7 +157,7 @@ def test_commands_change_settings_and_turns(chat: Open, saved: Saved) -> None:
 
 def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_path: Path) -> None:
     sessions = folder / "sessions"
-    shell = chat()
+    shell = chat("--max-tokens", "8")
     converse(
         shell,
         [
@@ -189,7 +189,7 @@ def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_pat
     assert finished(shell) == 0
     assert "read" not in shell.text  # each cache was there
 
-    again = chat("--resume", "first one", model=None)
+    again = chat("--resume", "first one", "--max-tokens", "8", model=None)
     again.wait("first one: 2 messages")
     converse(again, [("And what is the capital of Italy?", STATS)])
     assert "read" not in again.text
@@ -210,7 +210,7 @@ def test_files_adapters_and_a_full_context(
     binary.write_bytes(b"\xff\xfe\x00\x01")
     long.write_text("many words here " * 2400)
     (tmp_path / "huge.txt").write_text("many words here " * 60000)
-    shell = chat("--max-tokens", "20")
+    shell = chat("--max-tokens", "8")
     converse(
         shell,
         [
@@ -357,7 +357,7 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
     assert story["role"] == "assistant"
     assert len(story["content"]) > 20
     shell.send(CTRL_C)
-    converse(shell, [("/clear", "cleared"), ("/set max_tokens 40", "max_tokens = 40")])
+    converse(shell, [("/clear", "cleared"), ("/set max_tokens 24", "max_tokens = 24")])
     shell.say(STORY)
     shell.wait(WORDS)
     assert shell.raw.rfind(b"\x1b[?2004h") > shell.raw.rfind(b"\x1b[?2004l")
@@ -370,14 +370,14 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
 
 
 def test_the_interface_in_chinese_and_without_colour(chat: Open) -> None:
-    shell = chat("--max-tokens", "30", LANG="zh_CN.UTF-8", NO_COLOR="1")
+    shell = chat("--max-tokens", "12", LANG="zh_CN.UTF-8", NO_COLOR="1")
     shell.wait("/help 列出命令")
     converse(
         shell,
         [
             ("/wat", "没有命令 /wat"),
             ("/attach /dev/zero", "/dev/zero：不是文件"),
-            (STORY, "30 个词元 · .*\n达到 30 个词元上限"),
+            (STORY, "12 个词元 · .*\n达到 12 个词元上限"),
             ("/new", "新的对话"),
             (ADD, "def (.*\n)*.*个词元 · "),
         ],
@@ -408,7 +408,8 @@ def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(chat: Open, saved: Save
 
     shell = chat("-c")
     shell.wait("4 messages")
-    converse(shell, [(FRANCE, STATS)])
+    converse(shell, [("/set max_tokens 4", "max_tokens = 4"), (FRANCE, STATS)])
+    converse(shell, [("/set max_tokens 99", "max_tokens = 99")])
     shell.say(STORY)
     shell.wait(WORDS)
     shell.process.kill()  # in the middle of a reply
@@ -482,7 +483,7 @@ def test_keys_typed_before_a_question_is_shown_answer_it(chat: Open) -> None:
 
 
 def test_the_demo_may_be_tried_plain_and_unsaved(chat: Open, folder: Path) -> None:
-    shell = chat("--plain", "--no-save", model="minicpm-2b-dpo")
+    shell = chat("--plain", "--no-save", "--max-tokens", "12", model="minicpm-2b-dpo")
     shell.wait(r"The download is 5\.5 GB(.*\n)*.*quit: ")
     shell.send("t" + ENTER)
     shell.wait("demo\n")

@@ -89,6 +89,7 @@ def test_openais_examples_run(server: Live, capsys: pytest.CaptureFixture[str]) 
     assert widths == str([width, width])
 
 
+@pytest.mark.slow
 def test_structured_output_keeps_to_its_forms(
     server: Live, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_anthropics_example_runs(server: Live, capsys: pytest.CaptureFixture[str
     assert printed(capsys, block("python", "from anthropic", server)) == [ANSWER, ANSWER]
 
 
+@pytest.mark.slow
 def test_ollamas_examples_run(
     server: Live, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_ollamas_examples_run(
     assert shell(block("sh", "export OLLAMA_HOST", server), tmp_path) == f"{ANSWER}\n"
 
 
+@pytest.mark.slow
 def test_llm_asks_a_model_of_its_file(server: Live, tmp_path: Path) -> None:
     pytest.importorskip("llm")
     file = tmp_path / "extra-openai-models.yaml"
@@ -140,6 +143,7 @@ def test_llm_asks_a_model_of_its_file(server: Live, tmp_path: Path) -> None:
     assert shell(block("sh", "llm", server), tmp_path, **own) == f"{ANSWER}\n"
 
 
+@pytest.mark.slow
 def test_minicpms_own_example_of_sglang_runs_unchanged(
     server: Live, sglang: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +155,7 @@ def test_minicpms_own_example_of_sglang_runs_unchanged(
     assert "".join(printed(capsys, short)).strip()
 
 
+@pytest.mark.slow
 def test_sglangs_select_and_regex_run(
     server: Live, sglang: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

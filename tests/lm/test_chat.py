@@ -19,7 +19,7 @@ from minicpm_mlx.lm.outputs import collect
 from minicpm_mlx.text.chat_prompt import ChatPrompt
 
 GREEDY = mm.Sampling(temperature=0)
-TOKENS = 6
+TOKENS = 4
 SYSTEM = "Be brief."
 QUESTIONS = [
     *("What is the capital of France?", "And of Italy?", "How many legs has a cat?"),

@@ -81,6 +81,7 @@ def probe(live: Live, examples: int, seconds: float) -> int:
     return sent
 
 
+@pytest.mark.slow
 def test_answers_to_made_up_requests_are_as_documented(brief: Live) -> None:
     sent = probe(brief, examples=6, seconds=15)
     assert sent > 40
