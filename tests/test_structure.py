@@ -24,6 +24,7 @@ ROWS = [
     {"train"},
     {"convert", "doctor"},
     {"evals", "bench", "server", "clients"},
+    {"verify"},
     {"cli"},
 ]
 """A package imports from its own and from rows above it, never from its neighbours in a row; but

@@ -65,7 +65,7 @@ class GoldenCase:
 
     @property
     def logits(self) -> Array:
-        """What the model must give at POSITIONS, float32 (8, V)."""
+        """The logits that the model must give at POSITIONS, float32 (8, V)."""
         return _stored()[self.name]
 
     def arrays(self) -> dict[str, dict[str, Array]]:

@@ -115,7 +115,9 @@ def feed_forward(raw: Raw, w: Weights, p: str, x: np.ndarray) -> np.ndarray:
     kth = np.sort(shares, -1)[:, [-raw["num_experts_per_tok"]]]
     shares = np.where(shares >= kth, shares, 0)
     shares = shares / shares.sum(-1, keepdims=True)
-    names = [[f"{p}experts.{e}.{n}.weight" for n in ("w1", "w3", "w2")] for e in range(len(shares.T))]
+    names = [
+        [f"{p}experts.{e}.{n}.weight" for n in ("w1", "w3", "w2")] for e in range(len(shares.T))
+    ]
     return sum(shares[:, [e]] * gated(raw, w, names[e], x) for e in range(len(names)))
 
 

@@ -137,13 +137,13 @@ class KernelCheck:
 def checks() -> list[KernelCheck]:
     """Check each kernel on this device, in every dtype and at the published models' widths."""
     faults = (_add_norm_fault(width, dtype, 1e-5) for dtype in TYPES for width in WIDTHS)
-    reason = _unavailable() or next(filter(None, faults), None)
+    reason = unavailable() or next(filter(None, faults), None)
     return [KernelCheck(ADD_NORM.name, reason is None, reason)]
 
 
 def add_norm(width: int, dtype: mx.Dtype, eps: float) -> AddNorm:
     """Return the fastest residual sum and norm of rows of `width`; it may have no gradient."""
-    if _unavailable() or dtype not in TYPES or _add_norm_fault(width, dtype, eps):
+    if unavailable() or dtype not in TYPES or _add_norm_fault(width, dtype, eps):
         return partial(add_norm_reference, eps=eps)
     return add_norm_kernel(width, dtype, eps)
 
@@ -172,7 +172,7 @@ def add_norm_kernel(width: int, dtype: mx.Dtype, eps: float) -> AddNorm:
     return run
 
 
-def _unavailable() -> str | None:
+def unavailable() -> str | None:
     """Why no kernel can be used here; None where they can."""
     if os.environ.get(SWITCH) == "0":
         return f"switched off by {SWITCH}=0"
