@@ -215,7 +215,9 @@ class Service:
             raise ApiError(str(error), field=field) from None
         except InvalidArgumentError as error:
             if error.field != "think":
-                raise ApiError(f"{thinking.field}: {error}", field=thinking.field) from None
+                named = "chat_template_kwargs" if error.field in thinking.variables else None
+                field = named or thinking.field
+                raise ApiError(f"{field}: {error}", field=field) from None
             raise unsupported(thinking.field, NO_THINKING) from None
 
     def encode(self, text: str) -> list[int]:

@@ -46,9 +46,10 @@ def chat_prompt(
     """The prompt of `messages` by the model's chat template.
 
     `think` switches thinking on or off; None leaves it to the template. With `continues` the last
-    message is the beginning of the reply. `variables` are more that the template uses. The prompt
-    tells of `tools` as `describe_tools` has them. InvalidArgumentError where the model cannot
-    think, or for what is no tool; else raises as `Tokenizer.render` does.
+    message is the beginning of the reply, its thought before it unless thinking is off.
+    `variables` are more that the template uses. The prompt tells of `tools` as `describe_tools` has
+    them. InvalidArgumentError where the model cannot think, or for what is no tool; else raises as
+    `Tokenizer.render` does.
     """
     form, values = tokenizer.thinking, dict(variables or {})
     think = _switch(think, values)
@@ -58,16 +59,23 @@ def chat_prompt(
         )
     if think is not None and form and form.has_switch:
         values[_SWITCH] = think
-    start = PromptText("")
+    start, thought = PromptText(""), PromptText("")
     if continues:
         *messages, last = messages
         start = tokenizer.typed(last["content"])
+        if form and think is not False:
+            thought = tokenizer.typed(str(last.get("reasoning_content") or "").strip())
     tools = describe_tools(tools) if tools else None
     prompt = tokenizer.render(messages, tools=tools, variables=values)
     if think is not None and form and not form.has_switch:
         prompt += PromptText(
             f"{form.opening}\n" if think else f"{form.opening}\n\n{form.closing}\n\n"
         )
+    if form and (start.text or thought.text):
+        is_open = form.is_open(tokenizer.encode(prompt), prompt.text)
+        if is_open or thought.text:
+            opening = PromptText("" if is_open else f"{form.opening}\n")
+            start = opening + thought + PromptText(f"\n{form.closing}\n\n") + start
     if form is None and tools and tokenizer.calls_in_python:
         form = THOUGHTS_OF_CALLS
     ids = tokenizer.encode(prompt + start)

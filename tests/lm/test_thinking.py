@@ -122,6 +122,29 @@ def test_messages_that_name_the_marks_are_no_thoughts(lm: mm.LM) -> None:
     assert not lm.chat_prompt(history).in_thought
 
 
+@pytest.mark.parametrize(
+    ("think", "last", "end"),
+    [
+        (None, {"content": "It"}, "assistant\nIt"),
+        (True, {"content": "It"}, "assistant\n<think>\n\n</think>\n\nIt"),
+        (False, {"content": "It"}, "\n</think>\n\nIt"),
+        (None, {"content": "It", "reasoning_content": "T"}, "<think>\nT\n</think>\n\nIt"),
+        (True, {"content": "It", "reasoning_content": "T"}, "<think>\nT\n</think>\n\nIt"),
+        (True, {"content": "", "reasoning_content": "T"}, "<think>\nT\n</think>\n\n"),
+        (False, {"content": "It", "reasoning_content": "T"}, "\n</think>\n\nIt"),
+    ],
+)
+def test_a_reply_that_is_continued_has_its_thought_before_it(
+    lm: mm.LM, think: bool | None, last: dict[str, str], end: str
+) -> None:
+    messages = [*QUESTION, {"role": "assistant", **last}]
+    prompt = chat_prompt(lm.tokenizer, messages, think=think, continues=True)
+    text = lm.tokenizer.decode(prompt.ids, skip_special=False)
+    assert text.endswith(end)
+    assert text.count("<think>") == text.count("</think>") <= 1
+    assert (prompt.in_thought, prompt.may_think) == (False, False)
+
+
 def test_a_model_that_does_not_think_says_so(tiny: mm.LM) -> None:
     for options in ({"think": True}, {"think_tokens": 4}):
         with pytest.raises(InvalidArgumentError, match="does not think"):

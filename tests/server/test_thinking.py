@@ -90,6 +90,12 @@ def test_the_chat_api_switches_thinking_off(live: Live, switch: dict[str, Any]) 
     assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
+def test_a_wrong_switch_of_the_template_is_named(live: Live) -> None:
+    wrong = {"chat_template_kwargs": {"enable_thinking": "yes"}}
+    path, body = "/v1/chat/completions", {"model": "thinker", **asked("weather"), **wrong}
+    assert live.ask("POST", path, body).json["error"]["param"] == "chat_template_kwargs"
+
+
 def test_a_budget_ends_the_thought_and_a_limit_within_it_says_length(live: Live) -> None:
     thought, answer, _ = chat(live, "weather", thinking_token_budget=5, reasoning_effort="high")
     assert (thought, answer) == (THOUGHT[:5], ANSWER)
