@@ -103,8 +103,8 @@ def plan_change(path: Path, settings: Any, defaults: Mapping[str, Any]) -> Chang
         return Change(path, before, text)
     plain = text.removeprefix(mark)
     lines = "\r\n" if "\r\n" in plain else "\n"
-    after = format.update(plain.replace("\r\n", "\n"), settings)
     try:
+        after = format.update(plain.replace("\r\n", "\n"), settings)
         right = format.parse(after) == wanted
     except InvalidArgumentError:
         right = False

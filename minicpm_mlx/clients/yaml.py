@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml as package
@@ -9,6 +10,9 @@ import yaml as package
 from minicpm_mlx.errors import InvalidArgumentError
 
 from .edits import Edit, Node, apply_edits, find_edits
+
+_MOST = 20_000
+"""Most values of a file, those of aliases counted wherever they stand."""
 
 
 def parse(text: str) -> Any:
@@ -26,7 +30,10 @@ def update(text: str, new: Any) -> str:
     """The text with `new` merged in."""
     if parse(text) is None:
         return text + ("\n" if text and not text.endswith("\n") else "") + _dump(new)
-    root = _node(package.compose(text, package.SafeLoader), text)
+    try:
+        root = _node(package.compose(text, package.SafeLoader), text, iter(range(_MOST)))
+    except RecursionError:
+        raise InvalidArgumentError("an alias leads to itself") from None
 
     def insert(node: Node, added: list[Any]) -> list[Edit]:
         block = _dump(dict(added) if isinstance(node.value, dict) else added)
@@ -45,18 +52,23 @@ def update(text: str, new: Any) -> str:
     return apply_edits(text, find_edits(root, new, insert, replace))
 
 
-def _node(found: Any, text: str) -> Node:
-    """A node of PyYAML's with its value, ending where its last word ends."""
+def _node(found: Any, text: str, left: Iterator[int]) -> Node:
+    """A node of PyYAML's with its value, ending where its last word ends.
+
+    InvalidArgumentError for more nodes than `left` has numbers.
+    """
+    if next(left, None) is None:
+        raise InvalidArgumentError(f"aliases make more than {_MOST} values of it")
     start, end = found.start_mark.index, found.end_mark.index
     if isinstance(found, package.MappingNode):
-        members = {str(key.value): _node(value, text) for key, value in found.value}
+        members = {str(key.value): _node(value, text, left) for key, value in found.value}
         last = max((node.end for node in members.values()), default=end)
         value: Any = {name: node.value for name, node in members.items()}
         return Node(
             value, start, end if found.flow_style else last, members, inline=bool(found.flow_style)
         )
     if isinstance(found, package.SequenceNode):
-        items = [_node(item, text) for item in found.value]
+        items = [_node(item, text, left) for item in found.value]
         last = max((item.end for item in items), default=end)
         value = [item.value for item in items]
         return Node(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 import hypothesis.strategies as st
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 
 from minicpm_mlx.clients import jsonc, toml, yaml
 from minicpm_mlx.clients.merge import merge
+from minicpm_mlx.errors import InvalidArgumentError
 
 scalars = st.none() | st.booleans() | st.integers() | st.text("aä /*\"'#:\n-{", max_size=6)
 names = st.sampled_from(["id", "name", "a", "b", "ü", "#x", "/*"])
@@ -77,3 +79,11 @@ def test_toml_is_merged_as_data_is():
     assert toml.parse(changed) == merge(toml.parse(old), new)
     assert "# e" in changed
     assert toml.update(changed, new) == changed
+
+
+def test_aliases_of_yaml_that_loop_or_multiply_are_refused() -> None:
+    names = "abcdefghij"
+    lines = [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise(names)]
+    for text in ("a: &a [*a]\n", "\n".join(["a: &a [x, x]", *lines])):
+        with pytest.raises(InvalidArgumentError, match="alias"):
+            yaml.update(text, {"models": [{"name": "x"}]})
