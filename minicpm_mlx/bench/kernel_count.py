@@ -2,7 +2,7 @@
 
 Builds the step's graph as on a GPU without computing it. Each operation is a kernel, except views
 of memory (reshape, transpose, slice, ...), which run none. MLX's fast operations (norm, rotation,
-attention) count as one each, and so do operations that mx.compile fuses.
+attention) count as one each, and so do kernels of our own and operations that mx.compile fuses.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from .. import device
 from ..engine import Sampler, Sampling, Session
+from ..model import kernels as kernel_forms
 from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model.fused import fuse
@@ -70,6 +71,10 @@ def _count_fast_operations(kernels: Counter[str]) -> Iterator[list[mx.array]]:
     def norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
         return count_one("RMSNorm", weight, x, shape=x.shape)
 
+    def add_norm(x: mx.array, delta: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+        normed = count_one("AddNorm", weight, delta, x, shape=x.shape)
+        return x, normed
+
     def rope(x: mx.array, *_: Any, **__: Any) -> mx.array:
         return count_one("RoPE", x, shape=x.shape)
 
@@ -84,6 +89,7 @@ def _count_fast_operations(kernels: Counter[str]) -> Iterator[list[mx.array]]:
     with (
         patch.object(fast, "rms_norm", norm),
         patch.object(fast, "rope", rope),
+        patch.object(kernel_forms, "add_norm", lambda *_: add_norm),
         patch.object(fast, "scaled_dot_product_attention", attention),
         patch.object(mx, "dequantize", dequantize),
     ):
@@ -102,7 +108,7 @@ def _as_on_a_gpu() -> Iterator[None]:
 
 def kernels_per_token(config: Config) -> int:
     """Kernels of a greedy token, as `decode_step` counts them."""
-    layer = (22 if config.mla else 13) + (13 if config.num_experts else 0)
+    layer = (20 if config.mla else 11) + (13 if config.num_experts else 0)
     return 13 + config.num_hidden_layers * layer
 
 

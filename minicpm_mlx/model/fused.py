@@ -6,6 +6,7 @@
 - o_proj and down_proj absorb residual_scale / scale_emb (in scales and biases when quantized), and
   the last norm absorbs the logit divisor. float16 no longer overflows.
 - q, k and v become one matrix, gate and up another, and the experts of a mixture are stacked.
+- A branch's output is added where the sum is normalized, in one kernel where there is one.
 The result is a Llama with fewer, larger kernels; tests compare it with the reference model in
 `transformer.py`.
 """
@@ -40,7 +41,8 @@ class FusedModel(nn.Module):
         self.rope = model.model.rope
         self.embed_tokens = model.model.embed_tokens
         self.layers: list[FusedBlock] = []
-        self.norm = _fold_norm(model)
+        weight = _times(model.model.norm.weight, 1 / model.config.logit_divisor)
+        self.norm = AddNorm(weight, model.config)
         if not model.config.tie_word_embeddings:
             self.lm_head = model.lm_head
 
@@ -54,11 +56,11 @@ class FusedModel(nn.Module):
         self, ids: mx.array, cache: Sequence[Cache] | None = None, length: int | None = None
     ) -> mx.array:
         """Last hidden states (B, T, hidden), divided by the logit divisor."""
-        x = self.embed_tokens(ids)
+        x, delta = self.embed_tokens(ids), None
         rotate, mask, caches = prepare_pass(self.rope, ids, cache, len(self.layers), length)
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, rotate, mask, layer_cache)
-        return self.norm(x)
+            x, delta = layer(x, delta, rotate, mask, layer_cache)
+        return self.norm(x, delta)[1]
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The head: hidden states (..., hidden) to logits (..., V)."""
@@ -87,14 +89,39 @@ class FusedBlock(nn.Module):
         scale = config.residual_scale / config.scale_emb
         self.self_attn = _fuse_attention(block.self_attn, scale)
         self.mlp = _fuse_mlp(block.mlp, scale)
-        self.input_layernorm = block.input_layernorm
-        self.post_attention_layernorm = block.post_attention_layernorm
-        for norm in (self.input_layernorm, self.post_attention_layernorm):
-            norm.eps = config.rms_norm_eps / config.scale_emb**2
+        self.input_layernorm = AddNorm(block.input_layernorm.weight, config)
+        self.post_attention_layernorm = AddNorm(block.post_attention_layernorm.weight, config)
 
-    def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), rotate, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(
+        self,
+        x: mx.array,
+        delta: mx.array | None,
+        rotate: Rotation,
+        mask: Mask,
+        cache: Cache | None,
+    ) -> tuple[mx.array, mx.array]:
+        """Return the residual stream (B, T, hidden), and what is still to be added to it.
+
+        `x` and `delta` are the same of the block before; the first has no `delta`.
+        """
+        x, normed = self.input_layernorm(x, delta)
+        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, rotate, mask, cache))
+        return x, self.mlp(normed)
+
+
+class AddNorm(nn.Module):
+    """Adds a branch's output to the residual stream; returns the sum, and the sum normalized."""
+
+    def __init__(self, weight: mx.array, config: Config):
+        super().__init__()
+        self.weight = weight
+        self.eps = config.rms_norm_eps / config.scale_emb**2
+        self.add_norm = kernels.add_norm(weight.size, weight.dtype, self.eps)
+
+    def __call__(self, x: mx.array, delta: mx.array | None) -> tuple[mx.array, mx.array]:
+        if delta is None:
+            return x, mx.fast.rms_norm(x, self.weight, self.eps)
+        return self.add_norm(x, delta, self.weight)
 
 
 class FusedAttention(nn.Module):
@@ -167,13 +194,6 @@ def _fuse_mlp(mlp: MLP | MoE, scale: float) -> nn.Module:
         return FusedMoE(mlp, scale)
     mlp.residual_scale = scale
     return mlp
-
-
-def _fold_norm(model: Model) -> nn.RMSNorm:
-    norm, config = model.model.norm, model.config
-    norm.weight = _times(norm.weight, 1 / config.logit_divisor)
-    norm.eps = config.rms_norm_eps / config.scale_emb**2
-    return norm
 
 
 class ConcatenatedLinear(nn.Module):

@@ -349,8 +349,8 @@ def test_kernels_are_fewer_than_mlx_lm_s() -> None:
     finally:
         sys.path.remove(str(folder))
     ours = sum(script["ours"]().values())
-    assert ours <= 0.8 * sum(script["theirs"]("llama").values())
-    assert ours <= 0.7 * sum(script["theirs"]("minicpm").values())
+    assert ours <= 0.66 * sum(script["theirs"]("llama").values())
+    assert ours <= 0.6 * sum(script["theirs"]("minicpm").values())
     assert sum(script["ours"](sampling=script["CARD"]).values()) <= ours + 20
 
 
@@ -416,10 +416,10 @@ def test_the_command_measures_compares_and_draws(
 @pytest.mark.parametrize(
     ("model", "words", "published"),
     [
-        ("minicpm3-4b", ("minicpm3-4b in 4 bits", "2.29 GB", "35 KiB", "1377 kernels"), False),
-        ("minicpm5-1b-bf16", ("in 16 bits", "1.76 GB", "24 KiB", "325 kernels"), False),
+        ("minicpm3-4b", ("minicpm3-4b in 4 bits", "2.29 GB", "35 KiB", "1253 kernels"), False),
+        ("minicpm5-1b-bf16", ("in 16 bits", "1.76 GB", "24 KiB", "277 kernels"), False),
         ("bitcpm4-1b", ("in 2 bits", "0.58 GB"), False),
-        ("minicpm-2b-sft", ("in 4 bits", "1.53 GB", "360 KiB", "533 kernels"), True),
+        ("minicpm-2b-sft", ("in 4 bits", "1.53 GB", "360 KiB", "453 kernels"), True),
         ("2b-untied-shape", ("in 4 bits", "1.53 GB"), True),
     ],
 )

@@ -1,7 +1,7 @@
 """Operations with a faster form for some devices: attention, SiLU, logsumexp, one-row products.
 
-The functions here choose the form for the current device, so that their callers need not; on a Mac
-it is MLX's own. The forms for bare CPUs are in the modules of this package.
+The functions here choose the form for the current device, so that their callers need not. The forms
+for bare CPUs are in the modules of this package, and so are kernels of our own for GPUs (own.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import mlx.core as mx
 
 from ... import device
 from . import cpu_softmax
+from .own import add_norm
 
-__all__ = ["attention", "logsumexp", "mlx_silu_mul", "silu_mul"]
+__all__ = ["add_norm", "attention", "logsumexp", "mlx_silu_mul", "silu_mul"]
 
 Attention = Callable[..., mx.array]
 """(q, k, v, *, scale, mask), as mx.fast.scaled_dot_product_attention."""
