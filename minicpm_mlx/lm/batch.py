@@ -55,6 +55,7 @@ class BatchRequest:
             self.stops,
             skip_special=self.tools is None or not self.tools.keep_special,
             continues=self.continues,
+            token_marks=self.tools.token_marks if self.tools else None,
             thinking=self.thinking,
             in_thought=self.in_thought,
         )

@@ -140,8 +140,9 @@ class Transcript:
     """Decodes the tokens of a reply up to its end.
 
     A stop string may name special tokens, which the text leaves out: it is found where they come.
-    With `continues` the reply begins in the prompt, so that a space may come first. With
-    `thinking` thoughts are told from the answer, in which alone stop strings are looked for.
+    With `continues` the reply begins in the prompt, so that a space may come first. `token_marks`
+    are put in front of the text of tokens, in the answer alone. With `thinking` thoughts are told
+    from the answer, in which alone stop strings are looked for.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Transcript:
         eos: Collection[int] | None = None,
         skip_special: bool = True,
         continues: bool = False,
+        token_marks: Mapping[int, str] | None = None,
         thinking: ThinkingForm | None = None,
         in_thought: bool = False,
     ):
@@ -159,11 +161,14 @@ class Transcript:
         special = tokenizer.special_tokens if stops else {}
         self.stop_tokens = {special[stop]: stop for stop in stops if stop in special}
         """They end the reply as the model's own do: the ids and their stop strings."""
-        self.decoder = tokenizer.stream(skip_special, continues)
+        token_marks = token_marks or {}
+        self.decoder = tokenizer.stream(skip_special, continues, token_marks)
+        self.unmarked = {ord(mark): None for mark in token_marks.values()}
         self.marks = _marks(stops, special) if skip_special else {}
         """Characters for the special tokens inside longer stop strings, by name."""
         self.mark_of = {special[name]: mark for name, mark in self.marks.items()}
-        self.text = StopStrings(stops, self.marks)
+        names = {tokenizer.bytes_of(token).decode(): mark for token, mark in token_marks.items()}
+        self.text = StopStrings(stops, self.marks, names)
         self.thoughts = ThoughtReader(thinking, is_open=in_thought) if thinking else None
         self.thinking_count = 0
         """Tokens of thoughts, with their marks."""
@@ -188,6 +193,7 @@ class Transcript:
         self.ended = self.text.found is not None
         kind = "thinking" if was_thinking or self.in_thought else "answer"
         self.thinking_count += kind == "thinking"
+        thinking = thinking.translate(self.unmarked)
         return Piece(text=text, thinking=thinking, kind=kind, token_ids=(token,))
 
     def _read(self, token: int) -> tuple[str, str]:
@@ -215,7 +221,7 @@ class Transcript:
         rest = "" if self.text.found else self.text.add(text) + self.text.finish()
         return Piece(
             text=rest,
-            thinking=thinking,
+            thinking=thinking.translate(self.unmarked),
             finish_reason="stop" if self.ended else "length",
             in_thought=in_thought,
             stopped_by=self.stopped_by,
@@ -270,10 +276,16 @@ class StopStrings:
     """Passes text until a stop string comes; holds back a possible start of one.
 
     `marks` are characters that stand for special tokens in what is added, by name: stop strings
-    contain the names, and the text that is passed has neither.
+    contain the names, and the text that is passed has neither. `before` are characters in front of
+    names, which are passed.
     """
 
-    def __init__(self, stops: Sequence[str], marks: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        stops: Sequence[str],
+        marks: Mapping[str, str] | None = None,
+        before: Mapping[str, str] | None = None,
+    ):
         self.stops = {stop: stop for stop in stops}
         """By the text to look for."""
         marks = marks or {}
@@ -281,6 +293,8 @@ class StopStrings:
         for stop in stops:
             marked = re.sub(names, lambda name: marks[name[0]], stop)
             self.stops.setdefault(marked, stop)
+            for name, mark in (before or {}).items():
+                self.stops.setdefault(stop.replace(name, mark + name), stop)
         self.unmarked = {ord(mark): None for mark in marks.values()}
         self.held = ""
         self.found: str | None = None

@@ -13,6 +13,7 @@ from ..errors import InvalidArgumentError
 from ..text.chat_prompt import ChatPrompt
 from ..text.thinking import ThinkingForm
 from ..text.tokenizer import Tokenizer
+from .tools.held_calls import HeldCalls
 
 
 def thinking_grammar(
@@ -120,6 +121,8 @@ class ThinkingGrammar:
         self.marks, self.budget = marks, budget
         self.answers = None if answer is None else (answer, answer.copy())
         """Without a thought, and after one: the mark may begin as the answer does."""
+        self.gap = () if answer is None or isinstance(answer, HeldCalls) else marks.gap
+        """Tokens between a thought and its answer that must come; where text is free, none."""
         start = _State(in_thought=True, thought_first=True, begun=None) if in_thought else _State()
         self.states = [self._bounded(start)]
 
@@ -144,6 +147,12 @@ class ThinkingGrammar:
     def _is_answer(self) -> bool:
         """Whether what has come can begin an answer, and not the mark alone."""
         return self.state.begun is None or self.state.answered[0] == len(self.states) - 1
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether any text may come here, another thought too."""
+        answer = self.answer
+        return answer is None or (isinstance(answer, HeldCalls) and answer.in_text)
 
     def allowed(self) -> np.ndarray:
         """The tokens that may come next: uint32 words, token t at bit t % 32 of word t // 32."""
@@ -183,7 +192,7 @@ class ThinkingGrammar:
         """The state after a token that may belong to the opening mark."""
         form = self.marks.form
         if form.is_by_token:
-            opens = token == form.opening_id and (self.answers is None or state.begun is not None)
+            opens = token == form.opening_id and (state.begun is not None or self._is_free)
             state = replace(state, begun=None)
         elif state.begun is None:
             return state
@@ -229,6 +238,7 @@ class ThinkingGrammar:
         copy = ThinkingGrammar(self.marks, self.budget, None, in_thought=False)
         if self.answers is not None:
             copy.answers = (self.answers[0].copy(), self.answers[1].copy())
+        copy.gap = self.gap
         copy.states = list(self.states)
         return copy
 
@@ -243,7 +253,7 @@ class ThinkingGrammar:
             closed, tail = mark in text, text[-len(mark) :]
         if not closed:
             return replace(state, thought=state.thought + 1, tail=tail)
-        forced = state.forced or (self.marks.gap if self.answers is not None else ())
+        forced = state.forced or self.gap
         return replace(state, in_thought=False, forced=forced, tail=b"")
 
     def _bounded(self, state: _State) -> _State:

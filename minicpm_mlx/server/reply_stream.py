@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import fastapi
 
@@ -58,6 +58,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     keep_special: bool = False
     """Special tokens appear in the text."""
+    token_marks: Mapping[int, str] = field(default_factory=dict)
+    """Put in front of the text of tokens, for the reader of calls."""
     top_logprobs: int | None = None
     """Log probabilities of the tokens, and of this many of the likeliest; None: none."""
     logprob_start: int | None = None
@@ -113,6 +115,7 @@ class ReplyState:
             eos=request.eos,
             skip_special=not generation.keep_special,
             continues=generation.continues and generation.grammar is None,
+            token_marks=generation.token_marks,
             thinking=generation.prompt.thinking,
             in_thought=generation.prompt.in_thought,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 class StreamDecoder:
     """Decodes ids one at a time; holds back an incomplete character until its rest has come."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], drops_space: bool) -> None:
-        self._token_bytes = token_bytes
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        drops_space: bool,
+        marks: Mapping[int, str] | None = None,
+    ) -> None:
+        """`marks` are put in front of tokens."""
+        self._token_bytes, self._marks = token_bytes, marks or {}
         self._drops_space = drops_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token_id: int) -> str:
         """The new complete characters; "" while a character is incomplete."""
+        if mark := self._marks.get(token_id):
+            return self.finish() + mark + self._utf8.decode(self._token_bytes(token_id))
         return self._text(self._utf8.decode(self._token_bytes(token_id)))
 
     def finish(self) -> str:

@@ -125,13 +125,19 @@ class Tokenizer:
         text = "".join([stream.add(token_id) for token_id in ids])
         return text + stream.finish()
 
-    def stream(self, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
+    def stream(
+        self,
+        skip_special: bool = True,
+        continues: bool = False,
+        marks: Mapping[int, str] | None = None,
+    ) -> StreamDecoder:
         """A decoder for one id at a time; its pieces joined equal `decode` of all ids.
 
-        With `continues`, other text comes before them, so that a space may come first.
+        With `continues`, other text comes before them, so that a space may come first. `marks` are
+        put in front of the text of tokens.
         """
         drops_space = self._drops_space and not continues
-        return StreamDecoder(partial(self._token_bytes, skip_special), drops_space)
+        return StreamDecoder(partial(self._token_bytes, skip_special), drops_space, marks)
 
     def render(
         self,

@@ -21,38 +21,20 @@ from minicpm_mlx.text.chat_prompt import ChatPrompt
 from minicpm_mlx.text.chat_template import CHATML, Template
 from minicpm_mlx.text.thinking import ThinkingForm
 from support.apis import TOOL_TEMPLATE
-from support.calls import as_json, as_python, as_xml
-from support.scripted_model import TEMPLATE, scripted_lm
-
-WEATHER = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "maxLength": 12},
-        "days": {"type": "integer", "minimum": 1, "maximum": 9},
-        "place": {
-            "type": "object",
-            "properties": {"unit": {"enum": ["C", "F"]}, "exact": {"type": ["boolean", "null"]}},
-            "required": ["unit"],
-        },
-    },
-    "required": ["city", "days"],
-}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "get-weather", "description": "Forecast.", "parameters": WEATHER},
-    },
-    {"type": "function", "function": {"name": "now"}},
-]
-Arguments = dict[str, Any]
-
-
-PYTHON = """{%- if tools %}<|im_start|>system
-{{ tools | tojson }} <|tool_call_start|><|im_end|>
-{% endif %}""" + CHATML.replace(
-    "message.content", "message.content ~ (message.tool_calls or '') | string"
+from support.calls import (
+    NOW,
+    PYTHON,
+    ROME,
+    SPECIAL,
+    TOOLS,
+    XML_SPECIAL,
+    as_json,
+    as_python,
+    as_xml,
+    asked,
+    calls_of,
 )
-"""As MiniCPM4-MCP's: a place for tools, and calls in Python."""
+from support.scripted_model import TEMPLATE, scripted_lm
 
 FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "json": (TOOL_TEMPLATE, as_json),
@@ -60,10 +42,6 @@ FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "python": (PYTHON, as_python),
     "python, told by us": (CHATML, as_python),
 }
-ROME = ("get-weather", {"city": "Rome", "days": 3, "place": {"unit": "C", "exact": None}})
-NOW: tuple[str, Arguments] = ("now", {})
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
-XML_SPECIAL = (*SPECIAL, "<function", "</function>", "<param", "</param>")
 THOUGHT = f"Shall I? {as_json([NOW])} {as_xml([NOW])} {as_python([NOW])}"
 
 
@@ -82,14 +60,6 @@ def speaking(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         shown = THOUGHT if request.param != "xml" else THOUGHT.replace("<function", "< function")
         script["thought"] = f"{opening}\n{shown}\n{closing}\n\n{write([NOW])}"
     return scripted_lm(tmp_path_factory.mktemp("tools") / "m", script, template, special=special)
-
-
-def asked(text: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": text}]
-
-
-def calls_of(reply: mm.Completion) -> list[tuple[str, Arguments]]:
-    return [(call.name, json.loads(call.arguments)) for call in reply.tool_calls]
 
 
 def test_calls_are_told_from_text(speaking: mm.LM) -> None:
@@ -335,7 +305,13 @@ def _pieces(lm: mm.LM, tools: ToolSet, text: str) -> list[Piece]:
         opening_id=ids["<think>"],
         closing_id=ids["</think>"],
     )
-    transcript = Transcript(lm.tokenizer, (), skip_special=not tools.keep_special, thinking=form)
+    transcript = Transcript(
+        lm.tokenizer,
+        (),
+        skip_special=not tools.keep_special,
+        token_marks=tools.token_marks,
+        thinking=form,
+    )
     pieces = [transcript.add(token) for token in lm.tokenizer.encode(text, add_bos=False)]
     last = transcript.finish(STATS)
     return [*pieces, last]

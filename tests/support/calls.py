@@ -1,4 +1,4 @@
-"""Calls as models write them."""
+"""Functions, and calls of them as models write them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,55 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import minicpm_mlx as mm
+from minicpm_mlx.text.chat_template import CHATML
 from minicpm_mlx.text.python_tools import python_call
 
 Calls = Sequence[tuple[str, dict[str, Any]]]
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "place": {
+            "type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}, "exact": {"type": ["boolean", "null"]}},
+            "required": ["unit"],
+        },
+    },
+    "required": ["city", "days"],
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "get-weather", "description": "Forecast.", "parameters": WEATHER},
+    },
+    {"type": "function", "function": {"name": "now"}},
+]
+Arguments = dict[str, Any]
+
+
+PYTHON = """{%- if tools %}<|im_start|>system
+{{ tools | tojson }} <|tool_call_start|><|im_end|>
+{% endif %}""" + CHATML.replace(
+    "message.content", "message.content ~ (message.tool_calls or '') | string"
+)
+"""As MiniCPM4-MCP's: a place for tools, and calls in Python."""
+
+ROME = ("get-weather", {"city": "Rome", "days": 3, "place": {"unit": "C", "exact": None}})
+NOW: tuple[str, Arguments] = ("now", {})
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+XML_SPECIAL = (*SPECIAL, "<function", "</function>", "<param", "</param>")
+
+
+def asked(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def calls_of(reply: mm.Completion) -> list[tuple[str, Arguments]]:
+    return [(call.name, json.loads(call.arguments)) for call in reply.tool_calls]
 
 
 def as_json(calls: Calls) -> str:

@@ -175,6 +175,7 @@ def taught(model: Tokenizer, talk: list[dict[str, Any]]) -> tuple[ChatPrompt, mm
         model,
         prompt.stops,
         skip_special=not tool_set.keep_special,
+        token_marks=tool_set.token_marks,
         thinking=prompt.thinking,
         in_thought=prompt.in_thought,
     )

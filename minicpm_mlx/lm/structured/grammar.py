@@ -7,6 +7,7 @@ the reply can begin in two ways: with a space that will be dropped, or without o
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, stack_size
@@ -37,6 +38,9 @@ STACK = 64 * 2**20
 """Bytes of stack for llguidance, which recurses while it reads a form. The deepest form that
 schema_check.py and lark.py accept takes 4 MB, and a stack overflow ends the process."""
 
+KEPT = 8
+"""Compiled grammars that are kept of a tokenizer: programs send the same tools again and again."""
+
 LIMITS = {"initial_lexer_fuel": 300_000, "max_lexer_states": 30_000, "verbose_errors": False}
 """llguidance refuses a form that takes more: about 0.3 s and 50 MB. Its other limits (15 ms a
 token) keep their defaults."""
@@ -54,6 +58,7 @@ def grammar_of(
     json_object: bool = False,
     regex: str | None = None,
     ebnf: str | None = None,
+    continues: bool = False,
 ) -> Grammar:
     """A grammar that constrains a reply; give exactly one form.
 
@@ -63,8 +68,11 @@ def grammar_of(
     that a digit is one from 0 to 9. `ebnf` is a grammar in Lark's form as llguidance has it (its
     rule `start`), or in GBNF (its rule `root`).
 
-    It takes up to a second. Raises InvalidArgumentError for a form that is malformed, not
-    supported, larger than 64 KB or too costly, and MissingPackageError without llguidance.
+    With `continues` other text comes before it in the reply.
+
+    It takes up to a second; the last KEPT grammars of a tokenizer are kept. Raises
+    InvalidArgumentError for a form that is malformed, not supported, larger than 64 KB or too
+    costly, and MissingPackageError without llguidance.
     """
     forms = {
         "json_schema": json_schema,
@@ -82,7 +90,10 @@ def grammar_of(
     (name,) = names
     source = {"type": "object"} if json_object else forms[name]
     start, parts = _MAKERS[name](source)
-    return _with_large_stack(lambda: _guide(tokenizer, start, parts))
+    vocabulary = vocabulary_of(tokenizer)
+    spaces = [""] if vocabulary.spaced is None or continues else ["", '" " ']
+    grammars = [_written(space + start, parts) for space in spaces]
+    return vocabulary.guide("\n".join(grammars), lambda: _guide(vocabulary, grammars))
 
 
 def library() -> ModuleType:
@@ -152,12 +163,18 @@ def _check_size(name: str, text: object) -> str:
     return text
 
 
-def _guide(tokenizer: Tokenizer, start: str, parts: list[dict[str, Any]]) -> Guide:
-    vocabulary = _vocabulary(tokenizer)
-    starts = [start] if vocabulary.spaced is None else [start, f'" " {start}']
-    guide = Guide(vocabulary, [_matcher(vocabulary, start, parts) for start in starts])
-    guide.allowed()  # refuses a form that no text fits, and prepares the first token
-    return guide
+def _written(start: str, parts: list[dict[str, Any]]) -> str:
+    """A grammar as llguidance reads it."""
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {start}\n{OPTIONS}"}, *parts]})
+
+
+def _guide(vocabulary: Vocabulary, grammars: Sequence[str]) -> Guide:
+    def compiled() -> Guide:
+        guide = Guide(vocabulary, [_matcher(vocabulary, grammar) for grammar in grammars])
+        guide.allowed()  # refuses a form that no text fits, and prepares the first token
+        return guide
+
+    return _with_large_stack(compiled)
 
 
 def _with_large_stack(work: Callable[[], T]) -> T:
@@ -175,12 +192,11 @@ def _with_large_stack(work: Callable[[], T]) -> T:
 _sizing = Lock()
 
 
-def _matcher(vocabulary: Vocabulary, start: str, parts: list[dict[str, Any]]) -> LLMatcher:
+def _matcher(vocabulary: Vocabulary, grammar: str) -> LLMatcher:
     guidance = library()
-    top = {"lark_grammar": f"start: {start}\n{OPTIONS}"}
     matcher: LLMatcher = guidance.LLMatcher(
         vocabulary.tokens,
-        json.dumps({"grammars": [top, *parts]}),
+        grammar,
         log_level=0,
         limits=guidance.LLParserLimits(**LIMITS),
     )
@@ -209,7 +225,7 @@ def _reason(message: str) -> str:
 
 
 class Vocabulary:
-    """A tokenizer's tokens, prepared for llguidance."""
+    """A tokenizer's tokens, prepared for llguidance, and the last grammars made of them."""
 
     def __init__(self, tokenizer: Tokenizer):
         guidance = library()
@@ -228,10 +244,34 @@ class Vocabulary:
         drops = any(tokenizer.decode([token]) == "" for token in spaced if pieces[token] == b" ")
         self.spaced = _packed(spaced, size) if drops else None
         """Tokens that begin with a space; None if a first space is not dropped."""
+        self.every = np.full_like(self.ends, 0xFFFFFFFF)
+        self.solid = _packed([i for i, piece in enumerate(pieces) if piece[:1].strip()], size)
+        """Tokens that do not begin with white space."""
         table = _TokenTable(pieces, min(self.eos), sorted(special | self.eos))
         self.tokens: LLTokenizer = guidance.LLTokenizer(
             guidance.TokenizerWrapper(table), eos_token=sorted(self.eos)
         )
+        self.guides: OrderedDict[str, Guide | str] = OrderedDict()
+        """Or why there is none, by what they were made of; the last that was asked for last."""
+        self.lock = Lock()
+
+    def guide(self, source: str, make: Callable[[], Guide]) -> Guide:
+        """A copy of the guide that `make` makes of `source`."""
+        with self.lock:
+            found = self.guides.get(source)
+        if found is None:
+            try:
+                found = make()
+            except InvalidArgumentError as error:
+                found = str(error)
+        with self.lock:
+            self.guides[source] = found
+            self.guides.move_to_end(source)
+            if len(self.guides) > KEPT:
+                self.guides.popitem(last=False)
+            if isinstance(found, Guide):
+                return found.copy()
+        raise InvalidArgumentError(found)
 
 
 class _TokenTable:
@@ -266,7 +306,7 @@ _vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
 _making = Lock()
 
 
-def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """Cached by tokenizer, since building it takes half a second."""
     with _making:
         if tokenizer not in _vocabularies:
@@ -280,7 +320,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 class Guide:
     """A Grammar backed by llguidance.
 
-    `starts` are the two ways to begin: without a dropped space, and with one.
+    `starts` are the ways to begin: without a dropped space and, where there can be one, with it.
     """
 
     def __init__(self, vocabulary: Vocabulary, starts: Sequence[LLMatcher]):
@@ -323,7 +363,7 @@ class Guide:
             self.closed = True
             return
         spaced = self.vocabulary.spaced
-        if self.count == 0 and spaced is not None:
+        if self.count == 0 and spaced is not None and len(self.starts) > 1:
             self.way = int(spaced[token // 32] >> (token % 32) & 1)
         matcher = self.starts[self.way]
         matcher.consume_token(token)

@@ -12,6 +12,10 @@ from uuid import uuid4
 from ...text.thinking import ThinkingForm, overlap
 from .formats import BlockText, CallText, Steps, ToolFormat
 
+MARK = "\udfff"
+"""In text, before the name of a token that opens calls: half a surrogate pair, which no decoded
+text has, so that no text can be taken for the token."""
+
 
 @dataclass(frozen=True)
 class ToolCall:
@@ -92,6 +96,7 @@ class CallReader:
     Without a format all of the answer is text. A thought has no calls. Of a block of several calls
     the first alone counts where `parallel` is False. With `streams` the parts of a call come as it
     is written: for replies whose calls a grammar holds valid, since nothing can be taken back.
+    Where a token opens calls (`by_token`), its name counts after MARK alone.
     """
 
     def __init__(
@@ -102,8 +107,10 @@ class CallReader:
         *,
         parallel: bool = True,
         streams: bool = False,
+        by_token: bool = False,
     ):
         self.format, self.functions, self.marks = tool_format, functions, marks
+        self.mark = MARK if by_token else ""
         self.parallel, self.streams = parallel, streams
         self.source = BlockText("")
         self.steps: Steps | None = None
@@ -140,26 +147,31 @@ class CallReader:
             pieces += self._grow()
         else:
             self.pending += text
+        opening = self.mark + self.format.opening
         ends = self.streams or self.format.closing[-1] in text
-        if self.pending.startswith(self.format.opening) and not ends:
+        if self.pending.startswith(opening) and not ends:
             return pieces  # still within a block: looking for its end takes time
-        while (start := self.pending.find(self.format.opening)) >= 0:
+        while (start := self.pending.find(opening)) >= 0:
             self._take_text(pieces, start)
+            if self.format.begins_tag and self.pending[len(opening) :][:1].strip():
+                self._take_text(pieces, len(opening))
+                continue
             if self.streams and self._begin():
                 pieces += self._grow()
                 continue
-            end = self.format.end(self.pending)
+            block = self.pending[len(self.mark) :]
+            end = self.format.end(block)
             if end < 0:
                 return pieces
-            pieces += self._parse(self.format, self.pending[:end])
-            self.pending = self.pending[end:]
-        self._take_text(pieces, len(self.pending) - overlap(self.pending, self.format.opening))
+            pieces += self._parse(self.format, block[:end])
+            self.pending = block[end:]
+        self._take_text(pieces, len(self.pending) - overlap(self.pending, opening))
         return pieces
 
     def _begin(self) -> bool:
         """Whether parts can come of the block that begins `pending`, which is taken out then."""
         assert self.format is not None
-        source = BlockText(self.pending)
+        source = BlockText(self.pending[len(self.mark) :])
         steps = self.format.steps(source, self.functions)
         try:
             first = next(steps, None)
@@ -199,15 +211,20 @@ class CallReader:
         form = self.format
         if form and self.steps and stopped_by == form.closing:
             return self.add(form.closing)
-        if form and self.pending.startswith(form.opening) and stopped_by == form.closing:
-            text, self.pending = self.pending, ""
+        if (
+            form
+            and self.pending.startswith(self.mark + form.opening)
+            and stopped_by == form.closing
+        ):
+            text, self.pending = self.pending[len(self.mark) :], ""
             return [*self._parse(form, text + form.closing)]
         self._take_text(pieces, len(self.pending))
         return pieces
 
     def _take_text(self, pieces: list[Part], length: int) -> None:
         """Moves the first characters to `pieces`. White space alone after a call is left out."""
-        text, self.pending = (self.space or "") + self.pending[:length], self.pending[length:]
+        taken, self.pending = self.pending[:length], self.pending[length:]
+        text = (self.space or "") + (taken.replace(self.mark, "") if self.mark else taken)
         if self.space is not None and not text.strip():
             self.space = text
         elif text:
@@ -216,6 +233,7 @@ class CallReader:
 
     def _parse(self, tool_format: ToolFormat, block: str) -> list[Part]:
         """The calls of a block, or its text."""
+        block = block.replace(self.mark, "") if self.mark else block
         try:
             found = tool_format.read(block, self.functions)
             calls = [self._call(name, arguments) for name, arguments in found]

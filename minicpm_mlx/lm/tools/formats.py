@@ -54,6 +54,9 @@ class ToolFormat(Protocol):
     """The text at the start of a block."""
     closing: str
     """The text at its end."""
+    begins_tag: bool
+    """The opening text is the beginning of a tag: other tags may begin so, `<functional>` as
+    `<function`. White space comes next in a call."""
     before: str
     """The text before the calls of a reply that is nothing else."""
     after: str
@@ -83,6 +86,7 @@ class JsonToolFormat:
     """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`: Hermes, Qwen and many others."""
 
     opening, closing = "<tool_call>", "</tool_call>"
+    begins_tag = False
     before = after = ""
 
     def end(self, text: str) -> int:

@@ -25,6 +25,7 @@ class PythonToolFormat:
     """
 
     opening, closing = OPENING, CLOSING
+    begins_tag = False
     before, after = f"{OPENING}\n```python\n", f"\n```\n{CLOSING}"
 
     def end(self, text: str) -> int:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from ...arguments import shown
 from ...engine import Grammar
-from ...errors import InvalidArgumentError, TemplateError
+from ...errors import InvalidArgumentError, MissingPackageError, TemplateError
 from ...text.python_tools import OPENING
 from ...text.thinking import ThinkingForm
 from ...text.tokenizer import Tokenizer
 from ...text.tools import describe_tools
 from ..structured.closed_schema import closed
 from ..structured.either_grammar import EitherGrammar
-from ..structured.grammar import grammar_of
-from .calls import CallReader, names_none
+from ..structured.grammar import grammar_of, vocabulary_of
+from .calls import MARK, CallReader, names_none
 from .formats import JsonToolFormat, ToolFormat
+from .held_calls import HeldCalls
 from .python_format import PythonToolFormat
 from .xml_format import XmlToolFormat
 
@@ -34,11 +36,12 @@ class ToolSet:
     """The functions that a model may call.
 
     `tools` are in OpenAI's form, `{"type": "function", "function": {"name": ..., "parameters":
-    ...}}`, or the function alone; with `strict` true in one of them, all calls follow their
-    schemas. `choice` is "auto" (the model decides), "none", "required" (at least one call) or the
-    name of the function to call; without `parallel` there is one call at most. TemplateError if
-    the model was not trained with tools, or writes calls in an unknown form; InvalidArgumentError,
-    with the field of OpenAI's API, for tools that contradict each other.
+    ...}}`, or the function alone. All calls follow their schemas where a special token opens them
+    and the grammar takes the schemas; with `strict` true in one of them, always. `choice` is "auto"
+    (the model decides), "none", "required" (at least one call) or the name of the function to call;
+    without `parallel` there is one call at most. TemplateError if the model was not trained with
+    tools, or writes calls in an unknown form; InvalidArgumentError, with the field of OpenAI's API,
+    for tools that contradict each other.
     """
 
     def __init__(
@@ -56,6 +59,9 @@ class ToolSet:
         self.is_strict = any(_is_strict(tool) for tool in tools or ())
         self.active = bool(functions) and choice != "none"
         self.format = self._find_format() if self.active else None
+        self.is_held = self.is_forced or (self.active and self.is_strict)
+        """Whether a grammar holds all calls to their schemas; `answer_grammar` finds out whether
+        one can where none must."""
 
     def _check(self, count: int) -> None:
         if len(self.functions) != count:
@@ -112,10 +118,15 @@ class ToolSet:
         """Whether the reply must be a call."""
         return self.active and self.choice != "auto"
 
+    @cached_property
+    def call_token(self) -> int | None:
+        """The special token that opens calls; None where ordinary text does."""
+        return self.tokenizer.special_tokens.get(self.format.opening) if self.format else None
+
     @property
-    def is_held(self) -> bool:
-        """Whether a grammar holds all calls to their schemas."""
-        return self.is_forced or (self.active and self.is_strict)
+    def token_marks(self) -> dict[int, str]:
+        """What the reader of calls needs in front of a token's text."""
+        return {} if self.call_token is None else {self.call_token: MARK}
 
     def reader(self, marks: ThinkingForm | None = None, *, streams: bool = False) -> CallReader:
         """Reads one reply; with `marks` its thought stays in the text, between them.
@@ -128,10 +139,12 @@ class ToolSet:
             marks,
             parallel=self.parallel,
             streams=streams and self.is_held,
+            by_token=self.call_token is not None,
         )
 
     def lark(self, within_text: bool = False) -> str:
-        """The grammar, in Lark, of a reply that is calls; or of text in which they may come."""
+        """The grammar, in Lark, of a reply that is calls; or of text in which they may come, or
+        where a token opens these, of what comes after it."""
         form = self.format
         assert form is not None
         only = self.choice in self.functions
@@ -147,18 +160,15 @@ class ToolSet:
         calls = 'call ("\\n" call)*' if several and (form.before or not within_text) else "call"
         calls = f"{before} {calls} {after}"
         rules = [*dict.fromkeys("\n".join(rules).splitlines())]  # calls share terminals
-        if not within_text:
+        if not within_text or self.call_token is not None:
             return "\n".join([f"start: {calls}", *rules])
-        opening, regex = self.literal(form.opening), re.escape(form.opening)
-        if opening == json.dumps(form.opening):
-            begin = f"OPENING\nOPENING: /(?s:.*){regex}/", "[lazy]"
-        else:  # the mark is told by its token, and no text spells it
-            begin = f"TEXT? {opening}", ""
+        regex = re.escape(form.opening)
         return "\n".join(
             [
                 "start: (begin block)* TEXT?" if several else "start: TEXT? | begin block",
                 f"block: {calls}",
-                f"begin{begin[1]}: {begin[0]}",
+                "begin[lazy]: OPENING",
+                f"OPENING: /(?s:.*){regex}/",
                 f"TEXT: /(?s:.*)/ & ~/(?s:.*){regex}(?s:.*)/",
                 *rules,
             ]
@@ -184,12 +194,40 @@ class ToolSet:
 
 def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
     """The grammar of a reply: calls where they must come, else `grammar`, with which calls may
-    come in place of the answer that it is for; of strict tools, text in which calls may come."""
-    if not tools.active or not (tools.is_held or grammar):
+    come in place of the answer that it is for; else text in which calls are held, where they must
+    be or can be (`tools.is_held`)."""
+    if not tools.active:
         return grammar
-    within_text = not tools.is_forced and grammar is None
-    calls = grammar_of(tools.tokenizer, ebnf=tools.lark(within_text))
-    return calls if tools.is_forced or grammar is None else EitherGrammar([calls, grammar])
+    if tools.is_forced or grammar:
+        calls = grammar_of(tools.tokenizer, ebnf=tools.lark())
+        tools.is_held = tools.is_held or tools.call_token is not None
+        return calls if tools.is_forced or not grammar else EitherGrammar([calls, grammar])
+    if tools.call_token is None:
+        if not tools.is_strict:
+            return None
+        return grammar_of(tools.tokenizer, ebnf=tools.lark(within_text=True))
+    try:
+        held = _held_calls(tools, tools.call_token)
+    except (InvalidArgumentError, MissingPackageError):
+        if tools.is_strict:
+            raise
+        return None
+    tools.is_held = True
+    return held
+
+
+def _held_calls(tools: ToolSet, opening: int) -> HeldCalls:
+    assert tools.format
+    block = grammar_of(tools.tokenizer, ebnf=tools.lark(within_text=True), continues=True)
+    vocabulary = vocabulary_of(tools.tokenizer)
+    return HeldCalls(
+        opening,
+        block,
+        every=vocabulary.every,
+        ends=vocabulary.ends,
+        apart=vocabulary.solid if tools.format.begins_tag else None,
+        several=tools.parallel,
+    )
 
 
 def _is_strict(tool: Mapping[str, Any]) -> bool:

@@ -36,6 +36,7 @@ class XmlToolFormat:
     """`<function name="..."><param name="...">...</param></function>`: MiniCPM 5."""
 
     opening, closing = "<function", "</function>"
+    begins_tag = True
     before = after = ""
 
     def end(self, text: str) -> int:

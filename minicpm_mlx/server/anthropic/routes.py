@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from ...lm.outputs import Stats
-from ...lm.tools.calls import CallDelta, Part, Thought, ToolCall
+from ...lm.tools.calls import CallDelta, CallReader, Part, Thought, ToolCall
 from ...lm.tools.growing_json import whole_members
 from ..http.api_error import ERROR_TYPES, ApiError
 from ..http.streaming import named_sse, new_id, stream_response
@@ -71,12 +71,15 @@ class MessageRun:
         self.service, self.body = service, body
         self.served = service.find_model(body.model)
         self.tools = body.request_tools(service)
-        self.reader = self.tools.reader(streams=True)
+        self.reader = CallReader(None, {})
+        """That of the tools once it is known whether their calls are held."""
         self.has_called = False
 
     async def generation(self) -> GenerationRequest:
         body, tools = self.body, self.tools
         prompt = body.prompt(self.service, tools)
+        grammar = await tools.grammar({"output_config.format": body.guide()})
+        self.reader = tools.reader(streams=True)
         return GenerationRequest(
             prompt=prompt,
             continues=body.continues_reply,
@@ -86,7 +89,8 @@ class MessageRun:
             max_tokens=body.max_tokens,
             stop=[*(body.stop_sequences or ()), *prompt.stops, *tools.stops],
             keep_special=tools.keep_special,
-            grammar=await tools.grammar({"output_config.format": body.guide()}),
+            token_marks=tools.token_marks,
+            grammar=grammar,
         )
 
     def read(self, chunk: Chunk) -> list[Part]:

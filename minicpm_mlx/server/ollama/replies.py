@@ -120,7 +120,6 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         if not body.messages:
             return _loaded(reply)
         tools = RequestTools(service, [tool.function for tool in body.tools or []])
-        reply.reader = tools.reader()
         messages = [message.for_template() for message in body.messages]
         continues = body.continues_reply
         prompt = service.chat_prompt(
@@ -128,6 +127,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         )
         generation = await _generation(service, body, prompt, tools)
         generation = replace(generation, continues=continues)
+        reply.reader = tools.reader()
         return await _respond(request, reply, generation, body.stream is not False)
 
 
@@ -157,6 +157,7 @@ async def _generation(
         max_tokens=options.max_tokens(service, prompt.ids),
         stop=[*(options.stop or []), *prompt.stops],
         keep_special=tools.keep_special,
+        token_marks=tools.token_marks,
         top_logprobs=body.wanted_logprobs(),
         grammar=await tools.grammar({"format": body.guide()}),
     )

@@ -150,6 +150,7 @@ class ChatRun:
             top_logprobs=body.wanted_logprobs(),
             continues=continues,
             keep_special=tools.keep_special or body.skip_special_tokens is False,
+            token_marks=tools.token_marks,
         )
 
     def reader(self) -> CallReader:

@@ -234,6 +234,7 @@ class ResponseBody(SamplingFields):
             lambda: service.chat_prompt(messages, tools.for_template, "input", thinking=thinking),
             "input",
         )
+        grammar = await tools.grammar({"text.format": self.text_format.guide()})
         return GenerationRequest(
             prompt=prompt,
             served=service.find_model(self.model),
@@ -243,7 +244,8 @@ class ResponseBody(SamplingFields):
             stop=[*prompt.stops, *tools.stops],
             top_logprobs=(self.top_logprobs or 0) if self.wants_logprobs() else None,
             keep_special=tools.keep_special,
-            grammar=await tools.grammar({"text.format": self.text_format.guide()}),
+            token_marks=tools.token_marks,
+            grammar=grammar,
         )
 
     def echoed(self, generation: GenerationRequest) -> dict[str, Any]:

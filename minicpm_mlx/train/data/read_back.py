@@ -9,7 +9,7 @@ from typing import Any
 
 from ...arguments import shown
 from ...errors import DataError
-from ...lm.tools.calls import ToolCall
+from ...lm.tools.calls import CallReader, ToolCall
 from ...lm.tools.tool_set import ToolSet
 from ...text.chat_prompt import ChatPrompt
 from ...text.thinking import ThoughtReader
@@ -57,7 +57,8 @@ class ReplyReader:
         """The thought, the text, and the calls as names and arguments."""
         ids = [token for token in reply if token not in self.tokenizer.eos_ids]
         thought, answer = self._split(chat, ids)
-        reader = self.tools.reader()
+        # By text: a call that is spelled with other tokens than a call's must not be learned.
+        reader = CallReader(self.tools.format, self.tools.functions)
         parts = [*reader.add(answer), *reader.finish()]
         text = "".join(part for part in parts if isinstance(part, str))
         calls = [part for part in parts if isinstance(part, ToolCall)]
