@@ -151,8 +151,8 @@ class LM:
 
         `tools` are functions in OpenAI's form that the model may call in its answer to messages (a
         ChatPrompt was made with them). `tool_choice` is "auto", "none", "required" or the name of
-        the one to call; a call that is asked for follows its schema. Nothing is called here: a
-        `Piece` has the calls that are complete.
+        the one to call; calls that must come, or that a special token opens, follow their schemas.
+        Nothing is called here: a `Piece` has the calls that are complete.
 
             for piece in lm.stream("Once upon a time"):
                 print(piece.text, end="")

@@ -26,7 +26,7 @@ class Function(Body):
     parameters: dict[str, Any] | None = None
     """The JSON schema of its arguments, an object."""
     strict: bool | None = None
-    """True: all calls follow their schemas; those that are required do so in any case."""
+    """True: all calls follow their schemas, as those that must come do in any case."""
 
 
 class Tool(Body):

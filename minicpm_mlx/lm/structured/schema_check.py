@@ -39,6 +39,10 @@ NOTES = {
 }  # fmt: skip
 """Annotations: keywords that allow and forbid nothing."""
 
+COUNTS = {
+    "minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength",
+}  # fmt: skip
+
 KNOWN = ONE | LISTS | NAMED | PLAIN | NOTES
 
 DEEP = 100
@@ -126,6 +130,11 @@ def _check(path: Path, schema: dict[str, Any]) -> None:
             raise _wrong(path, f"the keyword {shown(keyword)} is not supported; leave it out")
         if keyword in ("$id", "id") and path:
             raise _wrong(path, f"{keyword} is supported at the top alone")
+        if keyword in COUNTS and not _is_count(schema[keyword]):
+            raise _wrong(path, f"{keyword} must be a count, got {shown(schema[keyword])}")
+    types = schema.get("type", "object")
+    if not all(isinstance(kind, str) for kind in (types if isinstance(types, list) else [types])):
+        raise _wrong(path, f"type must be a name or a list of names, got {shown(types)}")
     least, required = schema.get("minProperties"), schema.get("required")
     named = len(required) if isinstance(required, list) else 0
     if isinstance(least, (int, float)) and least > named + 1:
@@ -136,6 +145,10 @@ def _check(path: Path, schema: dict[str, Any]) -> None:
     properties = schema.get("properties")
     if isinstance(properties, dict) and len(properties) > PROPERTIES:
         raise _wrong(path, f"at most {PROPERTIES} properties, got {len(properties)}")
+
+
+def _is_count(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and value >= 0
 
 
 def _check_references(schema: dict[str, Any], references: list[Any]) -> None:
@@ -170,7 +183,9 @@ def target(schema: object, reference: str) -> object:
 def _check_multiples(values: list[Any]) -> None:
     """Refuse too many states: of all values together, or of the lcm if they apply to one number."""
     numbers = [
-        Decimal(str(value)) for value in values if isinstance(value, (int, float)) and value > 0
+        Decimal(str(value))
+        for value in values
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
     ]
     digits = min(map(_exponent, numbers), default=0)
     if digits < -20 or any(number.adjusted() > 20 for number in numbers):

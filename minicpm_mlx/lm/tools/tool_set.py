@@ -125,7 +125,7 @@ class ToolSet:
 
     @property
     def token_marks(self) -> dict[int, str]:
-        """What the reader of calls needs in front of a token's text."""
+        """Put in front of the text of tokens, for the reader of calls."""
         return {} if self.call_token is None else {self.call_token: MARK}
 
     def reader(self, marks: ThinkingForm | None = None, *, streams: bool = False) -> CallReader:

@@ -111,7 +111,7 @@ class CustomTool(CacheableBody):
     input_schema: dict[str, Any]
     type: Literal["custom"] | None = None
     strict: bool | None = None
-    """True: all calls follow their schemas; those that are required do so in any case."""
+    """True: all calls follow their schemas, as those that must come do in any case."""
     eager_input_streaming: Ignored[bool] = None
     defer_loading: Annotated[bool | None, refused("leave it out")] = None
     input_examples: Annotated[list[dict[str, Any]] | None, refused("leave it out")] = None
