@@ -255,13 +255,14 @@ def _prediction(model: str, format: str) -> str:
     config, depths = _config_to_predict(model), (0, 2048, 4096)
     cost = footprint(config)
     is_2b = cost.cache == MINICPM_2B.cache and 0.98 < cost.weights / MINICPM_2B.weights < 1.02
-    published = PUBLISHED if is_2b else {}
+    published, measured = PUBLISHED if is_2b else {}, _measured(model, config)
     rows = [
         {
             "chip": chip,
             "model": model,
             **{f"tg @ d{depth}": round(expected(chip, cost, depth), 1) for depth in depths},
             "mlx_lm_published": published.get(chip),
+            "measured": measured.get(chip),
         }
         for chip in BANDWIDTHS
     ]
@@ -270,12 +271,12 @@ def _prediction(model: str, format: str) -> str:
     head = ["chip", "0 context", "2k", "4k"]
     if published:
         head.append("mlx-lm, published at 0.6k")
+    if measured:
+        head.append("measured, short context")
+    columns = [f"tg @ d{depth}" for depth in depths]
+    columns += ["mlx_lm_published"] * bool(published) + ["measured"] * bool(measured)
     cells = [
-        [
-            str(row["chip"]),
-            *(f"{row[f'tg @ d{depth}']:.0f}" for depth in depths),
-            f"{row['mlx_lm_published']:.0f}" if row["mlx_lm_published"] else "",
-        ][: len(head)]
+        [str(row["chip"]), *(f"{row[name]:.0f}" if row[name] else "" for name in columns)]
         for row in rows
     ]
     bits = config.quantization.bits if config.quantization else 16
@@ -284,6 +285,18 @@ def _prediction(model: str, format: str) -> str:
         f"A token reads {cost.weights / 1e9:.2f} GB of weights and {cost.cache / 1024:.0f} KiB for "
         f"each token of context, in {cost.kernels} kernels.\n\n{markdown_table(head, cells)}"
     )
+
+
+def _measured(model: str, config: Config) -> dict[str, float]:
+    """Tokens/s that users measured, by chip; random weights of a card's shape in 4 bits count."""
+    from minicpm_mlx.bench.measured import measured_decode, measured_rows
+    from minicpm_mlx.bench.shapes import PACKING, SHAPES
+
+    names = {model}
+    if model not in SHAPES and config.quantization == PACKING and (shape := resolve(model).shape):
+        names.add(shape)
+    decodes = measured_decode(measured_rows(), names)
+    return {chip: float(row["avg_ts"]) for chip, row in decodes.items()}
 
 
 def _config_to_predict(model: str) -> Config:

@@ -107,6 +107,8 @@ def _verify(*, as_json: bool, as_markdown: bool) -> None:
             out.print(f"power: {report.machine['power']}, heat: {report.machine['thermal']}")
         out.print(report.summary, style="good" if report.passed else "error")
     if not report.passed:
+        if plain:  # what is printed is read by others
+            console(stderr=True).print(report.summary, style="error")
         raise typer.Exit(1)
 
 

@@ -100,12 +100,17 @@ def _literal(value: Any) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Reads rows that `as_json` or `as_jsonl` wrote; InvalidArgumentError for anything else."""
+    """Reads rows that `as_json` or `as_jsonl` wrote, or that are in a report of `doctor --verify`.
+
+    InvalidArgumentError for anything else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{path}: cannot be read ({error})") from None
+    if isinstance(rows, list) and len(rows) == 1 and isinstance(rows[0], dict):
+        rows = rows[0].get("bench", rows)
     if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         raise InvalidArgumentError(f"{path}: expected what `minicpm-mlx bench --json` prints")
     return rows
