@@ -20,6 +20,8 @@ from .results import CheckResult, Errors, relative_error
 CHUNK = 20
 """Tokens of the prompt that are read at first."""
 
+CHECKS = ("logits", "inference form = reference form", "cached = uncached")
+
 
 class Loaded(NamedTuple):
     """A golden case in one format, in both forms."""
@@ -43,8 +45,7 @@ def check_logits() -> Iterator[CheckResult]:
     """Compare the logits of every case in every format with the stored ones, and with each other:
     of both forms, and of the text read at once or through the cache."""
     for format in FORMATS:
-        names = ("logits", "inference form = reference form", "cached = uncached")
-        right, forms, cached = (Errors(name, format, limit(format)) for name in names)
+        right, forms, cached = (Errors(name, format, limit(format)) for name in CHECKS)
         for case in CASES:
             loaded = load(case, format)
             ids, rows = mx.array([case.ids]), mx.array(POSITIONS)

@@ -53,7 +53,7 @@ class Verification:
             "machine": self.machine,
             "checks": [check.record() for check in self.checks],
             "bench": list(self.bench),
-            "seconds": round(self.seconds, 1),
+            "elapsed_s": round(self.seconds, 1),
         }
 
     def markdown(self) -> str:

@@ -21,6 +21,8 @@ SETTINGS: tuple[dict[str, float], ...] = (
     {"temperature": 1.0, "min_p": 0.1},
 )
 
+CHECKS = ("sums of 64-bit integers", "sampling on the device = on the host")
+
 
 def check_sampling() -> Iterator[CheckResult]:
     """Check that the device and the host draw only tokens that the settings keep, and that the
@@ -46,7 +48,7 @@ def check_sampling() -> Iterator[CheckResult]:
     if undecided > drawn // 4:
         wrong.append(f"{undecided} of {drawn} draws undecided on the device")
     yield CheckResult(
-        name="sampling on the device = on the host",
+        name=CHECKS[1],
         outcome=FAIL if wrong else PASS,
         expected=f"tokens that a sort in float64 keeps, {drawn} draws on each",
         got="; ".join(wrong[:3]) if wrong else "the same tokens kept",
@@ -91,7 +93,7 @@ def _check_sums() -> CheckResult:
     smallest = int((((ids.astype(mx.int64) + 5) << 32) + ids).min().item())  # type: ignore[arg-type]
     same = same and found == VOCABULARY // 2 + 1 and smallest == 5 << 32
     return CheckResult(
-        name="sums of 64-bit integers",
+        name=CHECKS[0],
         outcome=PASS if same else FAIL,
         expected="exact",
         got="exact" if same else f"{int(sums[-1])} in place of {int(exact[-1])}",

@@ -22,6 +22,8 @@ PROMPTS = (40, 9, 23)
 DRAFT = 4
 """Tokens of a draft, of which the third is wrong."""
 
+CHECKS = ("batch = alone", "speculation = plain")
+
 
 def check_texts() -> Iterator[CheckResult]:
     """Compare texts in float32, in the format this device prefers, and in 4 bits.
@@ -32,8 +34,7 @@ def check_texts() -> Iterator[CheckResult]:
     preferred = dtype_name(device.choose_dtype(mx.bfloat16))
     for format in dict.fromkeys(("float32", preferred, "4 bits")):
         # Both sides of a gap may be off.
-        alone = Errors("batch = alone", format, 2 * limit(format))
-        plain = Errors("speculation = plain", format, 2 * limit(format))
+        alone, plain = (Errors(name, format, 2 * limit(format)) for name in CHECKS)
         for case in CASES:
             loaded = load(case, format)
             texts = [_text(loaded, case.ids[:length]) for length in PROMPTS]

@@ -20,6 +20,7 @@ from minicpm_mlx.verify.report import Verification
 from minicpm_mlx.verify.results import CheckResult
 from support import numpy_model
 from support.data import CASES, GOLDEN
+from support.source import ROOT
 
 
 @pytest.fixture
@@ -174,6 +175,15 @@ def test_the_stored_logits_are_small() -> None:
 
 
 # ---- the report
+
+
+@pytest.mark.parametrize("page", ["verify.md", "verify_zh.md"])
+def test_the_guide_lists_every_check(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names = [*operations.OPERATIONS, *golden.CHECKS, *texts.CHECKS, *sampling.CHECKS]
+    names += ["wired memory limit", "memory given back"]
+    for name in names:
+        assert f"`{name}`" in text, name
 
 
 def report(**changes: Any) -> Verification:
