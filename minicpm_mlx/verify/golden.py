@@ -15,7 +15,7 @@ from ..model.transformer import Model
 from ..weights.load import load_model
 from .cases import CASES, LENGTH, POSITIONS, PROMPT, GoldenCase
 from .formats import FORMATS, limit
-from .results import CheckResult, Errors, relative_error
+from .results import CheckResult, Errors, catching, relative_error
 
 CHUNK = 20
 """Tokens of the prompt that are read at first."""
@@ -47,16 +47,21 @@ def check_logits() -> Iterator[CheckResult]:
     for format in FORMATS:
         right, forms, cached = (Errors(name, format, limit(format)) for name in CHECKS)
         for case in CASES:
-            loaded = load(case, format)
-            ids, rows = mx.array([case.ids]), mx.array(POSITIONS)
-            reference, inference = (model(ids)[0] for model in loaded[1:])
-            steps = cached_logits(loaded.inference, ids)
-            right.add(case.name, relative_error(inference[rows], case.logits))
-            right.add(f"{case.name}, reference form", relative_error(reference[rows], case.logits))
-            # At those positions alone: elsewhere a router or FATReLU may be near a tie.
-            forms.add(case.name, relative_error(inference[rows], reference[rows]))
-            cached.add(case.name, relative_error(steps[rows], inference[rows]))
+            with catching(case.name, right, forms, cached):
+                _compare(load(case, format), right, forms, cached)
         yield from (errors.result() for errors in (right, forms, cached))
+
+
+def _compare(loaded: Loaded, right: Errors, forms: Errors, cached: Errors) -> None:
+    case = loaded.case
+    ids, rows = mx.array([case.ids]), mx.array(POSITIONS)
+    reference, inference = (model(ids)[0] for model in loaded[1:])
+    steps = cached_logits(loaded.inference, ids)
+    right.add(case.name, relative_error(inference[rows], case.logits))
+    right.add(f"{case.name}, reference form", relative_error(reference[rows], case.logits))
+    # At those positions alone: elsewhere a router or FATReLU may be near a tie.
+    forms.add(case.name, relative_error(inference[rows], reference[rows]))
+    cached.add(case.name, relative_error(steps[rows], inference[rows]))
 
 
 def cached_logits(model: FusedModel, ids: mx.array) -> mx.array:

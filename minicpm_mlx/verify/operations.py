@@ -19,7 +19,18 @@ from ..model.kernels.cpu_gemv import split_matrices
 from ..model.rope import Rope
 from .cases import CASES, LENGTH, GoldenCase
 from .formats import SHORT_FLOAT32, rounds_float32
-from .results import FAIL, PASS, SKIP, Array, CheckResult, Errors, as_numpy, relative_error
+from .results import (
+    FAIL,
+    PASS,
+    SKIP,
+    Array,
+    CheckResult,
+    Errors,
+    as_numpy,
+    catching,
+    relative_error,
+    without_paths,
+)
 
 LIMITS = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 0.15}
 """Largest error of one operation, in units of the result's deviation.
@@ -34,7 +45,8 @@ def check_operations() -> Iterator[CheckResult]:
         exact = format != "float32" or not rounds_float32()
         for name, check in OPERATIONS.items():
             errors = Errors(name, format, LIMITS[format if exact else SHORT_FLOAT32])
-            check(dtype, errors)
+            with catching(name, errors):
+                check(dtype, errors)
             yield errors.result()
 
 
@@ -187,5 +199,5 @@ def check_own_kernels() -> Iterator[CheckResult]:
             name=f"own kernel {check.name} = reference",
             outcome=PASS if check.chosen else SKIP if unused else FAIL,
             expected="chosen" if not unused else "",
-            got="chosen" if check.chosen else f"not chosen: {check.reason}",
+            got="chosen" if check.chosen else f"not chosen: {without_paths(check.reason or '')}",
         )

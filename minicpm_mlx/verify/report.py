@@ -13,7 +13,7 @@ from ..files.tables import markdown_table
 from .formats import rounds_float32
 from .results import FAIL, SKIP, CheckResult
 
-FACTS = ("chip", "device", "blas", "dtype", "memory_bytes", "system")
+FACTS = ("chip", "device", "blas", "command_buffers", "dtype", "memory_bytes", "system")
 VERSIONS = ("minicpm-mlx", "mlx", "mlx-lm", "python")
 """Of `examine`; its folders stay out, since their names may hold a person's."""
 
@@ -63,7 +63,8 @@ class Verification:
             for name, value in self.machine.items()
             if value is not None
         )
-        rows = [(c.title, c.outcome, c.expected, c.got) for c in self.checks]
+        cells = ((c.title, c.outcome, c.expected, c.got) for c in self.checks)
+        rows = [[text.replace("|", "\\|") for text in row] for row in cells]
         columns = ("check", "result", "expected", "got")
         parts = [
             f"**minicpm-mlx doctor --verify: {self.summary}**",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ class Errors:
     def __init__(self, name: str, format: str, limit: float):
         self.name, self.format, self.limit = name, format, limit
         self.errors: dict[str, float] = {}
+        self.problems: dict[str, str] = {}
+        """What was raised, by subject."""
 
     def add(self, subject: str, error: float) -> None:
         """Keep the largest error of a subject; NaN counts as infinite."""
@@ -51,17 +54,29 @@ class Errors:
         self.errors[subject] = max(error, self.errors.get(subject, 0.0))
 
     def result(self) -> CheckResult:
-        wrong = {s: e for s, e in self.errors.items() if e > self.limit}
-        worst = max(self.errors, key=self.errors.__getitem__)
-        shown = wrong or {worst: self.errors[worst]}
+        wrong = {subject: e for subject, e in self.errors.items() if e > self.limit}
+        failed = bool(wrong or self.problems)
+        worst = sorted(self.errors.items(), key=lambda item: item[1])[-1:]
+        shown = wrong if failed else dict(worst)
         texts = [f"{error:.2g} ({subject})" for subject, error in shown.items()]
+        texts += [f"{problem} ({subject})" for subject, problem in self.problems.items()]
         return CheckResult(
             name=self.name,
             format=self.format,
-            outcome=FAIL if wrong else PASS,
+            outcome=FAIL if failed else PASS,
             expected=f"error at most {self.limit:.2g}",
-            got=", ".join(texts) if self.errors[worst] else "no difference",
+            got=", ".join(texts) if failed or any(shown.values()) else "no difference",
         )
+
+
+@contextmanager
+def catching(subject: str, *checks: Errors) -> Iterator[None]:
+    """Make what is raised a failure of `checks`, so that others go on."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, the report must name it
+        for check in checks:
+            check.problems[subject] = without_paths(error)
 
 
 def relative_error(found: mx.array | Array, expected: mx.array | Array) -> float:
@@ -87,8 +102,8 @@ def attempt(name: str, check: Check) -> Iterator[CheckResult]:
         yield CheckResult(name=name, outcome=FAIL, expected="no error", got=without_paths(error))
 
 
-def without_paths(error: Exception) -> str:
-    """The error's type and first line, without paths, which may hold a person's name."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    text = re.sub(r"(?:~|\w:)?[/\\][^\s:'\"]+", "…", first)
-    return f"{type(error).__name__}: {text}"[:200]
+def without_paths(problem: Exception | str) -> str:
+    """An error's type and first line, or a text, without paths, which may hold a person's name."""
+    first = (str(problem).strip().splitlines() or [""])[0]
+    text = re.sub(r"(?:~|\b[A-Za-z]:)?[/\\][^\s:'\",;)]+", "…", first)
+    return text[:200] if isinstance(problem, str) else f"{type(problem).__name__}: {text}"[:200]

@@ -13,7 +13,7 @@ from ..weights.lazy_tensor import dtype_name
 from .cases import CASES
 from .formats import limit
 from .golden import Loaded, load
-from .results import CheckResult, Errors, as_numpy
+from .results import CheckResult, Errors, as_numpy, catching
 
 TOKENS = 12
 """Tokens of a text."""
@@ -36,20 +36,28 @@ def check_texts() -> Iterator[CheckResult]:
         # Both sides of a gap may be off.
         alone, plain = (Errors(name, format, 2 * limit(format)) for name in CHECKS)
         for case in CASES:
-            loaded = load(case, format)
-            texts = [_text(loaded, case.ids[:length]) for length in PROMPTS]
-            for length, text, batched in zip(PROMPTS, texts, _batch(loaded), strict=True):
-                gap = _gap(loaded, case.ids[:length], text, batched)
-                alone.add(case.name, gap)
-            prompt = case.ids[: PROMPTS[0]]
-            drafts = FixedDrafts([*prompt, *texts[0]], case.config.vocab_size)
-            drafted = _text(loaded, prompt, drafts)
-            plain.add(case.name, _gap(loaded, prompt, texts[0], drafted))
-            threshold = case.config.rotation_threshold  # beyond it nothing is drafted
-            drafts_fit = threshold is None or threshold > len(prompt) + TOKENS
-            if drafts_fit and drafts.passes >= TOKENS - 1:
-                plain.add(f"{case.name}, whose drafts saved no pass", math.inf)
+            with catching(case.name, alone, plain):
+                loaded = load(case, format)
+                texts = [_text(loaded, case.ids[:length]) for length in PROMPTS]
+                _compare_batch(loaded, texts, alone)
+                _compare_drafted(loaded, texts[0], plain)
         yield from (alone.result(), plain.result())
+
+
+def _compare_batch(loaded: Loaded, texts: list[list[int]], alone: Errors) -> None:
+    for length, text, batched in zip(PROMPTS, texts, _batch(loaded), strict=True):
+        alone.add(loaded.case.name, _gap(loaded, loaded.case.ids[:length], text, batched))
+
+
+def _compare_drafted(loaded: Loaded, text: list[int], plain: Errors) -> None:
+    case, prompt = loaded.case, loaded.case.ids[: PROMPTS[0]]
+    drafts = FixedDrafts([*prompt, *text], case.config.vocab_size)
+    drafted = _text(loaded, prompt, drafts)
+    plain.add(case.name, _gap(loaded, prompt, text, drafted))
+    threshold = case.config.rotation_threshold  # beyond it nothing is drafted
+    drafts_fit = threshold is None or threshold > len(prompt) + TOKENS
+    if drafts_fit and drafts.passes >= TOKENS - 1:
+        plain.add(f"{case.name}, whose drafts saved no pass", math.inf)
 
 
 class FixedDrafts(Speculation):

@@ -132,6 +132,18 @@ def test_a_kernel_that_is_not_chosen_on_a_gpu_fails(monkeypatch: pytest.MonkeyPa
     assert reason in check.got
 
 
+@pytest.mark.usefixtures("quick")
+def test_an_operation_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: Any, **__: Any) -> mx.array:
+        raise RuntimeError("Unable to load kernel /Users/someone/mlx.metallib: not found")
+
+    monkeypatch.setattr(kernels, "attention", lambda: raises)
+    failed = failures()
+    assert set(failed) == {"attention", "logits", *golden.CHECKS}
+    assert "Unable to load kernel …: not found (attention)" in failed["attention"].got
+    assert "minicpm-2b-128k" in failed["logits"].got
+
+
 def test_nan_is_a_failure() -> None:
     errors = operations.Errors("logits", "float32", 1.0)
     errors.add("minicpm3", float("nan"))
@@ -196,6 +208,11 @@ def test_the_report_names_what_failed() -> None:
     assert report().failed == ["logits, float32"]
     assert "1 of 1 failed: logits, float32" in report().markdown()
     assert "chip Apple M4, memory 16.0 GB, power battery" in report().markdown()
+
+
+def test_a_bar_in_an_error_does_not_end_its_cell() -> None:
+    check = CheckResult(name="speed", outcome="fail", expected="", got="a | b")
+    assert "| a \\| b |" in report(checks=[check]).markdown()
 
 
 def test_no_part_of_a_machine_row_holds_a_path_or_a_name() -> None:
