@@ -8,6 +8,7 @@ import pty
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import minicpm_mlx as mm
 from minicpm_mlx.cli.streams import prompt_text, stdin_lines
 
 CODE = "from minicpm_mlx.cli.main import main; main()"
-SHORT = "--model demo --temp 0 --max-tokens 3"
+SHORT = '--model "$TINY" --temp 0 --max-tokens 3'
 NOT_UTF8 = "standard input is not utf-8 (byte {}, 0xe9); convert it first"
 
 Done = subprocess.CompletedProcess[bytes]
@@ -48,6 +49,14 @@ def result(done: Done) -> str:
     return done.stdout.decode()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def model(tiny: mm.LM) -> Iterator[None]:
+    """The model of `SHORT`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY", str(tiny.card.path))
+        yield
+
+
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that holds something of a card's, to be deleted."""
@@ -64,7 +73,6 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "line", ["--help <&- 2>&-", "list <&-", "doctor 2>&-", f"generate {SHORT} -p Hi <&- 2>&-"]
 )
-@pytest.mark.usefixtures("demo_folder")
 def test_a_closed_stream_that_is_not_needed_is_not_missed(line: str) -> None:
     assert result(shell(line))
 
@@ -141,7 +149,8 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def test_input_is_utf8_whatever_the_locale(demo: mm.LM) -> None:
     question = [{"role": "user", "content": "说出一种动物。"}]
     *_, last = demo.stream(question, max_tokens=1)
-    done = shell(f"generate {SHORT} -p - --json", "说出一种动物。".encode(), **ASCII)
+    stdin = question[0]["content"].encode()
+    done = shell(f"generate {SHORT} -p - --json", stdin, TINY="demo", **ASCII)
     assert f'"prompt_tokens": {last.stats.prompt_tokens},' in result(done)
 
 
@@ -171,7 +180,6 @@ def test_one_newline_at_the_end_is_no_part_of_a_prompt(
     assert prompt_text("Hi\n") == "Hi\n"
 
 
-@pytest.mark.usefixtures("demo_folder")
 def test_input_in_another_encoding_names_the_byte_and_answers_the_turns_before_it() -> None:
     done = shell(f"generate {SHORT} -p -", b"caf\xe9")
     assert (failure(done), done.stdout) == (NOT_UTF8.format(3), b"")

@@ -369,6 +369,7 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
     assert shell.raw.rfind(b"\x1b[?2004l") > shell.raw.rfind(b"\x1b[?2004h")
 
 
+@pytest.mark.slow
 def test_the_interface_in_chinese_and_without_colour(chat: Open) -> None:
     shell = chat("--max-tokens", "12", LANG="zh_CN.UTF-8", NO_COLOR="1")
     shell.wait("/help 列出命令")

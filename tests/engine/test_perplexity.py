@@ -148,19 +148,19 @@ def test_a_loss_beyond_all_numbers_is_infinite_perplexity() -> None:
 
 
 def test_the_command_says_it_for_people_and_programs(
-    demo_folder: Path,
+    tiny: mm.LM,
     tmp_path: Path,
     command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = tmp_path / "text.txt"
+    model, text = str(tiny.folder), tmp_path / "text.txt"
     text.write_text("The capital of France is Paris. The capital of Italy is Rome. " * 3)
     short = ["--text", str(text), "--limit", "30", "--context", "20", "--stride", "10"]
-    assert command("ppl", "--model", "demo", *short, "--json") == 0
+    assert command("ppl", "--model", model, *short, "--json") == 0
     alone = json.loads(capsys.readouterr().out)
     assert (alone["tokens"], alone["kl"]) == (29, None)
-    assert 1 < alone["perplexity"] < 100
-    assert command("ppl", "--model", "demo", *short, "--reference", "demo") == 0
+    assert alone["perplexity"] > 1
+    assert command("ppl", "--model", model, *short, "--reference", model) == 0
     out = capsys.readouterr().out
     assert f"perplexity {alone['perplexity']:.4f}" in out
     assert "KL 0.00000" in out
@@ -168,9 +168,9 @@ def test_the_command_says_it_for_people_and_programs(
     assert (alone["context"], alone["stride"], alone["bos"]) == (20, 10, False)
     assert command("ppl", "--model", "minicpm-2b-dpo", "--text", str(text), "--context", "1") == 1
     assert "context must be 2 or more" in capsys.readouterr().err  # before a model is loaded
-    assert command("ppl", "--model", "demo", "--text", str(tmp_path / "none.txt")) == 1
+    assert command("ppl", "--model", model, "--text", str(tmp_path / "none.txt")) == 1
     text.write_bytes(b"\xff\xfe")
-    assert command("ppl", "--model", "demo", "--text", str(text)) == 1
+    assert command("ppl", "--model", model, "--text", str(text)) == 1
     err = capsys.readouterr().err
     assert "none.txt: No such file" in err
     assert "not utf-8" in err

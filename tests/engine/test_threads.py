@@ -53,11 +53,11 @@ def test_model_loaded_elsewhere_answers_here(demo: mm.LM) -> None:
 
 
 @pytest.mark.parametrize(("sampling", "finished"), [(GREEDY, False), (DRAWN, True)])
-def test_session_moves_between_threads(demo: mm.LM, sampling: mm.Sampling, finished: bool) -> None:
-    session, ids = elsewhere(demo.session), demo.encode("Once upon a time")
+def test_session_moves_between_threads(tiny: mm.LM, sampling: mm.Sampling, finished: bool) -> None:
+    session, ids = elsewhere(tiny.session), tiny.encode("Once upon a time")
 
     def turn() -> list[int]:
-        pieces = demo.stream(ids, max_tokens=8, sampling=sampling, session=session)
+        pieces = tiny.stream(ids, max_tokens=8, sampling=sampling, session=session)
         made = [
             token
             for _, piece in zip(range(8 if finished else 4), pieces, strict=False)
@@ -67,7 +67,7 @@ def test_session_moves_between_threads(demo: mm.LM, sampling: mm.Sampling, finis
         return made
 
     for run in (elsewhere, lambda turn: turn(), elsewhere, elsewhere):
-        alone = demo.generate(ids, max_tokens=8, sampling=sampling).token_ids
+        alone = tiny.generate(ids, max_tokens=8, sampling=sampling).token_ids
         made = run(turn)
         assert made == list(alone[: len(made)])
         assert len(made) == (8 if finished else 4)
@@ -84,11 +84,11 @@ def test_each_piece_of_a_stream_may_be_asked_for_on_another_thread(demo: mm.LM) 
     assert "".join(piece.text for piece in texts if piece) == alone
 
 
-def test_chats_at_once_do_not_share_a_cache(demo: mm.LM) -> None:
+def test_chats_at_once_do_not_share_a_cache(tiny: mm.LM) -> None:
     queries = ["Name a colour.", "What is the capital of France?"]
 
     def answer(query: str) -> str:
-        return demo.chat(query, max_tokens=6, do_sample=False)[0]
+        return tiny.chat(query, max_tokens=6, do_sample=False)[0]
 
     alone = [answer(query) for query in queries]
     with ThreadPoolExecutor(2) as pool:
