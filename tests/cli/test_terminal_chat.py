@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import minicpm_mlx as mm
+from support.scripted_model import write_scripted
 from support.terminal import (
     ALT_ENTER,
     CTRL_C,
@@ -27,6 +29,7 @@ from support.terminal import (
     TAB,
     UP,
     Terminal,
+    scripted,
 )
 
 FRANCE, PARIS = "What is the capital of France?", r"\nThe capital of France is Paris\.\n"
@@ -34,6 +37,12 @@ STORY = "Tell me a very long story about a dragon"
 ADD = "Write a Python function that adds two numbers, in a code block."
 WORDS = r"\n[A-Z][\w',]* [\w',]+ [\w',]+ "  # a long reply has begun
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[39][0-7][0-9;]*m")
+
+SCRIPT = {
+    FRANCE: "The capital of France is Paris.",
+    STORY: "Once there was a dragon. " * 300,
+    "user\n": "Well.",  # whatever is said
+}
 
 Open = Callable[..., Terminal]
 Saved = Callable[[], list[dict[str, Any]]]
@@ -57,16 +66,26 @@ def chat(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         monkeypatch.delenv(name, raising=False)
     opened: list[Terminal] = []
 
-    def call(*arguments: str, model: str | None = "demo", **environment: str) -> Terminal:
+    def call(
+        *arguments: str, model: str | None = "demo", code: str | None = None, **environment: str
+    ) -> Terminal:
         which = ["--model", model] if model else []
         options = ["--temp", "0", "--max-tokens", "200"]
-        opened.append(Terminal("chat", *which, *options, *arguments, **environment))
+        opened.append(Terminal("chat", *which, *options, *arguments, code=code, **environment))
         return opened[-1]
 
     yield call
     for terminal in opened:
         terminal.close()
         assert "Traceback" not in terminal.text
+
+
+@pytest.fixture
+def scripted_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What `chat` takes to open one with a model that says what `SCRIPT` has, in no time."""
+    write_scripted(tmp_path / "teller", positions=8192)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    return {"model": str(tmp_path / "teller"), "code": scripted(SCRIPT)}
 
 
 @pytest.fixture
@@ -155,9 +174,11 @@ def test_commands_change_settings_and_turns(chat: Open, saved: Saved) -> None:
     assert finished(shell) == 0
 
 
-def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_path: Path) -> None:
+def test_sessions_are_saved_listed_and_resumed(
+    chat: Open, folder: Path, tmp_path: Path, scripted_model: dict[str, str]
+) -> None:
     sessions = folder / "sessions"
-    shell = chat("--max-tokens", "8")
+    shell = chat(**scripted_model)
     converse(
         shell,
         [
@@ -178,7 +199,8 @@ def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_pat
     shell.wait("first one: 2 messages")
     shell.resize(24, 80)
     converse(shell, [("/sessions", r"first one +2 messages +\d.* [kM]B +What is.*…\n")])
-    newer, current = sorted(sessions.glob("2*.json"))[-1].stem, "first one"
+    newest = max(sessions.glob("2*.json"), key=lambda path: path.stat().st_mtime_ns)
+    newer, current = newest.stem, "first one"
     for other in (newer, current, newer):  # the last one but that which is open
         converse(shell, [("/resume", f"{other}: 2 messages")])
         converse(shell, [("/system off", "no system prompt")])  # which is saved
@@ -189,7 +211,7 @@ def test_sessions_are_saved_listed_and_resumed(chat: Open, folder: Path, tmp_pat
     assert finished(shell) == 0
     assert "read" not in shell.text  # each cache was there
 
-    again = chat("--resume", "first one", "--max-tokens", "8", model=None)
+    again = chat("--resume", "first one", **{**scripted_model, "model": None})
     again.wait("first one: 2 messages")
     converse(again, [("And what is the capital of Italy?", STATS)])
     assert "read" not in again.text
@@ -270,11 +292,13 @@ def test_files_adapters_and_a_full_context(
 # Keys
 
 
-def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None:
+def test_what_is_typed_and_how(
+    chat: Open, saved: Saved, tmp_path: Path, scripted_model: dict[str, str]
+) -> None:
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\nprintf 'from the\\neditor' > \"$1\"\n")
     editor.chmod(0o755)
-    shell = chat("--max-tokens", "4", EDITOR=str(editor))
+    shell = chat(EDITOR=str(editor), **scripted_model)
     shell.wait(PROMPT)
     shell.send("你好 😀 early" + ENTER)  # the model may still be loading
     shell.wait(STATS)
@@ -320,7 +344,7 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
     assert shell.status() == 0
     assert shell.echoes
 
-    again = chat("--max-tokens", "4")
+    again = chat(**scripted_model)
     again.wait(PROMPT)
     again.send(UP + UP)
     again.wait("emoji")
@@ -334,8 +358,10 @@ def test_what_is_typed_and_how(chat: Open, saved: Saved, tmp_path: Path) -> None
     assert again.status() == 0
 
 
-def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved) -> None:
-    shell = chat()
+def test_a_reply_is_stopped_resized_and_typed_ahead_of(
+    chat: Open, saved: Saved, scripted_model: dict[str, str]
+) -> None:
+    shell = chat("--max-tokens", "8000", **scripted_model)
     shell.say(STORY)
     shell.wait("still loading|" + WORDS)  # the line was taken: the key is a signal now
     shell.send(CTRL_C)
@@ -357,7 +383,7 @@ def test_a_reply_is_stopped_resized_and_typed_ahead_of(chat: Open, saved: Saved)
     assert story["role"] == "assistant"
     assert len(story["content"]) > 20
     shell.send(CTRL_C)
-    converse(shell, [("/clear", "cleared"), ("/set max_tokens 24", "max_tokens = 24")])
+    converse(shell, [("/clear", "cleared"), ("/set max_tokens 600", "max_tokens = 600")])
     shell.say(STORY)
     shell.wait(WORDS)
     assert shell.raw.rfind(b"\x1b[?2004h") > shell.raw.rfind(b"\x1b[?2004l")
@@ -390,8 +416,10 @@ def test_the_interface_in_chinese_and_without_colour(chat: Open) -> None:
 # Leaving, wanted or not
 
 
-def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(chat: Open, saved: Saved) -> None:
-    shell = chat()
+def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(
+    chat: Open, saved: Saved, scripted_model: dict[str, str]
+) -> None:
+    shell = chat("--max-tokens", "8000", **scripted_model)
     shell.say(STORY)
     shell.wait(WORDS)
     shell.process.terminate()
@@ -399,7 +427,7 @@ def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(chat: Open, saved: Save
     assert shell.echoes
     assert len(saved()[0]["messages"][1]["content"]) > 10
 
-    shell = chat("-c")
+    shell = chat("-c", "--max-tokens", "8000", **scripted_model)
     shell.wait("2 messages")
     shell.say(STORY)
     shell.wait(WORDS)
@@ -407,17 +435,16 @@ def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(chat: Open, saved: Save
     assert [len(session["messages"]) for session in saved()] == [4]
     assert "reads it again" not in shell.text
 
-    shell = chat("-c")
+    shell = chat("-c", "--max-tokens", "8000", **scripted_model)
     shell.wait("4 messages")
-    converse(shell, [("/set max_tokens 4", "max_tokens = 4"), (FRANCE, STATS)])
-    converse(shell, [("/set max_tokens 99", "max_tokens = 99")])
+    converse(shell, [(FRANCE, STATS)])
     shell.say(STORY)
     shell.wait(WORDS)
     shell.process.kill()  # in the middle of a reply
     shell.status()
     assert len(saved()[0]["messages"]) == 7
 
-    shell = chat("-c")
+    shell = chat("-c", "--max-tokens", "8000", **scripted_model)
     shell.wait("6 messages")
     shell.wait(PROMPT + STORY)  # a draft
     shell.process.terminate()  # at the prompt, while the model loads
@@ -426,8 +453,8 @@ def test_a_chat_that_is_ended_is_saved_as_far_as_it_came(chat: Open, saved: Save
 
 
 @pytest.mark.parametrize("keys", [CTRL_D, CTRL_C + CTRL_C], ids=["ctrl-d", "ctrl-c"])
-def test_leaving_at_once_waits_for_nothing(chat: Open, keys: str) -> None:
-    shell = chat()
+def test_leaving_at_once_waits_for_nothing(chat: Open, keys: str, tiny: mm.LM) -> None:
+    shell = chat(model=str(tiny.folder))
     shell.wait(PROMPT)
     shell.send(keys)
     assert shell.status() == 0

@@ -25,6 +25,7 @@ from minicpm_mlx.errors import DownloadError, MissingPackageError, StorageError,
 from minicpm_mlx.files import atomic
 from minicpm_mlx.loading import demo, download, store
 from minicpm_mlx.model_cards import Card, resolve
+from minicpm_mlx.quantization.recipe import bundled_text
 from minicpm_mlx.quantization.report import read_report
 from support.data import write_tokenizer
 from support.ternary import ternary_model, written
@@ -73,7 +74,11 @@ def names(folder: Path) -> list[str]:
 # Quantized once
 
 
-def test_a_card_with_bits_is_quantized_once_and_kept(cache: Path, fetches: list[str]) -> None:
+def test_a_card_with_bits_is_quantized_once_and_kept(
+    cache: Path, fetches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = bundled_text()[:2100]
+    monkeypatch.setattr("minicpm_mlx.quantization.write.bundled_text", lambda: text)
     assert store.kept_folder(CARD) is None
     folder = store.folder_of(CARD)
     assert folder == cache / KEPT
