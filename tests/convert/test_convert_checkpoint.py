@@ -111,10 +111,31 @@ def test_a_converted_folder_computes_what_the_reference_does_here_and_in_mlx_lm(
             assert greedy(model, expected["cross_input_ids"], len(steps)) == steps
 
 
+Computes = Callable[[mx.array], Any]
+
+
+@pytest.fixture(scope="module")
+def transformers_model() -> Callable[[Path], Computes]:
+    """Loads a folder with transformers."""
+    torch = pytest.importorskip("torch", reason="transformers' Llama runs on torch")
+    transformers = pytest.importorskip("transformers", reason="has the Llama to compare with")
+
+    def load(folder: Path) -> Computes:
+        model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+        def logits(ids: mx.array) -> Any:
+            with torch.no_grad():
+                return model(torch.tensor(np.array(ids), dtype=torch.long)).logits.numpy()
+
+        return logits
+
+    return load
+
+
 @pytest.mark.parametrize("format", ["llama", "mlx"])
 @pytest.mark.parametrize("case", CASES)
 def test_transformers_computes_what_the_reference_does(
-    tmp_path: Path, case: str, format: str
+    transformers_model: Callable[[Path], Computes], tmp_path: Path, case: str, format: str
 ) -> None:
     if not expressible(case, format) or "longctx" in case:
         pytest.skip("refused, or for mlx-lm alone")
@@ -124,21 +145,13 @@ def test_transformers_computes_what_the_reference_does(
         np.testing.assert_allclose(model(ids), expected, atol=1e-3)
 
 
-def transformers_model(folder: Path) -> Callable[[mx.array], Any]:
-    torch = pytest.importorskip("torch", reason="transformers' Llama runs on torch")
-    transformers = pytest.importorskip("transformers", reason="has the Llama to compare with")
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-    def logits(ids: mx.array) -> Any:
-        with torch.no_grad():
-            return model(torch.tensor(np.array(ids), dtype=torch.long)).logits.numpy()
-
-    return logits
-
-
 @pytest.mark.parametrize("format", ["llama", "mlx"])
 def test_transformers_reads_the_demo_as_we_do(
-    tmp_path: Path, demo: mm.LM, demo_folder: Path, format: str
+    transformers_model: Callable[[Path], Computes],
+    tmp_path: Path,
+    demo: mm.LM,
+    demo_folder: Path,
+    format: str,
 ) -> None:
     convert(demo_folder, tmp_path / "out", format=format, dequantize=True)
     ids = mx.array([demo.tokenizer.encode(TEXT)])
@@ -147,7 +160,12 @@ def test_transformers_reads_the_demo_as_we_do(
 
 
 @pytest.mark.parametrize(
-    ("format", "dequantize"), [("mlx", False), ("mlx", True), ("llama", False)]
+    ("format", "dequantize"),
+    [
+        ("mlx", False),
+        pytest.param("mlx", True, marks=pytest.mark.slow),
+        pytest.param("llama", False, marks=pytest.mark.slow),
+    ],
 )
 def test_mlx_lm_reads_the_demo_as_we_do(
     tmp_path: Path, demo: mm.LM, demo_folder: Path, format: str, dequantize: bool

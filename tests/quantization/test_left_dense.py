@@ -39,7 +39,7 @@ def source(folder: Path, **changes: Any) -> Path:
 
 def quantized(source: Path, folder: Path, recipe: Recipe) -> dict[str, Any]:
     folder.mkdir()
-    text = Text("noise", "".join(map(chr, range(33, 500))) * 4)
+    text = Text("noise", "".join(map(chr, range(33, 500))))
     return write_quantized(source, folder, recipe, resolve(str(source)), calibration=text)
 
 
