@@ -46,7 +46,7 @@ def published(case: str, folder: Path) -> Path:
 
 def quantized(source: Path, folder: Path, evaluation: Text | None = None, **recipe: Any) -> Path:
     folder.mkdir()
-    text = Text("noise", "".join(map(chr, range(33, 500))) * 4)
+    text = Text("noise", "".join(map(chr, range(33, 500))))
     how = Recipe(packing=packing(8, 32), samples=2, length=32, **recipe)
     card = resolve(str(source))
     write_quantized(source, folder, how, card, calibration=text, evaluation=evaluation)

@@ -350,7 +350,7 @@ def test_a_logit_scale_of_no_base_width_is_refused(path: Path) -> None:
 )
 def test_a_tensor_of_no_llama_is_named(path: Path, name: str) -> None:
     message = refusal(write(path, tensors() | {name: np.zeros(32, np.float32)}))
-    assert name.replace("\n", "?") in message
+    assert name.replace("\n", " ") in message
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "minicpm9"])

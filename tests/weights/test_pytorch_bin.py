@@ -259,11 +259,11 @@ def test_listed_names_take_no_other_arguments(bin_path: Path, value: Any) -> Non
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param(b"}N)" + b"\x85" * 1_000_000 + b"Ns.", id="deep tuple as a key"),
-        pytest.param(b"})" + b"\x85" * 1_000_000 + b")b.", id="deep tuple as attributes"),
-        pytest.param(b")" + b"\x85" * 1_000_000 + b"X\1\0\0\0x\x93.", id="deep tuple as a module"),
-        pytest.param(b")" + b"\x85" * 1_000_000 + b".", id="deep tuple"),
-        pytest.param(b"(" * 1_000_000 + b".", id="marks"),
+        pytest.param(b"}N)" + b"\x85" * 300_000 + b"Ns.", id="deep tuple as a key"),
+        pytest.param(b"})" + b"\x85" * 300_000 + b")b.", id="deep tuple as attributes"),
+        pytest.param(b")" + b"\x85" * 300_000 + b"X\1\0\0\0x\x93.", id="deep tuple as a module"),
+        pytest.param(b")" + b"\x85" * 300_000 + b".", id="deep tuple"),
+        pytest.param(b"(" * 300_000 + b".", id="marks"),
         pytest.param(b"Nr\xff\xff\xff\xff.", id="memo index"),
         pytest.param(b"\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", id="huge bytes"),
         pytest.param(b"\x96\xff\xff\xff\xff\xff\xff\xff\x0f.", id="huge bytearray"),
