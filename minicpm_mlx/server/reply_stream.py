@@ -22,6 +22,7 @@ from ..engine import (
 )
 from ..errors import InvalidArgumentError
 from ..lm.outputs import Stats, Transcript
+from ..lm.tools.held_calls import HeldCalls
 from ..text.chat_prompt import ChatPrompt
 from ..text.tokenizer import Tokenizer
 from .http.api_error import ApiError
@@ -66,6 +67,16 @@ class GenerationRequest:
     """Log probabilities of the prompt's tokens too, from this position on."""
     grammar: Grammar | None = None
     """Restricts the answer."""
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the answer has a form: more than calls in free text."""
+        return self.grammar is not None and not isinstance(self.grammar, HeldCalls)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether a grammar says where the reply may end."""
+        return self.has_form or (isinstance(self.grammar, HeldCalls) and not self.grammar.several)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +125,7 @@ class ReplyState:
             generation.stop,
             eos=request.eos,
             skip_special=not generation.keep_special,
-            continues=generation.continues and generation.grammar is None,
+            continues=generation.continues and not generation.has_form,
             token_marks=generation.token_marks,
             thinking=generation.prompt.thinking,
             in_thought=generation.prompt.in_thought,

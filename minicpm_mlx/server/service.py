@@ -307,7 +307,7 @@ class Service:
                 field=field,
                 code="context_length_exceeded",
             )
-        if generation.grammar and (generation.min_tokens or generation.ignore_eos):
+        if generation.has_end and (generation.min_tokens or generation.ignore_eos):
             raise ApiError(
                 "a grammar decides where the reply may end; leave out min_tokens and ignore_eos"
             )

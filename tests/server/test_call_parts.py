@@ -34,7 +34,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     template, write = {"json": (TOOL_TEMPLATE, as_json), "xml": (TEMPLATE, as_xml)}[request.param]
     special = SPECIAL if request.param == "xml" else ("<|im_start|>", "<|im_end|>")
     call = write([("write", GIVEN)])
-    lm = scripted_lm(tmp_path_factory.mktemp("calls") / "m", {"save": call}, template, special)
+    script = {"save": call, "botch": write([("right", {"path": 1, "mode": "x"})])}
+    lm = scripted_lm(tmp_path_factory.mktemp("calls") / "m", script, template, special)
     until = call[: call.index("< b")]
     with serving(lm) as live:
         yield live, len(lm.tokenizer.encode(until, add_bos=False))
@@ -88,6 +89,25 @@ def test_calls_of_strict_tools_are_streamed_as_they_are_written(run: Run) -> Non
     ]
     assert len(parts) > 10
     assert json.loads("".join(parts)) == GIVEN
+
+
+def test_a_call_is_valid_where_a_special_token_opens_it(run: Run) -> None:
+    live, _ = run
+    schema = {**SCHEMA, "properties": {**SCHEMA["properties"], "text": {"const": "x"}}}
+    tool = {"type": "function", "function": {"name": "write", "parameters": schema}}
+    messages = [{"role": "user", "content": "botch"}]
+    body: dict[str, Any] = {"messages": messages, "tools": [tool], "max_tokens": 200}
+    more: list[dict[str, Any]] = [{"n": 2}, {"ignore_eos": True}, {"parallel_tool_calls": False}]
+    for extra in more:
+        choices = post(live, "/v1/chat/completions", body | extra).json["choices"]
+        assert len(choices) == extra.get("n", 1)
+        for message in (choice["message"] for choice in choices):
+            if "<function" not in live.service.lm.tokenizer.special_tokens:
+                assert '"right"' in message["content"]
+                continue
+            [call] = message["tool_calls"]
+            given = json.loads(call["function"]["arguments"])
+            assert (given["text"], type(given["mode"])) == ("x", int)
 
 
 def test_responses_stream_arguments_as_they_are_written(run: Run) -> None:

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ...arguments import shown
-from ...engine.token_mask import Grammar
 from ...errors import InvalidArgumentError, MissingPackageError, TokenizerError
 from ...text.tokenizer import Tokenizer
 from .closed_schema import closed
@@ -38,7 +37,7 @@ STACK = 64 * 2**20
 """Bytes of stack for llguidance, which recurses while it reads a form. The deepest form that
 schema_check.py and lark.py accept takes 4 MB, and a stack overflow ends the process."""
 
-KEPT = 8
+KEPT = 16
 """Compiled grammars that are kept of a tokenizer: programs send the same tools again and again."""
 
 LIMITS = {"initial_lexer_fuel": 300_000, "max_lexer_states": 30_000, "verbose_errors": False}
@@ -59,7 +58,7 @@ def grammar_of(
     regex: str | None = None,
     ebnf: str | None = None,
     continues: bool = False,
-) -> Grammar:
+) -> Guide:
     """A grammar that constrains a reply; give exactly one form.
 
     `json_schema` is of draft 2020-12; properties come in its order. Objects of a `closed_schema`
@@ -256,7 +255,7 @@ class Vocabulary:
         self.lock = Lock()
 
     def guide(self, source: str, make: Callable[[], Guide]) -> Guide:
-        """A copy of the guide that `make` makes of `source`."""
+        """A copy of the guide that `make` makes of `source`, or made of it before."""
         with self.lock:
             found = self.guides.get(source)
         if found is None:
@@ -296,7 +295,7 @@ def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
 
 
 def _packed(tokens: Iterable[int], size: int) -> np.ndarray:
-    """A bit mask of tokens, in the layout of `Grammar.allowed`."""
+    """A bit mask of tokens, in the layout of `Guide.allowed`."""
     bits = np.zeros(-(-size // 32) * 32, np.uint8)
     bits[list(tokens)] = 1
     return np.packbits(bits, bitorder="little").view("<u4")

@@ -199,13 +199,13 @@ def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
     if not tools.active:
         return grammar
     if tools.is_forced or grammar:
-        calls = grammar_of(tools.tokenizer, ebnf=tools.lark())
+        calls = _calls(tools)
         tools.is_held = tools.is_held or tools.call_token is not None
         return calls if tools.is_forced or not grammar else EitherGrammar([calls, grammar])
     if tools.call_token is None:
         if not tools.is_strict:
             return None
-        return grammar_of(tools.tokenizer, ebnf=tools.lark(within_text=True))
+        return _calls(tools, within_text=True)
     try:
         held = _held_calls(tools, tools.call_token)
     except (InvalidArgumentError, MissingPackageError):
@@ -216,9 +216,20 @@ def answer_grammar(tools: ToolSet, grammar: Grammar | None) -> Grammar | None:
     return held
 
 
+def _calls(tools: ToolSet, within_text: bool = False) -> Grammar:
+    """The grammar of `tools.lark`, which the same functions take from those that are kept."""
+    assert tools.format
+    continues = within_text and tools.call_token is not None
+    about = [tools.format.opening, tools.choice, tools.parallel, within_text, tools.functions]
+    return vocabulary_of(tools.tokenizer).guide(
+        json.dumps(about, default=repr),
+        lambda: grammar_of(tools.tokenizer, ebnf=tools.lark(within_text), continues=continues),
+    )
+
+
 def _held_calls(tools: ToolSet, opening: int) -> HeldCalls:
     assert tools.format
-    block = grammar_of(tools.tokenizer, ebnf=tools.lark(within_text=True), continues=True)
+    block = _calls(tools, within_text=True)
     vocabulary = vocabulary_of(tools.tokenizer)
     return HeldCalls(
         opening,
