@@ -31,7 +31,7 @@ def measure_speed() -> list[dict[str, Any]]:
     `bandwidth_measured`: whether the roofline is of a measured bandwidth.
     """
     shape = choose_shape()
-    known = None if device.on_cpu() else bandwidth(device.chip())
+    known = bandwidth(device.chip())  # None for a Mac's processor, named otherwise
     model = random_model(shape)
     rate = known or _measured_bandwidth() / GB
     subject = MeasuredModel(name=shape, model=model, bandwidth=rate)
