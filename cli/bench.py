@@ -20,6 +20,7 @@ from minicpm_mlx.files.tables import markdown_table
 from minicpm_mlx.model_cards import resolve
 
 from . import options, paths
+from .models import tuning
 from .options import flag, option
 from .render.theme import console
 
@@ -73,13 +74,17 @@ class BenchOptions:
     compare: tuple[Path, Path] | None = option("Only compare two files that --json wrote.")
     predict: bool = flag("Only predict the speed of --model on Apple's chips.")
     kernels: bool = flag("With --predict: the Metal kernel of each product of a token.")
+    tune: bool = flag(
+        "Only measure the settings that could make --model faster; keep those that do."
+    )
     compute: options.Compute
     as_json: bool = flag("Print a JSON array; the same as -o json.", "--json")
 
     @property
     def unmeasured(self) -> str | None:
-        """The option that replaces the measurement."""
-        return "predict" if self.predict else "compare" if self.compare else None
+        """The option that replaces the measurements."""
+        named = {"predict": self.predict, "compare": self.compare, "tune": self.tune}
+        return next((name for name, given in named.items() if given), None)
 
 
 @options.command(BenchOptions)
@@ -164,26 +169,25 @@ def _refuse_others(context: typer.Context, unmeasured: str) -> None:
     """InvalidArgumentError for options of a measurement where nothing is measured."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        applies = parameter.name in (unmeasured, "output", "as_json") or (
-            unmeasured == "predict" and parameter.name in ("model", "kernels")
-        )
+        others = {"predict": ("model", "kernels"), "tune": ("model", "device")}.get(unmeasured, ())
+        applies = parameter.name in (unmeasured, "output", "as_json", *others)
         if source is not None and source.name != "DEFAULT" and not applies:
+            does = "measures settings alone" if unmeasured == "tune" else "measures nothing"
             raise InvalidArgumentError(
-                f"--{unmeasured} measures nothing, so {parameter.opts[0]} has no meaning; "
-                "leave it out"
+                f"--{unmeasured} {does}, so {parameter.opts[0]} has no meaning; leave it out"
             )
 
 
 def _load(args: BenchOptions) -> MeasuredModel:
     from minicpm_mlx.bench.chips import bandwidth
     from minicpm_mlx.bench.measure import PASSAGE, MeasuredModel
-    from minicpm_mlx.bench.shapes import SHAPES, random_model
+    from minicpm_mlx.bench.shapes import SHAPES, tuned_model
     from minicpm_mlx.device import chip
 
     args.compute.select()
     start, name, quote = time.perf_counter(), args.model, list[int]()
     if name in SHAPES:
-        model: Any = random_model(name, args.compute.dtype)
+        model: Any = tuned_model(name, args.compute.dtype)
     else:
         lm = options.load_model(name, args.compute, quiet=True)
         model, name = lm.model, lm.card.name
@@ -215,6 +219,9 @@ def _comparison(format: str, before: Path, after: Path) -> str:
 
 
 def _unmeasured(args: BenchOptions, format: str) -> str:
+    if args.tune:
+        args.compute.select()
+        return tuning.tune(args.model, format)
     if args.predict and args.kernels:
         return _kernels(args.model, format)
     if args.predict:
@@ -224,9 +231,10 @@ def _unmeasured(args: BenchOptions, format: str) -> str:
 
 def _kernels(model: str, format: str) -> str:
     from minicpm_mlx.bench import products
+    from minicpm_mlx.device import mlx_version
     from minicpm_mlx.model.kernels import qmv_rule
 
-    config, mlx = _config_to_predict(model), qmv_rule.installed()
+    config, mlx = _config_to_predict(model), mlx_version()
     if warning := qmv_rule.warning(mlx):
         print(warning, file=sys.stderr)
     rows = products.rows(config, mlx)

@@ -22,6 +22,7 @@ from minicpm_mlx.loading.store import text_folder_of
 from minicpm_mlx.model_cards import resolve
 
 from . import paths
+from .models.tuning import tune_new
 from .render.texts import Texts
 from .render.theme import console
 from .streams import notice
@@ -359,6 +360,8 @@ def load_model(
     config = _config(resolve(model))  # before the weights are downloaded
     needed = memory.estimate(config, dtype=compute.dtype, context=context or 256, kv_bits=kv_bits)
     memory.check_fits(needed)
+    if not quiet:
+        tune_new(model)
     with nullcontext() if quiet else notice(f"loading {model} …"):
         lm = mm.load(model, dtype=compute.dtype, device=compute.device, **options)
     if cost := memory.dense_attention(lm.config, compute.dtype):

@@ -12,6 +12,7 @@ Names are imported when first used, so that `import minicpm_mlx` costs next to n
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,19 @@ _HOMES = {
     "weights": ("load_model",),
 }
 
+
+def _tuned_buffers() -> tuple[int, int] | None:
+    """Limits of command buffers that the environment states, or `bench --tune` found faster."""
+    from .device import mac_chip, mlx_version
+    from .loading.tuning import kept_buffers
+
+    return kept_buffers(mac_chip(), mlx_version())
+
+
 # Here, since they must come before the first import of MLX, and every import of ours comes by here.
 preload_blas()
-limit_command_buffers()
+if sys.platform == "darwin":
+    limit_command_buffers(_tuned_buffers)
 
 
 def __getattr__(name: str) -> Any:

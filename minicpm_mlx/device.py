@@ -8,7 +8,9 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,8 @@ MEMORY_SHARE = 80
 
 command_buffers: str | None = None
 """The limits in use, for people; None off a Mac."""
+buffers_given = False
+"""Whether the user set them."""
 
 blas: str | None = None
 """The BLAS loaded ahead of MLX's own; None where none was found or needed."""
@@ -64,21 +68,23 @@ def preload_blas() -> None:
         del os.environ["OPENBLAS_CORETYPE"]
 
 
-def limit_command_buffers(tuned: tuple[int, int] | None = None) -> None:
+def limit_command_buffers(find_tuned: Callable[[], tuple[int, int] | None] | None = None) -> None:
     """On a Mac, let MLX put more kernels into a command buffer, whose end costs some 20 µs.
 
     MLX reads its variables when it starts, so this must run before `mlx.core` is imported;
-    importing this package does it. Nothing is changed where the user has set one of them. `tuned`
-    are kernels and MB in place of the chip's default; (0, 0) stands for MLX's own.
+    importing this package does it. Nothing is changed where the user has set one of them.
+    `find_tuned` returns kernels and MB in place of the chip's default; (0, 0) for MLX's own.
     """
-    global command_buffers
+    global command_buffers, buffers_given
     if platform.system() != "Darwin":
         return
     given = {name: os.environ[name] for name in BUFFER_VARIABLES if name in os.environ}
+    tuned = find_tuned() if find_tuned else None
     chosen = buffer_limits(mac_chip(), total_memory()) if tuned is None else tuned
     limits = dict(zip(BUFFER_VARIABLES, map(str, chosen or ()), strict=False))
     if given and given != limits:
         command_buffers = " ".join(f"{name}={value}" for name, value in given.items())
+        buffers_given = True
     elif "mlx.core" in sys.modules and not given:
         command_buffers = "MLX's own, since MLX was imported before minicpm_mlx"
     elif not chosen or chosen == (0, 0):
@@ -261,6 +267,20 @@ def _left_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
             most, now = (int((root / name).read_text(encoding="utf-8")) for name in (limit, used))
             return max(most - now, 0)
     return math.inf
+
+
+def mlx_version() -> str:
+    """The installed version of MLX, which is not imported; "" where it is not known."""
+    try:
+        return version("mlx")
+    except PackageNotFoundError:
+        return ""
+
+
+def on_metal() -> bool:
+    import mlx.core as mx
+
+    return not on_cpu() and mx.metal.is_available()
 
 
 def total_memory() -> int:

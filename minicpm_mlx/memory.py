@@ -213,9 +213,11 @@ def _score_copies(config: Config) -> int:
     return 0 if fused else 2
 
 
-def prefill_chunk(config: Config, context: int = LONG_PROMPT) -> int:
+def prefill_chunk(config: Config, context: int = LONG_PROMPT, most: int | None = None) -> int:
     """Return how many tokens of a prompt of `context` to read at once, for a twentieth of the free
-    memory."""
+    memory, and no more than `most`."""
+    if most is not None:
+        return min(prefill_chunk(config, context), most)
     if device.on_cpu():
         return PREFILL_CHUNK
     room = device.available_memory() // 20

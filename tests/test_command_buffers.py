@@ -20,6 +20,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(device, "mac_chip", lambda: "Apple M1 Ultra")
     monkeypatch.setattr(device, "total_memory", lambda: 64 * GIB)
     monkeypatch.setattr(device, "command_buffers", None)
+    monkeypatch.setattr(device, "buffers_given", False)
     monkeypatch.delitem(sys.modules, "mlx.core")
     for name in device.BUFFER_VARIABLES:
         monkeypatch.setenv(name, "")  # so that it is as before after the test
@@ -64,20 +65,21 @@ def test_a_new_chip_keeps_the_limits_of_mlx(mac: pytest.MonkeyPatch) -> None:
 
 def test_one_variable_of_the_user_is_enough_to_change_nothing(mac: pytest.MonkeyPatch) -> None:
     mac.setenv(MB, "70")
-    device.limit_command_buffers((500, 300))
+    device.limit_command_buffers(lambda: (500, 300))
     assert OPS not in os.environ
     assert os.environ[MB] == "70"
     assert device.command_buffers == f"{MB}=70"
+    assert device.buffers_given
 
 
 def test_tuned_limits_replace_the_default(mac: pytest.MonkeyPatch) -> None:
-    device.limit_command_buffers((200, 100))
+    device.limit_command_buffers(lambda: (200, 100))
     assert (os.environ[OPS], os.environ[MB]) == ("200", "100")
     assert device.command_buffers == "200 kernels or 100 MB (measured)"
 
 
 def test_tuned_limits_may_be_those_of_mlx(mac: pytest.MonkeyPatch) -> None:
-    device.limit_command_buffers((0, 0))
+    device.limit_command_buffers(lambda: (0, 0))
     assert OPS not in os.environ
     assert device.command_buffers == "MLX's own (measured)"
 

@@ -23,6 +23,7 @@ from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import resolve
 
 from .. import options, paths
+from ..models.tuning import tune_new
 from ..options import flag, option
 from ..render.texts import LANGUAGES, Texts
 from ..render.theme import console
@@ -307,7 +308,8 @@ def _greet(model: str, texts: Texts) -> str:
             raise typer.Exit(0)
         if answer == "t":
             return _greet("demo", texts)
-        folder_of(card)  # in the foreground, which shows its progress and handles Ctrl-C
+        tune_new(model)  # in the foreground, which shows its progress and handles Ctrl-C
+        folder_of(card)
     bits = f" · {card.bits} bit" if card.bits else ""
     console().print(f"{card.name}{bits}", style="title")
     for line in (texts.pick(card.note, card.note_zh), texts("tips")):

@@ -12,6 +12,7 @@ from minicpm_mlx.errors import MiniCPMError, MissingPackageError, SessionError
 from minicpm_mlx.loading.store import folder_of
 from minicpm_mlx.model_cards import Card, cards
 
+from ..models.tuning import tune_new
 from ..options import DEFAULT_MODEL
 from ..render.texts import Texts, gigabytes
 from ..render.theme import console
@@ -62,6 +63,7 @@ def find_or_pick(texts: Texts) -> str | None:
             if choice.card.repo is not None:
                 size = gigabytes(choice.forecast.download)
                 print(texts("absent", model=choice.card.name, gb=size), flush=True)
+            tune_new(choice.card.name)
             folder_of(choice.card)
         except MiniCPMError as error:
             console().print(str(error), style="error")

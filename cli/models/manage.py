@@ -23,6 +23,7 @@ from ..render.texts import Texts, size_text
 from ..render.theme import console
 from ..render.wrap import Wrapped
 from ..streams import confirm, print_json
+from .tuning import tune_new
 
 GB = 1e9
 SIZES = ("download_bytes", "kept_bytes")
@@ -46,6 +47,7 @@ def pull(
 ) -> None:
     """Download a model for use offline; quantize it if its card says so."""
     card = resolve(model)
+    tune_new(model)
     print(folder_of(card))
     if card.bits is not None and (size := hub.cached_size(str(card.repo))):
         print(

@@ -14,6 +14,20 @@ LANGUAGES = ("en", "zh")
 TEXTS = {
     **COMMAND_TEXTS,
     **TOOL_TEXTS,
+    "tuning": (
+        "measuring what is fastest on this Mac, once, {seconds:.0f} s at most; Ctrl-C skips it "
+        "({variable}=off: never)",
+        "正在测量这台 Mac 上最快的设置，仅此一次，最多 {seconds:.0f} 秒；按 Ctrl-C 跳过"
+        "（{variable}=off：不再测量）",
+    ),
+    "tuning_skipped": (
+        "skipped; later: minicpm-mlx bench --tune --model {model}",
+        "已跳过；以后可运行：minicpm-mlx bench --tune --model {model}",
+    ),
+    "tuning_failed": (
+        "nothing was measured, the defaults are used: {problem}",
+        "未能测量，使用默认设置：{problem}",
+    ),
     # The chat
     "tips": (
         "/help lists commands · Ctrl-D leaves · Ctrl-C stops · Alt-Enter: new line",

@@ -57,7 +57,8 @@ def products(config: Config, mlx: str, wide: str | None = None) -> Counter[Decod
 def widens(config: Config, mlx: str, wide: str) -> bool:
     """Whether zero columns make a width of this config a multiple of the kernel's step."""
     possible = not config.num_experts and (wide == "inner" or not config.mla)
-    return possible and _widths(config, mlx, wide) != _widths(config, mlx, None)
+    which = 0 if wide == "all" else 1
+    return possible and _widths(config, mlx, wide)[which] != _widths(config, mlx, None)[which]
 
 
 def fast_share(counts: Counter[DecodeProduct], mlx: str) -> float:

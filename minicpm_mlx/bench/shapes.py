@@ -9,10 +9,13 @@ import mlx.core as mx
 
 from .. import device, memory
 from ..errors import InvalidArgumentError
+from ..loading.tuning import model_key, own_kernels, tuning_for
 from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model.fused import FusedModel, fuse
 from ..model.kernels.cpu_gemv import split_matrices
+from ..model.layout import Layout, apply_layout
+from ..model.modules import Pace
 from ..model.packing import apply_packing, dequantize
 from ..model.transformer import Model
 from ..weights.load import parameters
@@ -120,7 +123,9 @@ def packed_config(shape: str) -> Config:
     return replace(Config.from_dict(SHAPES[shape]), quantization=PACKING)
 
 
-def random_model(shape: str | Config, dtype: str | mx.Dtype | None = None) -> FusedModel:
+def random_model(
+    shape: str | Config, dtype: str | mx.Dtype | None = None, layout: Layout | None = None
+) -> FusedModel:
     """A fused model of that shape with random weights in 4 bits, groups of 64.
 
     InvalidArgumentError for an unknown shape, or one that does not fit in memory.
@@ -137,8 +142,21 @@ def random_model(shape: str | Config, dtype: str | mx.Dtype | None = None) -> Fu
     if (dense := device.unpack_to(compute, memory.parameter_count(config))) is not None:
         dequantize(fused, dense)
         mx.eval(fused.parameters())
+    else:
+        apply_layout(fused, layout or Layout())
     split_matrices(fused)
     return fused
+
+
+def tuned_model(shape: str, dtype: str | mx.Dtype | None = None) -> FusedModel:
+    """As `random_model`, with the settings that are kept for it, or that the environment states."""
+    key = model_key(packed_config(shape), None)
+    tuning = tuning_for(device.chip(), key, device.mlx_version())
+    layout = Layout(wide=tuning.wide, group_size=tuning.group_size)
+    with own_kernels(tuning):
+        model = random_model(shape, dtype, layout)
+    model.pace = Pace(most_prefill=tuning.prefill_chunk, draft_costs=tuning.draft_costs)
+    return model
 
 
 def random_arrays(config: Config, dtype: mx.Dtype) -> dict[str, mx.array]:

@@ -12,6 +12,7 @@ from ..arguments import at_least_one, expect
 from ..errors import InvalidArgumentError, NumericsError
 from ..memory import prefill_chunk
 from ..model.config import Config
+from ..model.modules import Pace
 from .draw import UNDECIDED
 from .sampling import NOT_A_NUMBER, Sampler, Sampling
 from .session import LanguageModel, Session
@@ -53,7 +54,10 @@ def generate(
     vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
     create_sampler = partial(Sampler, sampling, prompt, vocab_size, grammar=grammar, eos=eos)
     stream = Stream(model, session, create_sampler, speculation)
-    chunk = chunk or prefill_chunk(model.config, len(prompt))
+    pace = getattr(model, "pace", Pace())  # the reading form has none
+    chunk = chunk or prefill_chunk(model.config, len(prompt), pace.most_prefill)
+    if speculation is not None and pace.draft_costs:
+        speculation.use_costs(pace.draft_costs)
     return _generate(stream, prompt, max_tokens, eos, chunk)
 
 

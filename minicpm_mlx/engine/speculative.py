@@ -81,13 +81,21 @@ class Speculation:
         self.passes = 0
         """Forward passes after the prompt's."""
         self.slope = 0.1
-        """Cost of a draft token, as a share of a plain step."""
+        """Average cost of a draft token, as a share of a plain step."""
+        self.shape = [float(count) for count in range(1, MAX_DRAFT_TOKENS + 1)]
+        """Cost of 1, 2, ... draft tokens, as multiples of the average one's."""
         self.step_seconds: float | None = None
         """A plain step's."""
         self.acceptance: dict[int, float] = {}
         """Share of draft tokens accepted, by class of confidence."""
         self.confidence = 0
         self.draft_seconds = 0.0
+
+    def use_costs(self, costs: Sequence[float]) -> None:
+        """Begin with the measured costs of 1, 2, ... MAX_DRAFT_TOKENS draft tokens, as shares of a
+        plain step."""
+        self.slope = costs[-1] / MAX_DRAFT_TOKENS
+        self.shape = [cost / self.slope for cost in costs]
 
     def draft_tokens(self, text: Sequence[int], limit: int) -> list[int]:
         """Return the tokens worth verifying next; none where a plain step is faster."""
@@ -109,7 +117,7 @@ class Speculation:
         tokens = 1.0  # expected; the nth draft token counts only if all before it are accepted
         for count in range(1, MAX_DRAFT_TOKENS + 1):
             tokens += acceptance**count
-            rate = tokens / (1 + self.slope * count)
+            rate = tokens / (1 + self.slope * self.shape[count - 1])
             if rate > best_rate * 1.02:  # less is noise, and a longer draft costs more when wrong
                 best_rate, best_count = rate, count
         return best_count
@@ -123,7 +131,8 @@ class Speculation:
             acceptance += 0.15 * (was_accepted - acceptance)
         self.acceptance[self.confidence] = acceptance
         if self.step_seconds:
-            slope = ((seconds + self.draft_seconds) / self.step_seconds - 1) / drafted
+            extra = (seconds + self.draft_seconds) / self.step_seconds - 1
+            slope = extra / self.shape[min(drafted, MAX_DRAFT_TOKENS) - 1]
             self.slope += 0.2 * (min(max(slope, 0.01), 1.0) - self.slope)
 
     def record_step(self, seconds: float) -> None:

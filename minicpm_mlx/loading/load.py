@@ -14,6 +14,9 @@ from ..errors import ConfigError, InvalidArgumentError, TokenizerError, WeightsE
 from ..lm.lm import LM
 from ..model.adapters import locate_deltas
 from ..model.config import Config
+from ..model.fused import FusedModel
+from ..model.layout import Layout
+from ..model.modules import Pace
 from ..model.transformer import Model
 from ..model_cards import Card, resolve
 from ..text.tokenizer import tokenizer_of
@@ -23,6 +26,7 @@ from ..weights.generation_config import FILE, read_sampling
 from . import download
 from .adapters import load_adapter
 from .store import folder_of, kept_folder, text_folder_of
+from .tuning import model_key, own_kernels, tuning_for
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -118,7 +122,13 @@ def _load_folder(
     # The config first: a model that cannot be should not wait for its tokenizer.
     config = Config.load(folder)
     tokenizer = tokenizer_of(card, folder, config.vocab_size)
-    model = load_model(folder, dtype, fuse, weights=card.file if card.repo else None, shard=shard)
+    weights = card.file if card.repo else None
+    tuning = tuning_for(devices.chip(), model_key(config, folder), devices.mlx_version())
+    layout = Layout(wide=tuning.wide, group_size=tuning.group_size)
+    with own_kernels(tuning):
+        model = load_model(folder, dtype, fuse, weights=weights, shard=shard, layout=layout)
+    if isinstance(model, FusedModel):
+        model.pace = Pace(most_prefill=tuning.prefill_chunk, draft_costs=tuning.draft_costs)
     stated, shared = card.sampling or read_sampling(folder), shard and collectives.size() > 1
     sampling = _default_sampling(folder, stated)
     thinking = _default_sampling(folder, {**stated, **card.thinking}) if card.thinking else None

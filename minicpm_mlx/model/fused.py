@@ -26,6 +26,7 @@ from .attention import Attention, Cache, Mask, attend
 from .config import Config
 from .feed_forward import MLP, MoE, route
 from .mla import FusedLatentAttention, LatentAttention
+from .modules import Pace
 from .packing import packing_options
 from .rope import Rotation
 from .transformer import Block, Model, prepare_pass
@@ -38,11 +39,12 @@ class FusedModel(nn.Module):
         super().__init__()
         self.config = model.config
         self.adapter: str | None = None  # digest of the one that apply_adapter() put on
+        self.pace = Pace()
         self.rope = model.model.rope
         self.embed_tokens = model.model.embed_tokens
         self.layers: list[FusedBlock] = []
         weight = _times(model.model.norm.weight, 1 / model.config.logit_divisor)
-        self.norm = AddNorm(weight, model.config)
+        self.norm = AddNorm(weight, _folded_eps(model.config))
         if not model.config.tie_word_embeddings:
             self.lm_head = model.lm_head
 
@@ -89,8 +91,9 @@ class FusedBlock(nn.Module):
         scale = config.residual_scale / config.scale_emb
         self.self_attn = _fuse_attention(block.self_attn, scale)
         self.mlp = _fuse_mlp(block.mlp, scale)
-        self.input_layernorm = AddNorm(block.input_layernorm.weight, config)
-        self.post_attention_layernorm = AddNorm(block.post_attention_layernorm.weight, config)
+        eps = _folded_eps(config)
+        self.input_layernorm = AddNorm(block.input_layernorm.weight, eps)
+        self.post_attention_layernorm = AddNorm(block.post_attention_layernorm.weight, eps)
 
     def __call__(
         self,
@@ -112,10 +115,9 @@ class FusedBlock(nn.Module):
 class AddNorm(nn.Module):
     """Adds a branch's output to the residual stream; returns the sum, and the sum normalized."""
 
-    def __init__(self, weight: mx.array, config: Config):
+    def __init__(self, weight: mx.array, eps: float):
         super().__init__()
-        self.weight = weight
-        self.eps = config.rms_norm_eps / config.scale_emb**2
+        self.weight, self.eps = weight, eps
         self.add_norm = kernels.add_norm(weight.size, weight.dtype, self.eps)
 
     def __call__(self, x: mx.array, delta: mx.array | None) -> tuple[mx.array, mx.array]:
@@ -280,6 +282,11 @@ def _merge(layers: list[nn.Module], combine: Callable[[list[mx.array]], mx.array
     for name in list(merged.keys()):
         merged[name] = combine([layer[name] for layer in layers])
     return merged
+
+
+def _folded_eps(config: Config) -> float:
+    """For a residual stream in units of `scale_emb`."""
+    return config.rms_norm_eps / config.scale_emb**2
 
 
 def _times(array: mx.array, scale: float) -> mx.array:

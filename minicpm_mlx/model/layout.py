@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import device
-from .fused import FusedAttention, FusedMLP, FusedModel
+from .fused import AddNorm, FusedAttention, FusedMLP, FusedModel
 from .kernels import qmv_rule
 from .mla import FusedLatentAttention
 from .modules import replace_module
@@ -50,13 +50,13 @@ def apply_layout(model: FusedModel, layout: Layout) -> None:
 
 
 def can_widen(model: FusedModel, wide: str) -> bool:
-    """Whether every product is of a kind whose width can change, and one would gain by it."""
+    """Whether every product is of a kind whose width can change, and these widths are not fit."""
     attention = FusedAttention if wide == "all" else (FusedAttention, FusedLatentAttention)
     return (
         all(isinstance(block.self_attn, attention) for block in model.layers)
         and all(type(block.mlp) is FusedMLP for block in model.layers)
         and all(type(layer) in PLAIN for _, layer in _products(model, wide))
-        and any(_missing(model, wide))
+        and _missing(model, wide)[0 if wide == "all" else 1] > 0
     )
 
 
@@ -70,16 +70,12 @@ def pad_head_rows(model: FusedModel) -> None:
     model cuts the logits of those rows off."""
     path = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
     head = model[path]
-    if type(head) not in PACKED or not on_metal():
+    if type(head) not in PACKED or not device.on_metal():
         return
     outputs, inputs = head.weight.shape[0], head.weight.shape[1] * 32 // head.bits
-    missing, mlx = -outputs % qmv_rule.ROWS, qmv_rule.installed()
+    missing, mlx = -outputs % qmv_rule.ROWS, device.mlx_version()
     if missing and qmv_rule.choose(outputs + missing, inputs, head.bits, mlx) == qmv_rule.FAST:
         replace_module(model, path, _padded(head, outputs=missing))
-
-
-def on_metal() -> bool:
-    return not device.on_cpu() and mx.metal.is_available()
 
 
 def _products(model: FusedModel, wide: str) -> Iterator[tuple[str, nn.Module]]:
@@ -98,7 +94,7 @@ def _products(model: FusedModel, wide: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _missing(model: FusedModel, wide: str) -> tuple[int, int]:
     """Zero columns of the residual stream, and zero rows of gate and of up."""
-    mlx, config = qmv_rule.installed(), model.config
+    mlx, config = device.mlx_version(), model.config
     bits = [layer.bits for _, layer in _products(model, wide) if type(layer) in PACKED]
     step = max((qmv_rule.step(n, mlx) for n in bits), default=1)
     return -config.hidden_size % step if wide == "all" else 0, -config.intermediate_size % step
@@ -113,14 +109,24 @@ def _widen(model: FusedModel, wide: str) -> None:
         outputs = more if name in ("o_proj", "down_proj") else 0
         inputs = {"o_proj": 0, "down_proj": more_inner}.get(name, more)
         replace_module(model, path, _padded(layer, outputs=outputs, inputs=inputs))
-    norms = [model.norm]
+    if more:
+        for holder, name in _norms(model):
+            holder[name] = _widened_norm(holder[name], more)
+
+
+def _norms(model: FusedModel) -> Iterator[tuple[nn.Module, str]]:
+    """The modules that hold norms of the residual stream, and their names there."""
+    yield model, "norm"
     for block in model.layers:
-        norms += [block.input_layernorm, block.post_attention_layernorm]
-    share = model.config.hidden_size / (model.config.hidden_size + more)
-    for norm in norms if more else ():
-        weight = norm.weight.astype(mx.float32) * share**0.5
-        norm.weight = mx.pad(weight, (0, more)).astype(norm.weight.dtype)
-        norm.eps *= share
+        yield from ((block, "input_layernorm"), (block, "post_attention_layernorm"))
+
+
+def _widened_norm(norm: AddNorm, more: int) -> AddNorm:
+    """The norm of rows that have so many more zero columns, which it multiplies by zero."""
+    width = norm.weight.size
+    share = width / (width + more)
+    weight = mx.pad(norm.weight.astype(mx.float32) * share**0.5, (0, more))
+    return AddNorm(weight.astype(norm.weight.dtype), norm.eps * share)
 
 
 def _padded(layer: nn.Module, *, outputs: int = 0, inputs: int = 0, parts: int = 1) -> nn.Module:

@@ -1,12 +1,23 @@
-"""Finding and replacing modules inside a model, and a projection with an adapter."""
+"""Finding and replacing modules in a model, a projection with an adapter, and measured settings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Measurements of a model on this device, for the engine to choose by."""
+
+    most_prefill: int | None = None
+    """Most tokens of a prompt to read at once; None: as many as memory allows."""
+    draft_costs: tuple[float, ...] = ()
+    """Seconds that a pass takes longer by with 1, 2, ... draft tokens, as shares of a plain one."""
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

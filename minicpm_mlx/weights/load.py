@@ -19,6 +19,7 @@ from ..model.config import Config
 from ..model.config_sections import Quantization
 from ..model.fused import FusedModel
 from ..model.kernels.cpu_gemv import split_matrices
+from ..model.layout import Layout, apply_layout
 from ..model.packing import apply_packing, dequantize
 from ..model.transformer import Model
 from . import gptq_awq, shards
@@ -32,6 +33,7 @@ def load_model(
     *,
     weights: str | None = None,
     shard: bool = False,
+    layout: Layout | None = None,
 ) -> Model | FusedModel:
     """Load the model in `folder`: `model(ids (B, T)) -> logits (B, T, V)`.
 
@@ -39,7 +41,8 @@ def load_model(
     computes fastest.
     `fuse` gives the inference form (see fused.py) instead of the one that reads like the paper and
     is trained. `weights` names a torch file that has no standard name. With `shard` the processes
-    of a launch share the work (see tensor_parallel.py). Memory stays near the size of the result,
+    of a launch share the work (see tensor_parallel.py). `layout` is of the inference form of packed
+    weights that one process computes. Memory stays near the size of the result,
     since tensors are read layer by layer.
 
     Raises ConfigError or WeightsError for a folder that does not hold a whole, fitting model.
@@ -63,6 +66,8 @@ def load_model(
     if dense is not None:
         dequantize(model, dense)
         mx.eval(model.parameters())  # lazy arrays could be computed by this thread alone
+    elif isinstance(model, FusedModel) and not shard:
+        apply_layout(model, layout or Layout())
     if fuse:
         split_matrices(model)
     if shard:

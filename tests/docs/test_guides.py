@@ -24,6 +24,7 @@ PAIRS = [
         "finetuning",
         "formats",
         "server",
+        "speed",
         "verify",
     )
     if (DOCS / f"{stem}_zh.md").exists()
@@ -58,7 +59,7 @@ def test_commands_parse_and_name_tasks_and_models_that_exist(name: str) -> None:
     from minicpm_mlx.evals.tasks import TASKS
 
     given = [arguments for arguments in commands(name) if "--help" not in arguments]
-    assert len(given) > {"clients.md": 4, "verify.md": 3}.get(name, 8)
+    assert len(given) > {"clients.md": 4, "speed.md": 4, "verify.md": 3}.get(name, 8)
     for arguments in given:
         for parameters in parsed(arguments):
             if arguments[0] == "eval" and "tasks" in parameters and not parameters.get("harness"):
@@ -72,7 +73,7 @@ def test_every_option_named_in_a_guide_exists(name: str) -> None:
     lines = [re.sub(r"^\| `-.*? \| ", "| ", line) for line in text(name).splitlines()]
     words = [word for span in spans("\n".join(lines)) for word in span.split()]
     named = {re.split("[=/,]", word)[0] for word in words if re.match("--[a-z]", word)}
-    short = {"formats": 1, "clients": 5, "verify": 0}
+    short = {"formats": 1, "clients": 5, "speed": 0, "verify": 0}
     assert len(named) > short.get(re.split("[_.]", name)[0], 12)
     assert named - options() <= {
         *("--lora", "--settings", "--tools"),  # llama.cpp's and Claude Code's own

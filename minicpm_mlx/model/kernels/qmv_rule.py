@@ -8,7 +8,6 @@ until 0.32.3 the outputs must be a multiple of 8 too, and those of stacked exper
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
 
 FIRST_READ, LAST_READ = "0.31.0", "0.32.4"
 """The oldest and the newest MLX in which the rule was read."""
@@ -17,14 +16,6 @@ ROWS = 8
 """Outputs that a group of threads computes."""
 
 FAST, GUARDED, GENERIC, QUAD = "qmv_fast", "qmv_fast, guarded rows", "qmv", "qmv_quad"
-
-
-def installed() -> str:
-    """The installed version of MLX; "" where it is not known."""
-    try:
-        return version("mlx")
-    except PackageNotFoundError:
-        return ""
 
 
 def step(bits: int, mlx: str) -> int:
