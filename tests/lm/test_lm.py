@@ -110,8 +110,8 @@ def test_stats_count_what_happened(demo: Any) -> None:
     assert stats.peak_memory > 100e6
 
 
-def test_length_is_the_reason_when_the_limit_ends_it(demo: Any) -> None:
-    reply = demo.generate(QUESTION, max_tokens=3, sampling=GREEDY)
+def test_length_is_the_reason_when_the_limit_ends_it(tiny: Any) -> None:
+    reply = tiny.generate(QUESTION, max_tokens=3, sampling=GREEDY)
     assert (reply.finish_reason, len(reply.token_ids)) == ("length", 3)
 
 
@@ -137,10 +137,10 @@ def test_chat_returns_the_reply_and_the_history_for_the_next_turn(demo: Any) -> 
     assert len(history) == 2  # the caller's list is the caller's
 
 
-def test_chat_may_be_called_as_minicpm_calls_it(demo: Any) -> None:
+def test_chat_may_be_called_as_minicpm_calls_it(tiny: Any) -> None:
     sampling = {"temperature": 0.5, "top_p": 0.8, "repetition_penalty": 1.02, "seed": 1}
-    ours, _ = demo.chat("Name a colour.", max_tokens=8, **sampling)
-    theirs, _ = demo.chat(demo.tokenizer, "Name a colour.", max_tokens=8, **sampling)
+    ours, _ = tiny.chat("Name a colour.", max_tokens=8, **sampling)
+    theirs, _ = tiny.chat(tiny.tokenizer, "Name a colour.", max_tokens=8, **sampling)
     assert ours == theirs
 
 
@@ -167,8 +167,8 @@ def test_chat_turns_reuse_the_cache_and_say_the_same(demo: Any) -> None:
     assert second.text == alone.text
 
 
-def test_broken_off_reply_stays_in_the_conversation_as_far_as_it_came(demo: Any) -> None:
-    chat = mm.Chat(demo, sampling=GREEDY)
+def test_broken_off_reply_stays_in_the_conversation_as_far_as_it_came(tiny: Any) -> None:
+    chat = mm.Chat(tiny, sampling=GREEDY, max_tokens=12)
     reply = chat.reply("Tell me a long story.")
     said = "".join(next(reply).text for _ in range(5))
     reply.close()

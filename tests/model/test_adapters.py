@@ -277,7 +277,7 @@ def test_folders_that_hold_none_are_named(tmp_path: Path) -> None:
 
 
 def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
-    demo: mm.LM, demo_adapter: Path
+    tiny: mm.LM, tiny_adapter: Path
 ) -> None:
     greedy = mm.Sampling()
     question, more = "Name an animal.", "And another one?"
@@ -286,22 +286,22 @@ def test_a_conversation_goes_on_with_another_adapter_as_if_anew(
         return ["".join(p.text for p in chat.reply(q)) for q in (question, more)]
 
     try:
-        plain = answers(mm.Chat(demo, sampling=greedy, max_tokens=8))
-        chat = mm.Chat(demo, sampling=greedy, max_tokens=8)
+        plain = answers(mm.Chat(tiny, sampling=greedy, max_tokens=8))
+        chat = mm.Chat(tiny, sampling=greedy, max_tokens=8)
         list(chat.reply(question))
-        demo.use_adapter(demo_adapter)
+        tiny.use_adapter(tiny_adapter)
         *_, last = chat.reply(more)
         assert last.stats
         assert last.stats.cached_tokens == 0
-        fresh = mm.Chat(demo, sampling=greedy, max_tokens=8, messages=chat.messages[:2])
+        fresh = mm.Chat(tiny, sampling=greedy, max_tokens=8, messages=chat.messages[:2])
         list(fresh.reply(more))
         assert fresh.messages == chat.messages
-        adapted = answers(mm.Chat(demo, sampling=greedy, max_tokens=8))
+        adapted = answers(mm.Chat(tiny, sampling=greedy, max_tokens=8))
         assert adapted != plain
-        demo.use_adapter(None)
-        assert answers(mm.Chat(demo, sampling=greedy, max_tokens=8)) == plain
+        tiny.use_adapter(None)
+        assert answers(mm.Chat(tiny, sampling=greedy, max_tokens=8)) == plain
     finally:
-        demo.use_adapter(None)
+        tiny.use_adapter(None)
 
 
 def test_a_session_brings_its_adapter_along(
