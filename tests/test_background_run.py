@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW = (
     f"import signal; print([signal.getsignal(n) == signal.SIG_IGN for n in {[*map(int, NUMBERS)]}])"
@@ -22,6 +24,7 @@ def test_a_process_that_a_test_starts_ignores_no_signal() -> None:
     assert shown.stdout == "[False, False, False]\n"
 
 
+@pytest.mark.slow
 def test_nor_does_it_where_the_tests_were_started_with_signals_ignored() -> None:
     inner = f"{__file__}::{test_a_process_that_a_test_starts_ignores_no_signal.__name__}"
     run = subprocess.run(

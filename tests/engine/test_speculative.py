@@ -202,8 +202,8 @@ def test_guesses_that_do_not_come_true_end_and_those_that_do_grow() -> None:
 def test_the_demo_quotes_in_fewer_passes(demo: mm.LM) -> None:
     prompt = [{"role": "user", "content": f"Quote this text word for word:\n\n{PASSAGE}"}]
     greedy = Sampling()
-    plain = demo.generate(prompt, max_tokens=40, sampling=greedy, speculate=False)
-    quick = demo.generate(prompt, max_tokens=40, sampling=greedy)
+    plain = demo.generate(prompt, max_tokens=28, sampling=greedy, speculate=False)
+    quick = demo.generate(prompt, max_tokens=28, sampling=greedy)
     assert quick.token_ids == plain.token_ids
     assert plain.stats.passes >= len(plain.token_ids) - 1
     assert quick.stats.passes <= len(plain.token_ids) / 1.8

@@ -41,15 +41,15 @@ def test_model_gives_the_same_on_another_thread(case: str, fuse: bool) -> None:
     assert elsewhere(lambda: ids(there)) == ids(here)
 
 
-def test_model_loaded_here_answers_elsewhere(demo_folder: Any) -> None:
-    lm = mm.load("demo")  # not the fixture, whose arrays other tests have computed
+def test_model_loaded_here_answers_elsewhere(tiny: mm.LM) -> None:
+    lm = mm.load(str(tiny.folder))  # not the fixture, whose arrays other tests have computed
     there = elsewhere(lambda: reply(lm, "Once upon a time", sampling=DRAWN))
     assert there == reply(lm, "Once upon a time", sampling=DRAWN)
 
 
-def test_model_loaded_elsewhere_answers_here(demo: mm.LM) -> None:
-    lm = elsewhere(lambda: mm.load("demo"))
-    assert reply(lm, "Once upon a time") == reply(demo, "Once upon a time")
+def test_model_loaded_elsewhere_answers_here(tiny: mm.LM) -> None:
+    lm = elsewhere(lambda: mm.load(str(tiny.folder)))
+    assert reply(lm, "Once upon a time") == reply(tiny, "Once upon a time")
 
 
 @pytest.mark.parametrize(("sampling", "finished"), [(GREEDY, False), (DRAWN, True)])
@@ -75,12 +75,12 @@ def test_session_moves_between_threads(tiny: mm.LM, sampling: mm.Sampling, finis
         assert session.common(ids) > 3
 
 
-def test_each_piece_of_a_stream_may_be_asked_for_on_another_thread(demo: mm.LM) -> None:
+def test_each_piece_of_a_stream_may_be_asked_for_on_another_thread(tiny: mm.LM) -> None:
     """As a web server's thread pool does."""
-    pieces = demo.stream("Once upon a time", max_tokens=6, sampling=DRAWN)
+    pieces = tiny.stream("Once upon a time", max_tokens=6, sampling=DRAWN)
     texts = [elsewhere(lambda: next(pieces, None)) for _ in range(8)]
     assert texts[-1] is None
-    alone = demo.generate("Once upon a time", max_tokens=6, sampling=DRAWN).text
+    alone = tiny.generate("Once upon a time", max_tokens=6, sampling=DRAWN).text
     assert "".join(piece.text for piece in texts if piece) == alone
 
 

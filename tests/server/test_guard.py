@@ -442,6 +442,7 @@ def test_the_command_ends_replies_that_take_longer_than_they_may(tiny: mm.LM) ->
         assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tiny: mm.LM) -> None:
     with process(tiny, "--grace", "60") as (server, url), stream(url, tokens=4000):
         server.send_signal(signal.SIGINT)

@@ -203,6 +203,14 @@ process.exit(0);
 """
 
 
+def need_llama_cpp() -> Path:
+    """The folder in which node-llama-cpp is installed; skips the test where there is none."""
+    home = os.environ.get("MINICPM_LLAMA_CPP")
+    if not home or not shutil.which("node"):
+        pytest.skip("needs Node and $MINICPM_LLAMA_CPP, a folder with node-llama-cpp installed")
+    return Path(home).resolve()
+
+
 def llama_cpp(
     model: Path,
     *,
@@ -211,18 +219,13 @@ def llama_cpp(
     texts: Sequence[str] = (),
     folder: Path,
 ) -> dict[str, Any]:
-    """Greedy replies to prompts, and the ids of texts, as llama.cpp has them.
-
-    Skips the test where $MINICPM_LLAMA_CPP names no folder in which node-llama-cpp is installed.
-    """
-    home = os.environ.get("MINICPM_LLAMA_CPP")
-    if not home or not shutil.which("node"):
-        pytest.skip("needs Node and $MINICPM_LLAMA_CPP, a folder with node-llama-cpp installed")
+    """Greedy replies to prompts, and the ids of texts, as llama.cpp has them."""
+    home = need_llama_cpp()
     program, requests = folder / "run.mjs", folder / "requests.json"
     program.write_text(PROGRAM)
     wanted = {"prompts": list(map(list, prompts)), "fresh": fresh, "texts": list(texts)}
     requests.write_text(json.dumps(wanted))
-    command = ["node", str(program), str(Path(home).resolve()), str(model), str(requests)]
+    command = ["node", str(program), str(home), str(model), str(requests)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

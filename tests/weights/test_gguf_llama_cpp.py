@@ -15,7 +15,7 @@ from minicpm_mlx.model_cards import resolve
 from minicpm_mlx.weights.checkpoint import read_checkpoint
 from minicpm_mlx.weights.gguf import read_gguf, write_gguf
 from support.data import GOLDEN, need_shared
-from support.gguf_files import TEXTS, llama_cpp, with_tokenizer
+from support.gguf_files import TEXTS, llama_cpp, need_llama_cpp, with_tokenizer
 
 CASES = [
     "minicpm_2b_like",
@@ -34,6 +34,11 @@ QUESTIONS = [
     "Why is the sky blue?",
     "Name three fruits.",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def there() -> None:
+    need_llama_cpp()  # before a file is written for it
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -65,6 +65,7 @@ def test_the_family_s_tokenizers_survive(name: str, tmp_path: Path) -> None:
     assert after.decode(ids) == before.decode(ids)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_model_alone_gives_the_same_metadata(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(need_shared("tokenizers", "minicpm-2b"), source)
