@@ -136,8 +136,12 @@ def _measure(
     subject: MeasuredModel, works: list[Work], args: BenchOptions
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are measured; standard error shows each test before and after."""
+    from minicpm_mlx import device
     from minicpm_mlx.bench import measure, output
+    from minicpm_mlx.model.kernels import qmv_rule
 
+    if device.on_metal() and (warning := qmv_rule.warning(device.mlx_version())):
+        print(warning, file=sys.stderr)
     facts, stderr = measure.environment(subject), console(stderr=True)
     records = measure.measure(
         subject, works, repetitions=args.repetitions, warmup=not args.no_warmup

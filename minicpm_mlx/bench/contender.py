@@ -115,10 +115,10 @@ class Workbench:
         from ..model.kernels import own
         from ..model.layout import WIDE, can_regroup, can_widen
 
-        fused = self.model
+        fused, metal = self.model, device.on_metal()
         return {
-            "wide": [wide for wide in WIDE if can_widen(fused, wide)],
-            "groups": [size for size in (64, 32) if can_regroup(fused, size)],
+            "wide": [wide for wide in WIDE if metal and can_widen(fused, wide)],
+            "groups": [size for size in (64, 32) if metal and can_regroup(fused, size)],
             "own_kernels": getattr(fused.norm.add_norm, "func", None) is not own.add_norm_reference,
             "chunk": prefill_chunk(fused.config, PROMPT),
             "bytes": mx.get_active_memory(),

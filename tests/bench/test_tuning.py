@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import minicpm_mlx as mm
-from minicpm_mlx import device
+from minicpm_mlx import device, load_model
 from minicpm_mlx.bench import tuning as tuning_bench
 from minicpm_mlx.bench.contender import Contender, ContenderError
 from minicpm_mlx.bench.tuning import Tuner, buffer_candidates, draft_costs
@@ -309,6 +310,30 @@ def test_kept_results_are_applied_when_a_model_is_loaded(kept: Path, tmp_path: P
     assert model_key(Config.load(folder), folder) != key
 
 
+@pytest.mark.slow
+def test_kept_zero_columns_are_in_memory_alone(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., int]
+) -> None:
+    write_model(tmp_path / "tiny")
+    folder = tmp_path / "small"
+    options = ("--method", "rtn", "--bits", "4", "--group-size", "32")
+    assert command("quantize", str(tmp_path / "tiny"), str(folder), *options) == 0
+    monkeypatch.setattr(device, "unpack_to", lambda *_: None)  # as on a GPU
+    plain = mm.load(folder)
+    key = model_key(Config.load(folder), folder)
+    keep_tuning(device.chip(), key, device.mlx_version(), Tuning(wide="all"))
+    wide = mm.load(folder)
+    assert wide.model.hidden(mx.array([[1]])).shape[-1] == 512
+    assert wide.model(mx.array([[1, 7]])).shape == (1, 2, wide.config.vocab_size)
+    texts = [lm.generate("Once", max_tokens=12).text for lm in (plain, wide)]
+    assert texts[0] == texts[1]
+    assert command("convert", str(folder), str(tmp_path / "out"), "--format", "mlx") == 0
+    assert Config.load(tmp_path / "out").hidden_size == plain.config.hidden_size
+    assert load_model(folder, fuse=False).model.embed_tokens.weight.shape[0] == (
+        plain.config.vocab_size
+    )
+
+
 def test_a_contender_measures_with_its_settings(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,11 +364,18 @@ def test_on_a_cpu_there_is_nothing_to_tune(
     assert command("bench", "--tune", "-n", "3") == 1
 
 
-def test_tuned_limits_are_found_before_mlx_is_imported(kept: Path) -> None:
-    """The path that a Mac takes when the package is imported."""
-    code = "import sys, minicpm_mlx as m; m._tuned_buffers(); print('mlx.core' in sys.modules)"
+def test_a_mac_gets_its_limits_when_the_package_is_imported(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, platform; sys.platform = 'darwin'; platform.system = lambda: 'Darwin'; "
+        "import minicpm_mlx.device as d; print('mlx.core' in sys.modules, d.command_buffers)"
+    )
+    for name in device.BUFFER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(VARIABLE, '{"buffers": [300, 90]}')
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert done.stdout == "False 300 kernels or 90 MB (measured)\n"
 
 
 def test_a_process_that_is_faster_by_chance_is_not_believed() -> None:

@@ -42,8 +42,8 @@ def warning(mlx: str) -> str | None:
     if _parse(FIRST_READ) <= _parse(mlx) <= _parse(LAST_READ):
         return None
     return (
-        f"MLX {mlx or 'of an unknown version'} may choose other kernels than those listed: the "
-        f"rule was read in MLX {FIRST_READ} to {LAST_READ}."
+        f"MLX {mlx or 'of an unknown version'} may choose other kernels than this program "
+        f"expects: the rule was read in MLX {FIRST_READ} to {LAST_READ}."
     )
 
 
