@@ -42,6 +42,8 @@ class KVCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append keys and values (B, K, T, D); return all, dense (B, K, S, D)."""
         k, v = self.append(keys, values)
+        if self.bits is None and k[0].dtype == keys.dtype:
+            return k[0], v[0]
         return self.dense(k).astype(keys.dtype), self.dense(v).astype(values.dtype)
 
     def dense(self, arrays: KVArrays) -> mx.array:
@@ -59,7 +61,8 @@ class KVCache:
 
     def used(self, buffers: KVArrays) -> KVArrays:
         """Return the positions written so far."""
-        return tuple(buffer[..., : self.offset, :] for buffer in buffers)
+        end = self.offset
+        return tuple([buffer[:, :, :end] for buffer in buffers])
 
     def _packed(self, x: mx.array) -> KVArrays:
         if self.bits is None:
@@ -78,7 +81,7 @@ class KVCache:
                 for buffer in buffers
             )
         for buffer, array in zip(buffers, new, strict=True):
-            buffer[..., start:end, :] = array
+            buffer[:, :, start:end] = array  # an ellipsis would take the host twice as long
         return buffers
 
     def _allocate(self, like: mx.array, positions: int) -> mx.array:

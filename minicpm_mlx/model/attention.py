@@ -48,10 +48,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(H * D, config.hidden_size, bias=bias)
 
     def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
-        B, T, _ = x.shape
-        q = self.q_proj(x).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        k = self.k_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
-        v = self.v_proj(x).reshape(B, T, self.kv_heads, -1).transpose(0, 2, 1, 3)  # (B, K, T, D)
+        q = split_heads(self.q_proj(x), self.heads)  # (B, H, T, D)
+        k = split_heads(self.k_proj(x), self.kv_heads)  # (B, K, T, D)
+        v = split_heads(self.v_proj(x), self.kv_heads)
         out = attend(rotate(q), rotate(k), v, self.scale, mask, cache, self.attention)
         return self.o_proj(out) * self.residual_scale
 
@@ -66,14 +65,26 @@ def attend(
     attention: kernels.Attention = mx.fast.scaled_dot_product_attention,
 ) -> mx.array:
     """Cache and attend: rotated q (B, H, T, D) and k, and v (B, K, T, D), to (B, T, H * D)."""
-    B, _, T, _ = q.shape
-    if T == 1 and mask is None and getattr(cache, "bits", None) is not None:
-        out = _attend_packed(q, k, v, scale, cache)
-    else:
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)  # (B, K, S, D)
-        out = attention(q, k, v, scale=scale, mask=mask)
-    return out.transpose(0, 2, 1, 3).reshape(B, T, -1)
+    if cache is None:
+        return join_heads(attention(q, k, v, scale=scale, mask=mask))
+    if mask is None and getattr(cache, "bits", None) is not None and q.shape[2] == 1:
+        return join_heads(_attend_packed(q, k, v, scale, cache))
+    k, v = cache.update_and_fetch(k, v)  # (B, K, S, D)
+    return join_heads(attention(q, k, v, scale=scale, mask=mask))
+
+
+def split_heads(x: mx.array, heads: int) -> mx.array:
+    """(B, T, H * D) to (B, H, T, D)."""
+    B, T, _ = x.shape
+    if T == 1:  # the same numbers in the same order: a view less to make for each token
+        return x.reshape(B, heads, 1, -1)
+    return x.reshape(B, T, heads, -1).swapaxes(1, 2)
+
+
+def join_heads(x: mx.array) -> mx.array:
+    """(B, H, T, D) to (B, T, H * D)."""
+    B, _, T, _ = x.shape
+    return (x if T == 1 else x.swapaxes(1, 2)).reshape(B, T, -1)
 
 
 def _attend_packed(q: mx.array, k: mx.array, v: mx.array, scale: float, cache: Any) -> mx.array:

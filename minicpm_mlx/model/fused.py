@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from .. import device
 from . import kernels
-from .attention import Attention, Cache, Mask, attend
+from .attention import Attention, Cache, Mask, attend, split_heads
 from .config import Config
 from .feed_forward import MLP, MoE, route
 from .mla import FusedLatentAttention, LatentAttention
@@ -107,9 +107,11 @@ class FusedBlock(nn.Module):
 
         `x` and `delta` are the same of the block before; the first has no `delta`.
         """
-        x, normed = self.input_layernorm(x, delta)
-        x, normed = self.post_attention_layernorm(x, self.self_attn(normed, rotate, mask, cache))
-        return x, self.mlp(normed)
+        # By key, as MLX's own layers do: in a step of 40 layers a tenth of the host's time.
+        x, normed = self["input_layernorm"](x, delta)
+        delta = self["self_attn"](normed, rotate, mask, cache)
+        x, normed = self["post_attention_layernorm"](x, delta)
+        return x, self["mlp"](normed)
 
 
 class AddNorm(nn.Module):
@@ -123,7 +125,7 @@ class AddNorm(nn.Module):
     def __call__(self, x: mx.array, delta: mx.array | None) -> tuple[mx.array, mx.array]:
         if delta is None:
             return x, mx.fast.rms_norm(x, self.weight, self.eps)
-        return self.add_norm(x, delta, self.weight)
+        return self.add_norm(x, delta, self["weight"])
 
 
 class FusedAttention(nn.Module):
@@ -139,12 +141,11 @@ class FusedAttention(nn.Module):
         self.o_proj = scaled(attention.o_proj, scale)
 
     def __call__(self, x: mx.array, rotate: Rotation, mask: Mask, cache: Cache | None) -> mx.array:
-        B, T, _ = x.shape
         H, K = self.heads, self.kv_heads
-        qkv = self.qkv_proj(x).reshape(B, T, H + 2 * K, -1).transpose(0, 2, 1, 3)  # (B, H+2K, T, D)
-        qk = rotate(qkv[:, : H + K])  # q and k rotate alike, so in one kernel
-        q, k, v = qk[:, :H], qk[:, H:], qkv[:, H + K :]
-        return self.o_proj(attend(q, k, v, self.scale, mask, cache, self.attention))
+        qkv = split_heads(self["qkv_proj"](x), H + 2 * K)  # (B, H + 2K, T, D)
+        qk, v = mx.split(qkv, [H + K], axis=1)
+        q, k = mx.split(rotate(qk), [H], axis=1)  # q and k rotate alike, so in one kernel
+        return self["o_proj"](attend(q, k, v, self.scale, mask, cache, self.attention))
 
 
 class FusedMLP(nn.Module):
@@ -158,8 +159,8 @@ class FusedMLP(nn.Module):
         self.down_proj = scaled(mlp.down_proj, scale)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(self.activation(gate, up))
+        gate, up = mx.split(self["gate_up_proj"](x), 2, axis=-1)
+        return self["down_proj"](self.activation(gate, up))
 
 
 class FusedMoE(nn.Module):

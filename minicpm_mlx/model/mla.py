@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import kernels
-from .attention import Cache, Mask
+from .attention import Cache, Mask, join_heads, split_heads
 from .config import Config
 from .kernels.cpu_gemv import SplitLinear
 from .modules import AdaptedLinear
@@ -202,16 +202,6 @@ def hide(scores: mx.array, mask: Mask) -> mx.array:
         T, S = scores.shape[-2:]
         mask = mx.arange(S - T, S)[:, None] >= mx.arange(S)
     return mx.where(mask, scores, mx.finfo(scores.dtype).min)
-
-
-def split_heads(x: mx.array, heads: int) -> mx.array:
-    """(B, T, H * D) to (B, H, T, D)."""
-    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-
-def join_heads(x: mx.array) -> mx.array:
-    """(B, H, T, D) to (B, T, H * D)."""
-    return x.swapaxes(1, 2).flatten(-2)
 
 
 def with_rope(k: mx.array, k_rope: mx.array) -> mx.array:
