@@ -99,7 +99,9 @@ def ours(config: Config) -> Step:
         for layer, arrays in zip(cache, kept, strict=True):
             keys, values = fresh(arrays)
             layer.keys, layer.values, layer.offset = (keys,), (values,), PROMPT.size
-        sampler.past.clear()  # it keeps logits: without their values, all that leads to them
+        # It keeps logits and a token: without their values, a whole graph that it would free.
+        sampler.past.clear()
+        sampler.last = None
 
     return step, rewind
 
