@@ -56,9 +56,9 @@ class Draw:
         self.top_p = top_p - 1e-6 if top_p < 1 else 1.0
         tries = math.log(FAILURES) / math.log(1 - self.top_p) if top_p < 1 else 1
         self.tries = min(math.ceil(tries), MAX_TRIES)
-        self.ids = mx.arange(vocab_size)
+        self.ids, self.numbers = mx.arange(vocab_size), mx.arange(self.tries)
         self.settings = [mx.array(x) for x in (1 / self.temperature, self.min_p, 1 - self.top_p)]
-        mx.eval(self.ids, self.settings)
+        mx.eval(self.ids, self.numbers, self.settings)
 
     def split(self, key: mx.array) -> tuple[mx.array, mx.array]:
         """Return the next key and the random numbers, uint32 (>= tries,), of a draw."""
@@ -102,7 +102,7 @@ class Draw:
         before = _weights_before(
             weights, logits, logits[tokens][:, None], self.ids, tokens[:, None]
         )
-        taken = _number(before.sum(axis=-1), total, dropped, tokens, self.ids[: self.tries])
+        taken = _number(before.sum(axis=-1), total, dropped, tokens, self.numbers)
         return _token(taken.min(keepdims=True))
 
 
