@@ -66,7 +66,7 @@ class Draw:
         return keys[:1].flatten(), keys[1:].flatten()
 
     def on_host(self, logits: np.ndarray, random: np.ndarray) -> int:
-        """Draw a token from float32 logits (V,), none of them NaN."""
+        """Draw a token from float32 logits (V,), of which the largest is finite."""
         uniform = np.random.default_rng(random).random
         weights = np.exp((logits - logits.max()) / np.float32(self.temperature)).astype(np.float64)
         if self.top_k:

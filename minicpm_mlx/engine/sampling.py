@@ -19,7 +19,7 @@ from .draw import UNDECIDED, Draw
 from .token_mask import Grammar, masked
 
 NOT_A_NUMBER = -1
-"""Sampled instead of a token when the logits hold NaN."""
+"""Sampled instead of a token when the logits hold NaN, or cannot be drawn from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +229,10 @@ class Sampler:
             key, random = self.draw.split(key)
             if decide or device.on_cpu():
                 mx.eval(has_nan, logits, random)
-                token = mx.array(
-                    0 if has_nan else self.draw.on_host(np.array(logits), np.array(random))
-                )
+                drawn, values = NOT_A_NUMBER, np.array(logits)
+                if np.isfinite(values.max()):  # an infinite one has no probability
+                    drawn = self.draw.on_host(values, np.array(random))
+                token = mx.array(drawn)
             else:
                 token = self.draw.on_device(logits, random).reshape(())
         token = mx.where(has_nan, NOT_A_NUMBER, token.astype(mx.int32))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -75,6 +76,13 @@ def test_repetition_penalty_counts_prompt_and_reply() -> None:
 def test_nan_anywhere_in_the_logits_is_noticed(temperature: float) -> None:
     sampler = Sampler(Sampling(temperature=temperature, seed=0, top_p=0.9), [0], 3)
     assert int(sampler(mx.array([[1.0, float("nan"), 0.0]])).item()) == NOT_A_NUMBER
+
+
+@pytest.mark.parametrize("row", [[1.0, float("inf"), 0.0], [-float("inf")] * 3])
+@pytest.mark.parametrize("how", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}], ids=str)
+def test_logits_without_a_distribution_are_noticed(row: list[float], how: dict[str, Any]) -> None:
+    sampler = Sampler(Sampling(temperature=1.0, seed=0, **how), [0], 3)
+    assert int(sampler(mx.array([row])).item()) == NOT_A_NUMBER
 
 
 @pytest.mark.parametrize(
